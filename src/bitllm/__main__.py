@@ -1,0 +1,5 @@
+"""``python -m bitllm``."""
+
+from bitllm.cli import main
+
+main()

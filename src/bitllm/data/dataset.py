@@ -1,0 +1,190 @@
+"""The trials of a split: which rows of betas belong to which image, single or averaged."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Int, Int64
+
+from bitllm.config import nearest
+from bitllm.data.splits import Split, check_split
+from bitllm.data.store import Store, SubjectData
+from bitllm.errors import DataError, SealedTestError, SplitError
+
+PARTS = ("train", "validation", "test")
+
+_IS_SEALED: ContextVar[bool] = ContextVar("is_sealed", default=False)
+
+
+@dataclass(frozen=True)
+class TrialSet:
+    """Trials of several subjects; each item is one trial, or the mean of an image's repetitions.
+
+    Parameters
+    ----------
+    store
+        Where the betas lie.
+    subjects
+        The subjects, in the order of ``subject_index``.
+    subject_index
+        For each item, the number of its subject in ``subjects``.
+    rows
+        For each item, its rows of the subject's betas: one for a single trial, several to be averaged.
+    nsd_id
+        For each item, the image.
+    """
+
+    store: Store
+    subjects: tuple[str, ...]
+    subject_index: Int[np.ndarray, " n"]
+    rows: list[tuple[int, ...]]
+    nsd_id: Int[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def subject_of(self, index: int) -> str:
+        """The subject of an item."""
+        return self.subjects[self.subject_index[index]]
+
+    def betas(self, index: int) -> Float32[np.ndarray, " voxels"]:
+        """Betas of an item: the mean over its rows, in z-scores."""
+        stored = self.store.subject(self.subject_of(index)).betas
+        return stored[list(self.rows[index])].astype(np.float32).mean(axis=0)
+
+    def n_repetitions(self, index: int) -> int:
+        """How many trials are averaged in an item."""
+        return len(self.rows[index])
+
+
+def select_trials(
+    store: Store, split: Split, part: str, *, averaged: bool, subjects: Sequence[str] | None = None
+) -> TrialSet:
+    """The trials of one part of a split, by subject and then in the order of the first row.
+
+    Parameters
+    ----------
+    store
+        An open store.
+    split
+        A split of that store; it is checked for leaks first.
+    part
+        ``train`` and ``validation``: the training subjects with those images; ``test``: the test subjects
+        with the test images.
+    averaged
+        Whether all repetitions of an image within a subject become one item, or each trial is its own.
+    subjects
+        Some of the part's subjects; all by default.
+
+    Raises
+    ------
+    SealedTestError
+        If the test part is asked for inside `sealed_test`.
+    SplitError
+        If the part is unknown, the split leaks, a subject is not of that part, or there is no trial.
+    """
+    if part not in PARTS:
+        raise SplitError(
+            f"split `{split.name}`: expected a part, found `{part}`; {nearest(part, list(PARTS))}"
+        )
+    if part == "test" and _IS_SEALED.get():
+        raise SealedTestError(
+            f"split `{split.name}`: expected no test trial while something is fitted, found a request for "
+            "them; select them after the training"
+        )
+    check_split(store, split)
+    chosen = _subjects_of_part(split, part, subjects)
+    images = np.array(sorted(getattr(split, f"{part}_images")), dtype=np.int64)
+    subject_index: list[int] = []
+    rows: list[tuple[int, ...]] = []
+    for index, subject in enumerate(chosen):
+        found = _rows(store.subject(subject).trials["nsd_id"].to_numpy(), images, averaged=averaged)
+        rows.extend(found)
+        subject_index.extend([index] * len(found))
+    if not rows:
+        raise SplitError(
+            f"split `{split.name}`: expected {part} trials of {', '.join(chosen)} in {store.path}, found "
+            "none; make the split again for this store"
+        )
+    return TrialSet(
+        store=store,
+        subjects=chosen,
+        subject_index=np.array(subject_index),
+        rows=rows,
+        nsd_id=np.array(
+            [
+                store.subject(chosen[index]).trials["nsd_id"].to_numpy()[row[0]]
+                for index, row in zip(subject_index, rows, strict=True)
+            ]
+        ),
+    )
+
+
+@contextmanager
+def sealed_test() -> Iterator[None]:
+    """While the block runs, the test part is out of reach: put it around whatever is fitted."""
+    token = _IS_SEALED.set(True)
+    try:
+        yield
+    finally:
+        _IS_SEALED.reset(token)
+
+
+def anatomy(
+    data: SubjectData, atlases: Sequence[str]
+) -> tuple[Float32[np.ndarray, "voxels 3"], Int64[np.ndarray, "voxels atlases"]]:
+    """MNI coordinates in mm and labels of a subject's voxels, the atlases in the order asked for.
+
+    Raises
+    ------
+    DataError
+        If the store has no such atlas.
+    """
+    valid = [
+        name for name in data.voxels.columns if name not in ("i", "j", "k", "x_mm", "y_mm", "z_mm", "ncsnr")
+    ]
+    for atlas in atlases:
+        _require_atlas(atlas, valid, data.subject)
+    coords_mm = data.voxels[["x_mm", "y_mm", "z_mm"]].to_numpy(np.float32)
+    return coords_mm, data.voxels[list(atlases)].to_numpy(np.int64)
+
+
+def n_labels(store: Store, atlases: Sequence[str]) -> tuple[int, ...]:
+    """The highest label of each atlas, in the order asked for; 0, unlabelled, comes on top.
+
+    Raises
+    ------
+    DataError
+        If the store has no such atlas.
+    """
+    for atlas in atlases:
+        _require_atlas(atlas, list(store.atlases), str(store.path))
+    return tuple(max(store.atlases[atlas], default=0) for atlas in atlases)
+
+
+def _subjects_of_part(split: Split, part: str, subjects: Sequence[str] | None) -> tuple[str, ...]:
+    of_part = split.test_subjects if part == "test" else split.train_subjects
+    for subject in subjects or ():
+        if subject not in of_part:
+            raise SplitError(
+                f"split `{split.name}`: expected {part} subjects ({', '.join(of_part)}), found `{subject}`; "
+                "choose among them"
+            )
+    return tuple(subject for subject in of_part if subjects is None or subject in subjects)
+
+
+def _rows(nsd_id: np.ndarray, images: np.ndarray, *, averaged: bool) -> list[tuple[int, ...]]:
+    rows = np.flatnonzero(np.isin(nsd_id, images)).tolist()
+    if not averaged:
+        return [(row,) for row in rows]
+    of_image: dict[int, list[int]] = {}
+    for row in rows:
+        of_image.setdefault(int(nsd_id[row]), []).append(row)
+    return [tuple(repetitions) for repetitions in of_image.values()]
+
+
+def _require_atlas(atlas: str, valid: list[str], where: str) -> None:
+    if atlas not in valid:
+        raise DataError(f"{where}: expected an atlas of the store, found `{atlas}`; {nearest(atlas, valid)}")

@@ -1,0 +1,161 @@
+"""What is inside a store: a dictionary for programs, tables for people."""
+
+import io
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from bitllm.data.store import SHARED_FILES, SUBJECT_FILES, Store
+
+
+def inspect_store(store: Store) -> dict[str, Any]:
+    """Everything worth knowing of a store, as JSON values.
+
+    Returns
+    -------
+    dict
+        ``path``, ``source``, ``beta_version``, ``roi``, ``normalisation``; ``subjects`` (sessions, trials,
+        voxels, images by part, mean noise ceiling in percent for one trial and for the mean of three, voxels
+        of each label, bytes, checksums); ``images`` by part; ``captions`` (number, and least, mean and most
+        per image); ``bytes`` and ``sha256`` of the shared files.
+    """
+    manifest = store.manifest
+    per_image = np.array([len(captions) for captions in store.captions.values()])
+    return {
+        "path": str(store.path),
+        "version": manifest.version,
+        "source": manifest.source,
+        "simulation": manifest.simulation,
+        "beta_version": manifest.beta_version,
+        "roi": manifest.roi,
+        "normalisation": manifest.normalisation,
+        "validation_fraction": manifest.validation_fraction,
+        "seed": manifest.seed,
+        "subjects": {subject: _inspect_subject(store, subject) for subject in store.subjects},
+        "images": _count(store.stimuli["part"].to_numpy()),
+        "captions": {
+            "n": int(per_image.sum()),
+            "fewest": int(per_image.min()),
+            "mean": float(per_image.mean()),
+            "most": int(per_image.max()),
+        },
+        "bytes": {file: (store.path / file).stat().st_size for file in SHARED_FILES},
+        "sha256": dict(manifest.sha256),
+    }
+
+
+def render_inspection(inspection: dict[str, Any]) -> RenderableType:
+    """The tables of an inspection: where the store came from, its subjects, the voxels of every label."""
+    return Group(_overview(inspection), _subject_table(inspection), _label_table(inspection))
+
+
+def inspect_text(inspection: dict[str, Any], *, width: int = 110) -> str:
+    """The tables of an inspection as plain text."""
+    console = Console(file=io.StringIO(), width=width, color_system=None, record=True)
+    console.print(render_inspection(inspection))
+    return console.export_text()
+
+
+def noise_ceiling_percent(ncsnr: Float[np.ndarray, " voxels"], n_trials: int) -> Float[np.ndarray, " voxels"]:
+    """Share of a voxel's variance that a perfect model explains, in percent, for the mean of ``n_trials``.
+
+    References
+    ----------
+    NSD Data Manual, "Noise ceiling": ``100 ncsnr² / (ncsnr² + 1 / n)``.
+    """
+    return 100 * ncsnr**2 / (ncsnr**2 + 1 / n_trials)
+
+
+def _inspect_subject(store: Store, subject: str) -> dict[str, Any]:
+    data = store.subject(subject)
+    record = store.manifest.subjects[subject]
+    ncsnr = data.voxels["ncsnr"].to_numpy(np.float64)
+    folder = store.path / "subjects" / subject
+    part = store.stimuli["part"].loc[data.trials["nsd_id"].unique()]
+    return {
+        "n_sessions": record.n_sessions,
+        "n_trials": record.n_trials,
+        "n_voxels": record.n_voxels,
+        "images": _count(part.to_numpy()),
+        "noise_ceiling_percent": {
+            str(n_trials): float(noise_ceiling_percent(ncsnr, n_trials).mean()) for n_trials in (1, 3)
+        },
+        "labels": {
+            atlas: {name: int((data.voxels[atlas] == number).sum()) for number, name in names.items()}
+            for atlas, names in store.atlases.items()
+        },
+        "bytes": sum((folder / file).stat().st_size for file in SUBJECT_FILES),
+        "sha256": dict(record.sha256),
+    }
+
+
+def _count(parts: np.ndarray) -> dict[str, int]:
+    return {part: int((parts == part).sum()) for part in ("train", "validation", "test")}
+
+
+def _overview(inspection: dict[str, Any]) -> Table:
+    captions, images = inspection["captions"], inspection["images"]
+    n_bytes = sum(inspection["bytes"].values()) + sum(s["bytes"] for s in inspection["subjects"].values())
+    overview = Table.grid(padding=(0, 2))
+    for name, value in (
+        ("store", inspection["path"]),
+        ("data", f"{inspection['source']}, betas {inspection['beta_version']}, {inspection['roi']}"),
+        ("betas", inspection["normalisation"]),
+        ("images", ", ".join(f"{n:,} {part}" for part, n in images.items())),
+        (
+            "captions",
+            f"{captions['n']:,}, {captions['fewest']} to {captions['most']} per image, mean "
+            f"{captions['mean']:.2f}",
+        ),
+        ("size", f"{n_bytes / 1e6:,.1f} MB"),
+    ):
+        overview.add_row(f"[bold]{name}[/]", escape(value))
+    return overview
+
+
+def _subject_table(inspection: dict[str, Any]) -> Table:
+    table = Table(title="Subjects", title_justify="left")
+    table.add_column("subject", no_wrap=True)
+    for heading in (
+        "sessions",
+        "trials",
+        "voxels",
+        "train",
+        "validation",
+        "test",
+        "NC 1 trial",
+        "NC 3 trials",
+    ):
+        table.add_column(heading, justify="right")
+    table.add_column("betas sha256", no_wrap=True)
+    for name, subject in inspection["subjects"].items():
+        counts = [
+            subject["n_sessions"],
+            subject["n_trials"],
+            subject["n_voxels"],
+            *subject["images"].values(),
+        ]
+        ceilings = [f"{percent:.1f} %" for percent in subject["noise_ceiling_percent"].values()]
+        table.add_row(name, *(f"{n:,}" for n in counts), *ceilings, subject["sha256"]["betas.npy"][:12])
+    table.caption = "train, validation, test: images seen; NC: mean noise ceiling over the voxels"
+    return table
+
+
+def _label_table(inspection: dict[str, Any]) -> Table:
+    subjects = inspection["subjects"]
+    table = Table(title="Voxels of every label", title_justify="left")
+    table.add_column("atlas", no_wrap=True)
+    table.add_column("label", no_wrap=True)
+    for name in subjects:
+        table.add_column(name, justify="right")
+    first = next(iter(subjects.values()))
+    for atlas, labels in first["labels"].items():
+        seen = [label for label in labels if any(s["labels"][atlas][label] for s in subjects.values())]
+        for row, label in enumerate(seen):
+            counts = (f"{subject['labels'][atlas][label]:,}" for subject in subjects.values())
+            table.add_row("" if row else atlas, label, *counts, end_section=label == seen[-1])
+    return table

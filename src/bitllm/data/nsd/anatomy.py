@@ -1,0 +1,135 @@
+"""Where the voxels of a mask lie, what they are called and how reliable they are."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float
+from scipy.spatial import KDTree
+
+from bitllm.data.nsd.layout import NsdRelease
+from bitllm.data.nsd.volumes import open_volume, volume_values
+from bitllm.errors import DataError
+
+INVALID_MNI = 9999
+"""NSD's mark of a voxel that lies outside the MNI template."""
+
+MNI_ORIGIN = np.array([91, 127, 73])
+"""1-based voxel of the 1 mm MNI template (182 x 218 x 182) that is at 0, 0, 0 mm."""
+
+_MOST_INVALID = 0.05
+
+Labels = dict[str, dict[int, str]]
+"""Name of every label, by atlas."""
+
+
+def read_voxel_mask(release: NsdRelease, subject: str, roi: str) -> Bool[np.ndarray, "x y z"]:
+    """The voxels of a region: label above 0 (0 is unlabelled cortex, -1 is not cortex).
+
+    Raises
+    ------
+    DataError
+        If the region's volume is missing, lies on another grid than the brain mask, or is empty.
+    """
+    brain = _read_volume(release.brainmask(subject), f"the brain mask of {subject}")
+    path = release.roi(subject, roi)
+    mask = _read_volume(path, f"the region `{roi}` of {subject}", shape=brain.shape) > 0
+    if not mask.any():
+        raise DataError(
+            f"{path}: expected voxels with a label above 0, found none; check that it is the region `{roi}`"
+        )
+    return mask
+
+
+def read_voxels(
+    release: NsdRelease, subject: str, voxel_mask: Bool[np.ndarray, "x y z"], atlases: tuple[str, ...]
+) -> tuple[pd.DataFrame, Labels]:
+    """The table of a subject's voxels in the order of ``volume[voxel_mask]``, and the names of the labels.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``i``, ``j``, ``k`` (0-based place in the volume), ``x_mm``, ``y_mm``, ``z_mm`` (MNI), ``ncsnr``
+        (noise ceiling signal-to-noise ratio, 0 where NSD has none) and one column for each atlas (0 =
+        unlabelled).
+    dict
+        The name of every label, by atlas.
+
+    Raises
+    ------
+    DataError
+        If a volume is missing or lies on another grid, or a label has no name.
+    """
+    voxels = pd.DataFrame(np.argwhere(voxel_mask), columns=["i", "j", "k"], dtype=np.int32)
+    voxels[["x_mm", "y_mm", "z_mm"]] = _read_mni(release.mni(subject), voxel_mask).astype(np.float32)
+    ncsnr = _read_volume(release.ncsnr(subject), f"the noise ceilings of {subject}", shape=voxel_mask.shape)
+    voxels["ncsnr"] = np.nan_to_num(ncsnr[voxel_mask], nan=0.0).astype(np.float32)
+    labels: Labels = {}
+    for atlas in atlases:
+        volume = _read_volume(
+            release.roi(subject, atlas), f"the atlas `{atlas}` of {subject}", shape=voxel_mask.shape
+        )
+        number = np.maximum(np.nan_to_num(volume), 0).astype(np.int16)
+        labels[atlas] = _read_labels(release, subject, atlas, number)
+        voxels[atlas] = number[voxel_mask]
+    return voxels, labels
+
+
+def mni_mm(mni_voxels: Float[np.ndarray, "voxels 3"]) -> Float[np.ndarray, "voxels 3"]:
+    """MNI coordinates in mm (x to the right, y to the front, z upwards) from NSD's 1-based template voxels.
+
+    NSD's transforms count the voxels of the 1 mm template as its file holds them, first voxel right,
+    posterior, inferior: the voxel (91, 127, 73) is at 0 mm, and x falls while the first number grows. nsdcode
+    says the same: it flips the first axis when it writes an MNI volume and moves the origin to 183 - 91 = 92,
+    so a voxel c of the transform is at (183 - c) - 92 = 91 - c mm.
+
+    References
+    ----------
+    cvnlab/nsdcode, ``nsd_mapdata`` (the remarks on MNI) and ``transform_data``.
+    """
+    return (mni_voxels - MNI_ORIGIN) * np.array([-1, 1, 1])
+
+
+def _read_mni(path: Path, voxel_mask: np.ndarray) -> np.ndarray:
+    volume = _read_volume(path, "the MNI coordinates", shape=(*voxel_mask.shape, 3))
+    mni_voxels = volume[voxel_mask].astype(np.float64)
+    is_valid = np.isfinite(mni_voxels).all(axis=1) & (mni_voxels != INVALID_MNI).all(axis=1)
+    if np.mean(~is_valid) > _MOST_INVALID:
+        raise DataError(
+            f"{path}: expected MNI coordinates for at least {1 - _MOST_INVALID:.0%} of the region's voxels, "
+            f"found {np.mean(is_valid):.0%}; check that transform and region are of one subject"
+        )
+    # A few voxels at the rim may miss the template: they take the place of their nearest neighbour in the
+    # mask.
+    ijk = np.argwhere(voxel_mask)
+    nearest = KDTree(ijk[is_valid]).query(ijk)[1]
+    return mni_mm(mni_voxels[is_valid][nearest])
+
+
+def _read_labels(release: NsdRelease, subject: str, atlas: str, number: np.ndarray) -> dict[int, str]:
+    table = next((path for path in release.label_tables(subject, atlas) if path.is_file()), None)
+    present = [int(n) for n in np.unique(number) if n > 0]
+    if table is None:  # NSD has no table for a few atlases (MTL, thalamus): the numbers are all there is
+        return {n: f"{atlas}-{n}" for n in present}
+    names: dict[int, str] = {}
+    for line in filter(str.strip, table.read_text(encoding="utf-8", errors="replace").splitlines()):
+        key, *name = line.split()  # names may carry a trailing tab
+        if key.isdecimal() and int(key) > 0 and name:
+            names[int(key)] = name[0]
+    for n in present:
+        if n not in names:
+            raise DataError(
+                f"{table}: expected a name for the label {n}, which {release.roi(subject, atlas)} holds, "
+                f"found {len(names)} names; check that table and volume are of one atlas"
+            )
+    return names
+
+
+def _read_volume(path: Path, what: str, *, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    volume = volume_values(open_volume(path, what), path, what)
+    if shape is not None and volume.shape != shape:
+        raise DataError(
+            f"{path}: expected the shape {shape}, the grid of the brain mask, found {volume.shape}; "
+            "check that it is this subject's file in func1pt8mm"
+        )
+    return volume

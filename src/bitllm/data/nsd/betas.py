@@ -1,0 +1,111 @@
+"""Single-trial responses of one session, in the order of the mask's voxels."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+from jaxtyping import Bool, Float32, Int16
+
+from bitllm.data.nsd.layout import require_file
+from bitllm.data.nsd.volumes import open_volume, volume_values
+from bitllm.errors import DataError
+
+UNITS_PER_PERCENT = 300
+"""NSD stores volume betas as int16 of 300 times the percent signal change."""
+
+_SLAB_BYTES = 128 * 2**20
+
+
+def percent_signal_change(stored: Int16[np.ndarray, "trials voxels"]) -> Float32[np.ndarray, "trials voxels"]:
+    """Betas in percent signal change, from NSD's integers."""
+    return stored.astype(np.float32) / UNITS_PER_PERCENT
+
+
+def read_session_betas(
+    path: Path, voxel_mask: Bool[np.ndarray, "x y z"], n_trials: int
+) -> Int16[np.ndarray, "trials voxels"]:
+    """Betas of one session at the voxels of a mask, as NSD's integers.
+
+    The voxels come in C order of the (X, Y, Z) mask, the order of ``volume[mask]``, whichever the format: the
+    HDF5 file has its axes reversed.
+
+    Parameters
+    ----------
+    path
+        ``betas_sessionNN.hdf5`` or ``.nii.gz``.
+    voxel_mask
+        The voxels to keep.
+    n_trials
+        How many trials the design has in this session.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or truncated, or if its shape, its type or its scale is not NSD's.
+
+    References
+    ----------
+    NSD Data Manual, "Betas"; the HDF5 files have chunks of one voxel and all trials.
+    """
+    require_file(path, "a session of betas")
+    if path.suffix == ".hdf5":
+        return _read_hdf5(path, voxel_mask, n_trials)
+    return _read_nifti(path, voxel_mask, n_trials)
+
+
+def _read_hdf5(path: Path, voxel_mask: np.ndarray, n_trials: int) -> np.ndarray:
+    i, j, k = np.nonzero(voxel_mask)
+    betas = np.empty((n_trials, len(i)), np.int16)
+    try:
+        with h5py.File(path) as file:
+            stored = file.get("betas")
+            if not isinstance(stored, h5py.Dataset):
+                raise DataError(f"{path}: expected a dataset `betas`, found none; download the session again")
+            _check_encoding(path, stored.shape, stored.dtype, (n_trials, *voxel_mask.shape[::-1]))
+            for here in _slabs(k, n_trials * voxel_mask[:, :, 0].size * stored.dtype.itemsize):
+                box = tuple(slice(axis[here].min(), axis[here].max() + 1) for axis in (k, j, i))
+                slab = stored[(slice(None), *box)]
+                inside = tuple(axis[here] - b.start for axis, b in zip((k, j, i), box, strict=True))
+                betas[:, here] = slab[(slice(None), *inside)]
+    except OSError as error:
+        raise DataError(
+            f"{path}: expected a whole session of betas as HDF5, found a damaged file ({error}); download it "
+            "again"
+        ) from None
+    return betas
+
+
+def _slabs(k: np.ndarray, plane_bytes: int) -> Iterator[np.ndarray]:
+    """Voxel numbers, by stacks of planes that are together small enough to be read at once."""
+    n_planes = max(1, _SLAB_BYTES // plane_bytes)
+    for first in range(0, int(k.max()) + 1, n_planes):
+        here = np.flatnonzero((k >= first) & (k < first + n_planes))
+        if here.size:
+            yield here
+
+
+def _read_nifti(path: Path, voxel_mask: np.ndarray, n_trials: int) -> np.ndarray:
+    what = "a session of betas"
+    image = open_volume(path, what)
+    _check_encoding(path, image.shape, image.get_data_dtype(), (*voxel_mask.shape, n_trials))
+    values = volume_values(image, path, what)
+    if values.dtype != np.int16:
+        raise DataError(
+            f"{path}: expected integers without a scale factor, found a header that scales them to "
+            f"{values.dtype}; save the volume as NSD does, as int16 of 300 times the percent signal change"
+        )
+    return np.ascontiguousarray(values[voxel_mask].T)
+
+
+def _check_encoding(path: Path, shape: tuple[int, ...], dtype: np.dtype, expected: tuple[int, ...]) -> None:
+    if shape != expected:
+        raise DataError(
+            f"{path}: expected the shape {expected} (from the brain mask and the design), found {shape}; "
+            "check that it is this subject's session, or download it again"
+        )
+    if dtype != np.int16:
+        raise DataError(
+            f"{path}: expected int16 (300 times the percent signal change), found {dtype}; use the betas of "
+            "func1pt8mm as NSD distributes them"
+        )

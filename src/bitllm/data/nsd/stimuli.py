@@ -1,0 +1,165 @@
+"""What was seen: the table of images, their human captions and their pictures."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+from jaxtyping import Int, UInt8
+
+from bitllm.data.nsd.layout import NsdRelease, require_file
+from bitllm.errors import DataError
+from bitllm.files import read_json
+
+_COLUMNS = ["nsdId", "cocoId", "cocoSplit", "shared1000"]
+_BLOCK = 256
+
+
+def read_stimuli(
+    path: Path, nsd_ids: Int[np.ndarray, " images"], shared_ids: Int[np.ndarray, " shared"]
+) -> pd.DataFrame:
+    """Rows of NSD's stimulus table for some images.
+
+    Parameters
+    ----------
+    path
+        ``nsd_stim_info_merged.csv``, whose ``nsdId`` is 0-based.
+    nsd_ids
+        The images wanted.
+    shared_ids
+        The shared images according to the design; the table must agree.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``nsd_id``, ``coco_id``, ``coco_split``, ``shared``, in the order of ``nsd_ids``.
+
+    Raises
+    ------
+    DataError
+        If the table is missing, lacks a column or an image, or tells of other shared images.
+    """
+    require_file(path, "NSD's table of stimuli")
+    try:
+        table = pd.read_csv(path, usecols=_COLUMNS).set_index("nsdId")
+    except (ValueError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(
+            f"{path}: expected a table with the columns {', '.join(_COLUMNS)}, found another ({reason}); "
+            "download it again"
+        ) from None
+    missing = np.setdiff1d(nsd_ids, table.index)
+    if missing.size:
+        raise DataError(
+            f"{path}: expected a row with nsdId {missing[0]}, which was shown, found none ({missing.size} "
+            "images lack); check that table and design are of one release"
+        )
+    stimuli = table.loc[nsd_ids].reset_index()
+    stimuli.columns = pd.Index(["nsd_id", "coco_id", "coco_split", "shared"])
+    stimuli["shared"] = stimuli["shared"].astype(bool)
+    wrong = np.flatnonzero(stimuli["shared"] != np.isin(nsd_ids, shared_ids))
+    if wrong.size:
+        raise DataError(
+            f"{path}: expected `shared1000` to be {not stimuli['shared'][wrong[0]]} for nsdId "
+            f"{nsd_ids[wrong[0]]}, as in the design, found the contrary ({wrong.size} images differ); check "
+            "that both are of one release"
+        )
+    return stimuli
+
+
+def read_captions(release: NsdRelease, stimuli: pd.DataFrame) -> pd.DataFrame:
+    """Every caption of the images in ``stimuli``, in the order of COCO's files.
+
+    Captions tell of the whole COCO photograph; the subject saw a square cut from it.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``nsd_id`` and ``caption``, sorted by ``nsd_id``.
+
+    Raises
+    ------
+    DataError
+        If a file is missing or is not COCO's, or an image has no caption.
+    """
+    rows: list[tuple[int, str]] = []
+    for coco_split, images in stimuli.groupby("coco_split", sort=True):
+        path = release.captions(str(coco_split))
+        by_image = _read_annotations(path, set(images["coco_id"].tolist()))
+        for nsd_id, coco_id in zip(images["nsd_id"].tolist(), images["coco_id"].tolist(), strict=True):
+            if not by_image.get(coco_id):
+                raise DataError(
+                    f"{path}: expected captions of the COCO image {coco_id} (nsdId {nsd_id}), found none; "
+                    "download COCO's annotations_trainval2017.zip again"
+                )
+            rows.extend((nsd_id, caption) for caption in by_image[coco_id])
+    captions = pd.DataFrame(rows, columns=["nsd_id", "caption"])
+    return captions.sort_values("nsd_id", kind="stable", ignore_index=True)
+
+
+def read_pictures(path: Path, nsd_ids: Int[np.ndarray, " images"]) -> Iterator[UInt8[np.ndarray, "n h w 3"]]:
+    """The pictures of some images, a block at a time.
+
+    Parameters
+    ----------
+    path
+        ``nsd_stimuli.hdf5``, whose rows are 0-based ``nsd_id``.
+    nsd_ids
+        The images, ascending.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or damaged, is not a stack of RGB pictures, or has too few.
+    """
+    require_file(path, "NSD's pictures")
+    try:
+        with h5py.File(path, rdcc_nbytes=64 * 2**20) as file:
+            brick = file.get("imgBrick")
+            if not isinstance(brick, h5py.Dataset) or brick.dtype != np.uint8 or brick.shape[3:] != (3,):
+                raise DataError(
+                    f"{path}: expected a dataset `imgBrick` of uint8 pictures [images, height, width, 3], "
+                    "found another; download it again"
+                )
+            if len(brick) <= nsd_ids.max():
+                raise DataError(
+                    f"{path}: expected at least {nsd_ids.max() + 1} pictures, found {len(brick)}; download "
+                    "it again"
+                )
+            for first, last in _consecutive(nsd_ids):
+                yield brick[nsd_ids[first] : nsd_ids[last - 1] + 1]
+    except OSError as error:
+        raise DataError(
+            f"{path}: expected whole HDF5, found a damaged file ({error}); download it again"
+        ) from None
+
+
+def _read_annotations(path: Path, coco_ids: set[int]) -> dict[int, list[str]]:
+    require_file(path, "COCO's captions")
+    content = read_json(path)
+    annotations = content.get("annotations") if isinstance(content, dict) else None
+    if not isinstance(annotations, list):
+        raise DataError(
+            f"{path}: expected COCO's captions under `annotations`, found none; download it again"
+        )
+    captions: dict[int, list[str]] = {}
+    try:
+        for annotation in annotations:
+            caption = " ".join(annotation["caption"].split())
+            if annotation["image_id"] in coco_ids and caption:
+                captions.setdefault(annotation["image_id"], []).append(caption)
+    except (KeyError, TypeError, AttributeError):
+        raise DataError(
+            f"{path}: expected `image_id` and `caption` in every annotation, found one without; use "
+            "captions_*.json, not the instances or keypoints of COCO"
+        ) from None
+    return captions
+
+
+def _consecutive(nsd_ids: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Ranges of positions whose ids follow one another, at most ``_BLOCK`` long."""
+    breaks = np.flatnonzero(np.diff(nsd_ids) != 1) + 1
+    for run in np.split(np.arange(len(nsd_ids)), breaks):
+        for first in range(int(run[0]), int(run[-1]) + 1, _BLOCK):
+            yield first, min(first + _BLOCK, int(run[-1]) + 1)

@@ -1,0 +1,51 @@
+"""NIfTI volumes, opened with errors that name the file."""
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+
+from bitllm.data.nsd.layout import require_file
+from bitllm.errors import DataError
+
+
+def open_volume(path: Path, what: str) -> nib.Nifti1Image:
+    """Open a NIfTI file without reading its values.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, damaged or not NIfTI.
+    """
+    require_file(path, what)
+    with _damage_named(path, what):
+        image = nib.load(path)
+    assert isinstance(image, nib.Nifti1Image), f"{path}: not named .nii or .nii.gz"
+    return image
+
+
+def volume_values(image: nib.Nifti1Image, path: Path, what: str) -> np.ndarray:
+    """The values of an open volume, in the type they are stored in unless the header scales them.
+
+    Raises
+    ------
+    DataError
+        If the file ends too soon or does not unpack.
+    """
+    with _damage_named(path, what):
+        return np.asanyarray(image.dataobj)
+
+
+@contextmanager
+def _damage_named(path: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
+        reason = str(error).replace("\n", " ")
+        raise DataError(
+            f"{path}: expected {what} as NIfTI, found a damaged file ({reason}); download it again"
+        ) from None

@@ -1,0 +1,91 @@
+"""What the LLM is asked: instructions, the chat template, and the tokens of a prompt and its answer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+INSTRUCTIONS: tuple[str, ...] = (
+    "describe the image .",
+    "describe what the person sees .",
+    "what is in the image ?",
+    "write a caption of the image .",
+)
+"""Wordings of the instruction; the first is the one used for decoding."""
+
+
+@dataclass(frozen=True)
+class Prompter:
+    """Turns an instruction into the token ids of a prompt.
+
+    Parameters
+    ----------
+    tokenizer
+        The LLM's tokenizer; its chat template is used where it has one.
+    n_placeholders, placeholder_id
+        Number of brain tokens that a prefix interface puts in front of the instruction (0 for
+        ``cross_attention``), and the token that keeps their places.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    n_placeholders: int = 0
+    placeholder_id: int | None = None
+
+    def prompt_ids(self, instruction: str) -> list[int]:
+        """Token ids up to where the answer starts."""
+        if self.n_placeholders:
+            placeholder = self.tokenizer.convert_ids_to_tokens(self.placeholder_id)
+            instruction = placeholder * self.n_placeholders + instruction
+        if self.tokenizer.chat_template is None:
+            return list(self.tokenizer(instruction)["input_ids"])
+        message = [{"role": "user", "content": instruction}]
+        return list(
+            self.tokenizer.apply_chat_template(
+                message, add_generation_prompt=True, tokenize=True, return_dict=True
+            )["input_ids"]
+        )
+
+    def answer_ids(self, caption: str) -> list[int]:
+        """Token ids of a caption with the end token."""
+        return [*self.tokenizer(caption, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
+
+    def without_brain(self) -> "Prompter":
+        """The same prompts without placeholders, for the LLM alone."""
+        return Prompter(self.tokenizer)
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
+    """Token ids and attention mask of prompts, padded on the left."""
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask
+
+
+def pad_answers(
+    prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], pad_id: int
+) -> dict[str, Int[Tensor, "B T"]]:
+    """Prompt and answer in one row, padded on the right; labels are −100 everywhere but on the answer."""
+    rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+    width = max(map(len, rows))
+    labels = [[-100] * len(prompt) + list(answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    return {
+        "input_ids": torch.tensor([row + [pad_id] * (width - len(row)) for row in rows]),
+        "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows]),
+        "labels": torch.tensor([row + [-100] * (width - len(row)) for row in labels]),
+    }
+
+
+def plain_caption(caption: str) -> str:
+    """A caption as the LLM learns to say it: lower-case, without the final full stop, single spaces."""
+    return " ".join(caption.strip().lower().rstrip(".").split())
+
+
+def choose(n: int, *, seed: int, epoch: int, index: int, purpose: str) -> int:
+    """One of ``n``, as a pure function of (seed, epoch, index), so that a resumed run is the same run."""
+    key = [seed, epoch, index, int.from_bytes(purpose.encode()[:7], "little")]
+    return int(np.random.default_rng(key).integers(n))

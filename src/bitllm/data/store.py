@@ -1,0 +1,218 @@
+"""The store: what `prepare` wrote, readable with numpy and pandas alone.
+
+One folder holds a manifest, one table of images, one of captions, their pictures, and for each subject its
+betas (trials x voxels) beside the tables of trials and of voxels. See `write_rows` for how arrays are
+written.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float16, Int, UInt8
+
+from bitllm.config import StrictConfig, nearest
+from bitllm.errors import ConfigError, DataError
+from bitllm.files import read_json
+
+STORE_VERSION = 1
+
+SUBJECT_FILES = ("betas.npy", "trials.parquet", "voxels.parquet")
+SHARED_FILES = ("stimuli.parquet", "captions.parquet", "pictures.npy")
+
+
+class SubjectRecord(StrictConfig):
+    """What the manifest says about one subject."""
+
+    n_trials: int
+    n_voxels: int
+    n_sessions: int
+    sha256: dict[str, str]
+    """Checksum of each of the subject's files."""
+
+
+class StoreManifest(StrictConfig):
+    """What a store holds and where it came from."""
+
+    version: int
+    source: Literal["simulated", "nsd"]
+    simulation: dict[str, Any] | None
+    """The simulator's own record, if the data are simulated."""
+    beta_version: str
+    roi: str
+    normalisation: str
+    validation_fraction: float
+    seed: int
+    """Of the choice of validation images."""
+    subjects: dict[str, SubjectRecord]
+    atlases: dict[str, dict[str, str]]
+    """Label's number to its name, by atlas; 0 is unlabelled."""
+    sha256: dict[str, str]
+    """Checksum of each file that the subjects share."""
+
+
+@dataclass(frozen=True)
+class SubjectData:
+    """One subject's betas with the tables of their rows and columns."""
+
+    subject: str
+    betas: Float16[np.ndarray, "trials voxels"]
+    trials: pd.DataFrame
+    voxels: pd.DataFrame
+
+
+class Store:
+    """An open store; betas and pictures stay on disk until they are asked for."""
+
+    def __init__(self, path: Path, manifest: StoreManifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.subjects: tuple[str, ...] = tuple(sorted(manifest.subjects))
+        self.atlases: dict[str, dict[int, str]] = {
+            atlas: {int(number): name for number, name in names.items()}
+            for atlas, names in manifest.atlases.items()
+        }
+        self._opened: dict[str, SubjectData] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A worker process opens the files anew: a pickled memory map would carry the whole array.
+        return open_store, (self.path,)
+
+    @cached_property
+    def stimuli(self) -> pd.DataFrame:
+        """``coco_id``, ``shared`` and ``part`` of every image that a subject saw, by ``nsd_id``."""
+        return pd.read_parquet(self.path / "stimuli.parquet").set_index("nsd_id")
+
+    @cached_property
+    def captions(self) -> dict[int, tuple[str, ...]]:
+        """The human captions of every image, by ``nsd_id``."""
+        table = pd.read_parquet(self.path / "captions.parquet")
+        captions: dict[int, list[str]] = {}
+        for nsd_id, caption in zip(table["nsd_id"].tolist(), table["caption"].tolist(), strict=True):
+            captions.setdefault(nsd_id, []).append(caption)
+        return {nsd_id: tuple(of_image) for nsd_id, of_image in captions.items()}
+
+    def subject(self, name: str) -> SubjectData:
+        """Betas, trials and voxels of one subject.
+
+        Raises
+        ------
+        DataError
+            If the store has no such subject, or its files do not fit one another.
+        """
+        if name not in self.subjects:
+            raise DataError(
+                f"{self.path}: expected a subject of the store, found `{name}`; "
+                f"{nearest(name, list(self.subjects))}"
+            )
+        if name not in self._opened:
+            self._opened[name] = self._open_subject(name)
+        return self._opened[name]
+
+    def pictures(self, nsd_ids: Sequence[int] | Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w 3"]:
+        """The pictures of some images, in the order asked for.
+
+        Raises
+        ------
+        DataError
+            If an image is not in the store.
+        """
+        rows = self.stimuli.index.get_indexer(pd.Index(np.asarray(nsd_ids, dtype=np.int64)))
+        if (rows < 0).any():
+            unknown = np.asarray(nsd_ids)[rows < 0]
+            raise DataError(
+                f"{self.path}: expected images that a subject of the store saw, found nsd_id {unknown[0]} "
+                f"({len(unknown)} in all); check that the store is of the same release"
+            )
+        return self._pictures[rows]
+
+    @cached_property
+    def _pictures(self) -> np.ndarray:
+        return _memory_map(self.path / "pictures.npy")
+
+    def _open_subject(self, name: str) -> SubjectData:
+        folder = self.path / "subjects" / name
+        betas = _memory_map(folder / "betas.npy")
+        trials, voxels = (pd.read_parquet(folder / f"{table}.parquet") for table in ("trials", "voxels"))
+        record = self.manifest.subjects[name]
+        expected = (record.n_trials, record.n_voxels)
+        for what, found in (
+            ("betas.npy", betas.shape),
+            ("trials × voxels tables", (len(trials), len(voxels))),
+        ):
+            if found != expected:
+                raise DataError(
+                    f"{folder}: expected {expected[0]} trials × {expected[1]} voxels (manifest.json), found "
+                    f"{found[0]} × {found[1]} in {what}; make the store again with `bitllm prepare nsd`"
+                )
+        return SubjectData(name, betas, trials, voxels)
+
+
+def open_store(path: Path | str) -> Store:
+    """Open a store that `prepare` wrote.
+
+    Raises
+    ------
+    DataError
+        If there is no store, or it is of another version or incomplete.
+    """
+    path = Path(path)
+    manifest_path = path / "manifest.json"
+    if not manifest_path.is_file():
+        raise DataError(
+            f"{path}: expected a store (a folder with manifest.json), found none; make it with `bitllm "
+            "prepare nsd`"
+        )
+    content = read_json(manifest_path)
+    version = content.get("version") if isinstance(content, dict) else None
+    if version != STORE_VERSION:
+        raise DataError(
+            f"{manifest_path}: expected a store of version {STORE_VERSION}, found version {version}; make "
+            "the store again with this release of bitllm"
+        )
+    try:
+        manifest = StoreManifest.parse(content, source=str(manifest_path))
+    except ConfigError as error:
+        raise DataError(
+            f"{error}; expected the manifest that `bitllm prepare nsd` wrote, make the store again"
+        ) from None
+    folders = [path / "subjects" / subject for subject in manifest.subjects]
+    needed = [folder / file for folder in folders for file in SUBJECT_FILES]
+    for file in [*(path / file for file in SHARED_FILES), *needed]:
+        if not file.is_file():
+            raise DataError(f"{file}: expected a file of the store, found none; make the store again")
+    return Store(path, manifest)
+
+
+def write_rows(path: Path, n_rows: int, blocks: Iterable[np.ndarray]) -> None:
+    """Write blocks of rows as one ``.npy`` file, in bounded memory.
+
+    By plain writes and not through a memory map, which a full disk answers with a signal that kills the
+    process.
+    """
+    n_written = 0
+    with path.open("wb") as file:
+        for block in blocks:
+            if not n_written:
+                header = {
+                    "descr": block.dtype.str,
+                    "fortran_order": False,
+                    "shape": (n_rows, *block.shape[1:]),
+                }
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(np.ascontiguousarray(block).data)
+            n_written += len(block)
+    assert n_written == n_rows, f"{path}: {n_written} rows written, {n_rows} promised"
+
+
+def _memory_map(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(
+            f"{path}: expected a whole array, found a damaged file ({error}); make the store again"
+        ) from None

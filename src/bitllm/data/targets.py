@@ -1,0 +1,151 @@
+"""What the align stage aims at: embeddings of pictures and captions by a frozen CLIP, computed once per image.
+
+Any checkpoint that `transformers.CLIPModel` loads will do (``openai/clip-vit-large-patch14``, a local folder, the
+demo's small one).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from bitllm.data.store import Store
+from bitllm.errors import ConfigError, DataError
+from bitllm.files import file_written_whole
+
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class ClipEmbedder:
+    """A frozen CLIP with its tokenizer and its picture processor."""
+
+    clip: CLIPModel
+    tokenizer: PreTrainedTokenizerBase
+    processor: CLIPImageProcessorPil
+
+    @torch.no_grad()
+    def pictures(self, pictures: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n d"]:
+        """Unit embeddings of pictures."""
+        rows = []
+        for start in range(0, len(pictures), _BATCH):
+            images = [Image.fromarray(picture) for picture in pictures[start : start + _BATCH]]
+            pixels = self.processor(images, return_tensors="pt")["pixel_values"].to(self.clip.device)
+            rows.append(F.normalize(self.clip.get_image_features(pixels).pooler_output, dim=-1).cpu())
+        return torch.cat(rows).float().numpy()
+
+    @torch.no_grad()
+    def captions(self, captions: Sequence[str]) -> Float[np.ndarray, "n d"]:
+        """Unit embeddings of captions; longer ones are cut at the model's context."""
+        rows = []
+        limit = self.clip.config.text_config.max_position_embeddings
+        for start in range(0, len(captions), _BATCH):
+            batch = self.tokenizer(
+                list(captions[start : start + _BATCH]),
+                padding=True,
+                truncation=True,
+                max_length=limit,
+                return_tensors="pt",
+            ).to(self.clip.device)
+            features = self.clip.get_text_features(batch["input_ids"], attention_mask=batch["attention_mask"])
+            rows.append(F.normalize(features.pooler_output, dim=-1).cpu())
+        return torch.cat(rows).float().numpy()
+
+
+def load_clip(path_or_hub_id: str | Path) -> ClipEmbedder:
+    """A frozen CLIP from a local folder or a hub id.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such model.
+    """
+    try:
+        clip = CLIPModel.from_pretrained(path_or_hub_id).eval().requires_grad_(False)
+        tokenizer = AutoTokenizer.from_pretrained(path_or_hub_id)
+        # the PIL processor by name: the torchvision one gives slightly other pixels, so other embeddings
+        processor = CLIPImageProcessorPil.from_pretrained(path_or_hub_id)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path_or_hub_id}: expected a folder or hub id of a CLIPModel ({str(error).splitlines()[0]})"
+        ) from None
+    return ClipEmbedder(clip, tokenizer, processor)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Unit embeddings of every image of a store.
+
+    Attributes
+    ----------
+    nsd_id
+        Image of each row, ascending.
+    image, text
+        Embedding of the picture; mean embedding of its captions, unit again.
+    """
+
+    nsd_id: Int[np.ndarray, " n"]
+    image: Float[np.ndarray, "n d"]
+    text: Float[np.ndarray, "n d"]
+
+    def rows(self, nsd_id: Int[np.ndarray, " m"]) -> Int[np.ndarray, " m"]:
+        """Rows of these images.
+
+        Raises
+        ------
+        DataError
+            If an image has no embedding.
+        """
+        rows = np.searchsorted(self.nsd_id, nsd_id).clip(max=len(self.nsd_id) - 1)
+        wrong = np.asarray(nsd_id)[self.nsd_id[rows] != nsd_id]
+        if len(wrong):
+            raise DataError(
+                f"targets: no embedding of image {wrong[0]} ({len(wrong)} missing); "
+                "make the targets of this store again"
+            )
+        return rows
+
+
+def make_targets(store: Store, embedder: ClipEmbedder) -> Targets:
+    """Embed every picture and every caption of a store."""
+    nsd_id = np.sort(store.stimuli.index.to_numpy())
+    image = np.concatenate([embedder.pictures(store.pictures(chunk)) for chunk in _chunks(nsd_id)])
+    captions = [store.captions[int(image_id)] for image_id in nsd_id]
+    flat = embedder.captions([caption for group in captions for caption in group])
+    owner = np.repeat(np.arange(len(nsd_id)), [len(group) for group in captions])
+    text = np.zeros((len(nsd_id), flat.shape[1]), dtype=np.float32)
+    np.add.at(text, owner, flat)
+    return Targets(nsd_id, image, text / np.linalg.norm(text, axis=1, keepdims=True))
+
+
+def save_targets(targets: Targets, path: Path) -> None:
+    """Write targets as safetensors, whole or not at all."""
+    with file_written_whole(path) as unfinished:
+        save_file({"nsd_id": targets.nsd_id, "image": targets.image, "text": targets.text}, unfinished)
+
+
+def load_targets(path: Path) -> Targets:
+    """Read targets.
+
+    Raises
+    ------
+    DataError
+        If the file is missing.
+    """
+    if not Path(path).is_file():
+        raise DataError(
+            f"{path}: expected the embeddings of pictures and captions, found no file; make them first"
+        )
+    return Targets(**load_file(path))
+
+
+def _chunks(nsd_id: Int[np.ndarray, " n"]) -> list[Int[np.ndarray, " m"]]:
+    return np.array_split(nsd_id, max(1, len(nsd_id) // 1024))

@@ -1,0 +1,37 @@
+"""Progress of long work in the terminal: one bar for what is under way, one line for each step that is done."""
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Display:
+    """A context that shows progress where the output is a terminal, and lines everywhere."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                   TimeRemainingColumn())
+        self._bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task, self._what = self._bars.add_task("starting", total=None), ""
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self._bars.stop()
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` of ``what`` is finished."""
+        if what != self._what:
+            self._what = what
+            self._bars.reset(self._task, description=what, total=total)
+        self._bars.update(self._task, completed=done, total=total)
+
+    def tell(self, line: str) -> None:
+        """Print one line above the bar."""
+        self.console.print(line, highlight=False)

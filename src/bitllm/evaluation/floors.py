@@ -1,0 +1,198 @@
+"""Captions without a brain, against which a decoder's scores are read: constant, permuted, human."""
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from bitllm.errors import DataError
+from bitllm.evaluation.caption_scorer import METRICS, CaptionScorer, PerCaption, corpus_metrics
+from bitllm.metrics.bleu import bleu_counts
+from bitllm.metrics.cider import DocumentFrequencies, cider_d, cider_matrix
+from bitllm.metrics.rouge import rouge_l
+from bitllm.metrics.tokenize import ptb_tokenize
+
+_TRIES = 1000
+
+
+def score_floors(
+    scorer: CaptionScorer, captions: Sequence[str], *, constant: str, n_permutations: int = 5, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """Score what a number is to be read against: one constant caption, permuted captions, people.
+
+    Parameters
+    ----------
+    scorer
+        Holds the references.
+    captions
+        Raw captions of the system whose permutations are scored (mean over the permutations).
+    constant
+        The caption that is said for every image, from :func:`best_constant_caption`.
+
+    Returns
+    -------
+    dict
+        "constant" (with its "caption"), "permuted", and "human" where every image has two references or more.
+    """
+    n = len(captions)
+    shuffled = permuted_captions(captions, scorer.image_ids, n_permutations=n_permutations, seed=seed)
+    floors: dict[str, dict[str, Any]] = {
+        "constant": {"caption": constant, **scorer.metrics([constant] * n)},
+        "permuted": _mean([scorer.metrics(texts) for texts in shuffled]),
+    }
+    if min(len(texts) for texts in scorer.references) > 1:
+        floors["human"] = human_ceiling(scorer)
+    return floors
+
+
+def human_ceiling(scorer: CaptionScorer) -> dict[str, float]:
+    """How people score: each reference in turn against the other ones of its image.
+
+    There are as many rounds as the image with the fewest references has; the result is their mean. CIDEr's
+    idf is that of all references, the one with which systems are scored. A caption has one reference fewer
+    here, which lowers BLEU, so that a system may come out above people.
+
+    Raises
+    ------
+    DataError
+        If an image has fewer than two references.
+    """
+    rounds = []
+    for words, others in leave_one_out(scorer.references):
+        numbers = PerCaption(
+            cider=cider_d(words, others, scorer.df),
+            rouge_l=rouge_l(words, others),
+            bleu_counts=bleu_counts(words, others),
+            image_ids=scorer.image_ids,
+        )
+        rounds.append(corpus_metrics(numbers.by_image().sum(axis=0)))
+    return _mean(rounds)
+
+
+def best_constant_caption(
+    training_references: Sequence[Sequence[str]],
+    *,
+    candidates: Sequence[str] | None = None,
+    n_candidates: int = 2000,
+    n_images: int = 500,
+    seed: int = 0,
+) -> str:
+    """Find the training caption which, said for every image, has the best mean CIDEr on training references.
+
+    A search in a sample, so that it takes a few seconds at any size: at most ``n_candidates`` different
+    captions, scored against the references (and with the idf) of at most ``n_images`` images. No test image
+    is involved, so the floor is one that a decoder could have known.
+
+    Parameters
+    ----------
+    training_references
+        Raw references, one set per training image.
+    candidates
+        Captions to choose from; by default the training captions.
+    n_candidates, n_images
+        Sizes of the samples.
+    seed
+        Of the samples.
+
+    Raises
+    ------
+    DataError
+        If there are no training images or no candidates.
+    """
+    images = [texts for texts in training_references if texts]
+    rng = np.random.default_rng(seed)
+    texts = candidates if candidates is not None else [text for image in images for text in image]
+    pool = sorted(set(texts))
+    if not images or not pool:
+        raise DataError(
+            f"constant caption: expected training references and candidates, found {len(images)} images and "
+            f"{len(pool)} candidates; give the references of the training images"
+        )
+    drawn = [images[place] for place in _sample(len(images), n_images, rng)]
+    tried = [pool[place] for place in _sample(len(pool), n_candidates, rng)]
+    flat = iter(ptb_tokenize([text for image in drawn for text in image]))
+    references = [[next(flat) for _ in image] for image in drawn]
+    scores = cider_matrix(ptb_tokenize(tried), references, DocumentFrequencies.fit(references))
+    return tried[int(scores.mean(axis=1).argmax())]
+
+
+def permuted_captions(
+    captions: Sequence[str], image_ids: Sequence[Hashable], *, n_permutations: int = 5, seed: int = 0
+) -> list[list[str]]:
+    """Captions dealt out again so that no image keeps one of its own, ``n_permutations`` times.
+
+    The captions stay as fluent and as varied as they were; only their link to the images is cut.
+
+    Raises
+    ------
+    DataError
+        If no such permutation is found: there is one image, or one has more than half of all captions.
+    """
+    rng = np.random.default_rng(seed)
+    orders = [derangement(image_ids, rng) for _ in range(n_permutations)]
+    return [[captions[place] for place in order] for order in orders]
+
+
+def derangement(groups: Sequence[Hashable], rng: np.random.Generator) -> Int[np.ndarray, " n"]:
+    """Draw a permutation that gives every place the place of another group.
+
+    Parameters
+    ----------
+    groups
+        The group (image, say) of each place.
+    rng
+        Source of randomness.
+
+    Raises
+    ------
+    DataError
+        If none is found: there is one group, or one has more than half of the places.
+    """
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    group = np.array([numbers[name] for name in groups], dtype=np.int64)
+    order = rng.permutation(len(group))
+    for _ in range(_TRIES):
+        kept = np.flatnonzero(group[order] == group)
+        if len(kept) == 0:
+            return order.astype(np.int64)
+        for place in kept:
+            other = rng.integers(len(group))
+            order[place], order[other] = order[other], order[place]
+    raise DataError(
+        f"permutation: expected groups that can be exchanged, found {len(numbers)} with up to "
+        f"{int(np.bincount(group).max(initial=0))} of {len(group)} places; give more images"
+    )
+
+
+def leave_one_out(references: Sequence[Sequence[str]]) -> list[tuple[list[str], list[list[str]]]]:
+    """Each reference in turn as the caption, and the others of its image as references.
+
+    Returns
+    -------
+    list
+        One round for each place up to the smallest number of references: captions and their references.
+
+    Raises
+    ------
+    DataError
+        If an image has fewer than two references.
+    """
+    n_rounds = min((len(texts) for texts in references), default=0)
+    if n_rounds < 2:
+        raise DataError(
+            f"human ceiling: expected at least 2 references for every image, found {n_rounds}; "
+            "leave out the ceiling"
+        )
+    return [
+        ([texts[k] for texts in references], [[*texts[:k], *texts[k + 1 :]] for texts in references])
+        for k in range(n_rounds)
+    ]
+
+
+def _mean(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([metrics[name] for metrics in rounds])) for name in METRICS}
+
+
+def _sample(n: int, size: int, rng: np.random.Generator) -> Int[np.ndarray, " k"]:
+    return np.sort(rng.permutation(n)[:size]).astype(np.int64)

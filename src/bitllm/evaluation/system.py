@@ -1,0 +1,59 @@
+"""A trained system, ready to decode: sft or rft checkpoint with its base LLM."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+
+from bitllm.data.prompt import Prompter
+from bitllm.errors import CheckpointError
+from bitllm.files import read_json
+from bitllm.model.build import load_trained
+from bitllm.model.encoder import BrainEncoder
+
+
+@dataclass(frozen=True)
+class System:
+    """What decodes: the model in evaluation mode, and how it is asked."""
+
+    name: str
+    model: Any
+    prompter: Prompter
+    atlases: tuple[str, ...]
+    split_sha256: str
+    """Split that it was trained on."""
+
+    @property
+    def encoder(self) -> BrainEncoder:
+        """Its brain encoder."""
+        return self.model.model.encoder
+
+
+def load_system(name: str, folder: Path, llm: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> System:
+    """Load a checkpoint of sft, or of rft on top of its sft checkpoint.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder holds neither, or something that does not fit.
+    """
+    folder = Path(folder)
+    if (folder / "rft.json").is_file():
+        card = read_json(folder / "rft.json")
+        base = load_system(name, folder.parent / Path(card["sft"]).name, llm, tokenizer)
+        model = PeftModel.from_pretrained(base.model, str(folder)).get_base_model().eval()
+        return System(name, model, base.prompter, base.atlases, card["split"])
+    if not (folder / "bitllm.json").is_file():
+        raise CheckpointError(
+            f"{folder}: expected a checkpoint of sft (bitllm.json) or rft (rft.json), found neither; "
+            "train the stage first"
+        )
+    card = read_json(folder / "bitllm.json")
+    model = load_trained(folder, llm).eval()
+    is_prefix = model.config.interface != "cross_attention"
+    prompter = Prompter(
+        tokenizer, model.model.encoder.n_brain_tokens if is_prefix else 0, model.config.brain_token_id
+    )
+    return System(name, model, prompter, tuple(card["atlases"]), card["split"])

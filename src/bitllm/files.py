@@ -1,0 +1,144 @@
+"""Files written whole or not at all, and their checksums.
+
+A folder or file appears under its name only when it is complete: it is written beside its place under a
+temporary name and renamed. What a killed process left behind has the temporary name, and is removed by the
+next one.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bitllm.errors import DataError, OutputError
+
+_UNFINISHED = ".unfinished"
+
+
+@contextmanager
+def folder_written_whole(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder that becomes ``path`` when the block ends without an error.
+
+    Parameters
+    ----------
+    path
+        The folder to be made.
+    replace
+        Whether a folder that is already there is replaced at the end.
+
+    Raises
+    ------
+    OutputError
+        If ``path`` exists, is not empty and ``replace`` is false; or if the disk is full.
+    """
+    path = Path(path)
+    if not replace:
+        require_empty(path)
+    unfinished = path.with_name(path.name + _UNFINISHED)
+    with _disk_errors_named(path):
+        if unfinished.exists():
+            shutil.rmtree(unfinished)
+        unfinished.mkdir(parents=True)
+    try:
+        with _disk_errors_named(path):
+            yield unfinished
+            if path.exists():
+                shutil.rmtree(path)
+            unfinished.rename(path)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def file_written_whole(path: Path) -> Iterator[Path]:
+    """Yield a temporary file name that becomes ``path`` when the block ends without an error.
+
+    Raises
+    ------
+    OutputError
+        If the disk is full.
+    """
+    path = Path(path)
+    unfinished = path.with_name(path.name + _UNFINISHED)
+    try:
+        with _disk_errors_named(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield unfinished
+            unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def require_empty(path: Path) -> None:
+    """Refuse an output folder that already holds something.
+
+    Raises
+    ------
+    OutputError
+        If ``path`` is a file, or a folder that is not empty.
+    """
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise OutputError(
+            f"{path}: expected an empty or a new folder, found files in it; name another folder or empty it"
+        )
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` as indented JSON, whole or not at all."""
+    with file_written_whole(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, is not UTF-8 or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: expected a JSON file, found none; check the path") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: expected JSON in UTF-8, found text that does not parse ({error})") from None
+
+
+def sha256_of_file(path: Path) -> str:
+    """Checksum of a file's bytes, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_json(content: Any) -> str:
+    """Checksum of a JSON value that does not depend on spaces or on the order of keys."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+@contextmanager
+def _disk_errors_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(_nearest_folder(path)).free / 1e9
+            raise OutputError(
+                f"{path}: the disk is full ({free:.2f} GB free); nothing half-written was left, "
+                "free some room or name a folder on another disk"
+            ) from None
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise OutputError(f"{path}: no permission to write here ({os.strerror(error.errno)}); "
+                              "name another folder") from None
+        raise
+
+
+def _nearest_folder(path: Path) -> Path:
+    return next(parent for parent in [path.absolute(), *path.absolute().parents] if parent.is_dir())

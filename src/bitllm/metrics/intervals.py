@@ -1,0 +1,203 @@
+"""Bootstrap intervals over images, and paired differences between two systems.
+
+Everything works on per-image numbers that may be summed: one resampling of images is one row of counts, and a
+corpus score is a function of the sums. So BLEU, which is no mean, costs no more than a mean.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+
+from bitllm.errors import DataError
+
+_ROWS_AT_ONCE = 128  # resamplings held in memory at a time
+
+Statistic = Callable[[np.ndarray], float]
+
+
+class Interval(NamedTuple):
+    """A confidence interval, in the units of its statistic."""
+
+    low: float
+    """Lower end."""
+    high: float
+    """Upper end."""
+
+
+class Difference(NamedTuple):
+    """A difference between two systems on the same images."""
+
+    difference: float
+    """First minus second."""
+    low: float
+    """Lower end of the interval."""
+    high: float
+    """Upper end of the interval."""
+    p: float
+    """Two-sided p-value of the hypothesis that there is no difference."""
+
+
+def sum_by_image(
+    values: Shaped[np.ndarray, "n k"], image_ids: Sequence[Hashable] | None
+) -> Float[np.ndarray, "images k"]:
+    """Sums over the rows of each image, so that its trials are resampled together.
+
+    ``None`` says that every row is an image of its own.
+
+    Raises
+    ------
+    DataError
+        If there are not as many ids as rows.
+    """
+    if image_ids is None:
+        return values.astype(np.float64)
+    if len(image_ids) != len(values):
+        raise DataError(f"image ids: expected one for each of {len(values)} rows, found {len(image_ids)}")
+    places = {image: place for place, image in enumerate(dict.fromkeys(image_ids))}
+    sums = np.zeros((len(places), values.shape[1]))
+    np.add.at(sums, [places[image] for image in image_ids], values)
+    return sums
+
+
+def bootstrap_mean(
+    values: Shaped[np.ndarray, " n"], *, n_boot: int = 1000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """Percentile bootstrap interval of the mean of one number per image.
+
+    Raises
+    ------
+    DataError
+        If there are fewer than two images.
+    """
+    return bootstrap_of_sums(_with_count(values), _ratio, n_boot=n_boot, seed=seed, level=level)
+
+
+def bootstrap_of_sums(
+    per_image: Shaped[np.ndarray, "n k"],
+    statistic: Statistic,
+    *,
+    n_boot: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """Percentile bootstrap interval of a statistic of the sums over images.
+
+    Parameters
+    ----------
+    per_image
+        One row of summable numbers per image.
+    statistic
+        From the sums of the columns over the images of a sample to the statistic.
+    n_boot
+        Number of resamplings.
+    seed
+        Of the resampling; the same seed and number of images give the same resamplings.
+    level
+        Coverage that is asked for.
+
+    Raises
+    ------
+    DataError
+        If there are fewer than two images: one image says nothing about others.
+
+    References
+    ----------
+    Efron and Tibshirani (1993), "An introduction to the bootstrap", chapter 13.
+    """
+    draws = [statistic(sums) for sums in resampled_sums(per_image, n_boot=n_boot, seed=seed)]
+    return _percentiles(np.array(draws), level)
+
+
+def resampled_sums(
+    per_image: Shaped[np.ndarray, "n k"], *, n_boot: int, seed: int
+) -> Float[np.ndarray, "n_boot k"]:
+    """Sums of the columns over images drawn with replacement, one row per resampling.
+
+    Raises
+    ------
+    DataError
+        If there are fewer than two images.
+    """
+    n = len(per_image)
+    if n < 2:
+        raise DataError(
+            f"bootstrap: expected at least 2 images, found {n}; an interval over images needs more"
+        )
+    rng = np.random.default_rng(seed)
+    values = per_image.astype(np.float64)
+    blocks = []
+    for start in range(0, n_boot, _ROWS_AT_ONCE):
+        drawn = rng.integers(0, n, size=(min(_ROWS_AT_ONCE, n_boot - start), n))
+        blocks.append(_times_drawn(drawn, n).astype(np.float64) @ values)
+    return np.concatenate(blocks)
+
+
+def paired_difference(
+    a: Shaped[np.ndarray, " n"], b: Shaped[np.ndarray, " m"], n_boot: int = 1000, seed: int = 0
+) -> Difference:
+    """Difference of the means of two systems that have one number per image each, with a 95 % interval.
+
+    Raises
+    ------
+    DataError
+        If the systems do not have the same number of images, or fewer than two.
+    """
+    return paired_difference_of_sums(_with_count(a), _with_count(b), _ratio, n_boot=n_boot, seed=seed)
+
+
+def paired_difference_of_sums(
+    a: Shaped[np.ndarray, "n k"],
+    b: Shaped[np.ndarray, "m k"],
+    statistic: Statistic,
+    *,
+    n_boot: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Difference:
+    """Difference of a statistic of sums between two systems; every resampling draws the same images for both.
+
+    The p-value is the smallest 1 − level whose percentile interval leaves out 0, counted with one more
+    resampling on each side so that it is never 0.
+
+    Raises
+    ------
+    DataError
+        If the systems do not have the same images in number, or fewer than two.
+
+    References
+    ----------
+    Koehn (2004), "Statistical significance tests for machine translation evaluation", EMNLP.
+    """
+    if len(a) != len(b):
+        raise DataError(
+            f"paired difference: expected the same images in both systems, found {len(a)} and {len(b)}; "
+            "score both on the same images"
+        )
+    sums_a = resampled_sums(a, n_boot=n_boot, seed=seed)
+    sums_b = resampled_sums(b, n_boot=n_boot, seed=seed)
+    draws = np.array([statistic(x) - statistic(y) for x, y in zip(sums_a, sums_b, strict=True)])
+    observed = statistic(a.sum(axis=0)) - statistic(b.sum(axis=0))
+    tail = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
+    p = min(1.0, 2 * (tail + 1) / (n_boot + 1))
+    return Difference(float(observed), *_percentiles(draws, level), p)
+
+
+def _with_count(values: Shaped[np.ndarray, " n"]) -> Float[np.ndarray, "n 2"]:
+    return np.stack([values.astype(np.float64), np.ones(len(values))], axis=1)
+
+
+def _ratio(sums: Shaped[np.ndarray, "2"]) -> float:
+    return float(sums[0] / sums[1])
+
+
+def _percentiles(draws: Float[np.ndarray, " n"], level: float) -> Interval:
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high))
+
+
+def _times_drawn(drawn: Int[np.ndarray, "rows n"], n: int) -> Int[np.ndarray, "rows n"]:
+    rows = len(drawn)
+    flat = (drawn + n * np.arange(rows)[:, None]).ravel()
+    return np.bincount(flat, minlength=rows * n).reshape(rows, n)

@@ -1,0 +1,149 @@
+"""Retrieval and N-way identification from a matrix of similarities, with chance beside every number."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+
+from bitllm.errors import DataError
+from bitllm.metrics.intervals import Interval, resampled_sums, sum_by_image
+
+
+class Retrieval(NamedTuple):
+    """How high the right item ranks among the gallery for each query."""
+
+    r_at_1: float
+    """Fraction (0 to 1) of queries whose target comes first."""
+    r_at_5: float
+    """Fraction of queries whose target is among the first five."""
+    r_at_10: float
+    """Fraction of queries whose target is among the first ten."""
+    median_rank: float
+    """Median of the target's rank; 1 is the best."""
+    n: int
+    """Size of the gallery."""
+    chance_r_at_10: float
+    """R@10 of random similarities."""
+    chance_median_rank: float
+    """Median rank of random similarities."""
+    n_queries: int
+    """Number of queries."""
+    r_at_10_standard_error: float
+    """Bootstrap standard error of R@10 over the images (targets); 0 with a single one."""
+    r_at_10_interval: Interval
+    """95 % bootstrap interval of R@10 over the images; all of [0, 1] with a single one."""
+
+
+def target_ranks(
+    similarity: Float[np.ndarray, "queries gallery"],
+    target: Int[np.ndarray, " targets"],
+    rng: np.random.Generator,
+) -> Int[np.ndarray, " queries"]:
+    """Rank of each query's target, 1 the best; items as similar as the target are put in random order.
+
+    Without that a query that carries nothing (all similarities equal) would rank its target first or last.
+
+    Raises
+    ------
+    DataError
+        If a similarity is not a number, a target lies outside the gallery, or there is no query.
+    """
+    n_queries, n_gallery = similarity.shape
+    if n_queries == 0 or len(target) != n_queries:
+        raise DataError(f"retrieval: expected a target for each query, found {len(target)} for {n_queries}")
+    if target.min() < 0 or target.max() >= n_gallery:
+        raise DataError(
+            f"retrieval: expected targets from 0 to {n_gallery - 1} (the gallery's places), "
+            f"found {target.min()} to {target.max()}"
+        )
+    if np.isnan(similarity).any():
+        raise DataError(
+            f"retrieval: expected numbers, found {int(np.isnan(similarity).sum())} similarities that are not "
+            "a number; look for zero or infinite embeddings"
+        )
+    own = similarity[np.arange(n_queries), target][:, None]
+    n_better = (similarity > own).sum(axis=1)
+    n_equal = (similarity == own).sum(axis=1) - 1
+    return (1 + n_better + rng.integers(0, n_equal + 1)).astype(np.int64)
+
+
+def retrieval(
+    similarity: Float[np.ndarray, "queries gallery"],
+    target: Int[np.ndarray, " queries"],
+    rng: np.random.Generator,
+    *,
+    n_boot: int = 1000,
+    seed: int = 0,
+) -> Retrieval:
+    """Recall at 1, 5 and 10 and the median rank of each query's target in the gallery.
+
+    Parameters
+    ----------
+    similarity
+        Similarity of every query (a trial, say) with every item of the gallery; larger is more similar.
+    target
+        Place in the gallery of each query's target. Queries with one target (trials of one image) are
+        resampled together for the interval.
+    rng
+        Puts ties in random order.
+    n_boot, seed
+        Of the bootstrap over images.
+
+    Raises
+    ------
+    DataError
+        If a similarity is not a number, a target lies outside the gallery, or there is no query.
+    """
+    ranks = target_ranks(similarity, target, rng)
+    n = similarity.shape[1]
+    error, interval = _spread((ranks <= 10).astype(np.float64), target, n_boot, seed)
+    return Retrieval(
+        r_at_1=float((ranks <= 1).mean()),
+        r_at_5=float((ranks <= 5).mean()),
+        r_at_10=float((ranks <= 10).mean()),
+        median_rank=float(np.median(ranks)),
+        n=n,
+        chance_r_at_10=min(10, n) / n,
+        chance_median_rank=(n + 1) / 2,
+        n_queries=len(ranks),
+        r_at_10_standard_error=error,
+        r_at_10_interval=interval,
+    )
+
+
+def identification_curve(
+    ranks: Int[np.ndarray, " queries"], n_gallery: int, ways: Sequence[int] = (2, 10, 50, 300)
+) -> dict[int, float]:
+    """Probability that the target beats N − 1 distractors drawn from the gallery, for each N; chance is 1/N.
+
+    Exact: the mean over all draws without replacement, not a sample of them.
+
+    Parameters
+    ----------
+    ranks
+        From :func:`target_ranks`.
+    n_gallery
+        Size of the gallery; N = all of it is added to the curve, larger N are left out.
+    ways
+        The values of N.
+    """
+    n_worse = n_gallery - ranks
+    curve = {}
+    for n in sorted({*(way for way in ways if 2 <= way < n_gallery), n_gallery}):
+        drawn = np.arange(n - 1)[None, :]
+        chances = np.maximum(n_worse[:, None] - drawn, 0) / (n_gallery - 1 - drawn)
+        curve[n] = float(chances.prod(axis=1).mean())
+    return curve
+
+
+def _spread(
+    hits: Shaped[np.ndarray, " queries"], target: Int[np.ndarray, " queries"], n_boot: int, seed: int
+) -> tuple[float, Interval]:
+    sums = sum_by_image(np.stack([hits, np.ones(len(hits))], axis=1), target.tolist())
+    if len(sums) < 2:
+        return 0.0, Interval(0.0, 1.0)
+    drawn = resampled_sums(sums, n_boot=n_boot, seed=seed)
+    fractions = drawn[:, 0] / drawn[:, 1]
+    low, high = np.quantile(fractions, [0.025, 0.975])
+    return float(fractions.std(ddof=1)), Interval(float(low), float(high))

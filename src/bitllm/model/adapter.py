@@ -1,0 +1,79 @@
+"""One gated cross-attention adapter: text states read the brain memory.
+
+    h ← h + tanh(gate) · W_o · Attention(W_q · RMSNorm(h), K, V)
+
+``K`` and ``V`` are the projected brain tokens of this adapter, in the LLM's own grouped-query shape, without
+biases and without rotary embedding (the memory has no order). They are computed once per input and passed as an
+argument, never kept on the module.
+
+References
+----------
+The poster, "BIT-LLM: persistent key-value memory"; the tanh gate is Flamingo's (Alayrac et al. 2022). The
+poster's table of trainable parameters is met exactly by this shape with one RMSNorm per adapter.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import LlamaConfig
+from transformers import initialization as init
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+
+class CrossAttentionAdapter(nn.Module):
+    """The part of an adapter that belongs to the text: norm, query, output and gate.
+
+    Parameters
+    ----------
+    config
+        The LLM's configuration; heads and widths are its own.
+    gate_start
+        The gate's first value. 0 closes the adapter. With an open gate ``W_o`` starts at 0: the untrained
+        model is the plain LLM either way, and an open gate learns from the first step.
+    """
+
+    def __init__(self, config: LlamaConfig, *, gate_start: float) -> None:
+        super().__init__()
+        self.head_dim, self.gate_start = config.head_dim, gate_start
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.q_proj = nn.Linear(config.hidden_size, config.num_attention_heads * self.head_dim, bias=False)
+        self.o_proj = nn.Linear(config.num_attention_heads * self.head_dim, config.hidden_size, bias=False)
+        self.gate = nn.Parameter(torch.empty(()))
+        self.initial_range = config.initializer_range
+
+    def reset_parameters(self) -> None:
+        """Start values that make the adapter the identity."""
+        init.constant_(self.gate, self.gate_start)
+        init.normal_(self.q_proj.weight, std=self.initial_range)
+        init.normal_(self.o_proj.weight, std=self.initial_range if self.gate_start == 0 else 0.0)
+
+    def forward(self, hidden: Float[Tensor, "B T d"], memory: Float[Tensor, "B 2 kv_heads N head"]
+                ) -> Float[Tensor, "B T d"]:
+        """Text states after reading the memory (keys at index 0, values at 1)."""
+        query = self.q_proj(self.norm(hidden)).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        keys, values = memory.to(query.dtype).unbind(1)
+        read = F.scaled_dot_product_attention(query, keys, values, enable_gqa=True)
+        return hidden + torch.tanh(self.gate) * self.o_proj(read.transpose(1, 2).flatten(-2))
+
+
+class MemoryProjector(nn.Module):
+    """Projected brain tokens → keys and values of every adapter, once per input.
+
+    It is a module of its own, not a part of the decoder layers: a layer's parameters are gathered by FSDP only
+    while that layer runs, and the memory is made before any layer does.
+    """
+
+    def __init__(self, config: LlamaConfig, *, n_adapters: int) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        width = config.num_key_value_heads * config.head_dim
+        self.k_proj = nn.ModuleList(nn.Linear(config.hidden_size, width, bias=False) for _ in range(n_adapters))
+        self.v_proj = nn.ModuleList(nn.Linear(config.hidden_size, width, bias=False) for _ in range(n_adapters))
+
+    def forward(self, projected: Float[Tensor, "B N d"]) -> Float[Tensor, "B adapters 2 kv_heads N head"]:
+        """The brain memory."""
+        pairs = [torch.stack([k(projected), v(projected)], dim=1)
+                 for k, v in zip(self.k_proj, self.v_proj, strict=True)]
+        memory = torch.stack(pairs, dim=1)
+        return memory.unflatten(-1, (-1, self.head_dim)).transpose(-3, -2)

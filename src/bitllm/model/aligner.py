@@ -1,0 +1,103 @@
+"""The encoder with the heads of the align stage: brain embeddings in CLIP's spaces of pictures and of captions.
+
+References
+----------
+The poster, stage 1: multi-modal contrastive pre-training. The temperature is learned and clamped as in CLIP
+(Radford et al. 2021, section 2.5).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bitllm.errors import CheckpointError
+from bitllm.files import read_json, write_json
+from bitllm.model.encoder import Anatomy, BrainEncoder
+from bitllm.objectives.contrastive import info_nce, same_image
+
+_MAX_SCALE = 100.0
+_WEIGHTS, _CARD = "aligner.safetensors", "aligner.json"
+
+
+class BrainAligner(nn.Module):
+    """Betas → one unit vector in the picture space and one in the caption space.
+
+    Parameters
+    ----------
+    encoder
+        The brain encoder; its tokens are averaged.
+    embedding_width
+        Width of the CLIP's space.
+    """
+
+    def __init__(self, encoder: BrainEncoder, *, embedding_width: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.norm = nn.LayerNorm(encoder.token_width)
+        self.image_head = nn.Linear(encoder.token_width, embedding_width)
+        self.text_head = nn.Linear(encoder.token_width, embedding_width)
+        self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+
+    def embed(self, brain_tokens: Float[Tensor, "B N width"]) -> tuple[Float[Tensor, "B d"], Float[Tensor, "B d"]]:
+        """Unit embeddings (picture space, caption space) of brain tokens."""
+        pooled = self.norm(brain_tokens.mean(dim=1))
+        return F.normalize(self.image_head(pooled), dim=-1), F.normalize(self.text_head(pooled), dim=-1)
+
+    def forward(  # noqa: PLR0913 - one batch
+        self,
+        betas: Float[Tensor, "B V"],
+        subject_index: Int[Tensor, " B"],
+        coords_mm: Float[Tensor, "S V 3"],
+        atlas_labels: Int[Tensor, "S V A"],
+        voxel_mask: Bool[Tensor, "S V"],
+        image: Float[Tensor, "B d"],
+        text: Float[Tensor, "B d"],
+        nsd_id: Int[Tensor, " B"],
+    ) -> dict[str, Tensor]:
+        """The align loss: mean of symmetric InfoNCE (brain, image) and (brain, text)."""
+        brain_tokens = self.encoder(betas, subject_index, Anatomy(coords_mm, atlas_labels, voxel_mask))
+        brain_image, brain_text = self.embed(brain_tokens)
+        scale = self.log_scale.exp().clamp(max=_MAX_SCALE)
+        positives = same_image(nsd_id)
+        image_loss = info_nce(brain_image, image, scale=scale, positives=positives)
+        text_loss = info_nce(brain_text, text, scale=scale, positives=positives)
+        return {"loss": (image_loss + text_loss) / 2, "image_loss": image_loss.detach(),
+                "text_loss": text_loss.detach()}
+
+
+def save_aligner(aligner: BrainAligner, folder: Path, *, encoder: dict[str, Any], about: dict[str, Any]) -> None:
+    """Write weights and settings into ``folder``."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in aligner.state_dict().items()}
+    save_file(tensors, folder / _WEIGHTS)
+    write_json(folder / _CARD, {"encoder": encoder, "embedding_width": aligner.image_head.out_features, **about})
+
+
+def load_aligner(folder: Path) -> BrainAligner:
+    """Read a checkpoint of the align stage.
+
+    Raises
+    ------
+    CheckpointError
+        If it is missing, or a weight is missing, unexpected or of another shape.
+    """
+    folder = Path(folder)
+    if not (folder / _WEIGHTS).is_file():
+        raise CheckpointError(f"{folder}: expected a checkpoint of the align stage with {_WEIGHTS}, found none; "
+                              "train the align stage first")
+    card = read_json(folder / _CARD)
+    settings = {**card["encoder"], "n_labels": tuple(card["encoder"]["n_labels"])}
+    aligner = BrainAligner(BrainEncoder(**settings), embedding_width=card["embedding_width"])
+    try:
+        aligner.load_state_dict(load_file(folder / _WEIGHTS), strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{folder / _WEIGHTS}: does not fit its own settings ({reason}); train the align stage "
+                              "again") from None
+    return aligner
+
+

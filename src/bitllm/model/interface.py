@@ -1,0 +1,71 @@
+"""How brain tokens reach the LLM: ``cross_attention``, ``prefix`` or ``prefix_mlp``.
+
+All three end in one tensor, the *brain memory*: keys and values of the adapters for ``cross_attention``, soft
+tokens of the LLM's width for the prefix interfaces, which take the places of the prompt's placeholder tokens.
+"""
+
+from typing import Literal, get_args
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import LlamaConfig
+
+from bitllm.model.adapter import MemoryProjector
+
+Interface = Literal["cross_attention", "prefix", "prefix_mlp"]
+INTERFACES: tuple[str, ...] = get_args(Interface)
+
+
+class PrefixMlp(nn.Module):
+    """The parameter-matched prefix: Linear, GELU, Linear (bias on the second only)."""
+
+    def __init__(self, *, token_width: int, hidden_width: int, llm_width: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(token_width, hidden_width, bias=False)
+        self.down = nn.Linear(hidden_width, llm_width)
+
+    def forward(self, brain_tokens: Float[Tensor, "B N width"]) -> Float[Tensor, "B N d"]:
+        return self.down(F.gelu(self.up(brain_tokens)))
+
+
+class BrainInterface(nn.Module):
+    """Brain tokens → brain memory.
+
+    Parameters
+    ----------
+    config
+        The LLM's configuration.
+    interface
+        One of `INTERFACES`.
+    token_width
+        Width of a brain token.
+    n_adapters
+        Number of cross-attention adapters.
+    prefix_hidden_width
+        Hidden width of ``prefix_mlp`` (24,576 at the poster's size).
+    """
+
+    def __init__(self, config: LlamaConfig, *, interface: str, token_width: int, n_adapters: int,
+                 prefix_hidden_width: int) -> None:
+        super().__init__()
+        if interface == "prefix_mlp":
+            self.projection: nn.Module = PrefixMlp(token_width=token_width, hidden_width=prefix_hidden_width,
+                                                   llm_width=config.hidden_size)
+        else:
+            self.projection = nn.Linear(token_width, config.hidden_size)
+        self.memory = (MemoryProjector(config, n_adapters=n_adapters) if interface == "cross_attention"
+                       else nn.Identity())
+
+    def forward(self, brain_tokens: Float[Tensor, "B N width"]) -> Float[Tensor, "B ..."]:
+        """The brain memory of each input."""
+        return self.memory(self.projection(brain_tokens))
+
+
+def matched_prefix_width(config: LlamaConfig, *, token_width: int, n_adapters: int) -> int:
+    """Hidden width of ``prefix_mlp`` whose parameters match the projection and adapters of ``cross_attention``."""
+    kv_width = config.num_key_value_heads * config.head_dim
+    q_width = config.num_attention_heads * config.head_dim
+    adapter = config.hidden_size * (2 * q_width + 2 * kv_width + 1) + 1
+    cross_attention = token_width * config.hidden_size + n_adapters * adapter
+    return round(cross_attention / (token_width + config.hidden_size))

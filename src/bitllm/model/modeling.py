@@ -1,0 +1,228 @@
+"""BIT-LLM: a frozen Llama that reads brain tokens at every step of decoding.
+
+The base LLM's parameter names are untouched, so any Llama checkpoint loads; adapters are extra keys. The brain
+memory is an argument of every ``forward``, made once per input.
+
+References
+----------
+The poster, "BIT-LLM: persistent neural access via interleaved cross-attention".
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import GenerationMixin, LlamaConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel
+
+from bitllm.model.adapter import CrossAttentionAdapter
+from bitllm.model.configuration import BitLlmConfig
+from bitllm.model.encoder import Anatomy, BrainEncoder
+from bitllm.model.interface import BrainInterface
+from bitllm.model.positions import FourierPositions
+
+_BRAIN_ARGUMENTS = ("betas", "subject_index", "coords_mm", "atlas_labels", "voxel_mask", "brain_tokens")
+
+
+class BitLlmDecoderLayer(LlamaDecoderLayer):
+    """A Llama layer, followed by an adapter where the configuration puts one."""
+
+    def __init__(self, config: LlamaConfig, layer_idx: int, *, adapter_slot: int | None, gate_start: float) -> None:
+        super().__init__(config, layer_idx)
+        self.adapter_slot = adapter_slot
+        if adapter_slot is not None:
+            self.adapter = CrossAttentionAdapter(config, gate_start=gate_start)
+
+    def forward(self, hidden_states: Tensor, brain_memory: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """The plain layer; then, with a memory, what its adapter reads from it."""
+        hidden_states = super().forward(hidden_states, **kwargs)
+        if self.adapter_slot is None or brain_memory is None:
+            return hidden_states
+        return self.adapter(hidden_states, brain_memory[:, self.adapter_slot])
+
+
+class BitLlmTextModel(LlamaModel):
+    """A Llama whose layers can carry adapters; without a memory it is the plain Llama, bit for bit."""
+
+    def __init__(self, config: LlamaConfig, *, adapter_layers: list[int], gate_start: float) -> None:
+        super().__init__(config)
+        slots = {layer: slot for slot, layer in enumerate(adapter_layers)}
+        self.layers = nn.ModuleList(
+            BitLlmDecoderLayer(config, layer, adapter_slot=slots.get(layer), gate_start=gate_start)
+            for layer in range(config.num_hidden_layers)
+        )
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, CrossAttentionAdapter):
+            module.reset_parameters()
+        else:
+            super()._init_weights(module)
+
+
+class BitLlmPreTrainedModel(PreTrainedModel):
+    """Loading, saving and first values of all BIT-LLM models."""
+
+    config_class = BitLlmConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str]] = ["BitLlmDecoderLayer"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, BrainEncoder | FourierPositions):
+            module.reset_parameters()
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=module.in_features**-0.5)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=0.5 * module.embedding_dim**-0.5)
+        else:
+            super()._init_weights(module)
+
+
+class BitLlmModel(BitLlmPreTrainedModel):
+    """Encoder, interface and language model.
+
+    Notes
+    -----
+    Legend: B inputs, T text tokens, N brain tokens, d the LLM's width.
+    """
+
+    def __init__(self, config: BitLlmConfig) -> None:
+        super().__init__(config)
+        encoder_arguments = {**config.encoder, "n_labels": tuple(config.encoder["n_labels"])}
+        self.encoder = BrainEncoder(**encoder_arguments)
+        is_cross = config.interface == "cross_attention"
+        self.interface = BrainInterface(
+            config.text_config, interface=config.interface, token_width=self.encoder.token_width,
+            n_adapters=len(config.adapter_layers), prefix_hidden_width=config.prefix_hidden_width,
+        )
+        self.language_model = BitLlmTextModel(config.text_config,
+                                              adapter_layers=config.adapter_layers if is_cross else [],
+                                              gate_start=config.gate_start)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.embed_tokens = value
+
+    def brain_memory(  # noqa: PLR0913 - the parts of one brain input
+        self,
+        betas: Float[Tensor, "B V"] | None = None,
+        subject_index: Int[Tensor, " B"] | None = None,
+        coords_mm: Float[Tensor, "S V 3"] | None = None,
+        atlas_labels: Int[Tensor, "S V A"] | None = None,
+        voxel_mask: Bool[Tensor, "S V"] | None = None,
+        brain_tokens: Float[Tensor, "B N width"] | None = None,
+    ) -> Float[Tensor, "B ..."] | None:
+        """What the LLM reads: from brain tokens if they are given, else from betas; None without either."""
+        if brain_tokens is None and betas is not None:
+            if coords_mm is None or atlas_labels is None:
+                raise ValueError("betas need coords_mm and atlas_labels of their voxels")
+            if voxel_mask is None:
+                voxel_mask = torch.ones(coords_mm.shape[:2], dtype=torch.bool, device=betas.device)
+            if subject_index is None:
+                subject_index = torch.zeros(betas.shape[0], dtype=torch.long, device=betas.device)
+            brain_tokens = self.encoder(betas, subject_index, Anatomy(coords_mm, atlas_labels, voxel_mask))
+        return None if brain_tokens is None else self.interface(brain_tokens)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B T"] | None = None,
+        brain_memory: Float[Tensor, "B ..."] | None = None,
+        inputs_embeds: Float[Tensor, "B T d"] | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Hidden states of the LLM under a brain memory (or a brain input, or neither: the plain LLM)."""
+        brain = {name: kwargs.pop(name, None) for name in _BRAIN_ARGUMENTS}
+        if brain_memory is None:
+            brain_memory = self.brain_memory(**brain)
+        if self.config.interface != "cross_attention" and brain_memory is not None and input_ids is not None:
+            inputs_embeds, input_ids = self._with_prefix(input_ids, brain_memory), None
+            brain_memory = None
+        return self.language_model(input_ids=input_ids, inputs_embeds=inputs_embeds, brain_memory=brain_memory,
+                                   past_key_values=past_key_values, **kwargs)
+
+    def _with_prefix(self, input_ids: Int[Tensor, "B T"], prefix: Float[Tensor, "B N d"]) -> Float[Tensor, "B T d"]:
+        """Token embeddings with the prompt's placeholders replaced by the soft tokens."""
+        embeds = self.get_input_embeddings()(input_ids)
+        places = input_ids == self.config.brain_token_id
+        n_places = places.sum(-1)
+        if not bool(places.any()):
+            return embeds
+        if not bool((n_places == prefix.shape[1]).all()):
+            raise ValueError(f"each prompt needs {prefix.shape[1]} placeholder tokens (id {self.config.brain_token_id}), "
+                             f"found {sorted(set(n_places.tolist()))}")
+        return embeds.masked_scatter(places[..., None], prefix.to(embeds.dtype))
+
+
+class BitLlmForCausalLM(BitLlmPreTrainedModel, GenerationMixin):
+    """BIT-LLM with its language head: loss, logits and ``generate``."""
+
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+
+    def __init__(self, config: BitLlmConfig) -> None:
+        super().__init__(config)
+        self.model = BitLlmModel(config)
+        self.vocab_size = config.text_config.vocab_size
+        self.lm_head = nn.Linear(config.text_config.hidden_size, self.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(  # noqa: PLR0913 - the convention of transformers
+        self,
+        input_ids: Int[Tensor, "B T"] | None = None,
+        attention_mask: Tensor | dict | None = None,
+        position_ids: Int[Tensor, "_ T"] | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Float[Tensor, "B T d"] | None = None,
+        labels: Int[Tensor, "B T"] | None = None,
+        betas: Float[Tensor, "B V"] | None = None,
+        subject_index: Int[Tensor, " B"] | None = None,
+        coords_mm: Float[Tensor, "S V 3"] | None = None,
+        atlas_labels: Int[Tensor, "S V A"] | None = None,
+        voxel_mask: Bool[Tensor, "S V"] | None = None,
+        brain_tokens: Float[Tensor, "B N width"] | None = None,
+        brain_memory: Float[Tensor, "B ..."] | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits, and the loss where ``labels`` are given (-100 where none is due)."""
+        outputs = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
+            past_key_values=past_key_values, inputs_embeds=inputs_embeds, betas=betas,
+            subject_index=subject_index, coords_mm=coords_mm, atlas_labels=atlas_labels, voxel_mask=voxel_mask,
+            brain_tokens=brain_tokens, brain_memory=brain_memory, **kwargs,
+        )
+        hidden = outputs.last_hidden_state
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else slice(None)
+        logits = self.lm_head(hidden[:, kept if isinstance(logits_to_keep, int) else logits_to_keep])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values,
+                                      hidden_states=outputs.hidden_states, attentions=outputs.attentions)
+
+    def _expand_inputs_for_generation(self, expand_size: int = 1, is_encoder_decoder: bool = False,
+                                      input_ids: Tensor | None = None, **model_kwargs: Any) -> tuple[Any, dict]:
+        """Encode the brain once per input; every beam and every sample then shares that memory."""
+        brain = {name: model_kwargs.pop(name, None) for name in _BRAIN_ARGUMENTS}
+        if model_kwargs.get("brain_memory") is None:
+            model_kwargs["brain_memory"] = self.model.brain_memory(**brain)
+        return super()._expand_inputs_for_generation(expand_size=expand_size, is_encoder_decoder=is_encoder_decoder,
+                                                     input_ids=input_ids, **model_kwargs)

@@ -1,0 +1,41 @@
+"""The align stage's objective: symmetric InfoNCE with several positives.
+
+References
+----------
+The poster, stage 1; Radford et al. 2021 (CLIP) for the symmetric loss; Khosla et al. 2020, equation 2
+(L_out), for several positives. Trials that saw the same image are positives of each other, not negatives.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def same_image(nsd_id: Int[Tensor, " B"]) -> Bool[Tensor, "B B"]:
+    """Which pairs of a batch show the same image."""
+    return nsd_id[:, None] == nsd_id[None, :]
+
+
+def info_nce(brain: Float[Tensor, "B d"], target: Float[Tensor, "B d"], *, scale: Float[Tensor, ""],
+             positives: Bool[Tensor, "B B"]) -> Float[Tensor, ""]:
+    """Symmetric InfoNCE between brain embeddings and targets.
+
+    Parameters
+    ----------
+    brain, target
+        Unit vectors; row i of each belongs to trial i.
+    scale
+        Inverse temperature.
+    positives
+        ``positives[i, j]``: brain i and target j show the same image. The diagonal is true.
+
+    Returns
+    -------
+    Tensor
+        The mean over both directions of −log p, averaged over the positives of each row.
+    """
+    logits = scale * brain @ target.T
+    weights = positives.to(logits.dtype)
+    brain_to_target = -(weights * logits.log_softmax(dim=1)).sum(1) / weights.sum(1)
+    target_to_brain = -(weights * logits.log_softmax(dim=0)).sum(0) / weights.sum(0)
+    return torch.cat([brain_to_target, target_to_brain]).mean()

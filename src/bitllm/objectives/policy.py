@@ -1,0 +1,81 @@
+"""The rft stage's objective: GRPO on the log-probabilities of sampled captions.
+
+References
+----------
+Shao et al. 2024 (DeepSeekMath, arXiv 2402.03300), equations 3 and 4: group-relative advantages, clipped ratio and
+the unbiased KL estimate ("k3"). Departures, all named options as in TRL, which is the oracle of the tests:
+``bnpo`` (one mean over all tokens of the batch), ``dr_grpo`` (Liu et al. 2025: divided by a constant length) and
+``dapo`` (Yu et al. 2025: one mean over all tokens of the *global* batch; here equal to bnpo on one process).
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo"]
+
+
+class PolicyLoss(NamedTuple):
+    """The loss with what explains it."""
+
+    loss: Float[Tensor, ""]
+    kl: Float[Tensor, ""]
+    """Mean KL estimate per token, to the reference; 0 without one."""
+    clipped: Float[Tensor, ""]
+    """Share of tokens whose ratio was clipped."""
+
+
+def group_advantages(rewards: Float[Tensor, "groups G"]) -> Float[Tensor, "groups G"]:
+    """Rewards of each group's captions, less the group's mean, over its standard deviation (+1e-4)."""
+    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    return centred / (rewards.std(dim=1, keepdim=True) + 1e-4)
+
+
+def policy_loss(  # noqa: PLR0913 - the terms of one equation
+    log_probs: Float[Tensor, "B T"],
+    old_log_probs: Float[Tensor, "B T"],
+    advantages: Float[Tensor, " B"],
+    label_mask: Bool[Tensor, "B T"],
+    *,
+    ref_log_probs: Float[Tensor, "B T"] | None = None,
+    kl_weight: float = 0.0,
+    clip: float = 0.2,
+    loss_type: LossType = "grpo",
+    max_length: int | None = None,
+) -> PolicyLoss:
+    """Clipped policy gradient with a KL penalty.
+
+    Parameters
+    ----------
+    log_probs, old_log_probs, ref_log_probs
+        Of each sampled token under the learning policy, the one that sampled, and the frozen reference.
+    advantages
+        Of each caption.
+    label_mask
+        Which tokens belong to the caption (its end token included).
+    kl_weight, clip
+        β and ε of the paper.
+    loss_type
+        How token losses are averaged.
+    max_length
+        The constant length of ``dr_grpo``.
+    """
+    ratio = (log_probs - old_log_probs).exp()
+    gain = torch.minimum(ratio * advantages[:, None], ratio.clamp(1 - clip, 1 + clip) * advantages[:, None])
+    per_token = -gain
+    mask = label_mask.to(log_probs.dtype)
+    n_tokens = mask.sum().clamp(min=1.0)
+    kl = torch.zeros_like(log_probs)
+    if ref_log_probs is not None:
+        kl = (ref_log_probs - log_probs).exp() - (ref_log_probs - log_probs) - 1
+        per_token = per_token + kl_weight * kl
+    if loss_type == "grpo":
+        loss = ((per_token * mask).sum(1) / mask.sum(1).clamp(min=1.0)).mean()
+    elif loss_type in ("bnpo", "dapo"):
+        loss = (per_token * mask).sum() / n_tokens
+    else:
+        loss = (per_token * mask).sum() / (mask.shape[0] * (max_length or mask.shape[1]))
+    clipped = (((ratio < 1 - clip) & (advantages[:, None] < 0)) | ((ratio > 1 + clip) & (advantages[:, None] > 0)))
+    return PolicyLoss(loss, ((kl * mask).sum() / n_tokens).detach(), ((clipped * mask).sum() / n_tokens).detach())

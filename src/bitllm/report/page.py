@@ -1,0 +1,210 @@
+"""One HTML page that holds a whole run: no network, no script, everything inside."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from bitllm.files import file_written_whole
+from bitllm.report import values
+from bitllm.report.charts import Bar, bar_chart, difference_chart
+from bitllm.report.curves import stage_curves
+from bitllm.report.gallery import GalleryItem, card_groups
+from bitllm.report.headline import Verdict, headline, key_numbers, verdict
+from bitllm.report.tables import (
+    Group,
+    RetrievalRow,
+    between_systems,
+    metrics_of,
+    retrieval_rows,
+    score_groups,
+)
+from bitllm.report.values import Estimate, estimate, number, section
+from bitllm.report.wording import CONTROLS, control_label, in_known_order
+
+
+class SystemCharts(NamedTuple):
+    """The two charts of one system and the verdict that they show."""
+
+    system: str
+    bars: str
+    differences: str
+    verdict: Verdict
+
+
+class Bits(NamedTuple):
+    """Brain evidence of one system, in bits."""
+
+    system: str
+    per_caption: Estimate | None
+    per_token: Estimate | None
+
+
+class Fact(NamedTuple):
+    """One line of the provenance."""
+
+    name: str
+    value: str
+
+
+def write_report(
+    results: dict[str, Any],
+    curves: Mapping[str, Sequence[Mapping[str, Any]]],
+    gallery: Sequence[GalleryItem],
+    out: Path,
+) -> None:
+    """Write the report of a run as one self-contained HTML file, whole or not at all.
+
+    Parameters
+    ----------
+    results
+        What ``results.json`` holds: scores in the COCO tools' points, controls, paired differences,
+        retrieval, provenance. Any key may be missing.
+    curves
+        Stage or run name → rows of its log, each with ``step``.
+    gallery
+        Test images with their captions; may be empty.
+    out
+        The file to be written.
+
+    Raises
+    ------
+    OutputError
+        If the disk is full or the place cannot be written.
+    """
+    environment = Environment(
+        loader=PackageLoader("bitllm.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html").render(
+        n=values,
+        subject=values.text(results, "subject"),
+        headline=headline(results),
+        key_numbers=key_numbers(results),
+        metrics=metrics_of(results),
+        groups=score_groups(results),
+        between=between_systems(results),
+        system_charts=system_charts(results),
+        retrieval=retrieval_rows(results),
+        retrieval_chart=_retrieval_chart(retrieval_rows(results)),
+        cosine=section(results, "cosine_real_zero"),
+        bits=_bits(results),
+        reward=section(results, "rft_reward"),
+        stages=stage_curves(curves),
+        card_groups=card_groups(gallery, list(section(results, "systems"))),
+        facts=facts(results),
+        seconds=_known_numbers(results, "seconds"),
+        versions=section(results, "versions"),
+        parameters=_known_numbers(results, "parameters"),
+        controls=_controls_explained(results),
+    )
+    with file_written_whole(out) as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
+
+
+def system_charts(results: dict[str, Any]) -> list[SystemCharts]:
+    """Real input against every control, for each system that has controls, on one common scale."""
+    groups = [group for group in score_groups(results) if group.system and len(group.rows) > 1]
+    groups = [group for group in groups if any(row.kind == "control" for row in group.rows)]
+    bars = [_bars(group) for group in groups]
+    ends = [end for rows in bars for bar in rows for end in (bar.found.value, bar.found.high or 0.0)]
+    charts = []
+    for group, rows in zip(groups, bars, strict=True):
+        system = group.system
+        leads = _leads(group)
+        charts.append(
+            SystemCharts(
+                system,
+                bar_chart(
+                    f"{system}: CIDEr from real betas and from controls", rows, maximum=max(ends, default=1.0)
+                ),
+                difference_chart(f"{system}: real − control, CIDEr points", leads) if leads else "",
+                verdict(results, system),
+            )
+        )
+    return charts
+
+
+def facts(results: dict[str, Any]) -> list[Fact]:
+    """Where the numbers come from; what is not known is left out."""
+    names = {
+        "data": "Data",
+        "signal": "Simulated signal strength",
+        "subject": "Test subject, never trained on",
+        "n_images": "Test images, never trained on",
+        "split": "Split",
+        "split_hash": "Hash of the split",
+        "seed": "Seed",
+        "llm": "Language model",
+        "command": "Command",
+        "git_revision": "Revision of the code",
+        "peak_memory_gb": "Peak memory (GB)",
+        "sealed": "How choices were made",
+    }
+    return [
+        Fact(label, values.text(results, key)) for key, label in names.items() if values.text(results, key)
+    ]
+
+
+def _bars(group: Group) -> list[Bar]:
+    kinds = {"system": "real", "single": "real single", "control": "control", "rival": "rival"}
+    return [
+        Bar(
+            "real betas" if row.kind == "system" else row.short,
+            row.scores["CIDEr"],
+            kinds[row.kind],
+        )
+        for row in group.rows
+        if row.kind in kinds and "CIDEr" in row.scores
+    ]
+
+
+def _leads(group: Group) -> list[Bar]:
+    return [
+        Bar(row.short, row.difference, "rival" if row.kind == "rival" else "real")
+        for row in group.rows
+        if row.difference is not None and row.difference.has_interval
+    ]
+
+
+def _retrieval_chart(rows: list[RetrievalRow]) -> str:
+    bars = [
+        Bar(row.short, row.r_at_10, "real" if row.name in ("real", "single_trial") else "control")
+        for row in rows
+        if row.r_at_10 is not None
+    ]
+    chance = next((row.chance_r_at_10 for row in rows if row.chance_r_at_10 is not None), None)
+    if not bars:
+        return ""
+    line = ("chance", chance) if chance is not None else None
+    return bar_chart("Share of pictures found among the first 10 (R@10)", bars, digits=3, line=line)
+
+
+def _bits(results: dict[str, Any]) -> list[Bits]:
+    return [
+        Bits(
+            system,
+            estimate(results, "bits", system, "per_caption", name="mean"),
+            estimate(results, "bits", system, "per_token", name="mean"),
+        )
+        for system in section(results, "bits")
+        if section(results, "bits", system)
+    ]
+
+
+def _known_numbers(results: dict[str, Any], key: str) -> dict[str, float]:
+    found = {name: number(results, key, name) for name in section(results, key)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _controls_explained(results: dict[str, Any]) -> list[tuple[str, str]]:
+    used = {name for controls in section(results, "controls").values() for name in section(controls)}
+    return [
+        (control_label(name), CONTROLS[name].sentence)
+        for name in in_known_order(sorted(used), CONTROLS)
+        if name in CONTROLS
+    ]

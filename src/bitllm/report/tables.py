@@ -1,0 +1,197 @@
+"""The rows of the report's tables, the same for the page and for the terminal."""
+
+from typing import NamedTuple
+
+from bitllm.report.headline import chance_r_at
+from bitllm.report.values import Estimate, difference, estimate, number, score, section
+from bitllm.report.wording import (
+    CONTROLS,
+    RETRIEVAL_INPUTS,
+    RETRIEVAL_SHORT,
+    RIVALS,
+    SYSTEMS,
+    control_label,
+    control_short_label,
+    in_known_order,
+)
+
+METRICS = (
+    "CIDEr",
+    "BLEU-1",
+    "BLEU-2",
+    "BLEU-3",
+    "BLEU-4",
+    "METEOR",
+    "ROUGE-L",
+    "SPICE",
+    "BERTScore",
+    "CLIP-S",
+    "RefCLIP-S",
+)
+
+
+class Row(NamedTuple):
+    """One line of the table of scores; ``kind`` is system, single, control, rival, borrowed or ceiling."""
+
+    kind: str
+    name: str
+    label: str
+    short: str
+    scores: dict[str, Estimate]
+    difference: Estimate | None = None
+    n_distinct: float | None = None
+    mean_length: float | None = None
+    note: str = ""
+
+
+class Group(NamedTuple):
+    """A system with everything that it must be compared with."""
+
+    system: str
+    rows: list[Row]
+
+
+class RetrievalRow(NamedTuple):
+    """Brain → picture retrieval from one kind of input."""
+
+    name: str
+    label: str
+    short: str
+    r_at: dict[int, float | None]
+    r_at_10: Estimate | None
+    chance_r_at_10: float | None
+    median_rank: float | None
+    chance_median_rank: float | None
+    n_pictures: float | None
+
+
+class Between(NamedTuple):
+    """A paired difference between two systems."""
+
+    name: str
+    metric: str
+    difference: Estimate
+
+
+def metrics_of(results: dict) -> list[str]:
+    """The metrics that any system, control or ceiling has, CIDEr first."""
+    records = [*section(results, "systems").values(), *section(results, "ceiling").values()]
+    for controls in section(results, "controls").values():
+        records.extend(section(controls).values())
+    return [metric for metric in METRICS if any(number(record, metric) is not None for record in records)]
+
+
+def score_groups(results: dict) -> list[Group]:
+    """Every system followed by its controls, then what is the same for all of them."""
+    names = in_known_order(list(section(results, "systems")), SYSTEMS)
+    groups = [_system_group(results, name) for name in names]
+    ceilings = [
+        _row(
+            results,
+            ("ceiling", name),
+            Row(
+                "ceiling",
+                name,
+                "human ceiling" if name == "human" else name,
+                name,
+                {},
+                note="each human reference against the others of its image",
+            ),
+        )
+        for name in section(results, "ceiling")
+    ]
+    return [*groups, Group("", ceilings)] if ceilings else groups
+
+
+def between_systems(results: dict) -> list[Between]:
+    """The paired differences whose key names two systems, such as ``rft - sft``."""
+    found = []
+    for name, metrics in section(results, "differences").items():
+        for metric in [metric for metric in METRICS if " - " in name and metric in section(metrics)]:
+            one = estimate(metrics, metric, name="difference")
+            if one is not None:
+                found.append(Between(name.replace(" - ", " − "), metric, one))
+    return found
+
+
+def retrieval_rows(results: dict) -> list[RetrievalRow]:
+    """Retrieval from real betas and from each control, with chance beside it."""
+    names = in_known_order(list(section(results, "retrieval")), RETRIEVAL_INPUTS | CONTROLS)
+    return [
+        RetrievalRow(
+            name,
+            RETRIEVAL_INPUTS.get(name, control_label(name)),
+            RETRIEVAL_SHORT.get(name, control_short_label(name)),
+            {k: number(results, "retrieval", name, f"R@{k}") for k in (1, 5, 10)},
+            estimate(results, "retrieval", name, name="R@10"),
+            chance_r_at(results, name, 10),
+            number(results, "retrieval", name, "MedR"),
+            number(results, "retrieval", name, "chance_MedR"),
+            number(results, "retrieval", name, "N"),
+        )
+        for name in names
+        if section(results, "retrieval", name)
+    ]
+
+
+def _system_group(results: dict, system: str) -> Group:
+    rows = [
+        _row(
+            results,
+            ("systems", system),
+            Row("system", system, system, system, {}, note=SYSTEMS.get(system, "")),
+        )
+    ]
+    if section(results, "single_trial", system):
+        n_trials = number(results, "single_trial", system, "n_trials")
+        note = f"{n_trials:,.0f} trials" if n_trials is not None else ""
+        rows.append(
+            _row(
+                results,
+                ("single_trial", system),
+                Row("single", system, "real betas, single trials", "single trials", {}, note=note),
+            )
+        )
+    controls = in_known_order(list(section(results, "controls", system)), CONTROLS)
+    rows.extend(_control_row(results, system, name) for name in controls)
+    if not controls:
+        rows.extend(_borrowed_rows(results))
+    return Group(system, rows)
+
+
+def _control_row(results: dict, system: str, name: str) -> Row:
+    kind = "rival" if name in RIVALS else "control"
+    row = Row(
+        kind, name, control_label(name), control_short_label(name), {}, difference(results, system, name)
+    )
+    return _row(results, ("controls", system, name), row)
+
+
+def _borrowed_rows(results: dict) -> list[Row]:
+    """The constant caption of another system, which is the same: no score stands without a control."""
+    for other, controls in section(results, "controls").items():
+        if section(controls, "constant"):
+            row = Row(
+                "borrowed",
+                "constant",
+                control_label("constant"),
+                control_short_label("constant"),
+                {},
+                note="the same for every system; no other control was run",
+            )
+            return [_row(results, ("controls", other, "constant"), row)]
+    return []
+
+
+def _row(results: dict, path: tuple[str, ...], row: Row) -> Row:
+    scores = {}
+    for metric in METRICS:
+        value = number(results, *path, metric)
+        whole = score(results, row.name, metric) if row.kind == "system" else None
+        if value is not None:
+            scores[metric] = whole or Estimate(value)
+    return row._replace(
+        scores=scores,
+        n_distinct=number(results, *path, "distinct"),
+        mean_length=number(results, *path, "mean_length"),
+    )

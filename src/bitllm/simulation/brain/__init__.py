@@ -1,0 +1,1 @@
+"""The subjects: cortex, tuning and responses."""

@@ -1,0 +1,175 @@
+"""What every voxel responds to: the true tuning that the betas are made from.
+
+Early areas see the picture through receptive fields; higher areas respond to what the scene holds, each area
+to its own kinds of things. Which objects, colours or places a voxel prefers is a smooth function of its
+functional place, partly the same for all subjects, partly the subject's own, and in part the voxel's own.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from bitllm.simulation.brain import atlases
+from bitllm.simulation.brain.atlases import PATCHES, within
+from bitllm.simulation.brain.cortex import LEFT, SHEET_RADIUS_MM, Cortex
+from bitllm.simulation.parameters import SimulationConfig, stream
+from bitllm.simulation.world.scenes import FEATURE_GROUPS, FEATURES
+
+CELLS = 12
+"""Pictures are seen through a grid of 12 × 12 cells."""
+
+CHANNELS = ("luminance", "red-green", "blue-yellow", "contrast")
+PICTURE_DEG = 8.4
+"""Side of the picture in degrees of visual angle, as in NSD."""
+
+_WAVES = 256
+_SAME_IN_BOTH_HEMISPHERES = 0.6
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Noiseless tuning of one subject's cortical voxels, before the response is scaled."""
+
+    receptive_fields: Float[np.ndarray, "voxels cells"]
+    """Weight of every cell of the picture; sums to 1 over the 144 cells."""
+    channels: Float[np.ndarray, "voxels 4"]
+    """Weight of luminance, red–green, blue–yellow and contrast; 0 beyond the early areas."""
+    semantic: Float[np.ndarray, "voxels features"]
+    """Weight of each feature of ``FEATURES``, for features centred and scaled by ``standardised``."""
+
+    def responses(
+        self, seen: Float[np.ndarray, "images cells 4"], features: Float[np.ndarray, "images features"]
+    ) -> Float[np.ndarray, "images voxels"]:
+        """Responses to pictures, up to the scale of each voxel."""
+        early = sum(
+            (seen[:, :, channel] @ self.receptive_fields.T) * self.channels[:, channel]
+            for channel in range(4)
+        )
+        return features @ self.semantic.T + early
+
+
+def make_tuning(config: SimulationConfig, cortex: Cortex, subject: int, *, seed: int) -> Tuning:
+    """Tuning of the subject with this index (0-based)."""
+    n_shared_columns = len(FEATURES) + len(CHANNELS)
+    common = _smooth_fields(cortex, config.tuning_mm, n_shared_columns, stream(seed, "shared tuning"))
+    own = _smooth_fields(cortex, config.tuning_mm, n_shared_columns, stream(seed, "subject tuning", subject))
+    alone = stream(seed, "voxel tuning", subject).standard_normal(common.shape)
+    smooth = np.sqrt(config.shared_tuning) * common + np.sqrt(1 - config.shared_tuning) * own
+    preferences = np.sqrt(1 - config.voxel_tuning) * smooth + np.sqrt(config.voxel_tuning) * alone
+    _partners_like_objects(preferences)
+
+    early = _early(cortex.places)
+    gains, leaning = _group_gains(cortex.places)
+    semantic = np.empty((len(cortex.places), len(FEATURES)))
+    for column, (group, _) in enumerate(FEATURES):
+        semantic[:, column] = gains[group] * (leaning.get(group, 0.0) + preferences[:, column])
+    return Tuning(
+        receptive_fields=_receptive_fields(cortex),
+        channels=1.6 * early[:, None] * (preferences[:, len(FEATURES) :] + np.array([0.3, 0.0, 0.0, 1.0])),
+        semantic=semantic * (1 - early)[:, None],
+    )
+
+
+def standardised(features: Float[np.ndarray, "images features"]) -> Float[np.ndarray, "images features"]:
+    """Features centred, and scaled so that the variances within each group add up to 1."""
+    centred = features - features.mean(0)
+    groups = np.array([group for group, _ in FEATURES])
+    for group in FEATURE_GROUPS:
+        spread = np.sqrt(centred[:, groups == group].var(0).sum())
+        centred[:, groups == group] /= spread if spread > 0 else 1.0
+    return centred
+
+
+def _smooth_fields(
+    cortex: Cortex, length_mm: float, n_fields: int, rng: np.random.Generator
+) -> Float[np.ndarray, "voxels fields"]:
+    """Random smooth functions of the place (variance 1), similar in the two hemispheres."""
+    waves = rng.normal(0, SHEET_RADIUS_MM / length_mm, (3, _WAVES))
+    basis = np.cos(cortex.places @ waves + rng.uniform(0, 2 * np.pi, _WAVES)) * np.sqrt(2 / _WAVES)
+    both, left, right = rng.standard_normal((3, _WAVES, n_fields))
+    same, other = np.sqrt(_SAME_IN_BOTH_HEMISPHERES), np.sqrt(1 - _SAME_IN_BOTH_HEMISPHERES)
+    return np.where(
+        (cortex.hemisphere == LEFT)[:, None],
+        basis @ (same * both + other * left),
+        basis @ (same * both + other * right),
+    )
+
+
+def _partners_like_objects(preferences: Float[np.ndarray, "voxels fields"]) -> None:
+    """A voxel that likes dogs likes them as second object too: half of that variance. In place."""
+    column = {feature: index for index, feature in enumerate(FEATURES)}
+    for whole, part in (("object", "partner"), ("category", "partner_category")):
+        main = [column[whole, value] for value in FEATURE_GROUPS[whole]]
+        second = [column[part, value] for value in FEATURE_GROUPS[part]]
+        preferences[:, second] = np.sqrt(0.5) * (preferences[:, main] + preferences[:, second])
+
+
+def _early(places: Float[np.ndarray, "voxels 3"]) -> Float[np.ndarray, " voxels"]:
+    """1 in V1 to V3, a half in hV4, 0 beyond."""
+    area = atlases.atlas_labels("prf-visualrois", places)
+    return np.where(area == 7, 0.5, (area > 0).astype(np.float64))
+
+
+def _receptive_fields(cortex: Cortex) -> Float[np.ndarray, "voxels cells"]:
+    """Receptive fields over the picture: the contralateral half, farther out and larger with eccentricity.
+
+    The polar angle runs from the horizontal meridian at the calcarine to the vertical one at the border of V1
+    and V2, back at V3's, and so on: upper field below the calcarine, lower field above it.
+    """
+    side = atlases.from_calcarine(cortex.places)
+    phase = np.abs(side) / 22.0
+    elevation = 90 * np.abs(((phase + 1) % 2) - 1) * np.sign(side)
+    eccentricity = np.minimum(atlases.eccentricity(cortex.places), PICTURE_DEG / 2)
+    right_field = np.where(cortex.hemisphere == LEFT, 1.0, -1.0)
+    x = right_field * eccentricity * np.cos(np.radians(elevation))
+    y = eccentricity * np.sin(np.radians(elevation))
+    size = 0.4 + eccentricity * (0.08 + 0.09 * np.minimum(phase, 4))
+    grid = (np.arange(CELLS) + 0.5) / CELLS * PICTURE_DEG - PICTURE_DEG / 2
+    across = np.exp(-0.5 * ((grid - x[:, None]) / size[:, None]) ** 2)
+    down = np.exp(-0.5 * ((-grid - y[:, None]) / size[:, None]) ** 2)
+    fields = (down[:, :, None] * across[:, None, :]).reshape(len(x), -1)
+    return fields / fields.sum(1, keepdims=True)
+
+
+_BY_STREAM: dict[str, tuple[float, float, float]] = {
+    "category": (1.1, 1.1, 0.7), "object": (1.6, 1.3, 0.8), "partner_category": (0.5, 0.7, 0.7),
+    "partner": (0.7, 0.8, 0.8), "setting": (0.7, 0.4, 0.9), "indoor": (0.4, 0.2, 0.4),
+    "action": (0.4, 1.0, 0.7),
+    "colour": (0.9, 0.3, 0.2), "count": (0.3, 0.5, 1.1), "relation": (0.2, 0.6, 1.0),
+    "face": (0.1, 0.1, 0.0), "body": (0.1, 0.2, 0.0), "words": (0.1, 0.1, 0.0), "food": (0.2, 0.1, 0.0),
+}  # fmt: skip
+"""How much the ventral, lateral and parietal streams care about each group of features."""
+
+_BY_PATCH: dict[str, dict[str, float]] = {
+    "face": {"OFA": 3, "FFA-1": 3.5, "FFA-2": 3.5, "mTL-faces": 2.5, "aTL-faces": 2},
+    "body": {"EBA": 3, "FBA-1": 3, "FBA-2": 3, "mTL-bodies": 2},
+    "words": {"OWFA": 3, "VWFA-1": 3.5, "VWFA-2": 3.5, "mfs-words": 2, "mTL-words": 2},
+    "food": {"food-1": 3, "food-2": 3},
+    "setting": {"OPA": 1.8, "PPA": 2.4, "RSC": 2.2},
+    "indoor": {"OPA": 1.0, "PPA": 1.4, "RSC": 1.4},
+    "action": {"EBA": 1.2},
+}
+"""What the selective areas add."""
+
+_LEANING = {"face": 1.5, "body": 1.5, "words": 1.5, "food": 1.5}
+"""Selective areas respond more, not less, to what they are named for."""
+
+
+def _group_gains(
+    places: Float[np.ndarray, "voxels 3"],
+) -> tuple[dict[str, Float[np.ndarray, " voxels"]], dict[str, Float[np.ndarray, " voxels"]]]:
+    """How much each place cares about each group of features, and how much more it likes than dislikes it."""
+    _, turn = atlases.angles(places)
+    closeness = np.stack([np.exp(3 * (np.cos(np.radians(turn - middle)) - 1)) for middle in (0, 90, 200)])
+    closeness /= closeness.sum(0)
+    gains = {group: np.array(weights) @ closeness for group, weights in _BY_STREAM.items()}
+    leaning: dict[str, Float[np.ndarray, " voxels"]] = {}
+    for group, patches in _BY_PATCH.items():
+        added = sum(
+            gain * np.exp(-0.7 * within(places, PATCHES[name]) ** 4) for name, gain in patches.items()
+        )
+        if group in _LEANING:
+            leaning[group] = np.where(added > 0.3, _LEANING[group], 0.0)
+        gains[group] = gains[group] + added
+    return gains, leaning

@@ -1,0 +1,144 @@
+"""What a simulated release is made of: sizes, strengths, and the presets that the command line offers."""
+
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from bitllm.config import StrictConfig, nearest
+from bitllm.errors import ConfigError
+
+SIMULATION_VERSION = 1
+"""Raised whenever the same preset and seed would give other files."""
+
+RUNS_PER_SESSION = 12
+"""NSD's own number of runs in a session."""
+
+REPETITIONS = 3
+"""NSD plans three presentations of every image."""
+
+Share = Annotated[float, Field(ge=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+class SimulationConfig(StrictConfig):
+    """Everything that decides a simulated release, apart from its seed.
+
+    The noise is argued from NSD itself. Notebooks that were run on the real b3 betas print mean noise
+    ceilings of 24.2 % of the variance of three averaged trials in the volume and 36.2 % on the surface, where
+    no white matter is mixed in. With ``ceiling = ncsnr² / (ncsnr² + 1/3)`` these are ncsnr .33 and .43; the
+    median over nsdgeneral is about .40 here, and the mean ceiling 33 %.
+
+    What is shared by the subjects decides how hard an unseen one is. The defaults were chosen on validation
+    images of subj07, with ridge regression from common MNI places to scene features fitted on subj01 to
+    subj06: R@10 among 207 images is .7 to .8 with repeats averaged and .55 for single trials, against
+    .99 for images that a training subject has not seen.
+    """
+
+    preset: str = "custom"
+    """Name of the preset that the values come from (a label: nothing depends on it)."""
+    sessions: tuple[int, ...]
+    """Sessions of each subject, in order; unequal, as NSD's 40, 40, 32, 30, 40, 32, 40, 30."""
+    trials_per_session: int = Field(ge=RUNS_PER_SESSION)
+    """Trials of one session, over twelve runs (NSD: 750)."""
+    n_shared: int = Field(ge=1)
+    """Images planned for every subject (NSD: 1,000)."""
+    n_unique: int = Field(ge=1)
+    """Images planned for one subject alone (NSD: 9,000)."""
+    picture_px: int = Field(ge=24, multiple_of=12)
+    """Side of the square pictures in pixels (NSD: 425); a multiple of 12, the grid that early areas see."""
+    voxel_mm: float = Field(gt=0.9)
+    """Side of the cubic voxels, in mm. It decides how many voxels a subject has (NSD: 1.8)."""
+    signal: NotNegative = 1.0
+    """Strength of the responses to pictures; 0 gives betas that do not depend on the pictures at all."""
+    noise: NotNegative = 1.0
+    """Strength of everything in the betas that is not a response: trial noise and session drifts."""
+    ncsnr_median: float = Field(default=0.41, gt=0)
+    """Signal over noise (a ratio of standard deviations) that a typical voxel of nsdgeneral is built with."""
+    shared_tuning: Share = 0.4
+    """Share of the smooth tuning's variance that all subjects have in common at one functional place."""
+    voxel_tuning: Share = 0.5
+    """Share of a voxel's tuning variance that no neighbour and no other subject has."""
+    misalignment_mm: NotNegative = 6.0
+    """Typical distance between the place that anatomy gives (MNI) and the true functional place."""
+    tuning_mm: float = Field(default=14.0, gt=0)
+    """Distance along the cortex over which smooth tuning changes."""
+
+    @model_validator(mode="after")
+    def _plan_fits(self) -> "SimulationConfig":
+        planned = max(self.sessions) * self.trials_per_session
+        wanted = REPETITIONS * self.images_per_subject
+        if planned != wanted:
+            raise ValueError(
+                f"{max(self.sessions)} sessions of {self.trials_per_session} trials are {planned} "
+                f"presentations, but {self.images_per_subject} images shown three times need {wanted}; "
+                "change one of them"
+            )
+        return self
+
+    @property
+    def images_per_subject(self) -> int:
+        """Images planned for one subject, shared and unique."""
+        return self.n_shared + self.n_unique
+
+    @property
+    def n_images(self) -> int:
+        """Images in the stimulus file."""
+        return self.n_shared + self.n_unique * len(self.sessions)
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """Names of the subjects, in NSD's way."""
+        return tuple(f"subj{number:02d}" for number in range(1, len(self.sessions) + 1))
+
+
+PRESETS: dict[str, SimulationConfig] = {
+    "tiny": SimulationConfig(
+        preset="tiny", sessions=(4, 4, 3, 3, 4, 3, 4, 3), trials_per_session=60,
+        n_shared=24, n_unique=56, picture_px=48, voxel_mm=16.0, ncsnr_median=0.9,
+        shared_tuning=0.7, voxel_tuning=0.2, misalignment_mm=4.0,
+    ),
+    "demo": SimulationConfig(
+        preset="demo", sessions=(12, 12, 10, 9, 12, 10, 12, 9), trials_per_session=252,
+        n_shared=240, n_unique=768, picture_px=96, voxel_mm=6.2,
+    ),
+    "bench": SimulationConfig(
+        preset="bench", sessions=(14, 14, 12, 11, 14, 12, 14, 11), trials_per_session=750,
+        n_shared=1200, n_unique=2300, picture_px=144, voxel_mm=4.0,
+    ),
+}  # fmt: skip
+
+
+def preset(name: str) -> SimulationConfig:
+    """The configuration of a named preset: tiny, demo or bench.
+
+    Raises
+    ------
+    ConfigError
+        If there is no preset of this name; the message names the nearest one.
+    """
+    if name not in PRESETS:
+        raise ConfigError(
+            f"preset: expected one of {', '.join(PRESETS)}, found `{name}`; {nearest(name, list(PRESETS))}"
+        )
+    return PRESETS[name]
+
+
+def expected_gigabytes(config: SimulationConfig) -> float:
+    """Upper estimate of a release's size on disk in GB: betas of the whole brain mask, and pictures."""
+    brain_mm3 = 1.25e6
+    brain_voxels = brain_mm3 / config.voxel_mm**3
+    trials = sum(config.sessions) * config.trials_per_session
+    bytes_per_voxel_and_session = 2 * config.trials_per_session + 60  # HDF5's index entry of a chunk
+    betas = brain_voxels * sum(config.sessions) * bytes_per_voxel_and_session
+    pictures = config.n_images * config.picture_px**2 * 0.6
+    return (betas + pictures + 400 * trials) / 1e9
+
+
+def stream(seed: int, purpose: str, *indices: int) -> np.random.Generator:
+    """Random numbers that depend on the seed, the purpose and the indices, and on nothing else.
+
+    Every purpose has its own stream, so that changing (say) the noise leaves the scenes as they were.
+    """
+    key = [int.from_bytes(purpose.encode(), "big") % 2**63, *indices]
+    return np.random.default_rng(np.random.SeedSequence(entropy=seed, spawn_key=key))

@@ -1,0 +1,1 @@
+"""The stimuli: scenes, their pictures and their captions."""

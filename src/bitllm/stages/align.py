@@ -1,0 +1,147 @@
+"""Stage 1, align: teach the encoder a subject-agnostic embedding space shared with pictures and captions.
+
+    betas → brain tokens → heads → unit vectors;  loss = mean of symmetric InfoNCE (brain, image), (brain, text)
+
+Targets come from a frozen CLIP, once per image; repeats of an image in a batch are positives of each other. Single
+trials are the examples. Output: a checkpoint of encoder and heads.
+
+References
+----------
+The poster, "Stage 1: Multi-Modal Contrastive Pre-training".
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from pydantic import Field
+
+from bitllm.config import StrictConfig
+from bitllm.data.batch import Anatomies, brain_input
+from bitllm.data.dataset import TrialSet, sealed_test, select_trials
+from bitllm.data.splits import Split, check_split
+from bitllm.data.store import Store
+from bitllm.data.targets import Targets
+from bitllm.files import folder_written_whole
+from bitllm.metrics.retrieval import retrieval
+from bitllm.model.aligner import BrainAligner, save_aligner
+from bitllm.model.encoder import BrainEncoder
+from bitllm.training.embed import brain_tokens_of
+from bitllm.training.run import EveryNSteps, OptimizerConfig, Progress, StageTrainer, make_trainer
+
+
+class EncoderConfig(StrictConfig):
+    """Sizes of the brain encoder (see `bitllm.model.encoder.BrainEncoder`)."""
+
+    n_queries: int = Field(default=1024, gt=0)
+    """Number of pooled values."""
+    rank: int = Field(default=128, gt=0)
+    """Width of queries and keys."""
+    n_brain_tokens: int = Field(default=128, gt=0)
+    """Number of brain tokens."""
+    token_width: int = Field(default=1024, gt=0)
+    """Width of a brain token."""
+    n_blocks: int = Field(default=4, ge=0)
+    """Number of residual blocks."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout in the residual blocks."""
+    sharpness: float = Field(default=12.0, gt=0)
+    """First value of the softmax's sharpness τ."""
+    n_frequencies: int = Field(default=96, gt=0)
+    """Number of Fourier directions."""
+    length_mm: float = Field(default=12.0, gt=0)
+    """Distance over which voxels become dissimilar, in mm."""
+    label_width: int = Field(default=16, gt=0)
+    """Width of a label's embedding."""
+    atlases: tuple[str, ...] = ("prf-visualrois", "floc-faces", "floc-places", "floc-bodies", "floc-words", "streams")
+    """Atlases whose labels a voxel's key knows."""
+    anchored: bool = True
+    """Whether the queries start as keys of random training voxels."""
+
+    def arguments(self, store: Store) -> dict[str, Any]:
+        """Arguments of `BrainEncoder` for the atlases of ``store``."""
+        fields = self.model_dump(exclude={"atlases", "anchored"})
+        return {**fields, "n_labels": [max(store.atlases[atlas]) for atlas in self.atlases]}
+
+
+class AlignConfig(StrictConfig):
+    """The align stage."""
+
+    optimizer: OptimizerConfig = OptimizerConfig(steps=300, batch_size=224, learning_rate=1e-3, weight_decay=0.05)
+    """How it learns."""
+    validate_every: int = Field(default=50, gt=0)
+    """Steps between two retrievals on validation images."""
+
+
+def make_encoder(store: Store, split: Split, config: EncoderConfig, *, seed: int) -> BrainEncoder:
+    """An untrained encoder; its queries are anchored at voxels of a training subject where configured."""
+    torch.manual_seed(seed)
+    encoder = BrainEncoder(**{**config.arguments(store), "n_labels": tuple(config.arguments(store)["n_labels"])})
+    for name, module in encoder.named_modules():
+        if isinstance(module, torch.nn.Embedding):
+            torch.nn.init.normal_(module.weight, std=0.5 * module.embedding_dim**-0.5)
+        elif isinstance(module, torch.nn.Linear) and "keys" not in name:
+            torch.nn.init.zeros_(module.bias)
+    if config.anchored:
+        anatomies = Anatomies.of(store, split.train_subjects, config.atlases)
+        real = anatomies.voxel_mask
+        encoder.anchor_queries(anatomies.coords_mm[real], anatomies.atlas_labels[real],
+                               torch.Generator().manual_seed(seed))
+    return encoder
+
+
+def train_align(  # noqa: PLR0913 - the parts of the stage
+    store: Store, split: Split, targets: Targets, folder: Path, *, encoder_config: EncoderConfig, config: AlignConfig,
+    seed: int, progress: Progress | None = None,
+) -> None:
+    """Train encoder and heads on the training trials of ``split``; write the checkpoint whole or not at all.
+
+    Raises
+    ------
+    SplitError
+        If the split leaks.
+    """
+    check_split(store, split)
+    with sealed_test(), folder_written_whole(folder, replace=True) as unfinished:
+        trials = select_trials(store, split, "train", averaged=False)
+        anatomies = Anatomies.of(store, trials.subjects, encoder_config.atlases)
+        aligner = BrainAligner(make_encoder(store, split, encoder_config, seed=seed),
+                               embedding_width=targets.image.shape[1])
+        rows = targets.rows(trials.nsd_id)
+        image, text = torch.from_numpy(targets.image[rows]), torch.from_numpy(targets.text[rows])
+        nsd_id = torch.from_numpy(trials.nsd_id)
+
+        def collate(pairs: list[tuple[int, int]]) -> dict[str, Any]:
+            indices = [index for _, index in pairs]
+            return {**brain_input(trials, anatomies, indices)._asdict(), "image": image[indices],
+                    "text": text[indices], "nsd_id": nsd_id[indices]}
+
+        trainer = make_trainer(StageTrainer, aligner, config.optimizer, unfinished, n_examples=len(trials),
+                               collate=collate, seed=seed, what="align", progress=progress)
+        validation = select_trials(store, split, "validation", averaged=True)
+        trainer.add_callback(EveryNSteps(config.validate_every,
+                                         lambda: validate(aligner, validation, anatomies, targets),
+                                         unfinished / "log.jsonl"))
+        trainer.train()
+        save_aligner(aligner.eval(), unfinished, encoder=encoder_config.arguments(store),
+                     about={"atlases": list(encoder_config.atlases), "split": split.sha256, "seed": seed})
+
+
+def validate(aligner: BrainAligner, trials: TrialSet, anatomies: Anatomies, targets: Targets) -> dict[str, float]:
+    """Brain → image retrieval among the validation images, averaged over the training subjects."""
+    embeddings = brain_embeddings(aligner, brain_tokens_of(aligner.encoder, trials, anatomies))
+    scores = []
+    for subject in np.unique(trials.subject_index):
+        own = trials.subject_index == subject
+        gallery = targets.image[targets.rows(trials.nsd_id[own])]
+        scores.append(retrieval(embeddings[own] @ gallery.T, np.arange(own.sum()), np.random.default_rng(0)))
+    return {"validation_R@10": float(np.mean([score.r_at_10 for score in scores])),
+            "validation_chance_R@10": float(np.mean([score.chance_r_at_10 for score in scores]))}
+
+
+@torch.no_grad()
+def brain_embeddings(aligner: BrainAligner, brain_tokens: torch.Tensor) -> Float[np.ndarray, "n d"]:
+    """Unit embeddings in the picture space."""
+    return aligner.embed(brain_tokens)[0].cpu().numpy()

@@ -1,0 +1,87 @@
+"""The rewards of rft: R = α·R_CIDEr + β·R_BERT + γ·R_IP.
+
+References
+----------
+The poster, "Stage 3". It does not define R_IP, nor the weights, nor the models. Ours: CIDEr-D against the image's
+references with document frequencies frozen from the *training* references (those of a batch alone would score a
+single image 0); BERTScore F1, the best over the references; the inner product of unit CLIP embeddings of caption and
+picture. All are in natural units (CIDEr 0 to 10, BERTScore and inner product at most 1).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from pydantic import Field
+
+from bitllm.config import StrictConfig
+from bitllm.data.prompt import plain_caption
+from bitllm.data.store import Store
+from bitllm.data.targets import ClipEmbedder, Targets
+from bitllm.errors import TrainingError
+from bitllm.metrics.bertscore import BertScorer
+from bitllm.metrics.cider import Cider, DocumentFrequencies
+from bitllm.metrics.tokenize import ptb_tokenize
+
+
+class RewardWeights(StrictConfig):
+    """Weights of the composite reward."""
+
+    cider: float = Field(default=1.0, ge=0)
+    """α, of CIDEr-D."""
+    bertscore: float = Field(default=1.0, ge=0)
+    """β, of BERTScore F1."""
+    ip: float = Field(default=1.0, ge=0)
+    """γ, of the inner product of caption and picture."""
+
+
+class Rewards(NamedTuple):
+    """Reward of each caption and its parts."""
+
+    total: Float[np.ndarray, " n"]
+    cider: Float[np.ndarray, " n"]
+    bertscore: Float[np.ndarray, " n"]
+    ip: Float[np.ndarray, " n"]
+
+
+class CompositeReward:
+    """Scores sampled captions of training images.
+
+    Parameters
+    ----------
+    store
+        Captions of the images.
+    nsd_ids
+        Training images, whose references give the document frequencies.
+    targets
+        Embeddings of the pictures.
+    """
+
+    def __init__(self, store: Store, nsd_ids: Sequence[int], targets: Targets, *, clip: ClipEmbedder,
+                 bert_scorer: BertScorer, weights: RewardWeights) -> None:
+        self.weights, self.targets, self.clip, self.bert_scorer = weights, targets, clip, bert_scorer
+        self.references = {int(nsd_id): list(store.captions[int(nsd_id)]) for nsd_id in nsd_ids}
+        tokenised = {nsd_id: ptb_tokenize(captions) for nsd_id, captions in self.references.items()}
+        self.cider = Cider(tokenised, DocumentFrequencies.fit(list(tokenised.values())))
+
+    def __call__(self, nsd_ids: Sequence[int], captions: Sequence[str], has_ended: Sequence[bool]) -> Rewards:
+        """Rewards of captions of these images; one that did not come to its end scores 0.
+
+        Raises
+        ------
+        TrainingError
+            If a reward is not a number; the message holds the caption.
+        """
+        ended = np.asarray(has_ended, dtype=np.float64)
+        cider = self.cider.score([int(nsd_id) for nsd_id in nsd_ids], ptb_tokenize(captions)) / 100 * ended
+        references = [[plain_caption(text) for text in self.references[int(nsd_id)]] for nsd_id in nsd_ids]
+        bertscore = self.bert_scorer.score(captions, references) / 100 * ended
+        pictures = self.targets.image[self.targets.rows(np.asarray(nsd_ids))]
+        ip = (self.clip.captions(captions) * pictures).sum(axis=1) * ended
+        total = self.weights.cider * cider + self.weights.bertscore * bertscore + self.weights.ip * ip
+        bad = np.flatnonzero(~np.isfinite(total))
+        if len(bad):
+            raise TrainingError(f"reward: expected a number, found {total[bad[0]]} for the caption {captions[bad[0]]!r} "
+                                f"of image {nsd_ids[bad[0]]}; look at the reward models")
+        return Rewards(total, cider, bertscore, ip)

@@ -1,0 +1,44 @@
+"""Brain tokens of many trials at once, by a frozen encoder."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bitllm.data.batch import Anatomies, BrainInput, brain_input
+from bitllm.data.dataset import TrialSet
+from bitllm.model.encoder import Anatomy, BrainEncoder
+
+_BATCH = 512
+
+
+@torch.no_grad()
+def encode(encoder: BrainEncoder, batch: BrainInput) -> Float[Tensor, "B N width"]:
+    """Brain tokens of one batch, without dropout."""
+    was_training = encoder.training
+    device = encoder.queries.device
+    encoder.eval()
+    betas, subject_index, *places = (tensor.to(device) for tensor in batch)
+    brain_tokens = encoder(betas, subject_index, Anatomy(*places))
+    encoder.train(was_training)
+    return brain_tokens
+
+
+def brain_tokens_of(encoder: BrainEncoder, trials: TrialSet, anatomies: Anatomies) -> Float[Tensor, "n N width"]:
+    """Brain tokens of every trial; trials of one subject are encoded together."""
+    return _in_batches(encoder, len(trials), lambda indices: brain_input(trials, anatomies, indices))
+
+
+def brain_tokens_of_betas(encoder: BrainEncoder, betas: Sequence[Float[np.ndarray, " voxels"]],
+                          subject: str, anatomies: Anatomies) -> Float[Tensor, "n N width"]:
+    """Brain tokens of betas of one subject, e.g. those of a control."""
+    row = anatomies.subjects.index(subject)
+    return _in_batches(encoder, len(betas), lambda indices: anatomies.brain_input(
+        [betas[index] for index in indices], [row] * len(indices)))
+
+
+def _in_batches(encoder: BrainEncoder, n: int, batch_of: Callable[[Sequence[int]], BrainInput]) -> Float[Tensor, "n N width"]:
+    starts = range(0, n, _BATCH)
+    return torch.cat([encode(encoder, batch_of(range(start, min(start + _BATCH, n)))).cpu() for start in starts])

@@ -1,0 +1,112 @@
+"""The table of images, their captions and pictures, and what is said when they lack something."""
+
+import json
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+
+from bitllm.data.nsd.layout import NsdRelease
+from bitllm.data.nsd.stimuli import read_captions, read_pictures, read_stimuli
+from bitllm.errors import DataError
+
+
+def stimuli_of(mini) -> pd.DataFrame:
+    return read_stimuli(mini.stimulus_table, np.arange(30), mini.shared)
+
+
+def captions_of(mini) -> pd.DataFrame:
+    return read_captions(NsdRelease(mini.root), stimuli_of(mini))
+
+
+def pictures_of(mini, nsd_ids=(0, 3, 4, 5, 29)) -> np.ndarray:
+    return np.concatenate(list(read_pictures(mini.stimuli, np.array(nsd_ids))))
+
+
+def without_captions(path, coco_id: int, *, caption: str | None = None) -> None:
+    content = json.loads(path.read_text())
+    kept = [a for a in content["annotations"] if a["image_id"] != coco_id]
+    if caption is not None:
+        kept.append({"image_id": coco_id, "caption": caption})
+    path.write_text(json.dumps({"annotations": kept}))
+
+
+def test_captions_are_stripped_and_kept_in_file_order(written_release):
+    captions = captions_of(written_release)
+    assert captions["nsd_id"].is_monotonic_increasing
+    assert captions.groupby("nsd_id")["caption"].agg(list).to_dict() == written_release.captions
+    assert captions.groupby("nsd_id").size().value_counts().to_dict() == {5: 22, 6: 8}
+
+
+def test_pictures_are_rows_of_the_file(written_release):
+    np.testing.assert_array_equal(pictures_of(written_release), written_release.pictures[[0, 3, 4, 5, 29]])
+
+
+@pytest.mark.parametrize("caption", [None, "  \n"])
+def test_an_image_without_a_caption_is_named(release, caption):
+    coco_id = 1000 + 7 * 28  # of nsd_id 1
+    without_captions(release.annotations(), coco_id, caption=caption)
+    message = rf"captions_train2017.json: expected captions of the COCO image {coco_id} \(nsdId 1\)"
+    with pytest.raises(DataError, match=message):
+        captions_of(release)
+
+
+def test_a_file_that_is_not_cocos_captions_is_named(release):
+    release.annotations().write_text("[]")
+    with pytest.raises(DataError, match="expected COCO's captions under `annotations`, found none"):
+        captions_of(release)
+
+
+def test_coco_instances_are_not_captions(release):
+    instances = {"annotations": [{"image_id": 1, "bbox": [0, 0, 1, 1]}]}
+    release.annotations("val2017").write_text(json.dumps(instances))
+    message = r"val2017.json: expected `image_id` and `caption` in every annotation"
+    with pytest.raises(DataError, match=message):
+        captions_of(release)
+
+
+def test_missing_captions_are_named(release):
+    release.annotations("val2017").unlink()
+    with pytest.raises(DataError, match=r"captions_val2017.json: expected COCO's captions, found no file"):
+        captions_of(release)
+
+
+def test_a_stimulus_table_without_its_columns_is_named(release):
+    pd.read_csv(release.stimulus_table).drop(columns="cocoId").to_csv(release.stimulus_table)
+    message = r"nsd_stim_info_merged.csv: expected a table with the columns nsdId, cocoId"
+    with pytest.raises(DataError, match=message):
+        stimuli_of(release)
+
+
+def test_a_stimulus_table_without_an_image_is_named(release):
+    pd.read_csv(release.stimulus_table)[:-2].to_csv(release.stimulus_table)
+    message = r"expected a row with nsdId 28, which was shown, found none \(2 images lack\)"
+    with pytest.raises(DataError, match=message):
+        stimuli_of(release)
+
+
+def test_a_table_with_other_shared_images_is_named(release):
+    table = pd.read_csv(release.stimulus_table)
+    table.assign(shared1000=~table["shared1000"]).to_csv(release.stimulus_table)
+    with pytest.raises(DataError, match=r"expected `shared1000` to be (True|False) for nsdId 0, as in"):
+        stimuli_of(release)
+
+
+def test_too_few_pictures_are_named(written_release):
+    with pytest.raises(DataError, match=r"nsd_stimuli.hdf5: expected at least 31 pictures, found 30"):
+        pictures_of(written_release, [2, 30])
+
+
+@pytest.mark.parametrize("name,shape,dtype", [("images", (2, 4, 4, 3), "u1"), ("imgBrick", (2, 4, 4), "u1")])
+def test_another_dataset_than_pictures_is_named(release, name, shape, dtype):
+    with h5py.File(release.stimuli, "w") as file:
+        file[name] = np.zeros(shape, dtype)
+    with pytest.raises(DataError, match="expected a dataset `imgBrick` of uint8 pictures"):
+        pictures_of(release, [0])
+
+
+def test_damaged_pictures_are_named(release):
+    release.stimuli.write_bytes(release.stimuli.read_bytes()[:900])
+    with pytest.raises(DataError, match=r"nsd_stimuli.hdf5: expected whole HDF5, found a damaged file"):
+        pictures_of(release)

@@ -1,0 +1,132 @@
+"""The trial-to-image mapping, and every way in which design and responses can disagree."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.io
+
+from bitllm.data.nsd.layout import NsdRelease
+from bitllm.data.nsd.trials import read_design, read_trials
+from bitllm.errors import DataError
+
+
+def change_design(mini, **changes) -> None:
+    content = {key: value for key, value in scipy.io.loadmat(mini.design).items() if not key.startswith("__")}
+    content |= changes
+    scipy.io.savemat(mini.design, {key: value for key, value in content.items() if value is not None})
+
+
+def change_responses(mini, subject: str, change) -> None:
+    table = pd.read_csv(mini.responses(subject), sep="\t")
+    change(table).to_csv(mini.responses(subject), sep="\t", index=False)
+
+
+def trials_of(mini, subject: str, n_sessions: int = 2) -> pd.DataFrame:
+    return read_trials(NsdRelease(mini.root), read_design(mini.design), subject, n_sessions)
+
+
+def test_the_design_is_read_as_0_based(written_release):
+    design = read_design(written_release.design)
+    assert set(design.shared_ids) == set(written_release.shared)
+    assert design.trials_per_session.tolist() == [12, 12, 12]
+    assert design.n_shared == 4
+
+
+def test_later_responses_than_the_betas_are_left_out(written_release):
+    trials = trials_of(written_release, "subj01", 2)
+    assert trials["nsd_id"].tolist() == written_release.nsd_id["subj01"][:24].tolist()
+
+
+def test_a_folder_without_the_design_file_is_named(release):
+    release.design.unlink()
+    message = r"nsd_expdesign.mat: expected NSD's experimental design, found no file"
+    with pytest.raises(DataError, match=message):
+        read_design(release.design)
+
+
+def test_a_design_that_is_not_matlab_is_named(release):
+    release.design.write_bytes(b"<html>404</html>" * 20)
+    with pytest.raises(DataError, match=r"nsd_expdesign.mat: expected a MATLAB 5 file, found another"):
+        read_design(release.design)
+
+
+def test_a_truncated_design_is_named(release):
+    release.design.write_bytes(release.design.read_bytes()[:400])
+    with pytest.raises(DataError, match=r"nsd_expdesign.mat: expected"):
+        read_design(release.design)
+
+
+def test_a_design_without_a_variable_is_named(release):
+    change_design(release, sharedix=None)
+    with pytest.raises(DataError, match="expected the variable `sharedix`, found none"):
+        read_design(release.design)
+
+
+def test_a_0_based_ordering_is_detected(release):
+    change_design(release, masterordering=scipy.io.loadmat(release.design)["masterordering"] - 1)
+    with pytest.raises(DataError, match=r"expected `masterordering` between 1 and 12 .* found 0 to 11"):
+        read_design(release.design)
+
+
+def test_0_based_shared_images_are_detected(release):
+    change_design(release, sharedix=scipy.io.loadmat(release.design)["sharedix"] - 1)
+    message = "expected the first 4 images of `subjectim` row 1 to be the shared images"
+    with pytest.raises(DataError, match=message):
+        read_design(release.design)
+
+
+def test_an_ordering_shorter_than_the_sessions_is_named(release):
+    change_design(release, masterordering=scipy.io.loadmat(release.design)["masterordering"][:, :-1])
+    with pytest.raises(DataError, match=r"expected 36 trials \(the sum of `stimpattern`\), found 35"):
+        read_design(release.design)
+
+
+def test_more_sessions_than_planned_are_refused(written_release):
+    message = r"nsd_expdesign.mat: expected 4 sessions or more, as there are beta files"
+    with pytest.raises(DataError, match=message):
+        trials_of(written_release, "subj01", 4)
+
+
+@pytest.mark.parametrize("subject", ["subj04", "subjects"])
+def test_a_subject_outside_the_design_is_refused(written_release, subject):
+    message = f"expected a row of `subjectim` for {subject}, found subjects 1 to 3"
+    with pytest.raises(DataError, match=message):
+        trials_of(written_release, subject)
+
+
+def test_responses_of_another_image_name_the_first_trial_and_both_ids(release):
+    expected = int(release.nsd_id["subj01"][16]) + 1
+
+    def replace(table: pd.DataFrame) -> pd.DataFrame:
+        table.loc[[16, 20], "73KID"] = 999
+        return table
+
+    change_responses(release, "subj01", replace)
+    message = rf"responses.tsv: expected 73KID {expected} in trial 17, as in the design, found 999 \(2 trials"
+    with pytest.raises(DataError, match=message):
+        trials_of(release, "subj01")
+
+
+def test_responses_of_another_session_are_named(release):
+    change_responses(release, "subj02", lambda table: table.assign(SESSION=np.maximum(table["SESSION"], 2)))
+    with pytest.raises(DataError, match="expected SESSION 1 in trial 1, as in the design, found 2"):
+        trials_of(release, "subj02")
+
+
+def test_too_few_responses_are_named(release):
+    change_responses(release, "subj03", lambda table: table[:20])
+    with pytest.raises(DataError, match="expected 24 trials, as the design has in 2 sessions, found 20"):
+        trials_of(release, "subj03")
+
+
+@pytest.mark.parametrize("change", [lambda t: t.drop(columns="73KID"), lambda t: t.assign(RUN="one")])
+def test_responses_without_their_columns_are_named(release, change):
+    change_responses(release, "subj01", change)
+    with pytest.raises(DataError, match=r"responses.tsv: expected tab-separated integers in the col"):
+        trials_of(release, "subj01")
+
+
+def test_missing_responses_are_named(release):
+    release.responses("subj01").unlink()
+    with pytest.raises(DataError, match=r"responses.tsv: expected the subject's responses, found no file"):
+        trials_of(release, "subj01")

@@ -1,0 +1,201 @@
+"""The store of the miniature release against values worked out by hand and by loops."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bitllm.data.prepare import part_of_image, prepare_nsd
+from bitllm.data.store import open_store
+from bitllm.errors import DataError, OutputError
+
+PREPARE = {"validation_fraction": 0.3, "seed": 2}
+
+
+def part_of(store, nsd_id: int) -> str:
+    return store.stimuli["part"].loc[nsd_id]
+
+
+def z_scored_by_a_loop(mini, store, subject: str) -> np.ndarray:
+    """Canonical voxel order and z-scores, one number at a time."""
+    x, y, z = mini.mask[subject].shape
+    places = [(i, j, k) for i in range(x) for j in range(y) for k in range(z) if mini.mask[subject][i, j, k]]
+    rows, first = [], 0
+    for session in range(1, 1 + sum(key[0] == subject for key in mini.volumes)):
+        volume = mini.volumes[subject, session]
+        trials = range(volume.shape[3])
+        train = [t for t in trials if part_of(store, mini.nsd_id[subject][first + t]) == "train"]
+        block = np.zeros((len(trials), len(places)))
+        for column, (i, j, k) in enumerate(places):
+            values = [float(volume[i, j, k, t]) / 300 for t in train]
+            mean = sum(values) / len(values)
+            deviation = (sum((v - mean) ** 2 for v in values) / len(values)) ** 0.5
+            for t in trials:
+                block[t, column] = (volume[i, j, k, t] / 300 - mean) / deviation if deviation else 0.0
+        rows.append(block)
+        first += len(trials)
+    return np.concatenate(rows)
+
+
+@pytest.mark.parametrize("subject", ["subj01", "subj02", "subj03"])
+def test_betas_equal_a_loop_over_trials_and_voxels(written_release, store, subject):
+    expected = z_scored_by_a_loop(written_release, store, subject)
+    betas = store.subject(subject).betas
+    assert betas.dtype == np.float16
+    assert betas.shape == expected.shape
+    np.testing.assert_allclose(betas, expected, rtol=2**-10, atol=1e-6)  # float16 has 11 bits
+
+
+def test_a_voxel_out_of_view_in_a_session_is_zero_there(written_release, store):
+    betas = store.subject("subj01").betas
+    assert (betas[:12, -1] == 0).all()
+    assert (betas[12:, -1] != 0).any()
+    assert np.isfinite(betas).all()
+
+
+def test_trials_follow_the_design_and_count_repetitions(written_release, store):
+    trials = store.subject("subj03").trials
+    nsd_id = written_release.nsd_id["subj03"][:24]
+    assert trials["nsd_id"].tolist() == nsd_id.tolist()
+    assert trials["session"].tolist() == [1] * 12 + [2] * 12
+    assert trials["run"].tolist() == ([1] * 7 + [2] * 5) * 2
+    assert trials["trial"].tolist() == [*range(1, 8), *range(1, 6)] * 2
+    assert trials["repetition"].tolist() == [nsd_id[:row].tolist().count(n) for row, n in enumerate(nsd_id)]
+    assert trials["shared"].tolist() == np.isin(nsd_id, written_release.shared).tolist()
+
+
+def test_voxels_carry_place_coordinates_ceiling_and_labels(written_release, store):
+    voxels = store.subject("subj02").voxels
+    mask = written_release.mask["subj02"]
+    np.testing.assert_array_equal(voxels[["i", "j", "k"]], np.argwhere(mask))
+    mni = written_release.mni["subj02"][mask]
+    by_hand = np.column_stack([91 - mni[:, 0], mni[:, 1] - 127, mni[:, 2] - 73])
+    np.testing.assert_allclose(voxels[["x_mm", "y_mm", "z_mm"]], by_hand, rtol=1e-5, atol=1e-4)
+    ncsnr = written_release.ncsnr["subj02"][mask]
+    assert np.isnan(ncsnr[0])
+    assert voxels["ncsnr"].tolist() == [0.0, *ncsnr[1:].tolist()]
+    for atlas in ("prf-visualrois", "streams"):
+        labels = written_release.labels["subj02", atlas][mask]
+        assert voxels[atlas].tolist() == [max(0, int(label)) for label in labels]
+    assert "lh.nsdgeneral" not in voxels
+    assert store.atlases["prf-visualrois"] == {1: "V1v", 2: "V1d", 3: "V2v"}
+
+
+def test_images_have_their_own_captions_and_pictures(written_release, store):
+    seen = sorted({n for subject in store.subjects for n in store.subject(subject).trials["nsd_id"]})
+    assert store.stimuli.index.tolist() == seen
+    assert all(list(store.captions[n]) == written_release.captions[n] for n in seen)
+    assert len(store.captions) == len(seen)
+    some = [seen[5], seen[0], seen[5]]
+    np.testing.assert_array_equal(store.pictures(some), written_release.pictures[some])
+    assert store.stimuli["coco_id"].loc[seen[0]] == 1000 + 7 * (29 - seen[0])
+
+
+def test_shared_images_are_the_test_part_and_the_rest_is_split_by_image(written_release, store):
+    part = store.stimuli["part"]
+    assert set(part.index[part == "test"]) == set(written_release.shared.tolist())
+    assert set(part) == {"train", "validation", "test"}
+    again = {n: part_of_image(n, is_shared=False, validation_fraction=0.3, seed=2) for n in part.index}
+    assert all(again[n] == part[n] for n in part.index if part[n] != "test")
+    many = [part_of_image(n, is_shared=False, validation_fraction=0.08, seed=7) for n in range(20_000)]
+    assert many.count("validation") / len(many) == pytest.approx(0.08, abs=0.006)  # three standard errors
+
+
+def test_statistics_do_not_see_test_and_validation_trials(release, store, tmp_path, write_hdf5_betas):
+    trials = store.subject("subj01").trials
+    part = store.stimuli["part"].loc[trials["nsd_id"]].to_numpy()
+    changed = release.volumes["subj01", 2].copy()
+    changed[..., part[12:24] != "train"] += 5000
+    write_hdf5_betas(release.session("subj01", 2), changed)
+    prepare_nsd(release.root, tmp_path / "again", **PREPARE)
+    before, after = (s.subject("subj01").betas for s in (store, open_store(tmp_path / "again")))
+    np.testing.assert_array_equal(before[part == "train"], after[part == "train"])
+    held_out = np.flatnonzero(part[12:24] != "train") + 12
+    assert (before[held_out] != after[held_out]).all(axis=1).all()
+
+
+def test_hdf5_and_nifti_prepare_to_the_same_bytes(release, store, tmp_path, write_volume):
+    for (subject, session), volume in release.volumes.items():
+        release.session(subject, session).unlink()
+        write_volume(release.session(subject, session, "nii.gz"), volume)
+    prepare_nsd(release.root, tmp_path / "nifti", **PREPARE)
+    again = open_store(tmp_path / "nifti")
+    assert again.manifest == store.manifest
+
+
+def test_preparing_again_gives_the_same_manifest(written_release, store, tmp_path):
+    prepare_nsd(written_release.root, tmp_path / "again", **PREPARE)
+    assert open_store(tmp_path / "again").manifest == store.manifest
+    prepare_nsd(written_release.root, tmp_path / "other", validation_fraction=0.3, seed=3)
+    assert open_store(tmp_path / "other").manifest.sha256 != store.manifest.sha256
+
+
+def test_some_subjects_can_be_prepared_and_progress_is_told(written_release, tmp_path):
+    told = []
+    prepare_nsd(
+        written_release.root,
+        tmp_path / "two",
+        subjects=["subj03", "subj01"],
+        progress=lambda *step: told.append(step),
+    )
+    assert open_store(tmp_path / "two").subjects == ("subj01", "subj03")
+    assert told[0] == ("subj01 session 1", 1, 6)
+    assert told[-1] == ("pictures and captions", 6, 6)
+
+
+def test_the_manifest_says_where_the_data_came_from(release, store, tmp_path):
+    assert store.manifest.source == "nsd"
+    assert store.manifest.simulation is None
+    (release.root / "simulation.json").write_text(json.dumps({"preset": "tiny", "seed": 1}))
+    prepare_nsd(release.root, tmp_path / "simulated", **PREPARE)
+    manifest = open_store(tmp_path / "simulated").manifest
+    assert (manifest.source, manifest.simulation) == ("simulated", {"preset": "tiny", "seed": 1})
+
+
+def test_the_store_is_read_with_numpy_and_pandas_alone(store):
+    betas = np.load(store.path / "subjects/subj01/betas.npy", mmap_mode="r")
+    trials = pd.read_parquet(store.path / "subjects/subj01/trials.parquet")
+    assert len(betas) == len(trials) == 36
+    assert list(trials.columns) == ["session", "run", "trial", "nsd_id", "repetition", "shared"]
+    assert len(np.load(store.path / "pictures.npy")) == len(pd.read_parquet(store.path / "stimuli.parquet"))
+
+
+def test_an_output_folder_with_files_is_refused_and_kept(written_release, tmp_path):
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(OutputError, match="expected an empty or a new folder, found files"):
+        prepare_nsd(written_release.root, tmp_path)
+    assert (tmp_path / "mine.txt").read_text() == "keep"
+
+
+def test_a_failure_leaves_nothing_behind(release, tmp_path):
+    release.session("subj03", 2).write_bytes(b"not HDF5")
+    with pytest.raises(DataError, match=r"betas_session02.hdf5: expected a whole session of betas as HDF5"):
+        prepare_nsd(release.root, tmp_path / "out" / "store")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_atlas_that_one_subject_lacks_is_named(release, tmp_path):
+    release.roi("subj02", "streams").unlink()
+    with pytest.raises(DataError, match=r"subj02.*streams.nii.gz: expected the atlas `streams`"):
+        prepare_nsd(release.root, tmp_path / "store")
+
+
+def test_label_tables_that_disagree_are_named(release, tmp_path):
+    release.table("prf-visualrois", "subj02").write_text("1 V1v\n2 hV4\n3 V2v\n")
+    with pytest.raises(
+        DataError, match=r"subj02.*expected the label 2 to be `V1d`, as in subj01, found `hV4`"
+    ):
+        prepare_nsd(release.root, tmp_path / "store")
+
+
+def test_a_session_without_a_training_trial_is_refused(written_release, tmp_path):
+    with pytest.raises(DataError, match="expected trials of training images in the session, found none"):
+        prepare_nsd(written_release.root, tmp_path / "store", validation_fraction=1.0)
+
+
+def test_an_atlas_without_a_table_is_named_by_its_numbers(release, tmp_path):
+    shutil.rmtree(release.root / "nsddata/freesurfer/fsaverage")
+    prepare_nsd(release.root, tmp_path / "store")
+    assert open_store(tmp_path / "store").atlases["streams"] == {1: "streams-1", 2: "streams-2"}

@@ -1,0 +1,42 @@
+"""InfoNCE against a loop written out."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bitllm.objectives.contrastive import info_nce, same_image
+
+
+def loop_info_nce(brain: torch.Tensor, target: torch.Tensor, scale: float, nsd_id: list[int]) -> float:
+    """The definition, one exponential at a time."""
+    n, total = len(nsd_id), 0.0
+    for queries, keys in ((brain, target), (target, brain)):
+        for i in range(n):
+            scores = [scale * float(queries[i] @ keys[j]) for j in range(n)]
+            log_sum = math.log(sum(math.exp(score) for score in scores))
+            own = [scores[j] - log_sum for j in range(n) if nsd_id[j] == nsd_id[i]]
+            total -= sum(own) / len(own)
+    return total / (2 * n)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=2, max_size=7), st.floats(0.5, 20.0), st.integers(0, 99))
+def test_info_nce_equals_a_loop_written_out(nsd_id: list[int], scale: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    brain, target = (F.normalize(torch.randn(len(nsd_id), 5, generator=generator, dtype=torch.float64), dim=-1)
+                     for _ in range(2))
+    loss = info_nce(brain, target, scale=torch.tensor(scale, dtype=torch.float64),
+                    positives=same_image(torch.tensor(nsd_id)))
+    assert float(loss) == pytest.approx(loop_info_nce(brain, target, scale, nsd_id), abs=1e-10)
+
+
+def test_repeats_of_an_image_are_not_pushed_apart() -> None:
+    brain = F.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), dim=-1)
+    apart = info_nce(brain, brain, scale=torch.tensor(50.0), positives=torch.eye(3, dtype=torch.bool))
+    together = info_nce(brain, brain, scale=torch.tensor(50.0), positives=same_image(torch.tensor([4, 4, 9])))
+    assert float(apart) > float(torch.tensor(2.0).log()) / 2
+    assert float(together) == pytest.approx(2 / 3 * math.log(2), abs=1e-4)  # two positives share the probability

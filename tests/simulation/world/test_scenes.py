@@ -1,0 +1,86 @@
+"""Scenes: rich, with habits, and the same for the same seed."""
+
+import numpy as np
+import pytest
+
+from bitllm.simulation.brain.tuning import standardised
+from bitllm.simulation.world import vocabulary
+from bitllm.simulation.world.glyphs import GLYPHS
+from bitllm.simulation.world.scenes import (
+    FEATURE_GROUPS,
+    FEATURES,
+    Scene,
+    make_scenes,
+    scene_features,
+    scene_table,
+)
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[Scene]:
+    return make_scenes(3000, seed=5)
+
+
+def test_the_vocabulary_is_as_large_as_promised_and_everything_can_be_drawn() -> None:
+    assert 45 <= len(vocabulary.OBJECTS) <= 60 and len(vocabulary.CATEGORIES) == 10
+    assert len(vocabulary.SETTINGS) == 12
+    assert set(GLYPHS) == set(vocabulary.OBJECTS)
+
+
+def test_every_habit_names_things_that_exist() -> None:
+    for habits in vocabulary.HABITS.values():
+        assert set(habits.settings.split()) <= set(vocabulary.SETTINGS)
+        assert set(habits.actions.split()) <= set(vocabulary.ACTIONS)
+        assert set(habits.colours.split()) <= set(vocabulary.COLOURS)
+        assert set(habits.partners.split()) <= set(vocabulary.CATEGORIES)
+
+
+def test_few_test_scenes_have_a_twin_among_training_scenes(scenes: list[Scene]) -> None:
+    def gist(scene: Scene) -> tuple[str, ...]:
+        values = (
+            scene.object,
+            scene.count,
+            scene.colour,
+            scene.action,
+            scene.partner,
+            scene.relation,
+            scene.setting,
+        )
+        return tuple(str(value) for value in values)
+
+    known = {gist(scene) for scene in scenes[:2700]}
+    assert np.mean([gist(scene) in known for scene in scenes[2700:]]) < 0.1
+
+
+def test_a_category_tells_much_about_the_place_but_not_all(scenes: list[Scene]) -> None:
+    at_sea = [scene.setting for scene in scenes if scene.object == "boat"]
+    assert at_sea.count("harbor") > len(at_sea) / 3
+    assert len({scene.setting for scene in scenes if scene.category == "people"}) == 12
+
+
+def test_features_hold_what_the_scene_holds(scenes: list[Scene]) -> None:
+    values = scene_features(scenes)
+    column = {feature: index for index, feature in enumerate(FEATURES)}
+    for row, scene in zip(values[:200], scenes[:200], strict=True):
+        assert row[column["object", scene.object]] == 1 == row[column["setting", scene.setting]]
+        groups = {
+            group: row[[column[group, value] for value in names]].sum()
+            for group, names in FEATURE_GROUPS.items()
+        }
+        assert groups["object"] == groups["category"] == groups["count"] == groups["action"] == 1
+        assert groups["partner"] == groups["relation"] == bool(scene.partner)
+        assert groups["colour"] == bool(scene.colour)
+        assert (groups["face"] == 1) == (scene.category == "people")
+
+
+def test_standardised_groups_have_mean_zero_and_total_variance_one(scenes: list[Scene]) -> None:
+    values = standardised(scene_features(scenes))
+    groups = np.array([group for group, _ in FEATURES])
+    np.testing.assert_allclose(values.mean(0), 0, atol=1e-12)
+    for group in FEATURE_GROUPS:
+        assert values[:, groups == group].var(0).sum() == pytest.approx(1)
+
+
+def test_the_same_seed_gives_the_same_scenes_and_another_seed_others() -> None:
+    assert make_scenes(20, seed=1) == make_scenes(20, seed=1) != make_scenes(20, seed=2)
+    assert scene_table(make_scenes(20, seed=1)).index.tolist() == list(range(20))
