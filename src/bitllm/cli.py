@@ -38,9 +38,7 @@ def simulate(
     from bitllm.simulation.parameters import preset as preset_of
     from bitllm.simulation.release import simulate_release
 
-    config = preset_of(preset)
-    if signal is not None:
-        config = config.model_copy(update={"signal": signal})
+    config = preset_of(preset).with_signal(signal)
     with Display(_OUT) as display:
         simulate_release(out, config, seed=seed, betas_format=betas_format, progress=display.progress)
     _OUT.print(f"{out}: simulated release written (preset {preset}, seed {seed}); next: bitllm prepare nsd {out} STORE")

@@ -2,12 +2,14 @@
 
 import difflib
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bitllm.errors import ConfigError
+
+ConfigT = TypeVar("ConfigT", bound="StrictConfig")
 
 
 class StrictConfig(BaseModel):
@@ -16,7 +18,7 @@ class StrictConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     @classmethod
-    def parse(cls, values: dict[str, Any], *, source: str = "configuration") -> Self:
+    def parse(cls: type[ConfigT], values: dict[str, Any], *, source: str = "configuration") -> ConfigT:
         """Check ``values`` against the fields of this configuration.
 
         Raises
@@ -30,7 +32,7 @@ class StrictConfig(BaseModel):
             raise ConfigError(f"{source}: {_first_problem(cls, error)}") from None
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls: type[ConfigT], path: Path) -> ConfigT:
         """Read this configuration from a YAML file.
 
         Raises

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ class Anatomies:
     voxel_mask: Bool[Tensor, "S V"]
 
     @classmethod
-    def of(cls, store: Store, subjects: Sequence[str], atlases: Sequence[str]) -> Self:
+    def of(cls, store: Store, subjects: Sequence[str], atlases: Sequence[str]) -> "Anatomies":
         """Read the anatomy of ``subjects`` with the labels of ``atlases``, in that order."""
         parts = [anatomy(store.subject(subject), atlases) for subject in subjects]
         width = max(len(coords) for coords, _ in parts)
@@ -44,8 +44,8 @@ class Anatomies:
         labels = torch.zeros(len(parts), width, len(atlases), dtype=torch.long)
         mask = torch.zeros(len(parts), width, dtype=torch.bool)
         for row, (coords, names) in enumerate(parts):
-            coords_mm[row, : len(coords)] = torch.from_numpy(coords)
-            labels[row, : len(coords)] = torch.from_numpy(names)
+            coords_mm[row, : len(coords)] = torch.tensor(coords)
+            labels[row, : len(coords)] = torch.tensor(names)
             mask[row, : len(coords)] = True
         return cls(tuple(subjects), coords_mm, labels, mask)
 

@@ -1,7 +1,6 @@
 """Progress of long work in the terminal: one bar for what is under way, one line for each step that is done."""
 
 from types import TracebackType
-from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -17,7 +16,7 @@ class Display:
         self._bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task, self._what = self._bars.add_task("starting", total=None), ""
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Display":
         self._bars.start()
         return self
 

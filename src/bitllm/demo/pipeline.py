@@ -88,6 +88,11 @@ class DemoRun:
         """Everything that is judged."""
         return ("sft", "rft", *self.baselines)
 
+    @property
+    def validation_fraction(self) -> float:
+        """Share of the training images set aside; larger where choices are made on them."""
+        return 0.25 if self.split_preset == "develop" else 0.08
+
     @cached_property
     def store(self) -> Store:
         """The prepared store."""
@@ -122,14 +127,13 @@ class DemoRun:
         self._judge()
 
     def _data(self) -> None:
-        simulation = preset(self.config.preset)
-        if self.signal is not None:
-            simulation = simulation.model_copy(update={"signal": self.signal})
+        simulation = preset(self.config.preset).with_signal(self.signal)
         self.steps.run("simulate", lambda: self._fresh("nsd", lambda path: simulate_release(
             path, simulation, seed=self.seed, progress=self.progress)),
             settings=[__version__, SIMULATION_VERSION, simulation.model_dump(mode="json"), self.seed])
         self.steps.run("prepare", lambda: self._fresh("store", lambda path: prepare_nsd(
-            self.folder / "nsd", path, seed=self.seed, progress=self.progress)), settings=self.seed, after=("simulate",))
+            self.folder / "nsd", path, seed=self.seed, validation_fraction=self.validation_fraction,
+            progress=self.progress)), settings=[self.seed, self.validation_fraction], after=("simulate",))
         self.steps.run("split", lambda: save_split(make_split(self.store, self.split_preset), self.folder / "split.json"),
                        settings=self.split_preset, after=("prepare",))
 

@@ -42,7 +42,7 @@ def greedy_captions(model: Any, prompter: Prompter, brain_tokens: Float[Tensor, 
         size = min(_BATCH, total - start)
         ids, mask = pad_left([prompt] * size, tokenizer.pad_token_id)
         brain = {} if brain_tokens is None else {"brain_tokens": brain_tokens[start : start + size].to(model.device)}
-        out = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), do_sample=False,
+        out = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), do_sample=False, use_cache=True,
                              max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id,
                              eos_token_id=tokenizer.eos_token_id, **brain)
         texts = tokenizer.batch_decode(out[:, ids.shape[1]:], skip_special_tokens=True)

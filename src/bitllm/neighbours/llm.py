@@ -36,9 +36,9 @@ class SmallLlmConfig(StrictConfig):
     """Number of decoder layers."""
     heads: int = 4
     """Attention heads; half as many for keys and values."""
-    keyword_share: float = 0.6
+    keyword_share: float = 0.8
     """Share of documents that begin with keywords."""
-    keyword_keep: float = 0.7
+    keyword_keep: float = 0.5
     """Probability with which a word is kept as a keyword."""
     optimizer: OptimizerConfig = OptimizerConfig(steps=400, batch_size=96, learning_rate=3e-3, warmup_steps=30)
     """How it learns."""
@@ -63,6 +63,7 @@ def train_small_llm(store: Store, folder: Path, config: SmallLlmConfig, *, seed:
     with folder_written_whole(folder, replace=True) as unfinished:
         make_trainer(StageTrainer, model, config.optimizer, unfinished, n_examples=len(captions), collate=collate,
                      seed=seed, what="small Llama", progress=progress).train()
+        model.config.use_cache = True  # the Trainer turns it off
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
 

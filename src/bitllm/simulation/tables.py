@@ -11,6 +11,9 @@ from jaxtyping import Int
 from bitllm.simulation.design import Design
 from bitllm.simulation.parameters import REPETITIONS, SimulationConfig, stream
 
+_MAT_HEADER_BYTES = 116
+"""Length of the free text at the start of a MATLAB 5 file."""
+
 _SIZES = ((640, 480), (480, 640), (640, 427), (640, 640), (500, 375))
 """Widths and heights that COCO's photos have."""
 
@@ -28,6 +31,10 @@ def write_design(path: Path, design: Design) -> None:
             "basiccnt": design.basiccnt.astype(np.float64),
         },
     )
+    with path.open(
+        "r+b"
+    ) as file:  # scipy writes the time of day here, and the same seed must give the same bytes
+        file.write(b"MATLAB 5.0 MAT-file, simulated".ljust(_MAT_HEADER_BYTES))
 
 
 def stimulus_table(config: SimulationConfig, design: Design, *, seed: int) -> pd.DataFrame:

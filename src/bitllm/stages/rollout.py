@@ -52,7 +52,7 @@ def sample_rollout(  # noqa: PLR0913 - one sampling
     model.eval()
     out = model.generate(
         input_ids=ids.to(brain_tokens.device), attention_mask=mask.to(brain_tokens.device), brain_tokens=brain_tokens,
-        do_sample=True, temperature=temperature, top_k=0, top_p=1.0, num_return_sequences=n_captions,
+        use_cache=True, do_sample=True, temperature=temperature, top_k=0, top_p=1.0, num_return_sequences=n_captions,
         max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
     model.train(was_training)
     answer = out[:, ids.shape[1]:]

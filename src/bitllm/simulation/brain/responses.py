@@ -13,6 +13,7 @@ from bitllm.simulation.parameters import REPETITIONS, SimulationConfig, stream
 UNITS_PER_PERCENT = 300
 """NSD stores percent signal change × 300 as int16."""
 
+_VOXELS_AT_ONCE = 2000
 _NOISE_MODES = 15
 _SMOOTH_NOISE_SHARE = 0.3
 """Share of the trial noise's variance that neighbouring voxels have in common."""
@@ -156,8 +157,12 @@ class NoiseCeiling:
         ----------
         Allen et al., 2022, "A massive 7T fMRI dataset", Methods, Noise ceiling.
         """
+        blocks = range(0, self._sums.shape[1], _VOXELS_AT_ONCE)
+        return np.concatenate([self._ncsnr(slice(start, start + _VOXELS_AT_ONCE)) for start in blocks])
+
+    def _ncsnr(self, voxels: slice) -> Float[np.ndarray, " voxels"]:
         thrice = self._counts == REPETITIONS
-        sums, squares = self._sums[thrice], self._squares[thrice]
+        sums, squares = self._sums[thrice, voxels], self._squares[thrice, voxels]
         within = (squares - sums**2 / REPETITIONS) / (REPETITIONS - 1)
         known = ~np.isnan(within)
         total, n = np.where(known, within, 0).sum(0, dtype=np.float64), known.sum(0)

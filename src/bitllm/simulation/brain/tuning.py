@@ -42,11 +42,10 @@ class Tuning:
         self, seen: Float[np.ndarray, "images cells 4"], features: Float[np.ndarray, "images features"]
     ) -> Float[np.ndarray, "images voxels"]:
         """Responses to pictures, up to the scale of each voxel."""
-        early = sum(
-            (seen[:, :, channel] @ self.receptive_fields.T) * self.channels[:, channel]
-            for channel in range(4)
-        )
-        return features @ self.semantic.T + early
+        total = features @ self.semantic.T
+        for channel in range(len(CHANNELS)):
+            total += (seen[:, :, channel] @ self.receptive_fields.T) * self.channels[:, channel]
+        return total
 
 
 def make_tuning(config: SimulationConfig, cortex: Cortex, subject: int, *, seed: int) -> Tuning:
