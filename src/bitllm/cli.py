@@ -41,7 +41,9 @@ def simulate(
     config = preset_of(preset).with_signal(signal)
     with Display(_OUT) as display:
         simulate_release(out, config, seed=seed, betas_format=betas_format, progress=display.progress)
-    _OUT.print(f"{out}: simulated release written (preset {preset}, seed {seed}); next: bitllm prepare nsd {out} STORE")
+    _OUT.print(
+        f"{out}: simulated release written (preset {preset}, seed {seed}); next: bitllm prepare nsd {out} STORE"
+    )
 
 
 def prepare_nsd(
@@ -65,7 +67,14 @@ def prepare_nsd(
     from bitllm.demo.display import Display
 
     with Display(_OUT) as display:
-        prepare(root, store, roi=roi, validation_fraction=validation_fraction, seed=seed, progress=display.progress)
+        prepare(
+            root,
+            store,
+            roi=roi,
+            validation_fraction=validation_fraction,
+            seed=seed,
+            progress=display.progress,
+        )
     _OUT.print(f"{store}: store written; look at it with: bitllm inspect {store}")
 
 
@@ -154,8 +163,11 @@ def main(arguments: list[str] | None = None) -> None:
         return
     try:
         tyro.extras.subcommand_cli_from_dict(
-            _COMMANDS, args=words, prog="bitllm",
-            description="Decode brain activity (fMRI) into language, with the controls that show what comes from the brain.")
+            _COMMANDS,
+            args=words,
+            prog="bitllm",
+            description="Decode brain activity (fMRI) into language, with controls that show what comes from it.",
+        )
     except BitLlmError as error:
         if debug:
             raise

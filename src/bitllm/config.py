@@ -43,11 +43,14 @@ class StrictConfig(BaseModel):
         try:
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise ConfigError(f"{path}: expected a YAML configuration, found no file; check the path") from None
+            raise ConfigError(
+                f"{path}: expected a YAML configuration, found no file; check the path"
+            ) from None
         except (UnicodeDecodeError, yaml.YAMLError) as error:
             reason = str(error).replace("\n", " ")
-            raise ConfigError(f"{path}: expected a YAML configuration, found text that does not parse ({reason})"
-                              ) from None
+            raise ConfigError(
+                f"{path}: expected a YAML configuration, found text that does not parse ({reason})"
+            ) from None
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: expected YAML with `key: value` lines, found {type(values).__name__}")
         return cls.parse(values, source=str(path))

@@ -135,8 +135,9 @@ def _disk_errors_named(path: Path) -> Iterator[None]:
                 "free some room or name a folder on another disk"
             ) from None
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise OutputError(f"{path}: no permission to write here ({os.strerror(error.errno)}); "
-                              "name another folder") from None
+            raise OutputError(
+                f"{path}: no permission to write here ({os.strerror(error.errno)}); name another folder"
+            ) from None
         raise
 
 

@@ -9,17 +9,33 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from bitllm.model.build import build_bit_llm
 from bitllm.model.modeling import BitLlmForCausalLM
 
-ENCODER = {"n_queries": 16, "rank": 8, "n_brain_tokens": 5, "token_width": 12, "n_labels": [3, 4], "n_blocks": 1,
-           "n_frequencies": 8}
+ENCODER = {
+    "n_queries": 16,
+    "rank": 8,
+    "n_brain_tokens": 5,
+    "token_width": 12,
+    "n_labels": [3, 4],
+    "n_blocks": 1,
+    "n_frequencies": 8,
+}
 
 
 @pytest.fixture
 def llm() -> LlamaForCausalLM:
     """A random Llama with tied heads and grouped queries."""
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=4,
-                         num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True, pad_token_id=0,
-                         bos_token_id=1, eos_token_id=2)
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     return LlamaForCausalLM(config).eval()
 
 
@@ -42,6 +58,10 @@ def brain() -> dict[str, Any]:
     generator = torch.Generator().manual_seed(2)
     mask = torch.ones(2, 30, dtype=torch.bool)
     mask[1, 22:] = False
-    return {"betas": torch.randn(3, 30, generator=generator), "subject_index": torch.tensor([0, 1, 0]),
-            "coords_mm": 30 * torch.randn(2, 30, 3, generator=generator),
-            "atlas_labels": torch.randint(0, 4, (2, 30, 2), generator=generator), "voxel_mask": mask}
+    return {
+        "betas": torch.randn(3, 30, generator=generator),
+        "subject_index": torch.tensor([0, 1, 0]),
+        "coords_mm": 30 * torch.randn(2, 30, 3, generator=generator),
+        "atlas_labels": torch.randint(0, 4, (2, 30, 2), generator=generator),
+        "voxel_mask": mask,
+    }

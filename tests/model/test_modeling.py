@@ -13,8 +13,15 @@ from bitllm.model.interface import INTERFACES, matched_prefix_width
 from bitllm.model.likelihood import token_log_probs
 from bitllm.model.modeling import BitLlmForCausalLM
 
-ENCODER = {"n_queries": 16, "rank": 8, "n_brain_tokens": 5, "token_width": 12, "n_labels": [3, 4], "n_blocks": 1,
-           "n_frequencies": 8}
+ENCODER = {
+    "n_queries": 16,
+    "rank": 8,
+    "n_brain_tokens": 5,
+    "token_width": 12,
+    "n_labels": [3, 4],
+    "n_blocks": 1,
+    "n_frequencies": 8,
+}
 
 GREEDY = {"max_new_tokens": 8, "do_sample": False}
 
@@ -35,7 +42,9 @@ def test_the_base_state_dict_is_unchanged(llm: LlamaForCausalLM, open_model: Bit
 
 
 @pytest.mark.parametrize("more", [{}, {"cache_implementation": "static"}, {"num_beams": 3}])
-def test_cached_decoding_equals_uncached(open_model: BitLlmForCausalLM, brain: dict[str, Any], more: dict) -> None:
+def test_cached_decoding_equals_uncached(
+    open_model: BitLlmForCausalLM, brain: dict[str, Any], more: dict
+) -> None:
     ids = torch.randint(3, 50, (3, 6), generator=torch.Generator().manual_seed(5))
     beams = {key: value for key, value in more.items() if key == "num_beams"}
     plain = open_model.generate(input_ids=ids, **brain, **GREEDY, **beams, use_cache=False)
@@ -51,8 +60,9 @@ def test_left_padding_changes_no_caption(open_model: BitLlmForCausalLM, brain: d
     assert torch.equal(plain[:, 6:], out[:, 8:])
 
 
-def test_the_caption_depends_on_the_brain_and_on_its_own_row_only(open_model: BitLlmForCausalLM,
-                                                                   brain: dict[str, Any]) -> None:
+def test_the_caption_depends_on_the_brain_and_on_its_own_row_only(
+    open_model: BitLlmForCausalLM, brain: dict[str, Any]
+) -> None:
     ids = torch.randint(3, 50, (1, 6), generator=torch.Generator().manual_seed(5)).repeat(3, 1)
     out = open_model(input_ids=ids, **brain).logits
     assert not torch.allclose(out[0], out[1]) and not torch.allclose(out[0], out[2])
@@ -60,13 +70,17 @@ def test_the_caption_depends_on_the_brain_and_on_its_own_row_only(open_model: Bi
     assert torch.allclose(open_model(input_ids=ids, **swapped).logits[0], out[2], atol=1e-5)
 
 
-def test_the_encoder_runs_once_per_generate(open_model: BitLlmForCausalLM, brain: dict[str, Any],
-                                            monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_encoder_runs_once_per_generate(
+    open_model: BitLlmForCausalLM, brain: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[int] = []
     inner = open_model.model.encoder.tokens
-    monkeypatch.setattr(open_model.model.encoder, "tokens", lambda pooled: (calls.append(len(pooled)), inner(pooled))[1])
-    open_model.generate(input_ids=torch.full((3, 4), 7), **brain, do_sample=True, num_return_sequences=4,
-                        max_new_tokens=5)
+    monkeypatch.setattr(
+        open_model.model.encoder, "tokens", lambda pooled: (calls.append(len(pooled)), inner(pooled))[1]
+    )
+    open_model.generate(
+        input_ids=torch.full((3, 4), 7), **brain, do_sample=True, num_return_sequences=4, max_new_tokens=5
+    )
     assert calls == [3]
 
 
@@ -75,20 +89,26 @@ def test_a_prefix_replaces_the_placeholders_and_decodes_with_and_without_cache(
     llm: LlamaForCausalLM, brain: dict[str, Any], interface: str
 ) -> None:
     torch.manual_seed(3)
-    model = build_bit_llm(llm, encoder=ENCODER, interface=interface, prefix_hidden_width=9, brain_token_id=3).eval()
+    model = build_bit_llm(
+        llm, encoder=ENCODER, interface=interface, prefix_hidden_width=9, brain_token_id=3
+    ).eval()
     ids = torch.cat([torch.full((3, 5), 3), torch.full((3, 4), 8)], dim=1)
     real = model(input_ids=ids, **brain).logits
     zero = model(input_ids=ids, **dict(brain, betas=torch.zeros(3, 30))).logits
     assert not torch.allclose(real[:, -1], zero[:, -1])
-    assert torch.equal(model.generate(input_ids=ids, **brain, **GREEDY),
-                       model.generate(input_ids=ids, **brain, **GREEDY, use_cache=False))
+    assert torch.equal(
+        model.generate(input_ids=ids, **brain, **GREEDY),
+        model.generate(input_ids=ids, **brain, **GREEDY, use_cache=False),
+    )
     with pytest.raises(ValueError, match="each prompt needs 5 placeholder tokens"):
         model(input_ids=ids[:, 1:], **brain)
 
 
 @pytest.mark.parametrize("interface", INTERFACES)
 def test_only_the_interface_learns(llm: LlamaForCausalLM, interface: str) -> None:
-    model = build_bit_llm(llm, encoder=ENCODER, interface=interface, adapter_layers=[0, 2], prefix_hidden_width=9)
+    model = build_bit_llm(
+        llm, encoder=ENCODER, interface=interface, adapter_layers=[0, 2], prefix_hidden_width=9
+    )
     assert n_trainable(model) == 0
     train_interface(model)
     learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -104,15 +124,25 @@ def test_the_parameter_table_of_the_poster_follows_from_the_published_sizes() ->
     from bitllm.model.adapter import CrossAttentionAdapter
     from bitllm.model.interface import BrainInterface
 
-    config = LlamaConfig(hidden_size=3072, intermediate_size=8192, num_hidden_layers=28, num_attention_heads=24,
-                         num_key_value_heads=8, head_dim=128)
+    config = LlamaConfig(
+        hidden_size=3072,
+        intermediate_size=8192,
+        num_hidden_layers=28,
+        num_attention_heads=24,
+        num_key_value_heads=8,
+        head_dim=128,
+    )
 
     def count(*modules: torch.nn.Module) -> int:
         return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
     with torch.device("meta"):
-        made = {name: BrainInterface(config, interface=name, token_width=1024, n_adapters=4, prefix_hidden_width=24576)
-                for name in INTERFACES}
+        made = {
+            name: BrainInterface(
+                config, interface=name, token_width=1024, n_adapters=4, prefix_hidden_width=24576
+            )
+            for name in INTERFACES
+        }
         adapters = [CrossAttentionAdapter(config, gate_start=1.0) for _ in range(4)]
     assert count(made["prefix"]) == 3_148_800
     assert count(made["prefix_mlp"]) == 100_666_368
@@ -120,14 +150,18 @@ def test_the_parameter_table_of_the_poster_follows_from_the_published_sizes() ->
     assert abs(matched_prefix_width(config, token_width=1024, n_adapters=4) - 24576) < 1024
 
 
-def test_token_log_probs_equal_a_softmax_written_out(open_model: BitLlmForCausalLM, brain: dict[str, Any]) -> None:
+def test_token_log_probs_equal_a_softmax_written_out(
+    open_model: BitLlmForCausalLM, brain: dict[str, Any]
+) -> None:
     ids = torch.randint(3, 50, (3, 7), generator=torch.Generator().manual_seed(4))
     labels = ids.clone()
     labels[:, :3], labels[1, 5:] = -100, -100
     mask = torch.ones_like(ids)
     mask[1, 5:] = 0
     memory = open_model.model.brain_memory(**brain)
-    found = token_log_probs(open_model, input_ids=ids, attention_mask=mask, labels=labels, brain_memory=memory)
+    found = token_log_probs(
+        open_model, input_ids=ids, attention_mask=mask, labels=labels, brain_memory=memory
+    )
     logits = open_model(input_ids=ids, attention_mask=mask, **brain).logits.log_softmax(-1)
     for row in range(3):
         due = [t for t in range(1, 7) if labels[row, t] != -100]
@@ -144,11 +178,17 @@ def test_adapter_gradients_reach_the_encoder(open_model: BitLlmForCausalLM, brai
         assert (parameter.grad is not None) == is_ours(name), name
 
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"interface": "telepathy"}, "interface: expected one of cross_attention, prefix, prefix_mlp, found 'telepathy'"),
-    ({"adapter_layers": [0, 9]}, "expected different layers from 0 to 3"),
-    ({"adapter_layers": [1, 1]}, "expected different layers from 0 to 3"),
-])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"interface": "telepathy"},
+            "interface: expected one of cross_attention, prefix, prefix_mlp, found 'telepathy'",
+        ),
+        ({"adapter_layers": [0, 9]}, "expected different layers from 0 to 3"),
+        ({"adapter_layers": [1, 1]}, "expected different layers from 0 to 3"),
+    ],
+)
 def test_a_wrong_setting_is_named(llm: LlamaForCausalLM, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         BitLlmConfig(text_config=llm.config, encoder=ENCODER, **settings)

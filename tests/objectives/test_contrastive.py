@@ -27,10 +27,16 @@ def loop_info_nce(brain: torch.Tensor, target: torch.Tensor, scale: float, nsd_i
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=7), st.floats(0.5, 20.0), st.integers(0, 99))
 def test_info_nce_equals_a_loop_written_out(nsd_id: list[int], scale: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    brain, target = (F.normalize(torch.randn(len(nsd_id), 5, generator=generator, dtype=torch.float64), dim=-1)
-                     for _ in range(2))
-    loss = info_nce(brain, target, scale=torch.tensor(scale, dtype=torch.float64),
-                    positives=same_image(torch.tensor(nsd_id)))
+    brain, target = (
+        F.normalize(torch.randn(len(nsd_id), 5, generator=generator, dtype=torch.float64), dim=-1)
+        for _ in range(2)
+    )
+    loss = info_nce(
+        brain,
+        target,
+        scale=torch.tensor(scale, dtype=torch.float64),
+        positives=same_image(torch.tensor(nsd_id)),
+    )
     assert float(loss) == pytest.approx(loop_info_nce(brain, target, scale, nsd_id), abs=1e-10)
 
 
@@ -39,4 +45,6 @@ def test_repeats_of_an_image_are_not_pushed_apart() -> None:
     apart = info_nce(brain, brain, scale=torch.tensor(50.0), positives=torch.eye(3, dtype=torch.bool))
     together = info_nce(brain, brain, scale=torch.tensor(50.0), positives=same_image(torch.tensor([4, 4, 9])))
     assert float(apart) > float(torch.tensor(2.0).log()) / 2
-    assert float(together) == pytest.approx(2 / 3 * math.log(2), abs=1e-4)  # two positives share the probability
+    assert float(together) == pytest.approx(
+        2 / 3 * math.log(2), abs=1e-4
+    )  # two positives share the probability

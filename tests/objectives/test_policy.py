@@ -13,20 +13,35 @@ from bitllm.objectives.policy import group_advantages, policy_loss
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
 
 
-def trl_loss(log_probs: torch.Tensor, inputs: dict, *, loss_type: str, beta: float, max_length: int) -> torch.Tensor:
+def trl_loss(
+    log_probs: torch.Tensor, inputs: dict, *, loss_type: str, beta: float, max_length: int
+) -> torch.Tensor:
     """TRL's own loss on injected log-probabilities."""
     from trl.trainer.grpo_trainer import GRPOTrainer
 
-    accelerator = SimpleNamespace(num_processes=1, gather=lambda x: x, reduce=lambda x, reduction: x,
-                                  sync_gradients=True)
+    accelerator = SimpleNamespace(
+        num_processes=1, gather=lambda x: x, reduce=lambda x, reduction: x, sync_gradients=True
+    )
     trainer = SimpleNamespace(
         _get_per_token_logps_and_entropies=lambda *_, **__: (log_probs, torch.zeros_like(log_probs), None),
-        aux_loss_enabled=False, top_entropy_quantile=1.0, off_policy_mask_threshold=None, beta=beta,
-        importance_sampling_level="token", epsilon_low=0.2, epsilon_high=0.2, loss_type=loss_type, use_vllm=False,
-        vllm_importance_sampling_correction=False, model=SimpleNamespace(training=True), accelerator=accelerator,
+        aux_loss_enabled=False,
+        top_entropy_quantile=1.0,
+        off_policy_mask_threshold=None,
+        beta=beta,
+        importance_sampling_level="token",
+        epsilon_low=0.2,
+        epsilon_high=0.2,
+        loss_type=loss_type,
+        use_vllm=False,
+        vllm_importance_sampling_correction=False,
+        model=SimpleNamespace(training=True),
+        accelerator=accelerator,
         args=SimpleNamespace(use_bias_correction_kl=False, delta=None, steps_per_generation=1),
-        current_gradient_accumulation_steps=1, max_completion_length=max_length, _entropy_bonus_enabled=False,
-        use_adaptive_entropy=False, _metrics={"train": defaultdict(list)},
+        current_gradient_accumulation_steps=1,
+        max_completion_length=max_length,
+        _entropy_bonus_enabled=False,
+        use_adaptive_entropy=False,
+        _metrics={"train": defaultdict(list)},
     )
     return GRPOTrainer._compute_loss(trainer, None, inputs)
 
@@ -39,17 +54,33 @@ def test_loss_and_gradient_equal_trl(loss_type: str, kl_weight: float, off_polic
     shape, lengths = (6, 9), torch.tensor([9, 4, 1, 7, 2, 9])
     log_probs = -torch.rand(shape, generator=generator, dtype=torch.float64) * 3
     ref = log_probs + 0.3 * torch.randn(shape, generator=generator, dtype=torch.float64)
-    old = log_probs + (0.5 * torch.randn(shape, generator=generator, dtype=torch.float64) if off_policy else 0.0)
+    old = log_probs + (
+        0.5 * torch.randn(shape, generator=generator, dtype=torch.float64) if off_policy else 0.0
+    )
     mask = torch.arange(9)[None] < lengths[:, None]
     advantages = torch.randn(6, generator=generator, dtype=torch.float64)
-    inputs = {"prompt_ids": torch.zeros(6, 2, dtype=torch.long), "prompt_mask": torch.ones(6, 2, dtype=torch.long),
-              "completion_ids": torch.zeros(shape, dtype=torch.long), "completion_mask": mask.long(),
-              "advantages": advantages, "old_per_token_logps": old, "ref_per_token_logps": ref,
-              "num_items_in_batch": mask.sum()}
+    inputs = {
+        "prompt_ids": torch.zeros(6, 2, dtype=torch.long),
+        "prompt_mask": torch.ones(6, 2, dtype=torch.long),
+        "completion_ids": torch.zeros(shape, dtype=torch.long),
+        "completion_mask": mask.long(),
+        "advantages": advantages,
+        "old_per_token_logps": old,
+        "ref_per_token_logps": ref,
+        "num_items_in_batch": mask.sum(),
+    }
     theirs, ours = (log_probs.clone().requires_grad_() for _ in range(2))
     their_loss = trl_loss(theirs, inputs, loss_type=loss_type, beta=kl_weight, max_length=9)
-    our_loss = policy_loss(ours, old, advantages, mask, ref_log_probs=ref if kl_weight else None,
-                           kl_weight=kl_weight, loss_type=loss_type, max_length=9).loss
+    our_loss = policy_loss(
+        ours,
+        old,
+        advantages,
+        mask,
+        ref_log_probs=ref if kl_weight else None,
+        kl_weight=kl_weight,
+        loss_type=loss_type,
+        max_length=9,
+    ).loss
     their_loss.backward()
     our_loss.backward()
     assert float(our_loss) == pytest.approx(float(their_loss), abs=1e-10)
@@ -70,5 +101,7 @@ def test_equal_rewards_give_no_advantage() -> None:
 
 def test_clipped_share_counts_only_ratios_that_the_clip_stops() -> None:
     old = torch.zeros(2, 1)
-    result = policy_loss(torch.tensor([[1.0], [1.0]]), old, torch.tensor([1.0, -1.0]), torch.ones(2, 1).bool())
+    result = policy_loss(
+        torch.tensor([[1.0], [1.0]]), old, torch.tensor([1.0, -1.0]), torch.ones(2, 1).bool()
+    )
     assert float(result.clipped) == 0.5

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,24 +39,28 @@ class Prompter:
     def prompt_ids(self, instruction: str) -> list[int]:
         """Token ids up to where the answer starts."""
         if self.n_placeholders:
-            placeholder = self.tokenizer.convert_ids_to_tokens(self.placeholder_id)
+            placeholder = str(self.tokenizer.convert_ids_to_tokens(int(self.placeholder_id or 0)))
             instruction = placeholder * self.n_placeholders + instruction
         if self.tokenizer.chat_template is None:
-            return list(self.tokenizer(instruction)["input_ids"])
+            return _ids(self.tokenizer(instruction))
         message = [{"role": "user", "content": instruction}]
-        return list(
+        return _ids(
             self.tokenizer.apply_chat_template(
                 message, add_generation_prompt=True, tokenize=True, return_dict=True
-            )["input_ids"]
+            )
         )
 
     def answer_ids(self, caption: str) -> list[int]:
         """Token ids of a caption with the end token."""
-        return [*self.tokenizer(caption, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
+        return [*_ids(self.tokenizer(caption, add_special_tokens=False)), self.tokenizer.eos_token_id]
 
     def without_brain(self) -> "Prompter":
         """The same prompts without placeholders, for the LLM alone."""
         return Prompter(self.tokenizer)
+
+
+def _ids(encoding: Any) -> list[int]:
+    return list(encoding["input_ids"])
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:

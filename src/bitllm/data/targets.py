@@ -46,7 +46,7 @@ class ClipEmbedder:
     def captions(self, captions: Sequence[str]) -> Float[np.ndarray, "n d"]:
         """Unit embeddings of captions; longer ones are cut at the model's context."""
         rows = []
-        limit = self.clip.config.text_config.max_position_embeddings
+        limit = self.clip.text_model.config.max_position_embeddings
         for start in range(0, len(captions), _BATCH):
             batch = self.tokenizer(
                 list(captions[start : start + _BATCH]),

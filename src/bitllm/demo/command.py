@@ -10,15 +10,17 @@ from rich.console import Console
 
 from bitllm.demo.config import demo_config
 from bitllm.demo.display import Display
-from bitllm.demo.pipeline import DemoRun
-from bitllm.demo.results import make_gallery, make_results
+from bitllm.demo.pipeline import run_steps
+from bitllm.demo.results import make_gallery, make_results, read_curves
+from bitllm.demo.run import DemoRun
 from bitllm.files import write_json
 from bitllm.report.page import write_report
 from bitllm.report.terminal import render_table
 
 
-def run_demo(config: str, out: Path, *, seed: int, signal: float | None, split: str, full: bool,
-             console: Console) -> dict[str, Any]:
+def run_demo(
+    config: str, out: Path, *, seed: int, signal: float | None, split: str, full: bool, console: Console
+) -> dict[str, Any]:
     """Run the demo in ``out``; steps that an earlier run finished are kept.
 
     Returns
@@ -28,15 +30,19 @@ def run_demo(config: str, out: Path, *, seed: int, signal: float | None, split: 
     """
     start = time.perf_counter()
     with Display(console) as display:
-        run = DemoRun(Path(out), demo_config(config), seed, signal, split, full, display.progress, display.tell)
-        run.run()
+        run = DemoRun(
+            Path(out), demo_config(config), seed, signal, split, full, display.progress, display.tell
+        )
+        run_steps(run)
     results = make_results(run, peak_memory_gb=_peak_memory_gb())
     write_json(run.folder / "results.json", results)
-    write_report(results, run.curves(), make_gallery(run), run.folder / "report.html")
+    write_report(results, read_curves(run), make_gallery(run), run.folder / "report.html")
     console.print(render_table(results))
     took = time.perf_counter() - start
-    console.print(f"Pipeline {sum(run.steps.seconds.values()):.0f} s in all steps ({took:.0f} s now), peak memory "
-                  f"{results['peak_memory_gb']:.1f} GB.")
+    console.print(
+        f"Pipeline {sum(run.steps.seconds.values()):.0f} s in all steps ({took:.0f} s now), peak memory "
+        f"{results['peak_memory_gb']:.1f} GB."
+    )
     console.print(f"Report: {run.folder / 'report.html'}   numbers: {run.folder / 'results.json'}")
     return results
 

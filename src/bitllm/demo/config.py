@@ -58,6 +58,8 @@ def demo_config(name_or_path: str) -> DemoConfig:
         text = files("bitllm.demo").joinpath(f"{name_or_path}.yaml").read_text(encoding="utf-8")
         return DemoConfig.parse(yaml.safe_load(text), source=f"{name_or_path}.yaml")
     if not Path(name_or_path).suffix:
-        raise ConfigError(f"demo: expected one of {', '.join(DEMOS)} or a YAML file, found `{name_or_path}`; "
-                          f"{nearest(name_or_path, list(DEMOS))}")
+        raise ConfigError(
+            f"demo: expected one of {', '.join(DEMOS)} or a YAML file, found `{name_or_path}`; "
+            f"{nearest(name_or_path, list(DEMOS))}"
+        )
     return DemoConfig.read(Path(name_or_path))

@@ -1,5 +1,6 @@
 """``results.json`` from the files of a finished demo, and the gallery of its report."""
 
+import json
 import platform
 import subprocess
 import sys
@@ -9,15 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from bitllm.demo.pipeline import DemoRun
+from bitllm.demo.run import DemoRun
 from bitllm.evaluation.captions_file import read_captions
 from bitllm.files import read_json
 from bitllm.metrics.intervals import paired_difference
 from bitllm.report.gallery import GalleryItem
 
 _PACKAGES = ("bitllm", "torch", "transformers", "peft", "accelerate", "numpy")
-_CHOICES = ("Sizes, learning rates and reward weights were chosen on subj07 with validation images (trained on "
-            "subj01–06), on other simulator seeds; subj08 and the test images were sealed while fitting.")
+_CHOICES = (
+    "Sizes, learning rates and reward weights were chosen on subj07 with validation images (trained on "
+    "subj01–06), on other simulator seeds; subj08 and the test images were sealed while fitting."
+)
 
 
 def make_results(run: DemoRun, *, peak_memory_gb: float) -> dict[str, Any]:
@@ -35,21 +38,31 @@ def make_results(run: DemoRun, *, peak_memory_gb: float) -> dict[str, Any]:
         "llm": run.config.llm,
         "signal": _simulation(run)["parameters"]["signal"],
         "systems": {name: scores["scores"]["real"] for name, scores in judged.items()},
-        "controls": {name: {control: row for control, row in scores["scores"].items() if control != "real"}
-                     for name, scores in judged.items()},
+        "controls": {
+            name: {control: row for control, row in scores["scores"].items() if control != "real"}
+            for name, scores in judged.items()
+        },
         "intervals": {name: scores["intervals"]["real"] for name, scores in judged.items()},
-        "control_intervals": {name: {control: row for control, row in scores["intervals"].items() if control != "real"}
-                              for name, scores in judged.items()},
-        "differences": {**{name: scores["differences"] for name, scores in judged.items()}, **_between_systems(judged)},
+        "control_intervals": {
+            name: {control: row for control, row in scores["intervals"].items() if control != "real"}
+            for name, scores in judged.items()
+        },
+        "differences": {
+            **{name: scores["differences"] for name, scores in judged.items()},
+            **_between_systems(judged),
+        },
         "single_trial": {name: scores["single_trial"] for name, scores in judged.items()},
         "ceiling": {"human": encoder["human"]},
         "retrieval": encoder["retrieval"],
         "cosine_real_zero": encoder["cosine_real_zero"],
         "bits": {name: scores["bits"] for name, scores in judged.items()},
-        "rft_reward": _reward_rise(run.curves()["rft"]),
-        "parameters": {name: read_json(run.folder / name / "bitllm.json")["n_trainable"]
-                       for name in run.systems if name != "rft"}
-                      | {"rft": read_json(run.folder / "rft" / "rft.json")["n_trainable"]},
+        "rft_reward": _reward_rise(read_curves(run)["rft"]),
+        "parameters": {
+            name: read_json(run.folder / name / "bitllm.json")["n_trainable"]
+            for name in run.systems
+            if name != "rft"
+        }
+        | {"rft": read_json(run.folder / "rft" / "rft.json")["n_trainable"]},
         "references_sha256": judged["sft"]["references_sha256"],
         "tokenizer": judged["sft"]["tokenizer"],
         "seconds": run.steps.seconds,
@@ -63,30 +76,58 @@ def make_results(run: DemoRun, *, peak_memory_gb: float) -> dict[str, Any]:
 
 def make_gallery(run: DemoRun, *, n_each: int = 4) -> list[GalleryItem]:
     """Best, median, worst and random images by the final system's CIDEr under real betas."""
-    captions = {label: read_captions(run.folder / "judged" / name / f"{control}.jsonl")
-                for label, (name, control) in _SHOWN.items()}
-    cider = {label: read_json(run.folder / "judged" / name / "scores.json")["cider_per_image"][control]
-             for label, (name, control) in _SHOWN.items()}
+    captions = {
+        label: read_captions(run.folder / "judged" / name / f"{control}.jsonl")
+        for label, (name, control) in _SHOWN.items()
+    }
+    cider = {
+        label: read_json(run.folder / "judged" / name / "scores.json")["cider_per_image"][control]
+        for label, (name, control) in _SHOWN.items()
+    }
     order = np.argsort(cider["rft"], kind="stable")
     middle = len(order) // 2 - n_each // 2
     rng = np.random.default_rng(run.seed)
-    groups = {"best": order[::-1][:n_each], "median": order[middle : middle + n_each], "worst": order[:n_each],
-              "random": np.sort(rng.choice(len(order), size=min(n_each, len(order)), replace=False))}
+    groups = {
+        "best": order[::-1][:n_each],
+        "median": order[middle : middle + n_each],
+        "worst": order[:n_each],
+        "random": np.sort(rng.choice(len(order), size=min(n_each, len(order)), replace=False)),
+    }
     items = []
     for label, rows in groups.items():
         for row in rows:
             record = captions["rft"][row]
-            items.append(GalleryItem(
-                nsd_id=record.nsd_id, picture=run.store.pictures(np.array([record.nsd_id]))[0],
-                references=record.references, label=label,
-                captions={shown: captions[shown][row].caption for shown in _SHOWN},
-                cider={shown: cider[shown][row] for shown in _SHOWN}))
+            items.append(
+                GalleryItem(
+                    nsd_id=record.nsd_id,
+                    picture=run.store.pictures(np.array([record.nsd_id]))[0],
+                    references=record.references,
+                    label=label,
+                    captions={shown: captions[shown][row].caption for shown in _SHOWN},
+                    cider={shown: cider[shown][row] for shown in _SHOWN},
+                )
+            )
     return items
 
 
-_SHOWN = {"rft": ("rft", "real"), "sft": ("sft", "real"), "rft, permuted betas": ("rft", "permuted"),
-          "rft, shuffled betas": ("rft", "shuffle"), "rft, zero betas": ("rft", "zero"),
-          "nearest training caption": ("rft", "nearest")}
+_SHOWN = {
+    "rft": ("rft", "real"),
+    "sft": ("sft", "real"),
+    "rft, permuted betas": ("rft", "permuted"),
+    "rft, shuffled betas": ("rft", "shuffle"),
+    "rft, zero betas": ("rft", "zero"),
+    "nearest training caption": ("rft", "nearest"),
+}
+
+
+def read_curves(run: DemoRun) -> dict[str, list[dict[str, Any]]]:
+    """Rows of the log of every run."""
+    logs = {name: run.folder / name / "log.jsonl" for name in ("clip", "llm", "align", *run.systems)}
+    return {
+        name: [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        for name, log in logs.items()
+        if log.exists()
+    }
 
 
 def _simulation(run: DemoRun) -> dict[str, Any]:
@@ -95,16 +136,23 @@ def _simulation(run: DemoRun) -> dict[str, Any]:
 
 def _data_name(run: DemoRun) -> str:
     simulation = _simulation(run)
-    return (f"simulated brain ({run.config.preset} preset, seed {run.seed}, simulation version "
-            f"{simulation['simulation_version']})")
+    return (
+        f"simulated brain ({run.config.preset} preset, seed {run.seed}, simulation version "
+        f"{simulation['simulation_version']})"
+    )
 
 
 def _between_systems(judged: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Paired differences in per-image CIDEr between systems, sft against each other one."""
     pairs = [("rft", "sft"), *(("sft", name) for name in judged if name not in ("sft", "rft"))]
-    return {f"{a} - {b}": {"CIDEr": paired_difference(
-        np.array(judged[a]["cider_per_image"]["real"]), np.array(judged[b]["cider_per_image"]["real"]))._asdict()}
-        for a, b in pairs}
+    return {
+        f"{a} - {b}": {
+            "CIDEr": paired_difference(
+                np.array(judged[a]["cider_per_image"]["real"]), np.array(judged[b]["cider_per_image"]["real"])
+            )._asdict()
+        }
+        for a, b in pairs
+    }
 
 
 def _reward_rise(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -115,16 +163,28 @@ def _reward_rise(rows: list[dict[str, Any]]) -> dict[str, Any]:
     def mean(key: str, part: list[dict[str, Any]]) -> float:
         return round(float(np.mean([row[key] for row in part])), 4)
 
-    parts = {key: {"first": mean(key, rewards[:tenth]), "last": mean(key, rewards[-tenth:])}
-             for key in ("reward_cider", "reward_bertscore", "reward_ip", "length", "distinct")}
-    return {"first": mean("reward", rewards[:tenth]), "last": mean("reward", rewards[-tenth:]), "parts": parts}
+    parts = {
+        key: {"first": mean(key, rewards[:tenth]), "last": mean(key, rewards[-tenth:])}
+        for key in ("reward_cider", "reward_bertscore", "reward_ip", "length", "distinct")
+    }
+    return {
+        "first": mean("reward", rewards[:tenth]),
+        "last": mean("reward", rewards[-tenth:]),
+        "parts": parts,
+    }
 
 
 def _git_revision() -> str | None:
     """Revision of the checkout that this code runs from, if it is one."""
     try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True,  # noqa: S607
-                               text=True, check=True, timeout=5)
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],  # noqa: S607 - whichever git is installed
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=5,
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip()

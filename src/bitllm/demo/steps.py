@@ -40,8 +40,10 @@ class Steps:
     def __post_init__(self) -> None:
         owner = self.folder / _OWNER
         if self.folder.exists() and any(self.folder.iterdir()) and not owner.exists():
-            raise OutputError(f"{self.folder}: expected a new folder or that of an earlier demo, found other files; name "
-                              "another with --out")
+            raise OutputError(
+                f"{self.folder}: expected a new folder or that of an earlier demo, found other files; name "
+                "another with --out"
+            )
         (self.folder / "steps").mkdir(parents=True, exist_ok=True)
         write_json(owner, {"about": "made by bitllm demo; safe to delete"})
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from bitllm.data.prompt import INSTRUCTIONS, pad_answers, plain_caption
 from bitllm.evaluation.system import System
 from bitllm.model.likelihood import token_log_probs
+from bitllm.model.precision import computing
 
 _BATCH = 128
 
@@ -66,7 +67,14 @@ def _log2_likelihood(
         batch = pairs[start : start + _BATCH]
         answers = [system.prompter.answer_ids(plain_caption(reference)) for _, reference in batch]
         tensors = pad_answers([prompt] * len(batch), answers, pad_id)
-        memory = system.model.model.brain_memory(brain_tokens=brain_tokens[[image for image, _ in batch]])
-        log_probs, label_mask = token_log_probs(system.model, brain_memory=memory, **tensors)
+        with computing(system.model):
+            memory = system.model.model.brain_memory(brain_tokens=brain_tokens[[image for image, _ in batch]])
+        log_probs, label_mask = token_log_probs(
+            system.model,
+            brain_memory=memory,
+            input_ids=tensors["input_ids"],
+            attention_mask=tensors["attention_mask"],
+            labels=tensors["labels"],
+        )
         rows += list(zip((log_probs.sum(-1) / np.log(2)).tolist(), label_mask.sum(-1).tolist(), strict=True))
     return rows

@@ -13,20 +13,19 @@ References
 The poster, "Voxel perturbations". Its Zero and Shuffle are the first two.
 """
 
-from typing import Literal, get_args
-
 import numpy as np
 from jaxtyping import Float, Int
 
+from bitllm.config import nearest
 from bitllm.data.dataset import TrialSet
+from bitllm.errors import ConfigError
 from bitllm.evaluation.floors import derangement
 
-BetasControl = Literal["zero", "shuffle", "permuted"]
-BETAS_CONTROLS: tuple[str, ...] = get_args(BetasControl)
+BETAS_CONTROLS = ("zero", "shuffle", "permuted")
 
 
 def control_betas(
-    control: BetasControl, betas: Float[np.ndarray, "n voxels"], nsd_id: Int[np.ndarray, " n"], *, seed: int
+    control: str, betas: Float[np.ndarray, "n voxels"], nsd_id: Int[np.ndarray, " n"], *, seed: int
 ) -> Float[np.ndarray, "n voxels"]:
     """Betas of one subject under a control.
 
@@ -38,6 +37,11 @@ def control_betas(
         Image of each row.
     seed
         Of shuffle and permutation; the shuffle of a row depends on (seed, row) alone.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such control.
     """
     if control == "zero":
         return np.zeros_like(betas)
@@ -45,7 +49,12 @@ def control_betas(
         return np.stack(
             [np.random.default_rng([seed, row]).permutation(values) for row, values in enumerate(betas)]
         )
-    return betas[derangement(nsd_id.tolist(), np.random.default_rng(seed))]
+    if control == "permuted":
+        return betas[derangement(nsd_id.tolist(), np.random.default_rng(seed))]
+    raise ConfigError(
+        f"control: expected one of {', '.join(BETAS_CONTROLS)}, found `{control}`; "
+        f"{nearest(control, list(BETAS_CONTROLS))}"
+    )
 
 
 def betas_of(trials: TrialSet) -> Float[np.ndarray, "n voxels"]:

@@ -30,8 +30,10 @@ def score_file(captions: Path, references: Path | None, *, seed: int = 0) -> Cap
         ids: list[object] = [record.nsd_id for record in records]
         texts, sets = [record.caption for record in records], [list(record.references) for record in records]
     elif references is None:
-        raise DataError(f"{captions}: expected references beside captions that carry none, found none; give "
-                        'them with --references FILE ({"id": ["reference", …]})')
+        raise DataError(
+            f"{captions}: expected references beside captions that carry none, found none; give "
+            'them with --references FILE ({"id": ["reference", …]})'
+        )
     else:
         pairs = read_caption_pairs(captions, references)
         ids, texts, sets = list(pairs.ids), list(pairs.captions), [list(group) for group in pairs.references]
@@ -47,7 +49,9 @@ def score_file(captions: Path, references: Path | None, *, seed: int = 0) -> Cap
 
 def render_scores(scores: CaptionScores) -> Table:
     """A table of the metrics with intervals, and the floors beside them."""
-    table = Table(title=f"{scores.n_images} images, {scores.distinct} distinct captions, tokenizer {scores.tokenizer}")
+    table = Table(
+        title=f"{scores.n_images} images, {scores.distinct} distinct captions, tokenizer {scores.tokenizer}"
+    )
     table.add_column("metric")
     table.add_column("score", justify="right")
     table.add_column("95 % interval")
@@ -55,6 +59,10 @@ def render_scores(scores: CaptionScores) -> Table:
         table.add_column(floor, justify="right")
     for name in METRICS:
         low, high = scores.intervals[name]
-        table.add_row(name, f"{scores.metrics[name]:.2f}", f"[{low:.1f}, {high:.1f}]",
-                      *(f"{floor[name]:.2f}" for floor in scores.floors.values()))
+        table.add_row(
+            name,
+            f"{scores.metrics[name]:.2f}",
+            f"[{low:.1f}, {high:.1f}]",
+            *(f"{floor[name]:.2f}" for floor in scores.floors.values()),
+        )
     return table

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from bitllm.data.prompt import Prompter
 from bitllm.errors import CheckpointError
 from bitllm.files import read_json
-from bitllm.model.build import load_trained
+from bitllm.model.build import BaseLlm, load_trained
 from bitllm.model.encoder import BrainEncoder
+from bitllm.model.precision import Precision, base_dtype
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class System:
         return self.model.model.encoder
 
 
-def load_system(name: str, folder: Path, llm: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> System:
+def load_system(name: str, folder: Path, base: BaseLlm, *, precision: Precision = "fp32") -> System:
     """Load a checkpoint of sft, or of rft on top of its sft checkpoint.
 
     Raises
@@ -42,18 +42,18 @@ def load_system(name: str, folder: Path, llm: LlamaForCausalLM, tokenizer: PreTr
     folder = Path(folder)
     if (folder / "rft.json").is_file():
         card = read_json(folder / "rft.json")
-        base = load_system(name, folder.parent / Path(card["sft"]).name, llm, tokenizer)
-        model = PeftModel.from_pretrained(base.model, str(folder)).get_base_model().eval()
-        return System(name, model, base.prompter, base.atlases, card["split"])
+        sft = load_system(name, folder.parent / Path(card["sft"]).name, base, precision=precision)
+        model = PeftModel.from_pretrained(sft.model, str(folder)).get_base_model().eval()
+        return System(name, model, sft.prompter, sft.atlases, card["split"])
     if not (folder / "bitllm.json").is_file():
         raise CheckpointError(
             f"{folder}: expected a checkpoint of sft (bitllm.json) or rft (rft.json), found neither; "
             "train the stage first"
         )
     card = read_json(folder / "bitllm.json")
-    model = load_trained(folder, llm).eval()
+    model = load_trained(folder, base, base_dtype=base_dtype(precision)).eval()
     is_prefix = model.config.interface != "cross_attention"
     prompter = Prompter(
-        tokenizer, model.model.encoder.n_brain_tokens if is_prefix else 0, model.config.brain_token_id
+        base.tokenizer, model.model.encoder.n_brain_tokens if is_prefix else 0, model.config.brain_token_id
     )
     return System(name, model, prompter, tuple(card["atlases"]), card["split"])

@@ -12,6 +12,8 @@ The poster, "BIT-LLM: persistent key-value memory"; the tanh gate is Flamingo's 
 poster's table of trainable parameters is met exactly by this shape with one RMSNorm per adapter.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -19,6 +21,29 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 from transformers import initialization as init
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+
+class AttentionShape(NamedTuple):
+    """Sizes of one attention of the LLM, with the defaults of its configuration filled in."""
+
+    width: int
+    """Width of the hidden states."""
+    n_heads: int
+    """Query heads."""
+    n_kv_heads: int
+    """Key and value heads."""
+    head_dim: int
+    """Width of a head."""
+
+    @classmethod
+    def of(cls, config: LlamaConfig) -> "AttentionShape":
+        """Read them from a configuration."""
+        return cls(
+            config.hidden_size,
+            config.num_attention_heads,
+            config.num_key_value_heads or config.num_attention_heads,
+            config.head_dim or config.hidden_size // config.num_attention_heads,
+        )
 
 
 class CrossAttentionAdapter(nn.Module):
@@ -35,10 +60,11 @@ class CrossAttentionAdapter(nn.Module):
 
     def __init__(self, config: LlamaConfig, *, gate_start: float) -> None:
         super().__init__()
-        self.head_dim, self.gate_start = config.head_dim, gate_start
-        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.q_proj = nn.Linear(config.hidden_size, config.num_attention_heads * self.head_dim, bias=False)
-        self.o_proj = nn.Linear(config.num_attention_heads * self.head_dim, config.hidden_size, bias=False)
+        shape = AttentionShape.of(config)
+        self.head_dim, self.gate_start = shape.head_dim, gate_start
+        self.norm = LlamaRMSNorm(shape.width, eps=config.rms_norm_eps)
+        self.q_proj = nn.Linear(shape.width, shape.n_heads * shape.head_dim, bias=False)
+        self.o_proj = nn.Linear(shape.n_heads * shape.head_dim, shape.width, bias=False)
         self.gate = nn.Parameter(torch.empty(()))
         self.initial_range = config.initializer_range
 
@@ -48,8 +74,9 @@ class CrossAttentionAdapter(nn.Module):
         init.normal_(self.q_proj.weight, std=self.initial_range)
         init.normal_(self.o_proj.weight, std=self.initial_range if self.gate_start == 0 else 0.0)
 
-    def forward(self, hidden: Float[Tensor, "B T d"], memory: Float[Tensor, "B 2 kv_heads N head"]
-                ) -> Float[Tensor, "B T d"]:
+    def forward(
+        self, hidden: Float[Tensor, "B T d"], memory: Float[Tensor, "B 2 kv_heads N head"]
+    ) -> Float[Tensor, "B T d"]:
         """Text states after reading the memory (keys at index 0, values at 1)."""
         query = self.q_proj(self.norm(hidden)).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         keys, values = memory.to(query.dtype).unbind(1)
@@ -66,14 +93,17 @@ class MemoryProjector(nn.Module):
 
     def __init__(self, config: LlamaConfig, *, n_adapters: int) -> None:
         super().__init__()
-        self.head_dim = config.head_dim
-        width = config.num_key_value_heads * config.head_dim
-        self.k_proj = nn.ModuleList(nn.Linear(config.hidden_size, width, bias=False) for _ in range(n_adapters))
-        self.v_proj = nn.ModuleList(nn.Linear(config.hidden_size, width, bias=False) for _ in range(n_adapters))
+        shape = AttentionShape.of(config)
+        self.head_dim = shape.head_dim
+        kv_width = shape.n_kv_heads * shape.head_dim
+        self.k_proj = nn.ModuleList(nn.Linear(shape.width, kv_width, bias=False) for _ in range(n_adapters))
+        self.v_proj = nn.ModuleList(nn.Linear(shape.width, kv_width, bias=False) for _ in range(n_adapters))
 
     def forward(self, projected: Float[Tensor, "B N d"]) -> Float[Tensor, "B adapters 2 kv_heads N head"]:
         """The brain memory."""
-        pairs = [torch.stack([k(projected), v(projected)], dim=1)
-                 for k, v in zip(self.k_proj, self.v_proj, strict=True)]
+        pairs = [
+            torch.stack([k(projected), v(projected)], dim=1)
+            for k, v in zip(self.k_proj, self.v_proj, strict=True)
+        ]
         memory = torch.stack(pairs, dim=1)
         return memory.unflatten(-1, (-1, self.head_dim)).transpose(-3, -2)

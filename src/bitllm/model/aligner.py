@@ -43,12 +43,14 @@ class BrainAligner(nn.Module):
         self.text_head = nn.Linear(encoder.token_width, embedding_width)
         self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
 
-    def embed(self, brain_tokens: Float[Tensor, "B N width"]) -> tuple[Float[Tensor, "B d"], Float[Tensor, "B d"]]:
+    def embed(
+        self, brain_tokens: Float[Tensor, "B N width"]
+    ) -> tuple[Float[Tensor, "B d"], Float[Tensor, "B d"]]:
         """Unit embeddings (picture space, caption space) of brain tokens."""
         pooled = self.norm(brain_tokens.mean(dim=1))
         return F.normalize(self.image_head(pooled), dim=-1), F.normalize(self.text_head(pooled), dim=-1)
 
-    def forward(  # noqa: PLR0913 - one batch
+    def forward(
         self,
         betas: Float[Tensor, "B V"],
         subject_index: Int[Tensor, " B"],
@@ -66,15 +68,22 @@ class BrainAligner(nn.Module):
         positives = same_image(nsd_id)
         image_loss = info_nce(brain_image, image, scale=scale, positives=positives)
         text_loss = info_nce(brain_text, text, scale=scale, positives=positives)
-        return {"loss": (image_loss + text_loss) / 2, "image_loss": image_loss.detach(),
-                "text_loss": text_loss.detach()}
+        return {
+            "loss": (image_loss + text_loss) / 2,
+            "image_loss": image_loss.detach(),
+            "text_loss": text_loss.detach(),
+        }
 
 
-def save_aligner(aligner: BrainAligner, folder: Path, *, encoder: dict[str, Any], about: dict[str, Any]) -> None:
+def save_aligner(
+    aligner: BrainAligner, folder: Path, *, encoder: dict[str, Any], about: dict[str, Any]
+) -> None:
     """Write weights and settings into ``folder``."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in aligner.state_dict().items()}
     save_file(tensors, folder / _WEIGHTS)
-    write_json(folder / _CARD, {"encoder": encoder, "embedding_width": aligner.image_head.out_features, **about})
+    write_json(
+        folder / _CARD, {"encoder": encoder, "embedding_width": aligner.image_head.out_features, **about}
+    )
 
 
 def load_aligner(folder: Path) -> BrainAligner:
@@ -87,8 +96,10 @@ def load_aligner(folder: Path) -> BrainAligner:
     """
     folder = Path(folder)
     if not (folder / _WEIGHTS).is_file():
-        raise CheckpointError(f"{folder}: expected a checkpoint of the align stage with {_WEIGHTS}, found none; "
-                              "train the align stage first")
+        raise CheckpointError(
+            f"{folder}: expected a checkpoint of the align stage with {_WEIGHTS}, found none; "
+            "train the align stage first"
+        )
     card = read_json(folder / _CARD)
     settings = {**card["encoder"], "n_labels": tuple(card["encoder"]["n_labels"])}
     aligner = BrainAligner(BrainEncoder(**settings), embedding_width=card["embedding_width"])
@@ -96,8 +107,7 @@ def load_aligner(folder: Path) -> BrainAligner:
         aligner.load_state_dict(load_file(folder / _WEIGHTS), strict=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{folder / _WEIGHTS}: does not fit its own settings ({reason}); train the align stage "
-                              "again") from None
+        raise CheckpointError(
+            f"{folder / _WEIGHTS}: does not fit its own settings ({reason}); train the align stage again"
+        ) from None
     return aligner
-
-

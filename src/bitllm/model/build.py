@@ -7,7 +7,7 @@ weights, so that no copy of the LLM is made and none is mistaken for another.
 import hashlib
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,14 +23,26 @@ _WEIGHTS, _CARD = "trained.safetensors", "bitllm.json"
 _PLACEHOLDERS = ("<brain>", "<|reserved_special_token_0|>", "<file_sep>", "<unk>")
 
 
-def load_llm(path_or_hub_id: str | Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
-    """A frozen Llama and its tokenizer from a local folder, a GGUF file or a hub id.
+class BaseLlm(NamedTuple):
+    """A frozen Llama with what names it."""
+
+    llm: LlamaForCausalLM
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    """Folder or hub id that it came from."""
+    sha256: str
+    """Checksum of its weights (`weights_hash`)."""
+
+
+def load_llm(path_or_hub_id: str | Path) -> BaseLlm:
+    """A frozen Llama and its tokenizer from a local folder, a GGUF file or a hub id, in float32.
 
     Raises
     ------
     ConfigError
         If there is no such model, or if its ``model_type`` is not llama.
     """
+    name = str(path_or_hub_id)
     source = Path(path_or_hub_id)
     arguments: dict[str, Any] = {}
     if source.suffix == ".gguf":
@@ -42,18 +54,23 @@ def load_llm(path_or_hub_id: str | Path) -> tuple[LlamaForCausalLM, PreTrainedTo
         quantization = {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path_or_hub_id, **arguments)
-        llm = AutoModelForCausalLM.from_pretrained(path_or_hub_id, dtype=torch.float32, **arguments, **quantization)
+        llm = AutoModelForCausalLM.from_pretrained(
+            path_or_hub_id, dtype=torch.float32, **arguments, **quantization
+        )
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"{path_or_hub_id}: expected a folder or hub id of a Llama with its tokenizer ({reason})"
-                          ) from None
+        raise ConfigError(
+            f"{path_or_hub_id}: expected a folder or hub id of a Llama with its tokenizer ({reason})"
+        ) from None
     if llm.config.model_type != "llama":
-        raise ConfigError(f"{path_or_hub_id}: expected model_type llama, found {llm.config.model_type}; choose a "
-                          "Llama, e.g. Llama-3.2-3B-Instruct or SmolLM2")
+        raise ConfigError(
+            f"{path_or_hub_id}: expected model_type llama, found {llm.config.model_type}; choose a "
+            "Llama, e.g. Llama-3.2-3B-Instruct or SmolLM2"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
-    return llm, tokenizer
+    return BaseLlm(llm.eval(), tokenizer, name, weights_hash(llm))
 
 
 def placeholder_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -67,18 +84,24 @@ def placeholder_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     vocabulary = tokenizer.get_vocab()
     found = [vocabulary[token] for token in _PLACEHOLDERS if token in vocabulary]
     if not found:
-        raise ConfigError(f"tokenizer: expected one of {', '.join(_PLACEHOLDERS)} as placeholder of brain tokens, "
-                          "found none; add a special token `<brain>` to the tokenizer")
+        raise ConfigError(
+            f"tokenizer: expected one of {', '.join(_PLACEHOLDERS)} as placeholder of brain tokens, "
+            "found none; add a special token `<brain>` to the tokenizer"
+        )
     return found[0]
 
 
-def build_bit_llm(llm: LlamaForCausalLM, **settings: Any) -> BitLlmForCausalLM:
+def build_bit_llm(
+    llm: LlamaForCausalLM, *, base_dtype: torch.dtype = torch.float32, **settings: Any
+) -> BitLlmForCausalLM:
     """A BIT-LLM around ``llm``: its weights copied, everything else with first values, the LLM frozen.
 
     Parameters
     ----------
     llm
         The base LLM.
+    base_dtype
+        Precision that the frozen LLM is kept in; encoder and interface stay in float32.
     settings
         Fields of `BitLlmConfig` besides ``text_config``.
     """
@@ -86,6 +109,9 @@ def build_bit_llm(llm: LlamaForCausalLM, **settings: Any) -> BitLlmForCausalLM:
     model = BitLlmForCausalLM(config)
     load_base_weights(model, llm)
     freeze(model)
+    for name, parameter in model.named_parameters():
+        if not is_ours(name):
+            parameter.data = parameter.data.to(base_dtype)
     return model
 
 
@@ -100,8 +126,10 @@ def load_base_weights(model: BitLlmForCausalLM, llm: LlamaForCausalLM) -> None:
     result = model.model.language_model.load_state_dict(llm.model.state_dict(), strict=False)
     missing = [name for name in result.missing_keys if ".adapter." not in name]
     if missing or result.unexpected_keys:
-        raise CheckpointError(f"base LLM: missing weights {missing[:5]}, unexpected {result.unexpected_keys[:5]}; "
-                              "the checkpoint is not the Llama that the configuration describes")
+        raise CheckpointError(
+            f"base LLM: missing weights {missing[:5]}, unexpected {result.unexpected_keys[:5]}; "
+            "the checkpoint is not the Llama that the configuration describes"
+        )
     model.lm_head.load_state_dict(llm.lm_head.state_dict())
     model.tie_weights()
 
@@ -129,7 +157,9 @@ def freeze(model: nn.Module) -> None:
 def train_interface(model: BitLlmForCausalLM, *, with_encoder: bool = False) -> None:
     """Let the interface learn (and the encoder where asked); everything else is frozen."""
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(is_interface_parameter(name) or (with_encoder and is_encoder_parameter(name)))
+        parameter.requires_grad_(
+            is_interface_parameter(name) or (with_encoder and is_encoder_parameter(name))
+        )
 
 
 def n_trainable(model: nn.Module) -> int:
@@ -146,28 +176,52 @@ def weights_hash(llm: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def save_trained(model: BitLlmForCausalLM, folder: Path, *, llm_name: str, llm_hash: str,
-                 about: dict[str, Any] | None = None, log: Path | None = None) -> None:
+def save_trained(
+    model: BitLlmForCausalLM,
+    folder: Path,
+    *,
+    base: BaseLlm,
+    about: dict[str, Any] | None = None,
+    log: Path | None = None,
+) -> None:
     """Write encoder and interface with the configuration and the name of the base LLM; whole or not at all.
 
     ``log`` is a folder whose files move into the checkpoint.
     """
-    tensors = {name: tensor.detach().cpu().contiguous().clone()
-               for name, tensor in model.state_dict().items() if is_ours(name)}
+    tensors = {
+        name: tensor.detach().cpu().contiguous().clone()
+        for name, tensor in model.state_dict().items()
+        if is_ours(name)
+    }
     config = model.config.to_dict()
     with folder_written_whole(folder, replace=True) as unfinished:
         save_file(tensors, unfinished / _WEIGHTS)
-        write_json(unfinished / _CARD, {"config": {key: config[key] for key in _CONFIG_KEYS},
-                                        "base_llm": {"name": llm_name, "sha256": llm_hash}, **(about or {})})
+        write_json(
+            unfinished / _CARD,
+            {
+                "config": {key: config[key] for key in _CONFIG_KEYS},
+                "base_llm": {"name": base.name, "sha256": base.sha256},
+                **(about or {}),
+            },
+        )
         if log is not None:
             shutil.copytree(log, unfinished, dirs_exist_ok=True)
             shutil.rmtree(log)
 
 
-_CONFIG_KEYS = ("encoder", "interface", "adapter_layers", "gate_start", "prefix_hidden_width", "brain_token_id")
+_CONFIG_KEYS = (
+    "encoder",
+    "interface",
+    "adapter_layers",
+    "gate_start",
+    "prefix_hidden_width",
+    "brain_token_id",
+)
 
 
-def load_trained(folder: Path, llm: LlamaForCausalLM, *, llm_hash: str | None = None) -> BitLlmForCausalLM:
+def load_trained(
+    folder: Path, base: BaseLlm, *, base_dtype: torch.dtype = torch.float32
+) -> BitLlmForCausalLM:
     """A BIT-LLM from a checkpoint of `save_trained` and its base LLM.
 
     Raises
@@ -177,18 +231,23 @@ def load_trained(folder: Path, llm: LlamaForCausalLM, *, llm_hash: str | None = 
     """
     folder = Path(folder)
     if not (folder / _WEIGHTS).is_file():
-        raise CheckpointError(f"{folder}: expected a checkpoint with {_WEIGHTS}, found none; train the stage first")
+        raise CheckpointError(
+            f"{folder}: expected a checkpoint with {_WEIGHTS}, found none; train the stage first"
+        )
     card = read_json(folder / _CARD)
-    if (llm_hash or weights_hash(llm)) != card["base_llm"]["sha256"]:
-        raise CheckpointError(f"{folder}: trained on the base LLM {card['base_llm']['name']} (sha256 "
-                              f"{card['base_llm']['sha256'][:12]}…), found another one; load that LLM")
-    model = build_bit_llm(llm, **card["config"])
+    if base.sha256 != card["base_llm"]["sha256"]:
+        raise CheckpointError(
+            f"{folder}: trained on the base LLM {card['base_llm']['name']} (sha256 "
+            f"{card['base_llm']['sha256'][:12]}…), found another one; load that LLM"
+        )
+    model = build_bit_llm(base.llm, base_dtype=base_dtype, **card["config"])
     load_ours(model, load_file(folder / _WEIGHTS), source=str(folder))
     return model
 
 
-def load_ours(model: BitLlmForCausalLM, tensors: dict[str, torch.Tensor], *, source: str,
-              only: Any = is_ours) -> None:
+def load_ours(
+    model: BitLlmForCausalLM, tensors: dict[str, torch.Tensor], *, source: str, only: Any = is_ours
+) -> None:
     """Load exactly the weights that ``only`` names.
 
     Raises
@@ -199,10 +258,14 @@ def load_ours(model: BitLlmForCausalLM, tensors: dict[str, torch.Tensor], *, sou
     expected = {name: tensor.shape for name, tensor in model.state_dict().items() if only(name)}
     missing, unexpected = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
     if missing or unexpected:
-        raise CheckpointError(f"{source}: missing weights {missing[:5]}, unexpected {unexpected[:5]}; the checkpoint "
-                              "is of another model or interface")
+        raise CheckpointError(
+            f"{source}: missing weights {missing[:5]}, unexpected {unexpected[:5]}; the checkpoint "
+            "is of another model or interface"
+        )
     for name, shape in expected.items():
         if tensors[name].shape != shape:
-            raise CheckpointError(f"{source}: weight {name} has shape {tuple(tensors[name].shape)}, expected "
-                                  f"{tuple(shape)}; the checkpoint is of another size")
+            raise CheckpointError(
+                f"{source}: weight {name} has shape {tuple(tensors[name].shape)}, expected "
+                f"{tuple(shape)}; the checkpoint is of another size"
+            )
     model.load_state_dict(tensors, strict=False)

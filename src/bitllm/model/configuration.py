@@ -1,6 +1,6 @@
 """Configuration of a BIT-LLM in the Hugging Face convention (model_type ``bit_llm``)."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from transformers import LlamaConfig, PreTrainedConfig
 
@@ -54,15 +54,24 @@ class BitLlmConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self._check()
 
+    @property
+    def llama(self) -> LlamaConfig:
+        """The LLM's configuration, which is never a plain dictionary after `__post_init__`."""
+        return cast(LlamaConfig, self.text_config)
+
     def _check(self) -> None:
-        if self.text_config.model_type != "llama":
-            raise ConfigError(f"LLM: expected a checkpoint of model_type llama, found "
-                              f"{self.text_config.model_type}; choose a Llama, e.g. Llama-3.2-3B-Instruct or SmolLM2")
+        if self.llama.model_type != "llama":
+            raise ConfigError(
+                f"LLM: expected a checkpoint of model_type llama, found "
+                f"{self.llama.model_type}; choose a Llama, e.g. Llama-3.2-3B-Instruct or SmolLM2"
+            )
         if self.interface not in INTERFACES:
             raise ConfigError(f"interface: expected one of {', '.join(INTERFACES)}, found {self.interface!r}")
-        depth = self.text_config.num_hidden_layers
+        depth = self.llama.num_hidden_layers
         layers = self.adapter_layers
         is_cross = self.interface == "cross_attention"
         if is_cross and (len(set(layers)) != len(layers) or any(not 0 <= layer < depth for layer in layers)):
-            raise ConfigError(f"adapter_layers: expected different layers from 0 to {depth - 1} (the LLM has {depth}), "
-                              f"found {layers}")
+            raise ConfigError(
+                f"adapter_layers: expected different layers from 0 to {depth - 1} (the LLM has {depth}), "
+                f"found {layers}"
+            )

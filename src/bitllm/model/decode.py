@@ -8,13 +8,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bitllm.data.prompt import INSTRUCTIONS, Prompter, pad_left
+from bitllm.model.precision import computing
 
 _BATCH = 256
 
 
 @torch.no_grad()
-def greedy_captions(model: Any, prompter: Prompter, brain_tokens: Float[Tensor, "n N width"] | None, *,
-                    max_new_tokens: int = 24, n: int = 1, on_batch: Callable[[int], None] | None = None) -> list[str]:
+def greedy_captions(
+    model: Any,
+    prompter: Prompter,
+    brain_tokens: Float[Tensor, "n N width"] | None,
+    *,
+    max_new_tokens: int = 24,
+    n: int = 1,
+    on_batch: Callable[[int], None] | None = None,
+) -> list[str]:
     """Decode one caption for each brain input, in batches.
 
     Parameters
@@ -41,11 +49,23 @@ def greedy_captions(model: Any, prompter: Prompter, brain_tokens: Float[Tensor, 
     for start in range(0, total, _BATCH):
         size = min(_BATCH, total - start)
         ids, mask = pad_left([prompt] * size, tokenizer.pad_token_id)
-        brain = {} if brain_tokens is None else {"brain_tokens": brain_tokens[start : start + size].to(model.device)}
-        out = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), do_sample=False, use_cache=True,
-                             max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id,
-                             eos_token_id=tokenizer.eos_token_id, **brain)
-        texts = tokenizer.batch_decode(out[:, ids.shape[1]:], skip_special_tokens=True)
+        brain = (
+            {}
+            if brain_tokens is None
+            else {"brain_tokens": brain_tokens[start : start + size].to(model.device)}
+        )
+        with computing(model):
+            out = model.generate(
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                do_sample=False,
+                use_cache=True,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                **brain,
+            )
+        texts = tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
         captions += [text.strip() for text in texts]
         if on_batch is not None:
             on_batch(len(captions))

@@ -44,15 +44,17 @@ class Anatomy(NamedTuple):
 class VoxelKeys(nn.Module):
     """A unit vector for each voxel from its place and its labels."""
 
-    def __init__(self, *, rank: int, n_frequencies: int, length_mm: float, n_labels: tuple[int, ...],
-                 label_width: int) -> None:
+    def __init__(
+        self, *, rank: int, n_frequencies: int, length_mm: float, n_labels: tuple[int, ...], label_width: int
+    ) -> None:
         super().__init__()
         self.positions = FourierPositions(n_frequencies=n_frequencies, length_mm=length_mm)
         self.labels = nn.ModuleList(nn.Embedding(n + 1, label_width) for n in n_labels)
         self.project = nn.Linear(self.positions.width + label_width * len(n_labels), rank, bias=False)
 
-    def forward(self, coords_mm: Float[Tensor, "V 3"], atlas_labels: Int[Tensor, "V A"]
-                ) -> Float[Tensor, "V rank"]:
+    def forward(
+        self, coords_mm: Float[Tensor, "V 3"], atlas_labels: Int[Tensor, "V A"]
+    ) -> Float[Tensor, "V rank"]:
         """Keys of one subject's voxels."""
         features = [self.positions(coords_mm)]
         features += [embed(atlas_labels[:, atlas]) for atlas, embed in enumerate(self.labels)]
@@ -95,14 +97,31 @@ class BrainEncoder(nn.Module):
     Legend: B trials, S subjects, V voxels, A atlases, N brain tokens.
     """
 
-    def __init__(self, *, n_queries: int, rank: int, n_brain_tokens: int, token_width: int,
-                 n_labels: tuple[int, ...], n_blocks: int = 4, dropout: float = 0.1, sharpness: float = 12.0,
-                 n_frequencies: int = 96, length_mm: float = 12.0, label_width: int = 16) -> None:
+    def __init__(  # noqa: PLR0913 - the sizes of one network
+        self,
+        *,
+        n_queries: int,
+        rank: int,
+        n_brain_tokens: int,
+        token_width: int,
+        n_labels: tuple[int, ...],
+        n_blocks: int = 4,
+        dropout: float = 0.1,
+        sharpness: float = 12.0,
+        n_frequencies: int = 96,
+        length_mm: float = 12.0,
+        label_width: int = 16,
+    ) -> None:
         super().__init__()
         self.n_brain_tokens, self.token_width = n_brain_tokens, token_width
         self.initial_sharpness = sharpness
-        self.keys = VoxelKeys(rank=rank, n_frequencies=n_frequencies, length_mm=length_mm,
-                              n_labels=tuple(n_labels), label_width=label_width)
+        self.keys = VoxelKeys(
+            rank=rank,
+            n_frequencies=n_frequencies,
+            length_mm=length_mm,
+            n_labels=tuple(n_labels),
+            label_width=label_width,
+        )
         self.queries = nn.Parameter(torch.empty(n_queries, rank))
         self.log_sharpness = nn.Parameter(torch.empty(()))
         self.pooled_norm = nn.LayerNorm(n_queries)
@@ -118,8 +137,9 @@ class BrainEncoder(nn.Module):
         init.constant_(self.log_sharpness, float(torch.tensor(self.initial_sharpness).log()))
 
     @torch.no_grad()
-    def anchor_queries(self, coords_mm: Float[Tensor, "V 3"], atlas_labels: Int[Tensor, "V A"],
-                       generator: torch.Generator) -> None:
+    def anchor_queries(
+        self, coords_mm: Float[Tensor, "V 3"], atlas_labels: Int[Tensor, "V A"], generator: torch.Generator
+    ) -> None:
         """Let the queries start as the keys of random training voxels, so that pooling starts local.
 
         Ours: a query drawn at random attends to nothing in particular, and learns its place slowly.
@@ -128,17 +148,20 @@ class BrainEncoder(nn.Module):
         chosen = torch.randint(n_voxels, (n_queries,), generator=generator).to(coords_mm.device)
         self.queries.copy_(self.keys(coords_mm[chosen], atlas_labels[chosen]))
 
-    def pool(self, betas: Float[Tensor, "B V"], coords_mm: Float[Tensor, "V 3"],
-             atlas_labels: Int[Tensor, "V A"]) -> Float[Tensor, "B queries"]:
+    def pool(
+        self, betas: Float[Tensor, "B V"], coords_mm: Float[Tensor, "V 3"], atlas_labels: Int[Tensor, "V A"]
+    ) -> Float[Tensor, "B queries"]:
         """Pooled betas of trials of *one* subject; the softmax weights are computed once for all of them."""
         keys = self.keys(coords_mm, atlas_labels)
         queries = F.normalize(self.queries, dim=-1) * self.log_sharpness.exp()
-        pooled = F.scaled_dot_product_attention(queries[None, None], keys[None, None],
-                                                betas.T[None, None].to(keys.dtype), scale=1.0)
+        pooled = F.scaled_dot_product_attention(
+            queries[None, None], keys[None, None], betas.T[None, None].to(keys.dtype), scale=1.0
+        )
         return pooled[0, 0].T
 
-    def forward(self, betas: Float[Tensor, "B V"], subject_index: Int[Tensor, " B"], anatomy: Anatomy
-                ) -> Float[Tensor, "B N width"]:
+    def forward(
+        self, betas: Float[Tensor, "B V"], subject_index: Int[Tensor, " B"], anatomy: Anatomy
+    ) -> Float[Tensor, "B N width"]:
         """Brain tokens of a batch that may mix subjects.
 
         Parameters
@@ -152,9 +175,15 @@ class BrainEncoder(nn.Module):
         for subject in subject_index.unique().tolist():
             trials = (subject_index == subject).nonzero()[:, 0]
             real = anatomy.voxel_mask[subject]
-            pooled = pooled.index_copy(0, trials, self.pool(
-                betas[trials][:, real], anatomy.coords_mm[subject, real], anatomy.atlas_labels[subject, real]
-            ))
+            pooled = pooled.index_copy(
+                0,
+                trials,
+                self.pool(
+                    betas[trials][:, real],
+                    anatomy.coords_mm[subject, real],
+                    anatomy.atlas_labels[subject, real],
+                ),
+            )
         return self.tokens(pooled)
 
     def tokens(self, pooled: Float[Tensor, "B queries"]) -> Float[Tensor, "B N width"]:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import LlamaConfig
 
-from bitllm.model.adapter import MemoryProjector
+from bitllm.model.adapter import AttentionShape, MemoryProjector
 
 Interface = Literal["cross_attention", "prefix", "prefix_mlp"]
 INTERFACES: tuple[str, ...] = get_args(Interface)
@@ -46,16 +46,27 @@ class BrainInterface(nn.Module):
         Hidden width of ``prefix_mlp`` (24,576 at the poster's size).
     """
 
-    def __init__(self, config: LlamaConfig, *, interface: str, token_width: int, n_adapters: int,
-                 prefix_hidden_width: int) -> None:
+    def __init__(
+        self,
+        config: LlamaConfig,
+        *,
+        interface: str,
+        token_width: int,
+        n_adapters: int,
+        prefix_hidden_width: int,
+    ) -> None:
         super().__init__()
         if interface == "prefix_mlp":
-            self.projection: nn.Module = PrefixMlp(token_width=token_width, hidden_width=prefix_hidden_width,
-                                                   llm_width=config.hidden_size)
+            self.projection: nn.Module = PrefixMlp(
+                token_width=token_width, hidden_width=prefix_hidden_width, llm_width=config.hidden_size
+            )
         else:
             self.projection = nn.Linear(token_width, config.hidden_size)
-        self.memory = (MemoryProjector(config, n_adapters=n_adapters) if interface == "cross_attention"
-                       else nn.Identity())
+        self.memory = (
+            MemoryProjector(config, n_adapters=n_adapters)
+            if interface == "cross_attention"
+            else nn.Identity()
+        )
 
     def forward(self, brain_tokens: Float[Tensor, "B N width"]) -> Float[Tensor, "B ..."]:
         """The brain memory of each input."""
@@ -64,8 +75,8 @@ class BrainInterface(nn.Module):
 
 def matched_prefix_width(config: LlamaConfig, *, token_width: int, n_adapters: int) -> int:
     """Hidden width of ``prefix_mlp`` whose parameters match the projection and adapters of ``cross_attention``."""
-    kv_width = config.num_key_value_heads * config.head_dim
-    q_width = config.num_attention_heads * config.head_dim
-    adapter = config.hidden_size * (2 * q_width + 2 * kv_width + 1) + 1
-    cross_attention = token_width * config.hidden_size + n_adapters * adapter
-    return round(cross_attention / (token_width + config.hidden_size))
+    shape = AttentionShape.of(config)
+    q_width, kv_width = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
+    adapter = shape.width * (2 * q_width + 2 * kv_width + 1) + 1
+    cross_attention = token_width * shape.width + n_adapters * adapter
+    return round(cross_attention / (token_width + shape.width))

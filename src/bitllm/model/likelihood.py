@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from bitllm.model.precision import computing
+
 
 class TokenLogProbs(NamedTuple):
     """Log-probability of each label, in the order of the text."""
@@ -19,9 +21,15 @@ class TokenLogProbs(NamedTuple):
     """Which of the columns are labels."""
 
 
-def token_log_probs(model: Any, *, input_ids: Int[Tensor, "B T"], attention_mask: Int[Tensor, "B T"],
-                    labels: Int[Tensor, "B T"], brain_memory: Float[Tensor, "B ..."] | None,
-                    temperature: float = 1.0) -> TokenLogProbs:
+def token_log_probs(
+    model: Any,
+    *,
+    input_ids: Int[Tensor, "B T"],
+    attention_mask: Int[Tensor, "B T"],
+    labels: Int[Tensor, "B T"],
+    brain_memory: Float[Tensor, "B ..."] | None,
+    temperature: float = 1.0,
+) -> TokenLogProbs:
     """Log p(label | what stands before it, brain memory) for every label that is not −100.
 
     The head over the vocabulary, the costly part, runs on those positions alone.
@@ -36,10 +44,16 @@ def token_log_probs(model: Any, *, input_ids: Int[Tensor, "B T"], attention_mask
         Of the softmax, as in sampling.
     """
     positions = attention_mask.cumsum(-1).sub(1).clamp(min=0)
-    hidden = model.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions,
-                         brain_memory=brain_memory, use_cache=False).last_hidden_state
     due = labels[:, 1:] != -100
-    logits = model.lm_head(hidden[:, :-1][due]).float() / temperature
+    with computing(model):
+        hidden = model.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=positions,
+            brain_memory=brain_memory,
+            use_cache=False,
+        ).last_hidden_state
+        logits = model.lm_head(hidden[:, :-1][due]).float() / temperature
     chosen = labels[:, 1:][due]
     values = logits.gather(-1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
     n_labels = due.sum(-1)

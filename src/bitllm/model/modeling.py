@@ -8,7 +8,7 @@ References
 The poster, "BIT-LLM: persistent neural access via interleaved cross-attention".
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -31,13 +31,17 @@ _BRAIN_ARGUMENTS = ("betas", "subject_index", "coords_mm", "atlas_labels", "voxe
 class BitLlmDecoderLayer(LlamaDecoderLayer):
     """A Llama layer, followed by an adapter where the configuration puts one."""
 
-    def __init__(self, config: LlamaConfig, layer_idx: int, *, adapter_slot: int | None, gate_start: float) -> None:
+    def __init__(
+        self, config: LlamaConfig, layer_idx: int, *, adapter_slot: int | None, gate_start: float
+    ) -> None:
         super().__init__(config, layer_idx)
         self.adapter_slot = adapter_slot
         if adapter_slot is not None:
             self.adapter = CrossAttentionAdapter(config, gate_start=gate_start)
 
-    def forward(self, hidden_states: Tensor, brain_memory: Tensor | None = None, **kwargs: Any) -> Tensor:
+    def forward(  # type: ignore[override]
+        self, hidden_states: Tensor, brain_memory: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
         """The plain layer; then, with a memory, what its adapter reads from it."""
         hidden_states = super().forward(hidden_states, **kwargs)
         if self.adapter_slot is None or brain_memory is None:
@@ -70,8 +74,8 @@ class BitLlmPreTrainedModel(PreTrainedModel):
     config_class = BitLlmConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules: ClassVar[list[str]] = ["BitLlmDecoderLayer"]
-    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _no_split_modules = ["BitLlmDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -103,25 +107,30 @@ class BitLlmModel(BitLlmPreTrainedModel):
 
     def __init__(self, config: BitLlmConfig) -> None:
         super().__init__(config)
-        encoder_arguments = {**config.encoder, "n_labels": tuple(config.encoder["n_labels"])}
-        self.encoder = BrainEncoder(**encoder_arguments)
+        encoder = dict(config.encoder or {})
+        self.encoder = BrainEncoder(**{**encoder, "n_labels": tuple(encoder["n_labels"])})
         is_cross = config.interface == "cross_attention"
         self.interface = BrainInterface(
-            config.text_config, interface=config.interface, token_width=self.encoder.token_width,
-            n_adapters=len(config.adapter_layers), prefix_hidden_width=config.prefix_hidden_width,
+            config.llama,
+            interface=config.interface,
+            token_width=self.encoder.token_width,
+            n_adapters=len(config.adapter_layers),
+            prefix_hidden_width=config.prefix_hidden_width,
         )
-        self.language_model = BitLlmTextModel(config.text_config,
-                                              adapter_layers=config.adapter_layers if is_cross else [],
-                                              gate_start=config.gate_start)
+        self.language_model = BitLlmTextModel(
+            config.llama,
+            adapter_layers=list(config.adapter_layers) if is_cross else [],
+            gate_start=config.gate_start,
+        )
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.embed_tokens
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.language_model.embed_tokens = value
+        self.language_model.embed_tokens = value  # type: ignore[assignment]
 
-    def brain_memory(  # noqa: PLR0913 - the parts of one brain input
+    def brain_memory(
         self,
         betas: Float[Tensor, "B V"] | None = None,
         subject_index: Int[Tensor, " B"] | None = None,
@@ -156,10 +165,17 @@ class BitLlmModel(BitLlmPreTrainedModel):
         if self.config.interface != "cross_attention" and brain_memory is not None and input_ids is not None:
             inputs_embeds, input_ids = self._with_prefix(input_ids, brain_memory), None
             brain_memory = None
-        return self.language_model(input_ids=input_ids, inputs_embeds=inputs_embeds, brain_memory=brain_memory,
-                                   past_key_values=past_key_values, **kwargs)
+        return self.language_model(
+            input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
+            brain_memory=brain_memory,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
 
-    def _with_prefix(self, input_ids: Int[Tensor, "B T"], prefix: Float[Tensor, "B N d"]) -> Float[Tensor, "B T d"]:
+    def _with_prefix(
+        self, input_ids: Int[Tensor, "B T"], prefix: Float[Tensor, "B N d"]
+    ) -> Float[Tensor, "B T d"]:
         """Token embeddings with the prompt's placeholders replaced by the soft tokens."""
         embeds = self.get_input_embeddings()(input_ids)
         places = input_ids == self.config.brain_token_id
@@ -167,21 +183,23 @@ class BitLlmModel(BitLlmPreTrainedModel):
         if not bool(places.any()):
             return embeds
         if not bool((n_places == prefix.shape[1]).all()):
-            raise ValueError(f"each prompt needs {prefix.shape[1]} placeholder tokens (id {self.config.brain_token_id}), "
-                             f"found {sorted(set(n_places.tolist()))}")
+            raise ValueError(
+                f"each prompt needs {prefix.shape[1]} placeholder tokens (id {self.config.brain_token_id}), "
+                f"found {sorted(set(n_places.tolist()))}"
+            )
         return embeds.masked_scatter(places[..., None], prefix.to(embeds.dtype))
 
 
 class BitLlmForCausalLM(BitLlmPreTrainedModel, GenerationMixin):
     """BIT-LLM with its language head: loss, logits and ``generate``."""
 
-    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
 
     def __init__(self, config: BitLlmConfig) -> None:
         super().__init__(config)
         self.model = BitLlmModel(config)
-        self.vocab_size = config.text_config.vocab_size
-        self.lm_head = nn.Linear(config.text_config.hidden_size, self.vocab_size, bias=False)
+        self.vocab_size = config.llama.vocab_size
+        self.lm_head = nn.Linear(config.llama.hidden_size, self.vocab_size, bias=False)
         self.post_init()
 
     def forward(  # noqa: PLR0913 - the convention of transformers
@@ -204,25 +222,52 @@ class BitLlmForCausalLM(BitLlmPreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Logits, and the loss where ``labels`` are given (-100 where none is due)."""
         outputs = self.model(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
-            past_key_values=past_key_values, inputs_embeds=inputs_embeds, betas=betas,
-            subject_index=subject_index, coords_mm=coords_mm, atlas_labels=atlas_labels, voxel_mask=voxel_mask,
-            brain_tokens=brain_tokens, brain_memory=brain_memory, **kwargs,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            betas=betas,
+            subject_index=subject_index,
+            coords_mm=coords_mm,
+            atlas_labels=atlas_labels,
+            voxel_mask=voxel_mask,
+            brain_tokens=brain_tokens,
+            brain_memory=brain_memory,
+            **kwargs,
         )
         hidden = outputs.last_hidden_state
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else slice(None)
+        kept = (
+            slice(-logits_to_keep, None)
+            if isinstance(logits_to_keep, int) and logits_to_keep
+            else slice(None)
+        )
         logits = self.lm_head(hidden[:, kept if isinstance(logits_to_keep, int) else logits_to_keep])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values,
-                                      hidden_states=outputs.hidden_states, attentions=outputs.attentions)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
 
-    def _expand_inputs_for_generation(self, expand_size: int = 1, is_encoder_decoder: bool = False,
-                                      input_ids: Tensor | None = None, **model_kwargs: Any) -> tuple[Any, dict]:
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: Tensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[Any, dict]:
         """Encode the brain once per input; every beam and every sample then shares that memory."""
         brain = {name: model_kwargs.pop(name, None) for name in _BRAIN_ARGUMENTS}
         if model_kwargs.get("brain_memory") is None:
             model_kwargs["brain_memory"] = self.model.brain_memory(**brain)
-        return super()._expand_inputs_for_generation(expand_size=expand_size, is_encoder_decoder=is_encoder_decoder,
-                                                     input_ids=input_ids, **model_kwargs)
+        return super()._expand_inputs_for_generation(  # type: ignore[misc]
+            expand_size=expand_size,
+            is_encoder_decoder=is_encoder_decoder,
+            input_ids=input_ids,  # type: ignore[arg-type]
+            **model_kwargs,
+        )

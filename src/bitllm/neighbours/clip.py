@@ -33,12 +33,15 @@ class SmallClipConfig(StrictConfig):
     """Depth of both towers."""
     embedding_width: int = 64
     """Width of the shared space."""
-    optimizer: OptimizerConfig = OptimizerConfig(steps=600, batch_size=192, learning_rate=1e-3, warmup_steps=50)
+    optimizer: OptimizerConfig = OptimizerConfig(
+        steps=600, batch_size=192, learning_rate=1e-3, warmup_steps=50
+    )
     """How it learns."""
 
 
-def train_small_clip(store: Store, folder: Path, config: SmallClipConfig, *, seed: int,
-                     progress: Progress | None = None) -> None:
+def train_small_clip(
+    store: Store, folder: Path, config: SmallClipConfig, *, seed: int, progress: Progress | None = None
+) -> None:
     """Train the small CLIP on the training images of ``store`` and save it as a `CLIPModel` folder."""
     nsd_ids = store.stimuli.index[store.stimuli["part"] == "train"].to_numpy()
     captions = [store.captions[int(nsd_id)] for nsd_id in nsd_ids]
@@ -49,27 +52,52 @@ def train_small_clip(store: Store, folder: Path, config: SmallClipConfig, *, see
     model = CLIPModel(_clip_config(config, tokenizer))
 
     def collate(pairs: list[tuple[int, int]]) -> dict[str, Any]:
-        chosen = [captions[index][choose(len(captions[index]), seed=seed, epoch=epoch, index=index, purpose="clip")]
-                  for epoch, index in pairs]
+        chosen = [
+            captions[index][choose(len(captions[index]), seed=seed, epoch=epoch, index=index, purpose="clip")]
+            for epoch, index in pairs
+        ]
         batch = tokenizer(chosen, padding=True, return_tensors="pt")
-        return {"pixel_values": pixels[[index for _, index in pairs]], "input_ids": batch["input_ids"],
-                "attention_mask": batch["attention_mask"], "return_loss": True}
+        return {
+            "pixel_values": pixels[[index for _, index in pairs]],
+            "input_ids": batch["input_ids"],
+            "attention_mask": batch["attention_mask"],
+            "return_loss": True,
+        }
 
     with folder_written_whole(folder, replace=True) as unfinished:
-        make_trainer(StageTrainer, model, config.optimizer, unfinished, n_examples=len(nsd_ids), collate=collate,
-                     seed=seed, what="small CLIP", progress=progress).train()
+        make_trainer(
+            StageTrainer,
+            model,
+            config.optimizer,
+            unfinished,
+            n_examples=len(nsd_ids),
+            collate=collate,
+            seed=seed,
+            what="small CLIP",
+            progress=progress,
+        ).train()
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
         processor.save_pretrained(unfinished)
 
 
 def _clip_config(config: SmallClipConfig, tokenizer: Any) -> CLIPConfig:
-    tower = {"hidden_size": config.width, "intermediate_size": 2 * config.width, "num_attention_heads": 4,
-             "num_hidden_layers": config.layers, "projection_dim": config.embedding_width}
+    tower = {
+        "hidden_size": config.width,
+        "intermediate_size": 2 * config.width,
+        "num_attention_heads": 4,
+        "num_hidden_layers": config.layers,
+        "projection_dim": config.embedding_width,
+    }
     return CLIPConfig(
-        text_config={**tower, "vocab_size": len(tokenizer), "max_position_embeddings": 40,
-                     "pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id,
-                     "eos_token_id": tokenizer.eos_token_id},
+        text_config={
+            **tower,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": 40,
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+        },
         vision_config={**tower, "image_size": config.image_px, "patch_size": config.patch_px},
         projection_dim=config.embedding_width,
     )

@@ -22,7 +22,34 @@ from bitllm.neighbours.vocabulary import make_word_tokenizer
 from bitllm.training.run import OptimizerConfig, Progress, StageTrainer, make_trainer
 
 FUNCTION_WORDS = frozenset(
-    "a an the of on in at to is are with and by near next it its there that this some from for as while has".split()
+    [
+        "a",
+        "an",
+        "the",
+        "of",
+        "on",
+        "in",
+        "at",
+        "to",
+        "is",
+        "are",
+        "with",
+        "and",
+        "by",
+        "near",
+        "next",
+        "it",
+        "its",
+        "there",
+        "that",
+        "this",
+        "some",
+        "from",
+        "for",
+        "as",
+        "while",
+        "has",
+    ]
 )
 """Words that say nothing about the image, never used as keywords."""
 
@@ -40,12 +67,15 @@ class SmallLlmConfig(StrictConfig):
     """Share of documents that begin with keywords."""
     keyword_keep: float = 0.5
     """Probability with which a word is kept as a keyword."""
-    optimizer: OptimizerConfig = OptimizerConfig(steps=400, batch_size=96, learning_rate=3e-3, warmup_steps=30)
+    optimizer: OptimizerConfig = OptimizerConfig(
+        steps=400, batch_size=96, learning_rate=3e-3, warmup_steps=30
+    )
     """How it learns."""
 
 
-def train_small_llm(store: Store, folder: Path, config: SmallLlmConfig, *, seed: int,
-                    progress: Progress | None = None) -> None:
+def train_small_llm(
+    store: Store, folder: Path, config: SmallLlmConfig, *, seed: int, progress: Progress | None = None
+) -> None:
     """Train the small Llama on the training captions of ``store`` and save it as a `LlamaForCausalLM` folder."""
     nsd_ids = store.stimuli.index[store.stimuli["part"] == "train"]
     captions = [[plain_caption(caption) for caption in store.captions[int(nsd_id)]] for nsd_id in nsd_ids]
@@ -55,14 +85,28 @@ def train_small_llm(store: Store, folder: Path, config: SmallLlmConfig, *, seed:
     prompter = Prompter(tokenizer)
 
     def collate(pairs: list[tuple[int, int]]) -> dict[str, Any]:
-        documents = [_document(captions[index], config, np.random.default_rng([seed, epoch, index, 1]))
-                     for epoch, index in pairs]
-        return pad_answers([prompter.prompt_ids(question) for question, _ in documents],
-                           [prompter.answer_ids(answer) for _, answer in documents], tokenizer.pad_token_id)
+        documents = [
+            _document(captions[index], config, np.random.default_rng([seed, epoch, index, 1]))
+            for epoch, index in pairs
+        ]
+        return pad_answers(
+            [prompter.prompt_ids(question) for question, _ in documents],
+            [prompter.answer_ids(answer) for _, answer in documents],
+            tokenizer.pad_token_id,
+        )
 
     with folder_written_whole(folder, replace=True) as unfinished:
-        make_trainer(StageTrainer, model, config.optimizer, unfinished, n_examples=len(captions), collate=collate,
-                     seed=seed, what="small Llama", progress=progress).train()
+        make_trainer(
+            StageTrainer,
+            model,
+            config.optimizer,
+            unfinished,
+            n_examples=len(captions),
+            collate=collate,
+            seed=seed,
+            what="small Llama",
+            progress=progress,
+        ).train()
         model.config.use_cache = True  # the Trainer turns it off
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
@@ -81,8 +125,15 @@ def _document(captions: Sequence[str], config: SmallLlmConfig, rng: np.random.Ge
 
 def _llama_config(config: SmallLlmConfig, tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
     return LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=config.width, intermediate_size=3 * config.width,
-        num_hidden_layers=config.layers, num_attention_heads=config.heads, num_key_value_heads=config.heads // 2,
-        max_position_embeddings=256, tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        vocab_size=len(tokenizer),
+        hidden_size=config.width,
+        intermediate_size=3 * config.width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.heads // 2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
     )

@@ -28,16 +28,26 @@ def make_word_tokenizer(captions: Iterable[str], *, wrap: bool) -> PreTrainedTok
     """
     counts = Counter(word for caption in captions for word in plain_caption(caption).split())
     words = [*SPECIAL_TOKENS, *sorted({*counts, *" ".join(INSTRUCTIONS).split(), ",", "."})]
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(".", " . "),
-                                                 normalizers.Replace(",", " , ")])
+    tokenizer = Tokenizer(
+        models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>")
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Lowercase(), normalizers.Replace(".", " . "), normalizers.Replace(",", " , ")]
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if wrap:
         tokenizer.post_processor = processors.TemplateProcessing(
-            single="<bos> $A <eos>", special_tokens=[("<bos>", words.index("<bos>")), ("<eos>", words.index("<eos>"))]
+            single="<bos> $A <eos>",
+            special_tokens=[("<bos>", words.index("<bos>")), ("<eos>", words.index("<eos>"))],
         )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>",
-        additional_special_tokens=["<brain>", "<user>", "<assistant>"], chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False, padding_side="right",
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        additional_special_tokens=["<brain>", "<user>", "<assistant>"],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        padding_side="right",
     )

@@ -16,8 +16,13 @@ def same_image(nsd_id: Int[Tensor, " B"]) -> Bool[Tensor, "B B"]:
     return nsd_id[:, None] == nsd_id[None, :]
 
 
-def info_nce(brain: Float[Tensor, "B d"], target: Float[Tensor, "B d"], *, scale: Float[Tensor, ""],
-             positives: Bool[Tensor, "B B"]) -> Float[Tensor, ""]:
+def info_nce(
+    brain: Float[Tensor, "B d"],
+    target: Float[Tensor, "B d"],
+    *,
+    scale: Float[Tensor, ""],
+    positives: Bool[Tensor, "B B"],
+) -> Float[Tensor, ""]:
     """Symmetric InfoNCE between brain embeddings and targets.
 
     Parameters

@@ -77,5 +77,9 @@ def policy_loss(  # noqa: PLR0913 - the terms of one equation
         loss = (per_token * mask).sum() / n_tokens
     else:
         loss = (per_token * mask).sum() / (mask.shape[0] * (max_length or mask.shape[1]))
-    clipped = (((ratio < 1 - clip) & (advantages[:, None] < 0)) | ((ratio > 1 + clip) & (advantages[:, None] > 0)))
-    return PolicyLoss(loss, ((kl * mask).sum() / n_tokens).detach(), ((clipped * mask).sum() / n_tokens).detach())
+    clipped = ((ratio < 1 - clip) & (advantages[:, None] < 0)) | (
+        (ratio > 1 + clip) & (advantages[:, None] > 0)
+    )
+    return PolicyLoss(
+        loss, ((kl * mask).sum() / n_tokens).detach(), ((clipped * mask).sum() / n_tokens).detach()
+    )

@@ -55,7 +55,14 @@ class EncoderConfig(StrictConfig):
     """Distance over which voxels become dissimilar, in mm."""
     label_width: int = Field(default=16, gt=0)
     """Width of a label's embedding."""
-    atlases: tuple[str, ...] = ("prf-visualrois", "floc-faces", "floc-places", "floc-bodies", "floc-words", "streams")
+    atlases: tuple[str, ...] = (
+        "prf-visualrois",
+        "floc-faces",
+        "floc-places",
+        "floc-bodies",
+        "floc-words",
+        "streams",
+    )
     """Atlases whose labels a voxel's key knows."""
     anchored: bool = True
     """Whether the queries start as keys of random training voxels."""
@@ -69,7 +76,9 @@ class EncoderConfig(StrictConfig):
 class AlignConfig(StrictConfig):
     """The align stage."""
 
-    optimizer: OptimizerConfig = OptimizerConfig(steps=300, batch_size=224, learning_rate=1e-3, weight_decay=0.05)
+    optimizer: OptimizerConfig = OptimizerConfig(
+        steps=300, batch_size=224, learning_rate=1e-3, weight_decay=0.05
+    )
     """How it learns."""
     validate_every: int = Field(default=50, gt=0)
     """Steps between two retrievals on validation images."""
@@ -78,7 +87,9 @@ class AlignConfig(StrictConfig):
 def make_encoder(store: Store, split: Split, config: EncoderConfig, *, seed: int) -> BrainEncoder:
     """An untrained encoder; its queries are anchored at voxels of a training subject where configured."""
     torch.manual_seed(seed)
-    encoder = BrainEncoder(**{**config.arguments(store), "n_labels": tuple(config.arguments(store)["n_labels"])})
+    encoder = BrainEncoder(
+        **{**config.arguments(store), "n_labels": tuple(config.arguments(store)["n_labels"])}
+    )
     for name, module in encoder.named_modules():
         if isinstance(module, torch.nn.Embedding):
             torch.nn.init.normal_(module.weight, std=0.5 * module.embedding_dim**-0.5)
@@ -87,14 +98,22 @@ def make_encoder(store: Store, split: Split, config: EncoderConfig, *, seed: int
     if config.anchored:
         anatomies = Anatomies.of(store, split.train_subjects, config.atlases)
         real = anatomies.voxel_mask
-        encoder.anchor_queries(anatomies.coords_mm[real], anatomies.atlas_labels[real],
-                               torch.Generator().manual_seed(seed))
+        encoder.anchor_queries(
+            anatomies.coords_mm[real], anatomies.atlas_labels[real], torch.Generator().manual_seed(seed)
+        )
     return encoder
 
 
-def train_align(  # noqa: PLR0913 - the parts of the stage
-    store: Store, split: Split, targets: Targets, folder: Path, *, encoder_config: EncoderConfig, config: AlignConfig,
-    seed: int, progress: Progress | None = None,
+def train_align(
+    store: Store,
+    split: Split,
+    targets: Targets,
+    folder: Path,
+    *,
+    encoder_config: EncoderConfig,
+    config: AlignConfig,
+    seed: int,
+    progress: Progress | None = None,
 ) -> None:
     """Train encoder and heads on the training trials of ``split``; write the checkpoint whole or not at all.
 
@@ -107,29 +126,53 @@ def train_align(  # noqa: PLR0913 - the parts of the stage
     with sealed_test(), folder_written_whole(folder, replace=True) as unfinished:
         trials = select_trials(store, split, "train", averaged=False)
         anatomies = Anatomies.of(store, trials.subjects, encoder_config.atlases)
-        aligner = BrainAligner(make_encoder(store, split, encoder_config, seed=seed),
-                               embedding_width=targets.image.shape[1])
+        aligner = BrainAligner(
+            make_encoder(store, split, encoder_config, seed=seed), embedding_width=targets.image.shape[1]
+        )
         rows = targets.rows(trials.nsd_id)
         image, text = torch.from_numpy(targets.image[rows]), torch.from_numpy(targets.text[rows])
         nsd_id = torch.from_numpy(trials.nsd_id)
 
         def collate(pairs: list[tuple[int, int]]) -> dict[str, Any]:
             indices = [index for _, index in pairs]
-            return {**brain_input(trials, anatomies, indices)._asdict(), "image": image[indices],
-                    "text": text[indices], "nsd_id": nsd_id[indices]}
+            return {
+                **brain_input(trials, anatomies, indices)._asdict(),
+                "image": image[indices],
+                "text": text[indices],
+                "nsd_id": nsd_id[indices],
+            }
 
-        trainer = make_trainer(StageTrainer, aligner, config.optimizer, unfinished, n_examples=len(trials),
-                               collate=collate, seed=seed, what="align", progress=progress)
+        trainer = make_trainer(
+            StageTrainer,
+            aligner,
+            config.optimizer,
+            unfinished,
+            n_examples=len(trials),
+            collate=collate,
+            seed=seed,
+            what="align",
+            progress=progress,
+        )
         validation = select_trials(store, split, "validation", averaged=True)
-        trainer.add_callback(EveryNSteps(config.validate_every,
-                                         lambda: validate(aligner, validation, anatomies, targets),
-                                         unfinished / "log.jsonl"))
+        trainer.add_callback(
+            EveryNSteps(
+                config.validate_every,
+                lambda: validate(aligner, validation, anatomies, targets),
+                unfinished / "log.jsonl",
+            )
+        )
         trainer.train()
-        save_aligner(aligner.eval(), unfinished, encoder=encoder_config.arguments(store),
-                     about={"atlases": list(encoder_config.atlases), "split": split.sha256, "seed": seed})
+        save_aligner(
+            aligner.eval(),
+            unfinished,
+            encoder=encoder_config.arguments(store),
+            about={"atlases": list(encoder_config.atlases), "split": split.sha256, "seed": seed},
+        )
 
 
-def validate(aligner: BrainAligner, trials: TrialSet, anatomies: Anatomies, targets: Targets) -> dict[str, float]:
+def validate(
+    aligner: BrainAligner, trials: TrialSet, anatomies: Anatomies, targets: Targets
+) -> dict[str, float]:
     """Brain → image retrieval among the validation images, averaged over the training subjects."""
     embeddings = brain_embeddings(aligner, brain_tokens_of(aligner.encoder, trials, anatomies))
     scores = []
@@ -137,8 +180,10 @@ def validate(aligner: BrainAligner, trials: TrialSet, anatomies: Anatomies, targ
         own = trials.subject_index == subject
         gallery = targets.image[targets.rows(trials.nsd_id[own])]
         scores.append(retrieval(embeddings[own] @ gallery.T, np.arange(own.sum()), np.random.default_rng(0)))
-    return {"validation_R@10": float(np.mean([score.r_at_10 for score in scores])),
-            "validation_chance_R@10": float(np.mean([score.chance_r_at_10 for score in scores]))}
+    return {
+        "validation_R@10": float(np.mean([score.r_at_10 for score in scores])),
+        "validation_chance_R@10": float(np.mean([score.chance_r_at_10 for score in scores])),
+    }
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ single image 0); BERTScore F1, the best over the references; the inner product o
 picture. All are in natural units (CIDEr 0 to 10, BERTScore and inner product at most 1).
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -58,11 +58,21 @@ class CompositeReward:
         Embeddings of the pictures.
     """
 
-    def __init__(self, store: Store, nsd_ids: Sequence[int], targets: Targets, *, clip: ClipEmbedder,
-                 bert_scorer: BertScorer, weights: RewardWeights) -> None:
+    def __init__(
+        self,
+        store: Store,
+        nsd_ids: Sequence[int],
+        targets: Targets,
+        *,
+        clip: ClipEmbedder,
+        bert_scorer: BertScorer,
+        weights: RewardWeights,
+    ) -> None:
         self.weights, self.targets, self.clip, self.bert_scorer = weights, targets, clip, bert_scorer
         self.references = {int(nsd_id): list(store.captions[int(nsd_id)]) for nsd_id in nsd_ids}
-        tokenised = {nsd_id: ptb_tokenize(captions) for nsd_id, captions in self.references.items()}
+        tokenised: dict[Hashable, list[str]] = {
+            nsd_id: ptb_tokenize(captions) for nsd_id, captions in self.references.items()
+        }
         self.cider = Cider(tokenised, DocumentFrequencies.fit(list(tokenised.values())))
 
     def __call__(self, nsd_ids: Sequence[int], captions: Sequence[str], has_ended: Sequence[bool]) -> Rewards:
@@ -82,6 +92,8 @@ class CompositeReward:
         total = self.weights.cider * cider + self.weights.bertscore * bertscore + self.weights.ip * ip
         bad = np.flatnonzero(~np.isfinite(total))
         if len(bad):
-            raise TrainingError(f"reward: expected a number, found {total[bad[0]]} for the caption {captions[bad[0]]!r} "
-                                f"of image {nsd_ids[bad[0]]}; look at the reward models")
+            raise TrainingError(
+                f"reward: expected a number, found {total[bad[0]]} for the caption {captions[bad[0]]!r} "
+                f"of image {nsd_ids[bad[0]]}; look at the reward models"
+            )
         return Rewards(total, cider, bertscore, ip)

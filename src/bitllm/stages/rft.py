@@ -34,6 +34,7 @@ from bitllm.metrics.diversity import mean_length, n_distinct_captions
 from bitllm.metrics.tokenize import ptb_tokenize
 from bitllm.model.build import load_llm, load_trained, n_trainable
 from bitllm.model.decode import greedy_captions
+from bitllm.model.precision import Precision, base_dtype
 from bitllm.objectives.policy import LossType, group_advantages, policy_loss
 from bitllm.stages.rewards import CompositeReward, Rewards, RewardWeights
 from bitllm.stages.rollout import sample_rollout
@@ -65,10 +66,13 @@ class RftConfig(StrictConfig):
     """Rank of LoRA; its α is twice the rank."""
     lora_targets: Literal["llm", "llm_and_interface"] = "llm"
     """Which linear layers get LoRA."""
+    precision: Precision = "fp32"
+    """Precision of the frozen LLM; auto is bf16 where that is faster."""
     rewards: RewardWeights = RewardWeights()
     """α, β, γ of the composite reward."""
-    optimizer: OptimizerConfig = OptimizerConfig(steps=60, batch_size=24, learning_rate=1e-3, weight_decay=0.0,
-                                                 warmup_steps=5, log_every=1)
+    optimizer: OptimizerConfig = OptimizerConfig(
+        steps=60, batch_size=24, learning_rate=1e-3, weight_decay=0.0, warmup_steps=5, log_every=1
+    )
     """How it learns; the batch size counts brain inputs."""
     validate_every: int = Field(default=20, gt=0)
     """Steps between two greedy decodings of validation images."""
@@ -82,13 +86,20 @@ class RftTrainer(StageTrainer):
     reward: CompositeReward
     config: RftConfig
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False,
-                     num_items_in_batch: Any = None) -> Tensor:
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
         """The GRPO loss of one batch of brain inputs; its rewards go into the log."""
         config = self.config
-        rollout = sample_rollout(self.policy, self.prompter, INSTRUCTIONS[0], inputs["brain_tokens"],
-                                 n_captions=config.n_captions, max_new_tokens=config.max_new_tokens,
-                                 temperature=config.temperature)
+        rollout = sample_rollout(
+            self.policy,
+            self.prompter,
+            INSTRUCTIONS[0],
+            inputs["brain_tokens"],
+            n_captions=config.n_captions,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+        )
         nsd_ids = np.repeat(inputs["nsd_id"].cpu().numpy(), config.n_captions)
         rewards = self.reward(nsd_ids.tolist(), rollout.captions, rollout.has_ended.tolist())
         grouped = torch.from_numpy(rewards.total).float().view(-1, config.n_captions)
@@ -98,23 +109,48 @@ class RftTrainer(StageTrainer):
         if config.kl_weight > 0:
             with torch.no_grad(), self.accelerator.unwrap_model(model).disable_adapter():
                 ref_log_probs = rollout.log_probs(self.policy, temperature=config.temperature).log_probs
-        result = policy_loss(log_probs, log_probs.detach(), advantages, label_mask, ref_log_probs=ref_log_probs,
-                             kl_weight=config.kl_weight, clip=config.clip, loss_type=config.loss_type,
-                             max_length=config.max_new_tokens)
-        self.log({**_reward_row(rewards, rollout.captions), "kl": float(result.kl),
-                  "ended": float(rollout.has_ended.float().mean())})
+        result = policy_loss(
+            log_probs,
+            log_probs.detach(),
+            advantages,
+            label_mask,
+            ref_log_probs=ref_log_probs,
+            kl_weight=config.kl_weight,
+            clip=config.clip,
+            loss_type=config.loss_type,
+            max_length=config.max_new_tokens,
+        )
+        self.log(
+            {
+                **_reward_row(rewards, rollout.captions),
+                "kl": float(result.kl),
+                "ended": float(rollout.has_ended.float().mean()),
+            }
+        )
         return result.loss
 
 
 def _reward_row(rewards: Rewards, captions: list[str]) -> dict[str, float]:
-    return {"reward": float(rewards.total.mean()), "reward_cider": float(rewards.cider.mean()),
-            "reward_bertscore": float(rewards.bertscore.mean()), "reward_ip": float(rewards.ip.mean()),
-            "length": mean_length(captions), "distinct": n_distinct_captions(captions) / len(captions)}
+    return {
+        "reward": float(rewards.total.mean()),
+        "reward_cider": float(rewards.cider.mean()),
+        "reward_bertscore": float(rewards.bertscore.mean()),
+        "reward_ip": float(rewards.ip.mean()),
+        "length": mean_length(captions),
+        "distinct": n_distinct_captions(captions) / len(captions),
+    }
 
 
 def train_rft(  # noqa: PLR0913 - the parts of the stage
-    store: Store, split: Split, folder: Path, *, sft_folder: Path, llm_path: Path | str,
-    make_reward: Callable[[list[int], RewardWeights], CompositeReward], config: RftConfig, seed: int,
+    store: Store,
+    split: Split,
+    folder: Path,
+    *,
+    sft_folder: Path,
+    llm_path: Path | str,
+    make_reward: Callable[[list[int], RewardWeights], CompositeReward],
+    config: RftConfig,
+    seed: int,
     progress: Progress | None = None,
 ) -> None:
     """Fine-tune LoRA parameters on the training trials of ``split``; write them whole or not at all.
@@ -127,12 +163,16 @@ def train_rft(  # noqa: PLR0913 - the parts of the stage
         Builds the reward from the training images and the weights.
     """
     check_split(store, split)
-    llm, tokenizer = load_llm(llm_path)
-    model = load_trained(sft_folder, llm)
+    base = load_llm(llm_path)
+    model = load_trained(sft_folder, base, base_dtype=base_dtype(config.precision))
     atlases = tuple(read_json(sft_folder / "bitllm.json")["atlases"])
     torch.manual_seed(seed)
-    lora = LoraConfig(r=config.lora_rank, lora_alpha=2 * config.lora_rank, lora_dropout=0.0,
-                      target_modules=LORA_TARGETS[config.lora_targets])
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=2 * config.lora_rank,
+        lora_dropout=0.0,
+        target_modules=LORA_TARGETS[config.lora_targets],
+    )
     peft_model = get_peft_model(model, lora)
     with sealed_test(), folder_written_whole(folder, replace=True) as unfinished:
         trials = select_trials(store, split, "train", averaged=False)
@@ -144,36 +184,69 @@ def train_rft(  # noqa: PLR0913 - the parts of the stage
             indices = [index for _, index in pairs]
             return {"brain_tokens": brain_tokens[indices], "nsd_id": nsd_id[indices]}
 
-        trainer = make_trainer(RftTrainer, peft_model, config.optimizer, unfinished, n_examples=len(trials),
-                               collate=collate, seed=seed, what="rft", progress=progress)
+        trainer = make_trainer(
+            RftTrainer,
+            peft_model,
+            config.optimizer,
+            unfinished,
+            n_examples=len(trials),
+            collate=collate,
+            seed=seed,
+            what="rft",
+            progress=progress,
+        )
         trainer.policy, trainer.config = model, config
-        trainer.prompter = prompter_for(model, tokenizer)
+        trainer.prompter = prompter_for(model, base.tokenizer)
         trainer.reward = make_reward(sorted(set(trials.nsd_id.tolist())), config.rewards)
-        watch = _Validation(store, split, model, trainer.prompter, anatomies)
+        watch = _Validation(
+            store, split, model, trainer.prompter, anatomies, max_new_tokens=config.max_new_tokens
+        )
         trainer.add_callback(EveryNSteps(config.validate_every, watch.measure, unfinished / "log.jsonl"))
         trainer.train()
         peft_model.save_pretrained(str(unfinished))
-        write_json(unfinished / "rft.json", {"stage": "rft", "sft": str(sft_folder), "split": split.sha256, "seed": seed,
-                                             "n_trainable": n_trainable(peft_model)})
+        write_json(
+            unfinished / "rft.json",
+            {
+                "stage": "rft",
+                "sft": str(sft_folder),
+                "split": split.sha256,
+                "seed": seed,
+                "n_trainable": n_trainable(peft_model),
+            },
+        )
 
 
 class _Validation:
     """Greedy captions of validation images: CIDEr under real and under permuted betas, so that hacking shows."""
 
-    def __init__(self, store: Store, split: Split, model: Any, prompter: Prompter, anatomies: Anatomies,
-                 n_images: int = 96) -> None:
+    def __init__(
+        self,
+        store: Store,
+        split: Split,
+        model: Any,
+        prompter: Prompter,
+        anatomies: Anatomies,
+        *,
+        max_new_tokens: int,
+        n_images: int = 96,
+    ) -> None:
         trials = select_trials(store, split, "validation", averaged=True)
         chosen = np.unique(np.linspace(0, len(trials) - 1, n_images).astype(int))
         self.brain_tokens = brain_tokens_of(model.model.encoder, trials, anatomies)[chosen]
         self.references = [ptb_tokenize(store.captions[int(trials.nsd_id[index])]) for index in chosen]
-        self.model, self.prompter = model, prompter
+        self.model, self.prompter, self.max_new_tokens = model, prompter, max_new_tokens
 
     def measure(self) -> dict[str, float]:
         """Mean CIDEr of real betas, and its distance to that of another image's betas."""
-        captions = greedy_captions(self.model, self.prompter, self.brain_tokens)
+        captions = greedy_captions(
+            self.model, self.prompter, self.brain_tokens, max_new_tokens=self.max_new_tokens
+        )
         tokenised = ptb_tokenize(captions)
         real = float(cider_d(tokenised, self.references).mean())
         permuted = float(cider_d(tokenised[1:] + tokenised[:1], self.references).mean())
-        return {"validation_cider": real, "validation_real_minus_permuted": real - permuted,
-                "validation_length": mean_length(captions),
-                "validation_distinct": n_distinct_captions(captions) / len(captions)}
+        return {
+            "validation_cider": real,
+            "validation_real_minus_permuted": real - permuted,
+            "validation_length": mean_length(captions),
+            "validation_distinct": n_distinct_captions(captions) / len(captions),
+        }

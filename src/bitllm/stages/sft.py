@@ -30,12 +30,12 @@ from bitllm.model.build import (
     placeholder_token_id,
     save_trained,
     train_interface,
-    weights_hash,
 )
 from bitllm.model.encoder import BrainEncoder
 from bitllm.model.interface import Interface, matched_prefix_width
 from bitllm.model.likelihood import token_log_probs
 from bitllm.model.modeling import BitLlmForCausalLM
+from bitllm.model.precision import Precision, base_dtype, computing
 from bitllm.training.embed import brain_tokens_of
 from bitllm.training.run import EveryNSteps, OptimizerConfig, Progress, StageTrainer, make_trainer
 
@@ -49,9 +49,13 @@ class SftConfig(StrictConfig):
     """Decoder layers (0-based) followed by an adapter."""
     gate_start: float = 1.0
     """First value of the adapters' gates; 0 closes them, otherwise W_o starts at 0."""
+    precision: Precision = "fp32"
+    """Precision of the frozen LLM; auto is bf16 where that is faster."""
     gate_learning_rate: float | None = None
     """Learning rate of the gates; that of everything else where it is not given."""
-    optimizer: OptimizerConfig = OptimizerConfig(steps=300, batch_size=64, learning_rate=3e-3, weight_decay=0.01)
+    optimizer: OptimizerConfig = OptimizerConfig(
+        steps=300, batch_size=64, learning_rate=3e-3, weight_decay=0.01
+    )
     """How it learns."""
     validate_every: int = Field(default=50, gt=0)
     """Steps between two losses on validation images."""
@@ -60,18 +64,28 @@ class SftConfig(StrictConfig):
 class SftTrainer(StageTrainer):
     """Cross-entropy of the answer, computed only where an answer token is due."""
 
-    def compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False,
-                     num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
         """Mean negative log-likelihood per answer token."""
         return answer_loss(model, inputs)
 
 
 def answer_loss(model: Any, inputs: dict[str, Tensor]) -> Float[Tensor, ""]:
     """Mean negative log-likelihood (nats) per answer token under the brain tokens of each input."""
-    memory = model.model.brain_memory(brain_tokens=inputs["brain_tokens"])
+    with computing(model):
+        memory = model.model.brain_memory(brain_tokens=inputs["brain_tokens"])
     log_probs, label_mask = token_log_probs(
-        model, input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], labels=inputs["labels"],
-        brain_memory=memory)
+        model,
+        input_ids=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        labels=inputs["labels"],
+        brain_memory=memory,
+    )
     return -log_probs.sum() / label_mask.sum()
 
 
@@ -83,41 +97,80 @@ def prompter_for(model: BitLlmForCausalLM, tokenizer: Any) -> Prompter:
 
 
 def train_sft(  # noqa: PLR0913 - the parts of the stage
-    store: Store, split: Split, folder: Path, *, encoder: BrainEncoder, encoder_arguments: dict[str, Any],
-    atlases: tuple[str, ...], llm_path: Path | str, config: SftConfig, seed: int, progress: Progress | None = None,
+    store: Store,
+    split: Split,
+    folder: Path,
+    *,
+    encoder: BrainEncoder,
+    encoder_arguments: dict[str, Any],
+    atlases: tuple[str, ...],
+    llm_path: Path | str,
+    config: SftConfig,
+    seed: int,
+    progress: Progress | None = None,
 ) -> None:
     """Train the interface on the training trials of ``split``; write the checkpoint whole or not at all."""
     check_split(store, split)
-    llm, tokenizer = load_llm(llm_path)
+    base = load_llm(llm_path)
     torch.manual_seed(seed)
     model = build_bit_llm(
-        llm, encoder=encoder_arguments, interface=config.interface, adapter_layers=list(config.adapter_layers),
-        gate_start=config.gate_start, brain_token_id=placeholder_token_id(tokenizer),
-        prefix_hidden_width=matched_prefix_width(llm.config, token_width=encoder.token_width,
-                                                 n_adapters=len(config.adapter_layers)))
+        base.llm,
+        base_dtype=base_dtype(config.precision),
+        encoder=encoder_arguments,
+        interface=config.interface,
+        adapter_layers=list(config.adapter_layers),
+        gate_start=config.gate_start,
+        brain_token_id=placeholder_token_id(base.tokenizer),
+        prefix_hidden_width=matched_prefix_width(
+            base.llm.config, token_width=encoder.token_width, n_adapters=len(config.adapter_layers)
+        ),
+    )
     model.model.encoder.load_state_dict(encoder.state_dict())
     train_interface(model)
     log_folder = folder.with_name(folder.name + ".log")
     with sealed_test():
-        training = _Examples(store, split, "train", model, tokenizer, atlases=atlases, seed=seed)
-        validation = _Examples(store, split, "validation", model, tokenizer, atlases=atlases, seed=seed)
-        trainer = make_trainer(SftTrainer, model, config.optimizer, log_folder, n_examples=len(training.trials),
-                               collate=training.batch, seed=seed, what=f"sft ({config.interface})",
-                               progress=progress, optimizers=(_optimizer(model, config), None))
-        trainer.add_callback(EveryNSteps(config.validate_every, lambda: validation.loss(model),
-                                         log_folder / "log.jsonl"))
+        training = _Examples(store, split, "train", model, base.tokenizer, atlases=atlases, seed=seed)
+        validation = _Examples(store, split, "validation", model, base.tokenizer, atlases=atlases, seed=seed)
+        trainer = make_trainer(
+            SftTrainer,
+            model,
+            config.optimizer,
+            log_folder,
+            n_examples=len(training.trials),
+            collate=training.batch,
+            seed=seed,
+            what=f"sft ({config.interface})",
+            progress=progress,
+            optimizers=(_optimizer(model, config), None),
+        )
+        trainer.add_callback(
+            EveryNSteps(config.validate_every, lambda: validation.loss(model), log_folder / "log.jsonl")
+        )
         trainer.train()
-    about = {"stage": "sft", "split": split.sha256, "seed": seed, "atlases": list(atlases),
-             "n_trainable": n_trainable(model)}
-    save_trained(model.eval(), folder, llm_name=str(llm_path), llm_hash=weights_hash(llm), about=about,
-                 log=log_folder)
+    about = {
+        "stage": "sft",
+        "split": split.sha256,
+        "seed": seed,
+        "atlases": list(atlases),
+        "n_trainable": n_trainable(model),
+    }
+    save_trained(model.eval(), folder, base=base, about=about, log=log_folder)
 
 
 class _Examples:
     """Trials with their brain tokens and captions, as batches."""
 
-    def __init__(self, store: Store, split: Split, part: str, model: BitLlmForCausalLM, tokenizer: Any, *,
-                 atlases: tuple[str, ...], seed: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        split: Split,
+        part: str,
+        model: BitLlmForCausalLM,
+        tokenizer: Any,
+        *,
+        atlases: tuple[str, ...],
+        seed: int,
+    ) -> None:
         self.trials: TrialSet = select_trials(store, split, part, averaged=False)
         anatomies = Anatomies.of(store, self.trials.subjects, atlases)
         self.brain_tokens = brain_tokens_of(model.model.encoder, self.trials, anatomies)
@@ -130,17 +183,26 @@ class _Examples:
         for epoch, index in pairs:
             captions = self.captions[int(self.trials.nsd_id[index])]
             where = {"seed": self.seed, "epoch": epoch, "index": index}
-            prompts.append(self.prompter.prompt_ids(INSTRUCTIONS[choose(len(INSTRUCTIONS), purpose="prompt", **where)]))
-            answers.append(self.prompter.answer_ids(
-                plain_caption(captions[choose(len(captions), purpose="caption", **where)])))
-        return {**pad_answers(prompts, answers, self.tokenizer.pad_token_id),
-                "brain_tokens": self.brain_tokens[[index for _, index in pairs]]}
+            prompts.append(
+                self.prompter.prompt_ids(INSTRUCTIONS[choose(len(INSTRUCTIONS), purpose="prompt", **where)])
+            )
+            answers.append(
+                self.prompter.answer_ids(
+                    plain_caption(captions[choose(len(captions), purpose="caption", **where)])
+                )
+            )
+        return {
+            **pad_answers(prompts, answers, self.tokenizer.pad_token_id),
+            "brain_tokens": self.brain_tokens[[index for _, index in pairs]],
+        }
 
     @torch.no_grad()
     def loss(self, model: BitLlmForCausalLM) -> dict[str, float]:
         """Loss on at most 256 trials, evenly spread, always the same."""
         indices = range(0, len(self.trials), max(1, len(self.trials) // 256))
-        batch = {name: tensor.to(model.device) for name, tensor in self.batch([(0, i) for i in indices]).items()}
+        batch = {
+            name: tensor.to(model.device) for name, tensor in self.batch([(0, i) for i in indices]).items()
+        }
         was_training = model.training
         loss = answer_loss(model.eval(), batch)
         model.train(was_training)
@@ -152,9 +214,15 @@ def _optimizer(model: BitLlmForCausalLM, config: SftConfig) -> torch.optim.Optim
     settings = config.optimizer
     learning = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups = [
-        {"params": [p for name, p in learning if name.endswith(".gate")], "weight_decay": 0.0,
-         "lr": config.gate_learning_rate or settings.learning_rate},
-        {"params": [p for name, p in learning if p.ndim < 2 and not name.endswith(".gate")], "weight_decay": 0.0},
+        {
+            "params": [p for name, p in learning if name.endswith(".gate")],
+            "weight_decay": 0.0,
+            "lr": config.gate_learning_rate or settings.learning_rate,
+        },
+        {
+            "params": [p for name, p in learning if p.ndim < 2 and not name.endswith(".gate")],
+            "weight_decay": 0.0,
+        },
         {"params": [p for _, p in learning if p.ndim >= 2], "weight_decay": settings.weight_decay},
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.learning_rate)

@@ -26,19 +26,29 @@ def encode(encoder: BrainEncoder, batch: BrainInput) -> Float[Tensor, "B N width
     return brain_tokens
 
 
-def brain_tokens_of(encoder: BrainEncoder, trials: TrialSet, anatomies: Anatomies) -> Float[Tensor, "n N width"]:
+def brain_tokens_of(
+    encoder: BrainEncoder, trials: TrialSet, anatomies: Anatomies
+) -> Float[Tensor, "n N width"]:
     """Brain tokens of every trial; trials of one subject are encoded together."""
     return _in_batches(encoder, len(trials), lambda indices: brain_input(trials, anatomies, indices))
 
 
-def brain_tokens_of_betas(encoder: BrainEncoder, betas: Sequence[Float[np.ndarray, " voxels"]],
-                          subject: str, anatomies: Anatomies) -> Float[Tensor, "n N width"]:
+def brain_tokens_of_betas(
+    encoder: BrainEncoder, betas: Sequence[Float[np.ndarray, " voxels"]], subject: str, anatomies: Anatomies
+) -> Float[Tensor, "n N width"]:
     """Brain tokens of betas of one subject, e.g. those of a control."""
     row = anatomies.subjects.index(subject)
-    return _in_batches(encoder, len(betas), lambda indices: anatomies.brain_input(
-        [betas[index] for index in indices], [row] * len(indices)))
+    return _in_batches(
+        encoder,
+        len(betas),
+        lambda indices: anatomies.brain_input([betas[index] for index in indices], [row] * len(indices)),
+    )
 
 
-def _in_batches(encoder: BrainEncoder, n: int, batch_of: Callable[[Sequence[int]], BrainInput]) -> Float[Tensor, "n N width"]:
+def _in_batches(
+    encoder: BrainEncoder, n: int, batch_of: Callable[[Sequence[int]], BrainInput]
+) -> Float[Tensor, "n N width"]:
     starts = range(0, n, _BATCH)
-    return torch.cat([encode(encoder, batch_of(range(start, min(start + _BATCH, n)))).cpu() for start in starts])
+    return torch.cat(
+        [encode(encoder, batch_of(range(start, min(start + _BATCH, n)))).cpu() for start in starts]
+    )

@@ -5,9 +5,9 @@ the run that was never stopped.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -38,8 +38,6 @@ class OptimizerConfig(StrictConfig):
     """Steps over which the learning rate rises; it then falls along a cosine."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this norm."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Precision of matrix products; bf16 pays off for models of 100 M parameters and more."""
     log_every: int = Field(default=10, gt=0)
     """Steps between two rows of the log."""
 
@@ -67,7 +65,10 @@ class EpochOrder(Dataset):
     def __getitem__(self, item: int) -> tuple[int, int]:
         epoch, position = divmod(item, self.n_examples)
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.n_examples)
+            self._epoch, self._order = (
+                epoch,
+                np.random.default_rng([self.seed, epoch]).permutation(self.n_examples),
+            )
         return epoch, int(self._order[position])
 
 
@@ -75,9 +76,11 @@ class StageTrainer(Trainer):
     """`transformers.Trainer` that keeps our order of examples and stops at a loss that is not a number."""
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> SequentialSampler:
-        return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
+        return SequentialSampler(cast(Sized, train_dataset or self.train_dataset))
 
-    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Any:
         """One step of `Trainer`, refused when its loss is not finite.
 
         Raises
@@ -87,9 +90,14 @@ class StageTrainer(Trainer):
         """
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not bool(torch.isfinite(loss)):
-            raise TrainingError(f"step {self.state.global_step + 1}: the loss is {float(loss)}; lower the learning rate "
-                                "or look at the betas of this batch with `bitllm inspect`")
+            raise TrainingError(
+                f"step {self.state.global_step + 1}: the loss is {float(loss)}; lower the learning rate "
+                "or look at the betas of this batch with `bitllm inspect`"
+            )
         return loss
+
+
+TrainerT = TypeVar("TrainerT", bound=StageTrainer)
 
 
 class JsonLinesLog(TrainerCallback):
@@ -98,13 +106,24 @@ class JsonLinesLog(TrainerCallback):
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         self.path.write_text("", encoding="utf-8")
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
-               logs: dict[str, Any] | None = None, **_: Any) -> None:
-        kept = {key: value for key, value in (logs or {}).items()
-                if not key.startswith("train_") and key not in ("epoch", "total_flos")}
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        kept = {
+            key: value
+            for key, value in (logs or {}).items()
+            if not key.startswith("train_") and key not in ("epoch", "total_flos")
+        }
         if kept:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **kept}) + "\n")
@@ -116,7 +135,9 @@ class StepProgress(TrainerCallback):
     def __init__(self, what: str, progress: Progress) -> None:
         self.what, self.progress = what, progress
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         self.progress(self.what, state.global_step, state.max_steps)
 
 
@@ -126,7 +147,9 @@ class EveryNSteps(TrainerCallback):
     def __init__(self, every: int, measure: Callable[[], dict[str, float]], log: Path) -> None:
         self.every, self.measure, self.log = every, measure, log
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
             with self.log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **self.measure()}) + "\n")
@@ -135,30 +158,54 @@ class EveryNSteps(TrainerCallback):
 def training_arguments(config: OptimizerConfig, folder: Path, *, seed: int) -> TrainingArguments:
     """The Trainer's settings for one stage."""
     return TrainingArguments(
-        output_dir=str(folder), max_steps=config.steps, per_device_train_batch_size=config.batch_size,
-        learning_rate=config.learning_rate, weight_decay=config.weight_decay, warmup_steps=config.warmup_steps,
-        lr_scheduler_type="cosine", max_grad_norm=config.max_grad_norm, logging_steps=config.log_every,
-        logging_nan_inf_filter=False, bf16=config.precision == "bf16", seed=seed, data_seed=seed,
-        save_strategy="no", report_to=["tensorboard"], remove_unused_columns=False, label_names=["labels"],
-        dataloader_num_workers=0, dataloader_pin_memory=False, disable_tqdm=True,
+        output_dir=str(folder),
+        max_steps=config.steps,
+        per_device_train_batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        warmup_steps=config.warmup_steps,
+        lr_scheduler_type="cosine",
+        max_grad_norm=config.max_grad_norm,
+        logging_steps=config.log_every,
+        logging_nan_inf_filter=False,
+        seed=seed,
+        data_seed=seed,
+        save_strategy="no",
+        report_to=["tensorboard"],
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(),
     )
 
 
 def make_trainer(  # noqa: PLR0913 - the parts of one run
-    trainer_class: type[StageTrainer], model: torch.nn.Module, config: OptimizerConfig, folder: Path, *,
-    n_examples: int, collate: Callable[[list[tuple[int, int]]], dict[str, Any]], seed: int,
-    what: str = "training", progress: Progress | None = None, **more: Any,
-) -> StageTrainer:
+    trainer_class: type[TrainerT],
+    model: torch.nn.Module,
+    config: OptimizerConfig,
+    folder: Path,
+    *,
+    n_examples: int,
+    collate: Callable[[list[tuple[int, int]]], dict[str, Any]],
+    seed: int,
+    what: str = "training",
+    progress: Progress | None = None,
+    **more: Any,
+) -> TrainerT:
     """A trainer with our order, log and progress; ``collate`` makes a batch of (epoch, index) pairs."""
     folder.mkdir(parents=True, exist_ok=True)
     callbacks: list[TrainerCallback] = [JsonLinesLog(folder / "log.jsonl")]
     if progress is not None:
         callbacks.append(StepProgress(what, progress))
     trainer = trainer_class(
-        model=model, args=training_arguments(config, folder, seed=seed), data_collator=collate,
+        model=model,
+        args=training_arguments(config, folder, seed=seed),
+        data_collator=collate,
         train_dataset=EpochOrder(n_examples, config.steps * config.batch_size, seed=seed),
-        callbacks=callbacks, **more,
+        callbacks=callbacks,
+        **more,
     )
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
