@@ -10,11 +10,166 @@ from jaxtyping import install_import_hook
 
 install_import_hook("bitllm", "beartype.beartype")
 
+import io
+from contextlib import redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
 import numpy as np
 import pytest
+
+from bitllm.cli import main
+from bitllm.data.prepare import prepare_nsd
+from bitllm.data.splits import Split, make_split, save_split
+from bitllm.data.store import Store, open_store
+from bitllm.data.targets import ClipEmbedder, Targets, load_clip
+from bitllm.files import sha256_of_json
+from bitllm.model.aligner import load_aligner
+from bitllm.neighbours.clip import SmallClipConfig, train_small_clip
+from bitllm.neighbours.llm import SmallLlmConfig, train_small_llm
+from bitllm.simulation.parameters import SimulationConfig, preset
+from bitllm.simulation.release import simulate_release
+from bitllm.stages.align import AlignConfig, EncoderConfig, train_align
+from bitllm.stages.sft import SftConfig, train_sft
+from bitllm.training.run import OptimizerConfig
 
 
 @pytest.fixture
 def rng() -> np.random.Generator:
     """A seeded generator of random numbers."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole road once, by the real command on the smallest configuration; for tests that only read."""
+    out = tmp_path_factory.mktemp("demo") / "out"
+    said = io.StringIO()
+    with redirect_stdout(said):
+        main(["demo", "--config", "smoke", "--out", str(out)])
+    (out.parent / "said.txt").write_text(said.getvalue(), encoding="utf-8")
+    return out
+
+
+class EasyBrain(NamedTuple):
+    """A simulated brain that is easy to decode, with what the stages need of it; for tests that only read."""
+
+    folder: Path
+    """Holds ``align``, ``llm`` and ``sft``, made by the stages themselves."""
+    store: Store
+    split: Split
+    targets: Targets
+    """The true features of each image's scene, in the place of a CLIP's embeddings."""
+    encoder: EncoderConfig
+
+
+@pytest.fixture(scope="session")
+def easy_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny preset with little noise and one tuning for all subjects, and its store."""
+    out = tmp_path_factory.mktemp("easy")
+    changes = {"ncsnr_median": 3.0, "shared_tuning": 0.95, "voxel_tuning": 0.05, "misalignment_mm": 0.0}
+    config = SimulationConfig.parse(preset("tiny").model_dump() | changes | {"voxel_mm": 12.0})
+    simulate_release(out / "nsd", config, seed=1)
+    prepare_nsd(out / "nsd", out / "store", seed=1, validation_fraction=0.3)
+    return out
+
+
+@pytest.fixture(scope="session")
+def easy(easy_release: Path) -> EasyBrain:
+    """The easy brain with the small models trained on it."""
+    store = open_store(easy_release / "store")
+    split = make_split(store, "poster")
+    save_split(split, easy_release / "split.json")
+    encoder = EncoderConfig(
+        n_queries=64, rank=32, n_brain_tokens=4, token_width=32, n_blocks=1, n_frequencies=48
+    )
+    brain = EasyBrain(easy_release, store, split, _true_targets(easy_release, store), encoder)
+    train_align(
+        store, split, brain.targets, easy_release / "align", encoder_config=encoder, config=EASY_ALIGN, seed=0
+    )
+    train_small_llm(store, easy_release / "llm", EASY_LLM, seed=0)
+    train_easy_sft(brain, easy_release / "sft", EASY_SFT)
+    return brain
+
+
+EASY_ALIGN = AlignConfig(
+    optimizer=OptimizerConfig(steps=60, batch_size=64, learning_rate=2e-3, warmup_steps=5), validate_every=30
+)
+EASY_LLM = SmallLlmConfig(
+    width=64,
+    layers=2,
+    heads=2,
+    optimizer=OptimizerConfig(steps=150, batch_size=32, learning_rate=5e-3, warmup_steps=5),
+)
+EASY_SFT = SftConfig(
+    adapter_layers=(0, 1),
+    optimizer=OptimizerConfig(steps=60, batch_size=32, learning_rate=5e-3, warmup_steps=5),
+    validate_every=30,
+)
+
+
+@pytest.fixture(scope="session")
+def small_clip_folder(easy_release: Path) -> Path:
+    """A small CLIP, trained for a few steps on the easy brain's training images."""
+    train_small_clip(open_store(easy_release / "store"), easy_release / "clip", SMALL_CLIP, seed=0)
+    return easy_release / "clip"
+
+
+@pytest.fixture(scope="session")
+def small_clip(small_clip_folder: Path) -> ClipEmbedder:
+    """The same, loaded."""
+    return load_clip(small_clip_folder)
+
+
+SMALL_CLIP = SmallClipConfig(
+    image_px=32,
+    patch_px=8,
+    width=32,
+    layers=1,
+    embedding_width=16,
+    optimizer=OptimizerConfig(steps=10, batch_size=16, learning_rate=1e-3, warmup_steps=2),
+)
+
+
+@pytest.fixture(scope="session")
+def easy_sft():
+    """Train sft on an easy brain: ``easy_sft(easy, folder, config)``."""
+    return train_easy_sft
+
+
+def train_easy_sft(brain: EasyBrain, folder: Path, config: SftConfig, *, seed: int = 0) -> None:
+    train_sft(
+        brain.store,
+        brain.split,
+        folder,
+        encoder=load_aligner(brain.folder / "align").eval().encoder,
+        encoder_arguments=brain.encoder.arguments(brain.store),
+        atlases=brain.encoder.atlases,
+        llm_path=brain.folder / "llm",
+        config=config,
+        seed=seed,
+    )
+
+
+def _true_targets(release: Path, store: Store) -> Targets:
+    """The first principal components of the scenes' features, as unit vectors."""
+    nsd_id = np.sort(store.stimuli.index.to_numpy())
+    features = np.load(release / "nsd" / "simulation_truth" / "features.npy")[nsd_id].astype(np.float64)
+    left, sizes, _ = np.linalg.svd(features - features.mean(axis=0), full_matrices=False)
+    rows = (left * sizes)[:, :16]
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    return Targets(nsd_id, rows, rows.copy())
+
+
+@pytest.fixture(scope="session")
+def resealed():
+    """Change fields of a split, and give it the checksum of its new content."""
+
+    def change(split: Split, **fields) -> Split:
+        split = replace(split, **fields)
+        content = {key: value for key, value in vars(split).items() if key != "sha256"}
+        listed = {key: value if isinstance(value, str) else sorted(value) for key, value in content.items()}
+        return replace(split, sha256=sha256_of_json(listed))
+
+    return change

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,9 @@ def simulate(
     preset: str = "demo",
     seed: int = 0,
     signal: float | None = None,
+    noise: float | None = None,
+    shared_tuning: float | None = None,
+    misalignment_mm: float | None = None,
     betas_format: Literal["hdf5", "nifti"] = "hdf5",
 ) -> None:
     """Write a simulated brain in NSD's own file layout.
@@ -31,14 +35,19 @@ def simulate(
         out: New folder for the release.
         preset: Size: tiny, demo or bench.
         seed: Of scenes, brains and noise.
-        signal: Strength of the signal; 0 writes betas that know nothing of the images.
+        signal: Strength of the signal (1); 0 writes betas that know nothing of the images.
+        noise: Strength of everything in the betas that is no response (1).
+        shared_tuning: Share of the tuning that all subjects have in common, 0 to 1.
+        misalignment_mm: Typical distance between anatomical and functional place, in mm.
         betas_format: Format of the beta files.
     """
     from bitllm.demo.display import Display
     from bitllm.simulation.parameters import preset as preset_of
     from bitllm.simulation.release import simulate_release
 
-    config = preset_of(preset).with_signal(signal)
+    config = preset_of(preset).changed(
+        signal=signal, noise=noise, shared_tuning=shared_tuning, misalignment_mm=misalignment_mm
+    )
     with Display(_OUT) as display:
         simulate_release(out, config, seed=seed, betas_format=betas_format, progress=display.progress)
     _OUT.print(
@@ -183,6 +192,8 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def _print_json(content: Any) -> None:

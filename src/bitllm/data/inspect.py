@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -118,19 +119,12 @@ def _overview(inspection: dict[str, Any]) -> Table:
 
 
 def _subject_table(inspection: dict[str, Any]) -> Table:
-    table = Table(title="Subjects", title_justify="left")
+    table = Table(
+        title="Subjects", title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
     table.add_column("subject", no_wrap=True)
-    for heading in (
-        "sessions",
-        "trials",
-        "voxels",
-        "train",
-        "validation",
-        "test",
-        "NC 1 trial",
-        "NC 3 trials",
-    ):
-        table.add_column(heading, justify="right")
+    for heading in ("sess.", "trials", "voxels", "train", "valid.", "test", "NC1 %", "NC3 %"):
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("betas sha256", no_wrap=True)
     for name, subject in inspection["subjects"].items():
         counts = [
@@ -139,19 +133,25 @@ def _subject_table(inspection: dict[str, Any]) -> Table:
             subject["n_voxels"],
             *subject["images"].values(),
         ]
-        ceilings = [f"{percent:.1f} %" for percent in subject["noise_ceiling_percent"].values()]
-        table.add_row(name, *(f"{n:,}" for n in counts), *ceilings, subject["sha256"]["betas.npy"][:12])
-    table.caption = "train, validation, test: images seen; NC: mean noise ceiling over the voxels"
+        ceilings = [f"{percent:.1f}" for percent in subject["noise_ceiling_percent"].values()]
+        table.add_row(name, *(f"{n:,}" for n in counts), *ceilings, subject["sha256"]["betas.npy"][:8])
+    table.caption = "train, valid., test: images seen; NC1, NC3: mean noise ceiling of 1 and of 3 trials"
     return table
 
 
 def _label_table(inspection: dict[str, Any]) -> Table:
     subjects = inspection["subjects"]
-    table = Table(title="Voxels of every label", title_justify="left")
+    table = Table(
+        title="Voxels of every label",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     table.add_column("atlas", no_wrap=True)
     table.add_column("label", no_wrap=True)
     for name in subjects:
-        table.add_column(name, justify="right")
+        table.add_column(name.removeprefix("subj"), justify="right", no_wrap=True)
     first = next(iter(subjects.values()))
     for atlas, labels in first["labels"].items():
         seen = [label for label in labels if any(s["labels"][atlas][label] for s in subjects.values())]

@@ -156,14 +156,13 @@ def _merged_labels(release: NsdRelease, people: Sequence[_Subject]) -> dict[str,
                 f"{release.roi(lacks.name, atlas)}: expected the atlas `{atlas}`, which another subject has, "
                 "found none; download it, or take it away for all"
             )
-        for atlas, names in person.labels.items():
-            for number, label in names.items():
-                if merged[atlas].setdefault(number, label) != label:
-                    raise DataError(
-                        f"{release.roi(person.name, atlas)}: expected the label {number} to be "
-                        f"`{merged[atlas][number]}`, as in {first.name}, found `{label}`; check the .ctab "
-                        "files"
-                    )
+        found = ((atlas, n, label) for atlas, names in person.labels.items() for n, label in names.items())
+        for atlas, number, label in found:
+            if merged[atlas].setdefault(number, label) != label:
+                raise DataError(
+                    f"{release.roi(person.name, atlas)}: expected the label {number} to be "
+                    f"`{merged[atlas][number]}`, as in {first.name}, found `{label}`; check the .ctab files"
+                )
     return {atlas: {str(n): names[n] for n in sorted(names)} for atlas, names in merged.items()}
 
 

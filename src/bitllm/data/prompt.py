@@ -17,6 +17,8 @@ INSTRUCTIONS: tuple[str, ...] = (
     "write a caption of the image .",
 )
 """Wordings of the instruction; the first is the one used for decoding."""
+SYSTEM_PROMPT = "You caption brain activity."
+"""System message for chat templates that have one (their default is three times as long)."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,12 @@ class Prompter:
             instruction = placeholder * self.n_placeholders + instruction
         if self.tokenizer.chat_template is None:
             return _ids(self.tokenizer(instruction))
-        message = [{"role": "user", "content": instruction}]
+        messages = [{"role": "user", "content": instruction}]
+        if "system" in str(self.tokenizer.chat_template):
+            messages.insert(0, {"role": "system", "content": SYSTEM_PROMPT})
         return _ids(
             self.tokenizer.apply_chat_template(
-                message, add_generation_prompt=True, tokenize=True, return_dict=True
+                messages, add_generation_prompt=True, tokenize=True, return_dict=True
             )
         )
 

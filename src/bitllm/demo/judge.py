@@ -20,8 +20,8 @@ from bitllm.evaluation.score import compare_captions
 from bitllm.evaluation.system import System
 from bitllm.files import folder_written_whole, write_json
 from bitllm.model.aligner import BrainAligner
-from bitllm.model.decode import greedy_captions
 from bitllm.stages.align import brain_embeddings
+from bitllm.training.decode import greedy_captions
 from bitllm.training.embed import brain_tokens_of, brain_tokens_of_betas
 
 

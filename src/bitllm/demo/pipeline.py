@@ -43,7 +43,7 @@ def run_steps(run: DemoRun) -> None:
 
 
 def _make_data(run: DemoRun) -> None:
-    simulation = preset(run.config.preset).with_signal(run.signal)
+    simulation = preset(run.config.preset).changed(signal=run.signal)
     run.steps.run(
         "simulate",
         lambda: _fresh(

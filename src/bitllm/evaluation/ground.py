@@ -24,7 +24,7 @@ from bitllm.evaluation.floors import derangement
 from bitllm.evaluation.score import compare_captions
 from bitllm.evaluation.system import System
 from bitllm.metrics.intervals import bootstrap_mean
-from bitllm.model.decode import greedy_captions
+from bitllm.training.decode import greedy_captions
 from bitllm.training.embed import brain_tokens_of_betas
 
 
@@ -126,10 +126,15 @@ def ground(
         Called with the name of each input that is decoded.
     """
     n = len(held_out.trials)
+    other = derangement(held_out.nsd_id.tolist(), np.random.default_rng(seed))
     captions: dict[str, list[str]] = {}
     for control in ("real", *BETAS_CONTROLS):
-        brain_tokens = control_tokens(system, held_out, control, seed=seed)
-        captions[control] = _decode(system, brain_tokens, n=n, max_new_tokens=max_new_tokens)
+        if control == "permuted":
+            # greedy decoding is a function of the betas: those of another image give that image's caption
+            captions[control] = [captions["real"][row] for row in other]
+        else:
+            brain_tokens = control_tokens(system, held_out, control, seed=seed)
+            captions[control] = _decode(system, brain_tokens, n=n, max_new_tokens=max_new_tokens)
         if on_decoded is not None:
             on_decoded(control)
     captions |= {**baselines, "llm_alone": _decode(system, None, n=n, max_new_tokens=max_new_tokens)}
@@ -145,7 +150,7 @@ def ground(
     bits = evidence_bits(
         system,
         control_tokens(system, held_out, "real", seed=seed),
-        derangement(held_out.nsd_id.tolist(), np.random.default_rng(seed)),
+        other,
         held_out.references,
     )
     return Grounding(captions, scores, differences, _with_intervals(bits, seed=seed), bits.per_caption)

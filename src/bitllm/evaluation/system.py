@@ -42,7 +42,7 @@ def load_system(name: str, folder: Path, base: BaseLlm, *, precision: Precision 
     folder = Path(folder)
     if (folder / "rft.json").is_file():
         card = read_json(folder / "rft.json")
-        sft = load_system(name, folder.parent / Path(card["sft"]).name, base, precision=precision)
+        sft = load_system(name, folder.parent / card["sft"], base, precision=precision)
         model = PeftModel.from_pretrained(sft.model, str(folder)).get_base_model().eval()
         return System(name, model, sft.prompter, sft.atlases, card["split"])
     if not (folder / "bitllm.json").is_file():

@@ -70,7 +70,8 @@ def load_llm(path_or_hub_id: str | Path) -> BaseLlm:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
-    return BaseLlm(llm.eval(), tokenizer, name, weights_hash(llm))
+    # a local folder is named without its path: checkpoints tell nothing of the machine they were made on
+    return BaseLlm(llm.eval(), tokenizer, source.name if source.exists() else name, weights_hash(llm))
 
 
 def placeholder_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -43,7 +43,7 @@ class BrainInterface(nn.Module):
     n_adapters
         Number of cross-attention adapters.
     prefix_hidden_width
-        Hidden width of ``prefix_mlp`` (24,576 at the poster's size).
+        Hidden width of ``prefix_mlp`` (24,576 in the poster's table; see `matched_prefix_width`).
     """
 
     def __init__(
@@ -74,7 +74,11 @@ class BrainInterface(nn.Module):
 
 
 def matched_prefix_width(config: LlamaConfig, *, token_width: int, n_adapters: int) -> int:
-    """Hidden width of ``prefix_mlp`` whose parameters match the projection and adapters of ``cross_attention``."""
+    """Hidden width of ``prefix_mlp`` whose parameters match the projection and adapters of ``cross_attention``.
+
+    At the poster's size this is 25,347, so that the counts are equal; the poster's own prefix (100.67M parameters
+    against 103.82M) has 24,576.
+    """
     shape = AttentionShape.of(config)
     q_width, kv_width = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
     adapter = shape.width * (2 * q_width + 2 * kv_width + 1) + 1

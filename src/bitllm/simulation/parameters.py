@@ -77,11 +77,16 @@ class SimulationConfig(StrictConfig):
             )
         return self
 
-    def with_signal(self, signal: float | None) -> "SimulationConfig":
-        """The same release with another strength of the signal; None changes nothing."""
-        if signal is None:
-            return self
-        return SimulationConfig.parse(self.model_dump() | {"signal": signal}, source="simulation")
+    def changed(self, **values: float | None) -> "SimulationConfig":
+        """The same release with other parameters; those that are None stay as they are.
+
+        Raises
+        ------
+        ConfigError
+            If a parameter is unknown or out of its range.
+        """
+        given = {name: value for name, value in values.items() if value is not None}
+        return SimulationConfig.parse(self.model_dump() | given, source="simulation") if given else self
 
     @property
     def images_per_subject(self) -> int:

@@ -33,12 +33,12 @@ from bitllm.metrics.cider import cider_d
 from bitllm.metrics.diversity import mean_length, n_distinct_captions
 from bitllm.metrics.tokenize import ptb_tokenize
 from bitllm.model.build import load_llm, load_trained, n_trainable
-from bitllm.model.decode import greedy_captions
 from bitllm.model.precision import Precision, base_dtype
 from bitllm.objectives.policy import LossType, group_advantages, policy_loss
 from bitllm.stages.rewards import CompositeReward, Rewards, RewardWeights
 from bitllm.stages.rollout import sample_rollout
 from bitllm.stages.sft import prompter_for
+from bitllm.training.decode import greedy_captions
 from bitllm.training.embed import brain_tokens_of
 from bitllm.training.run import EveryNSteps, OptimizerConfig, Progress, StageTrainer, make_trainer
 
@@ -208,7 +208,7 @@ def train_rft(  # noqa: PLR0913 - the parts of the stage
             unfinished / "rft.json",
             {
                 "stage": "rft",
-                "sft": str(sft_folder),
+                "sft": sft_folder.name,
                 "split": split.sha256,
                 "seed": seed,
                 "n_trainable": n_trainable(peft_model),

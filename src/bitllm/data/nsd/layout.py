@@ -59,35 +59,45 @@ class NsdRelease:
 
     @property
     def design(self) -> Path:
+        """The file of the experimental design."""
         return self.root / "nsddata/experiments/nsd/nsd_expdesign.mat"
 
     @property
     def stimulus_table(self) -> Path:
+        """The table of all stimuli."""
         return self.root / "nsddata/experiments/nsd/nsd_stim_info_merged.csv"
 
     @property
     def pictures(self) -> Path:
+        """The file of all pictures."""
         return self.root / "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"
 
     def captions(self, coco_split: str) -> Path:
+        """The COCO captions of ``train2017`` or ``val2017``."""
         return self.root / f"nsddata_stimuli/stimuli/nsd/annotations/captions_{coco_split}.json"
 
     def responses(self, subject: str) -> Path:
+        """The table of a subject's trials."""
         return self.root / f"nsddata/ppdata/{subject}/behav/responses.tsv"
 
     def brainmask(self, subject: str) -> Path:
+        """The volume that marks a subject's brain."""
         return self.root / f"nsddata/ppdata/{subject}/{_SPACE}/brainmask.nii.gz"
 
     def roi(self, subject: str, roi: str) -> Path:
+        """The volume of a region of interest or an atlas."""
         return self.root / f"nsddata/ppdata/{subject}/{_SPACE}/roi/{roi}.nii.gz"
 
     def mni(self, subject: str) -> Path:
+        """The transform that gives each voxel's place in MNI space."""
         return self.root / f"nsddata/ppdata/{subject}/transforms/MNI-to-func1pt8.nii.gz"
 
     def betas_folder(self, subject: str) -> Path:
+        """The folder of a subject's beta files."""
         return self.root / f"nsddata_betas/ppdata/{subject}/{_SPACE}/{BETA_FOLDERS[self.beta_version]}"
 
     def ncsnr(self, subject: str) -> Path:
+        """The volume of a subject's noise-ceiling signal-to-noise ratios."""
         return self.betas_folder(subject) / "ncsnr.nii.gz"
 
     def label_tables(self, subject: str, atlas: str) -> tuple[Path, ...]:

@@ -43,6 +43,7 @@ class Design:
 
     @property
     def n_shared(self) -> int:
+        """Number of images planned for every subject."""
         return len(self.shared_ids)
 
 

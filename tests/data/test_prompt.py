@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bitllm.data.prompt import INSTRUCTIONS, Prompter, choose, pad_answers, pad_left, plain_caption
+from bitllm.neighbours.vocabulary import make_word_tokenizer
+
+small = st.integers(0, 10_000)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """Words of two captions and of the instructions, with a chat template."""
+    return make_word_tokenizer(["A dog on a bench.", "two boats , far away"], wrap=False)
+
+
+@given(small, small, small)
+def test_a_choice_is_a_pure_function_of_seed_epoch_and_index(seed, epoch, index):
+    where = {"seed": seed, "epoch": epoch, "index": index, "purpose": "caption"}
+    np.random.seed(index % 7)  # noqa: NPY002 - whatever the global state is
+    first = choose(5, **where)
+    assert 0 <= first < 5
+    assert choose(5, **where) == first
+
+
+def test_choices_are_uniform_and_depend_on_each_of_their_arguments():
+    where = {"seed": 0, "epoch": 0, "purpose": "caption"}
+    drawn = np.array([choose(5, index=index, **where) for index in range(2000)])
+    counts = np.bincount(drawn, minlength=5)
+    assert np.abs(counts - 400).max() < 4 * np.sqrt(2000 * 0.2 * 0.8)
+    for change in ({"seed": 1}, {"epoch": 1}, {"purpose": "prompt"}):
+        other = np.array([choose(5, index=index, **(where | change)) for index in range(2000)])
+        assert abs((other == drawn).mean() - 0.2) < 4 * np.sqrt(0.2 * 0.8 / 2000)  # as if independent
+
+
+def test_a_prompt_is_the_instruction_in_the_chat_template(tokenizer):
+    ids = Prompter(tokenizer).prompt_ids("describe the image .")
+    assert tokenizer.convert_ids_to_tokens(ids) == [
+        *("<bos>", "<user>", "describe", "the", "image", ".", "<assistant>"),
+    ]
+
+
+def test_without_a_chat_template_the_prompt_is_the_bare_instruction(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", None)
+    ids = Prompter(tokenizer).prompt_ids("describe the image .")
+    assert tokenizer.convert_ids_to_tokens(ids) == ["describe", "the", "image", "."]
+
+
+@pytest.mark.parametrize("n", [1, 7, 128])
+def test_placeholders_stand_before_the_instruction_as_often_as_asked(tokenizer, n):
+    token = tokenizer.convert_tokens_to_ids("<brain>")
+    prompter = Prompter(tokenizer, n, token)
+    for instruction in INSTRUCTIONS:
+        ids = prompter.prompt_ids(instruction)
+        assert ids.count(token) == n
+        first = ids.index(token)
+        assert ids[first : first + n] == [token] * n
+        plain = Prompter(tokenizer).prompt_ids(instruction)
+        assert ids[:first] + ids[first + n :] == plain
+        assert prompter.without_brain().prompt_ids(instruction) == plain
+
+
+def test_an_answer_is_the_caption_and_the_end_token(tokenizer):
+    ids = Prompter(tokenizer).answer_ids("a dog")
+    assert tokenizer.convert_ids_to_tokens(ids) == ["a", "dog", "<eos>"]
+
+
+def test_the_words_of_every_instruction_are_known(tokenizer):
+    for instruction in INSTRUCTIONS:
+        assert tokenizer.unk_token_id not in Prompter(tokenizer).prompt_ids(instruction)
+
+
+rows = st.lists(st.integers(3, 90), min_size=1, max_size=6)
+
+
+@given(st.lists(st.tuples(rows, rows), min_size=1, max_size=5))
+def test_labels_are_due_exactly_on_the_answers(pairs):
+    batch = pad_answers([prompt for prompt, _ in pairs], [answer for _, answer in pairs], 0)
+    width = max(len(prompt) + len(answer) for prompt, answer in pairs)
+    for row, (prompt, answer) in enumerate(pairs):
+        n, rest = len(prompt) + len(answer), width - len(prompt) - len(answer)
+        assert batch["input_ids"][row].tolist() == prompt + answer + [0] * rest
+        assert batch["attention_mask"][row].tolist() == [1] * n + [0] * rest
+        assert batch["labels"][row].tolist() == [-100] * len(prompt) + answer + [-100] * rest
+
+
+@given(st.lists(rows, min_size=1, max_size=5))
+def test_prompts_are_padded_on_the_left_under_a_mask(prompts):
+    ids, mask = pad_left(prompts, 0)
+    for row, prompt in enumerate(prompts):
+        rest = ids.shape[1] - len(prompt)
+        assert ids[row].tolist() == [0] * rest + prompt
+        assert mask[row].tolist() == [0] * rest + [1] * len(prompt)
+
+
+def test_prompts_and_answers_of_different_number_are_refused():
+    with pytest.raises(ValueError, match="shorter"):
+        pad_answers([[1], [2]], [[3]], 0)
+
+
+@pytest.mark.parametrize(
+    ("caption", "plain"),
+    [(" A Dog  on\na bench. \n", "a dog on a bench"), ("Two boats...", "two boats"), ("", ""), (".", "")],
+)
+def test_a_caption_is_said_in_lower_case_without_its_full_stop(caption, plain):
+    assert plain_caption(caption) == plain
+    assert plain_caption(plain) == plain

@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from bitllm.data.targets import Targets, load_clip, load_targets, make_targets, save_targets
+from bitllm.errors import ConfigError, DataError
+
+
+@pytest.fixture(scope="module")
+def targets(easy, small_clip):
+    """Of the easy brain, by its small CLIP."""
+    return make_targets(easy.store, small_clip)
+
+
+def test_every_image_of_the_store_has_unit_embeddings(easy, targets):
+    assert targets.nsd_id.tolist() == sorted(easy.store.stimuli.index)
+    for rows in (targets.image, targets.text):
+        assert rows.shape == (len(targets.nsd_id), 16)
+        assert np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+
+
+def test_a_text_embedding_is_the_mean_over_the_images_own_captions(easy, targets, small_clip):
+    for row in (0, 5, len(targets.nsd_id) - 1):
+        captions = easy.store.captions[int(targets.nsd_id[row])]
+        one_by_one = np.stack([small_clip.captions([caption])[0] for caption in captions]).mean(axis=0)
+        assert np.allclose(targets.text[row], one_by_one / np.linalg.norm(one_by_one), atol=1e-5)
+
+
+def test_a_picture_embedding_does_not_depend_on_its_batch(easy, targets, small_clip):
+    for row in (0, 7):
+        alone = small_clip.pictures(easy.store.pictures([int(targets.nsd_id[row])]))[0]
+        assert np.allclose(targets.image[row], alone, atol=1e-5)
+
+
+def test_captions_longer_than_the_context_are_cut_and_not_refused(small_clip):
+    rows = small_clip.captions(["bench " * 500, ""])
+    assert np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+
+
+def test_targets_come_back_as_they_were_saved(targets, tmp_path):
+    save_targets(targets, tmp_path / "targets.safetensors")
+    back = load_targets(tmp_path / "targets.safetensors")
+    for name in ("nsd_id", "image", "text"):
+        assert np.array_equal(getattr(back, name), getattr(targets, name))
+    assert set(load_file(tmp_path / "targets.safetensors")) == {"nsd_id", "image", "text"}
+    assert [path.name for path in tmp_path.iterdir()] == ["targets.safetensors"]
+
+
+def test_rows_are_found_by_image_in_any_order():
+    embeddings = np.eye(4, dtype=np.float32)
+    targets = Targets(np.array([2, 5, 9, 40]), embeddings, embeddings)
+    assert targets.rows(np.array([40, 2, 9, 2])).tolist() == [3, 0, 2, 0]
+
+
+@pytest.mark.parametrize("missing", [1, 7, 41])
+def test_an_image_without_an_embedding_is_named(missing):
+    embeddings = np.eye(4, dtype=np.float32)
+    targets = Targets(np.array([2, 5, 9, 40]), embeddings, embeddings)
+    with pytest.raises(DataError, match=rf"no embedding of image {missing} \(1 missing\); make the targets"):
+        targets.rows(np.array([5, missing]))
+
+
+def test_targets_that_are_not_there_are_named(tmp_path):
+    with pytest.raises(DataError, match="none.safetensors: expected the embeddings of pictures"):
+        load_targets(tmp_path / "none.safetensors")
+
+
+def test_a_folder_without_a_clip_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"expected a folder or hub id of a CLIPModel \("):
+        load_clip(tmp_path)
+
+
+def test_a_damaged_file_of_targets_is_one_named_error(targets, tmp_path):
+    path = tmp_path / "targets.safetensors"
+    save_targets(targets, path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DataError, match="targets.safetensors"):
+        load_targets(path)

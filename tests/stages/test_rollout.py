@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+import torch
+
+from bitllm.data.prompt import Prompter
+from bitllm.evaluation.system import load_system
+from bitllm.model.build import load_llm
+from bitllm.stages.rollout import sample_rollout
+
+
+@pytest.fixture(scope="module")
+def system(easy):
+    """The sft system of the easy brain."""
+    return load_system("sft", easy.folder / "sft", load_llm(easy.folder / "llm"))
+
+
+def sample(system, n_inputs=3, n_captions=4, **more):
+    torch.manual_seed(7)
+    brain_tokens = torch.randn(n_inputs, 4, 32)
+    settings = {"n_captions": n_captions, "max_new_tokens": 12} | more
+    return sample_rollout(system.model, system.prompter, "describe the image .", brain_tokens, **settings)
+
+
+def test_labels_are_the_sampled_tokens_up_to_the_first_end_token(system):
+    rollout = sample(system)
+    eos = system.prompter.tokenizer.eos_token_id
+    start = len(system.prompter.prompt_ids("describe the image ."))
+    assert len(rollout.captions) == 12
+    assert rollout.has_ended.any()
+    for row in range(12):
+        answer = rollout.input_ids[row, start:].tolist()
+        kept = answer[: answer.index(eos) + 1] if eos in answer else answer
+        expected = [-100] * start + kept + [-100] * (len(answer) - len(kept))
+        assert rollout.labels[row].tolist() == expected
+        assert bool(rollout.has_ended[row]) == (eos in answer)
+        assert (rollout.attention_mask[row] == 1).tolist() == [
+            place < start + len(kept) for place in range(start + len(answer))
+        ]
+
+
+def test_captions_are_the_words_of_the_labels_without_special_tokens(system):
+    rollout = sample(system)
+    tokenizer = system.prompter.tokenizer
+    for row, caption in enumerate(rollout.captions):
+        words = [int(token) for token in rollout.labels[row] if token != -100]
+        assert caption == tokenizer.decode(words, skip_special_tokens=True).strip()
+        assert "<" not in caption
+
+
+def test_log_probs_are_those_of_a_loop_over_each_caption_alone(system):
+    rollout = sample(system, n_inputs=2, n_captions=2, temperature=0.7)
+    found = rollout.log_probs(system.model, temperature=0.7)
+    for row in range(4):
+        with torch.no_grad():
+            real = rollout.attention_mask[row].bool()
+            ids = rollout.input_ids[row, real][None]
+            logits = system.model(input_ids=ids, brain_tokens=rollout.brain_tokens[row // 2][None]).logits[0]
+        labels = rollout.labels[row, real]
+        expected = [
+            (logits[place - 1] / 0.7).log_softmax(-1)[labels[place]].item()
+            for place in range(1, len(labels))
+            if labels[place] != -100
+        ]
+        assert found.log_probs[row, found.label_mask[row]].tolist() == pytest.approx(expected, abs=2e-5)
+
+
+def test_sampling_follows_the_policy_and_not_a_truncated_one(system):
+    """First tokens of 4000 samples against the softmax; TV distance of honest samples is below .05."""
+    rollout = sample(system, n_inputs=1, n_captions=4000, max_new_tokens=1)
+    prompt = torch.tensor([system.prompter.prompt_ids("describe the image .")])
+    with torch.no_grad():
+        logits = system.model(input_ids=prompt, brain_tokens=rollout.brain_tokens).logits[0, -1]
+    counts = np.bincount(rollout.input_ids[:, -1].numpy(), minlength=len(logits)) / 4000
+    assert np.abs(counts - logits.softmax(-1).numpy()).sum() / 2 < 0.05
+
+
+def test_sampling_gives_the_model_back_in_the_mode_it_had(system):
+    system.model.train()
+    sample(system, max_new_tokens=1)
+    assert system.model.training
+    system.model.eval()
+    sample(system, max_new_tokens=1)
+    assert not system.model.training
+
+
+def test_prompts_of_the_rollout_are_those_of_the_prompter(system):
+    rollout = sample(system, max_new_tokens=2)
+    ids = Prompter(system.prompter.tokenizer).prompt_ids("describe the image .")
+    assert all(row[: len(ids)] == ids for row in rollout.input_ids.tolist())
