@@ -46,5 +46,5 @@ def test_the_text_shows_every_subject_and_label(store):
     text = inspect_text(inspection)
     words = ["subj01", "subj02", "subj03", "V1v", "ventral", "per image", str(store.path)[:20]]
     assert all(word in text for word in words)
-    assert inspection["subjects"]["subj01"]["sha256"]["betas.npy"][:12] in text
+    assert inspection["subjects"]["subj01"]["sha256"]["betas.npy"][:8] in text
     assert render_inspection(inspection) is not None

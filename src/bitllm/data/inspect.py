@@ -125,7 +125,7 @@ def _subject_table(inspection: dict[str, Any]) -> Table:
     table.add_column("subject", no_wrap=True)
     for heading in ("sess.", "trials", "voxels", "train", "valid.", "test", "NC1 %", "NC3 %"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("betas sha256", no_wrap=True)
+    table.add_column("sha256", no_wrap=True)
     for name, subject in inspection["subjects"].items():
         counts = [
             subject["n_sessions"],
