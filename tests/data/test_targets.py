@@ -61,7 +61,7 @@ def test_an_image_without_an_embedding_is_named(missing):
 
 
 def test_targets_that_are_not_there_are_named(tmp_path):
-    with pytest.raises(DataError, match="none.safetensors: expected the embeddings of pictures"):
+    with pytest.raises(DataError, match=r"none\.safetensors: expected the embeddings of pictures"):
         load_targets(tmp_path / "none.safetensors")
 
 
@@ -74,5 +74,5 @@ def test_a_damaged_file_of_targets_is_one_named_error(targets, tmp_path):
     path = tmp_path / "targets.safetensors"
     save_targets(targets, path)
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(DataError, match="targets.safetensors"):
+    with pytest.raises(DataError, match=r"targets\.safetensors"):
         load_targets(path)

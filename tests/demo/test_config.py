@@ -61,5 +61,5 @@ def test_a_wrong_key_or_value_is_one_line_that_names_it(tmp_path, capsys, wrong,
 
 
 def test_a_configuration_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="none.yaml: expected a YAML configuration, found no file"):
+    with pytest.raises(ConfigError, match=r"none\.yaml: expected a YAML configuration, found no file"):
         demo_config(str(tmp_path / "none.yaml"))

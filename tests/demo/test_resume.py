@@ -105,7 +105,7 @@ def test_a_run_killed_three_times_goes_on_and_ends_with_the_same_captions(demo_f
     smoke = files("bitllm.demo").joinpath("smoke.yaml").read_text()
     config.write_text(smoke.replace(ALL, "baselines: []"))
     moments = [
-        lambda: (out / "nsd.unfinished" / "nsddata" / "ppdata" / "subj03").is_dir(),
+        (out / "nsd.unfinished" / "nsddata" / "ppdata" / "subj03").is_dir,
         lambda: holds(out / "sft.log" / "log.jsonl") or holds(out / "sft.unfinished" / "log.jsonl"),
         lambda: holds(out / "rft.unfinished" / "log.jsonl"),
     ]

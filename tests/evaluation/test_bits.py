@@ -43,7 +43,10 @@ def test_bits_are_those_of_a_loop_over_references(system, monkeypatch):
     found = evidence_bits(system, brain_tokens, other, references)
     for image, group in enumerate(references):
         pairs = [
-            (log2_likelihood(system, brain_tokens[image], text), log2_likelihood(system, brain_tokens[other[image]], text))
+            (
+                log2_likelihood(system, brain_tokens[image], text),
+                log2_likelihood(system, brain_tokens[other[image]], text),
+            )
             for text in group
         ]
         gains = [right[0] - wrong[0] for right, wrong in pairs]

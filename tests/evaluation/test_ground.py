@@ -7,7 +7,7 @@ from bitllm.errors import SplitError
 from bitllm.evaluation.ground import control_tokens, ground, interval_rows, read_held_out, score_row
 from bitllm.evaluation.system import load_system
 from bitllm.model.build import load_llm
-from bitllm.model.decode import greedy_captions
+from bitllm.training.decode import greedy_captions
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,9 @@ def test_people_are_a_floor_only_where_each_image_has_two_references(files):
 
 
 def test_plain_captions_without_references_are_refused(files):
-    with pytest.raises(DataError, match=r"expected references beside captions .* give them with --references"):
+    with pytest.raises(
+        DataError, match=r"expected references beside captions .* give them with --references"
+    ):
         score_file(files / "captions.json", None)
 
 

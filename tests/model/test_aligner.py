@@ -88,7 +88,9 @@ def test_an_aligner_comes_back_as_it_was_saved(aligner, folder):
 
 
 def test_an_aligner_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match="with aligner.safetensors, found none; train the align stage"):
+    with pytest.raises(
+        CheckpointError, match=r"with aligner\.safetensors, found none; train the align stage"
+    ):
         load_aligner(tmp_path)
 
 
@@ -102,7 +104,9 @@ def test_weights_that_do_not_fit_their_own_settings_are_refused(folder, damage):
     else:
         tensors["image_head.weight"] = torch.zeros(7, 12)
     save_file(tensors, folder / "aligner.safetensors")
-    with pytest.raises(CheckpointError, match="does not fit its own settings .* train the align stage again"):
+    with pytest.raises(
+        CheckpointError, match=r"does not fit its own settings .* train the align stage again"
+    ):
         load_aligner(folder)
 
 

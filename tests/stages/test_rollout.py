@@ -4,8 +4,9 @@ import torch
 
 from bitllm.data.prompt import Prompter
 from bitllm.evaluation.system import load_system
-from bitllm.model.build import load_llm
+from bitllm.model.build import build_bit_llm, load_llm, placeholder_token_id
 from bitllm.stages.rollout import sample_rollout
+from bitllm.stages.sft import prompter_for
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +88,18 @@ def test_prompts_of_the_rollout_are_those_of_the_prompter(system):
     rollout = sample(system, max_new_tokens=2)
     ids = Prompter(system.prompter.tokenizer).prompt_ids("describe the image .")
     assert all(row[: len(ids)] == ids for row in rollout.input_ids.tolist())
+
+
+def test_a_prefix_policy_that_would_say_a_placeholder_is_not_stopped_by_it(easy):
+    """With all tokens equally likely, some of 1,536 sampled ones would be the placeholder of brain tokens."""
+    base = load_llm(easy.folder / "llm")
+    token = placeholder_token_id(base.tokenizer)
+    encoder = easy.encoder.arguments(easy.store)
+    model = build_bit_llm(base.llm, interface="prefix", encoder=encoder, brain_token_id=token)
+    model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight))
+    prompter = prompter_for(model, base.tokenizer)
+    torch.manual_seed(0)
+    rollout = sample_rollout(
+        model.eval(), prompter, "what ?", torch.randn(4, 4, 32), n_captions=64, max_new_tokens=6
+    )
+    assert rollout.log_probs(model).log_probs.isfinite().all()

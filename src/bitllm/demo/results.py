@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from bitllm.demo.config import DEMOS, demo_config
 from bitllm.demo.run import DemoRun
 from bitllm.evaluation.captions_file import read_captions
 from bitllm.files import read_json
@@ -67,7 +68,7 @@ def make_results(run: DemoRun, *, peak_memory_gb: float) -> dict[str, Any]:
         "tokenizer": judged["sft"]["tokenizer"],
         "seconds": run.steps.seconds,
         "peak_memory_gb": round(peak_memory_gb, 2),
-        "sealed": _CHOICES,
+        "sealed": _how_chosen(run),
         "command": " ".join(["bitllm", *sys.argv[1:]]),
         "git_revision": _git_revision(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
@@ -130,6 +131,16 @@ def read_curves(run: DemoRun) -> dict[str, list[dict[str, Any]]]:
     }
 
 
+def _how_chosen(run: DemoRun) -> str:
+    """How the settings were chosen: known for the packaged ones only."""
+    is_packaged = any(run.config == demo_config(name) for name in DEMOS)
+    return (
+        _CHOICES
+        if is_packaged
+        else "The settings are the user's own; how they were chosen is not known here."
+    )
+
+
 def _simulation(run: DemoRun) -> dict[str, Any]:
     return read_json(run.folder / "nsd" / "simulation.json")
 
@@ -156,20 +167,20 @@ def _between_systems(judged: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _reward_rise(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean sampled reward of the first and the last tenth of the rft steps, and of its parts."""
+    """Mean sampled reward of the first and the last fifth of the rft steps, and of its parts."""
     rewards = [row for row in rows if "reward" in row]
-    tenth = max(1, len(rewards) // 10)
+    fifth = max(1, len(rewards) // 5)
 
     def mean(key: str, part: list[dict[str, Any]]) -> float:
         return round(float(np.mean([row[key] for row in part])), 4)
 
     parts = {
-        key: {"first": mean(key, rewards[:tenth]), "last": mean(key, rewards[-tenth:])}
+        key: {"first": mean(key, rewards[:fifth]), "last": mean(key, rewards[-fifth:])}
         for key in ("reward_cider", "reward_bertscore", "reward_ip", "length", "distinct")
     }
     return {
-        "first": mean("reward", rewards[:tenth]),
-        "last": mean("reward", rewards[-tenth:]),
+        "first": mean("reward", rewards[:fifth]),
+        "last": mean("reward", rewards[-fifth:]),
         "parts": parts,
     }
 
