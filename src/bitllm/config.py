@@ -2,7 +2,7 @@
 
 import difflib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -67,7 +67,7 @@ def nearest(word: str, valid: list[str]) -> str:
 
 
 def _first_problem(config: type[BaseModel], error: ValidationError) -> str:
-    problem = error.errors()[0]
+    problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         owner = _owner(config, problem["loc"][:-1])
@@ -78,8 +78,9 @@ def _first_problem(config: type[BaseModel], error: ValidationError) -> str:
 def _owner(config: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
     for key in location:
         field = config.model_fields.get(str(key))
-        inner = field.annotation if field else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        kinds = [field.annotation, *get_args(field.annotation)] if field else []
+        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not inner:
             break
-        config = inner
+        config = inner[0]
     return config

@@ -50,7 +50,7 @@ class Anatomies:
         return cls(tuple(subjects), coords_mm, labels, mask)
 
     def brain_input(
-        self, betas: Sequence[Float[np.ndarray, " voxels"]], subject_index: Sequence[int]
+        self, betas: Sequence[Float[np.ndarray, " _"]], subject_index: Sequence[int]
     ) -> BrainInput:
         """A batch from the betas of each trial and the row of its subject in ``subjects``."""
         padded = torch.zeros(len(betas), self.coords_mm.shape[1])

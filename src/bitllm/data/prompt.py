@@ -58,6 +58,11 @@ class Prompter:
         """Token ids of a caption with the end token."""
         return [*_ids(self.tokenizer(caption, add_special_tokens=False)), self.tokenizer.eos_token_id]
 
+    @property
+    def never_said(self) -> list[int] | None:
+        """Tokens that no caption may hold: a placeholder outside the prompt would ask for a brain token."""
+        return [int(self.placeholder_id or 0)] if self.n_placeholders else None
+
     def without_brain(self) -> "Prompter":
         """The same prompts without placeholders, for the LLM alone."""
         return Prompter(self.tokenizer)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -144,7 +145,12 @@ def load_targets(path: Path) -> Targets:
         raise DataError(
             f"{path}: expected the embeddings of pictures and captions, found no file; make them first"
         )
-    return Targets(**load_file(path))
+    try:
+        return Targets(**load_file(path))
+    except SafetensorError as error:
+        raise DataError(
+            f"{path}: expected whole embeddings, found a damaged file ({error}); make them again"
+        ) from None
 
 
 def _chunks(nsd_id: Int[np.ndarray, " n"]) -> list[Int[np.ndarray, " m"]]:

@@ -39,7 +39,8 @@ class Steps:
 
     def __post_init__(self) -> None:
         owner = self.folder / _OWNER
-        if self.folder.exists() and any(self.folder.iterdir()) and not owner.exists():
+        is_taken = self.folder.is_dir() and any(self.folder.iterdir()) and not owner.exists()
+        if self.folder.is_file() or is_taken:
             raise OutputError(
                 f"{self.folder}: expected a new folder or that of an earlier demo, found other files; name "
                 "another with --out"

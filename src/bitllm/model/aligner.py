@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -105,7 +106,7 @@ def load_aligner(folder: Path) -> BrainAligner:
     aligner = BrainAligner(BrainEncoder(**settings), embedding_width=card["embedding_width"])
     try:
         aligner.load_state_dict(load_file(folder / _WEIGHTS), strict=True)
-    except RuntimeError as error:
+    except (RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
             f"{folder / _WEIGHTS}: does not fit its own settings ({reason}); train the align stage again"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
@@ -242,7 +243,13 @@ def load_trained(
             f"{card['base_llm']['sha256'][:12]}…), found another one; load that LLM"
         )
     model = build_bit_llm(base.llm, base_dtype=base_dtype, **card["config"])
-    load_ours(model, load_file(folder / _WEIGHTS), source=str(folder))
+    try:
+        tensors = load_file(folder / _WEIGHTS)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{folder / _WEIGHTS}: expected whole weights, found a damaged file ({error}); train the stage again"
+        ) from None
+    load_ours(model, tensors, source=str(folder))
     return model
 
 

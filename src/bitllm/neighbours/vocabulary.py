@@ -16,6 +16,11 @@ CHAT_TEMPLATE = (
 )
 
 
+def _spaced(text: str) -> str:
+    """As the normaliser leaves it."""
+    return text.replace(".", " . ").replace(",", " , ")
+
+
 def make_word_tokenizer(captions: Iterable[str], *, wrap: bool) -> PreTrainedTokenizerFast:
     """A tokenizer of the words of ``captions`` and of the instructions.
 
@@ -26,7 +31,7 @@ def make_word_tokenizer(captions: Iterable[str], *, wrap: bool) -> PreTrainedTok
     wrap
         Whether every text gets ``<bos>`` and ``<eos>`` around it, as CLIP wants it.
     """
-    counts = Counter(word for caption in captions for word in plain_caption(caption).split())
+    counts = Counter(word for caption in captions for word in _spaced(plain_caption(caption)).split())
     words = [*SPECIAL_TOKENS, *sorted({*counts, *" ".join(INSTRUCTIONS).split(), ",", "."})]
     tokenizer = Tokenizer(
         models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>")

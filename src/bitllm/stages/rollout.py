@@ -79,6 +79,7 @@ def sample_rollout(
             max_new_tokens=max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
+            suppress_tokens=prompter.never_said,
         )
     model.train(was_training)
     answer = out[:, ids.shape[1] :]

@@ -9,6 +9,7 @@ References
 The poster, "Stage 2: Brain Instruction Fine-Tuning".
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,7 @@ def train_sft(  # noqa: PLR0913 - the parts of the stage
     model.model.encoder.load_state_dict(encoder.state_dict())
     train_interface(model)
     log_folder = folder.with_name(folder.name + ".log")
+    shutil.rmtree(log_folder, ignore_errors=True)  # of a run that was killed
     with sealed_test():
         training = _Examples(store, split, "train", model, base.tokenizer, atlases=atlases, seed=seed)
         validation = _Examples(store, split, "validation", model, base.tokenizer, atlases=atlases, seed=seed)
