@@ -24,6 +24,9 @@ from bitllm.stages.align import brain_embeddings
 from bitllm.training.decode import greedy_captions
 from bitllm.training.embed import brain_tokens_of, brain_tokens_of_betas
 
+_DRAWS = 20
+"""Shuffles and permutations that retrieval under a control is averaged over."""
+
 
 def judge_encoder(  # noqa: PLR0913 - what is judged, and on what
     store: Store,
@@ -42,24 +45,24 @@ def judge_encoder(  # noqa: PLR0913 - what is judged, and on what
     gallery_id = np.unique(averaged.nsd_id)
     gallery = targets.image[targets.rows(gallery_id)]
 
-    def embed(held_out: HeldOut, control: str) -> np.ndarray:
-        betas = (
-            held_out.betas
-            if control == "real"
-            else control_betas(control, held_out.betas, held_out.nsd_id, seed=seed)
-        )
+    def embed(held_out: HeldOut, control: str, draw: int = 0) -> np.ndarray:
+        betas = held_out.betas
+        if control != "real":
+            betas = control_betas(control, betas, held_out.nsd_id, seed=seed + draw)
         return brain_embeddings(
             aligner, brain_tokens_of_betas(aligner.encoder, list(betas), averaged.subject, anatomies)
         )
 
-    embedded = {control: embed(averaged, control) for control in ("real", *BETAS_CONTROLS)}
-    retrieval = {
-        control: image_retrieval(rows, averaged.nsd_id, gallery, gallery_id, seed=seed)
-        for control, rows in embedded.items()
-    }
-    retrieval["single_trial"] = image_retrieval(
-        embed(single, "real"), single.nsd_id, gallery, gallery_id, seed=seed
-    )
+    def retrieve(embeddings: np.ndarray, nsd_id: np.ndarray) -> dict[str, float]:
+        return image_retrieval(embeddings, nsd_id, gallery, gallery_id, seed=seed)
+
+    embedded = {control: embed(averaged, control) for control in ("real", "zero")}
+    retrieval = {control: retrieve(rows, averaged.nsd_id) for control, rows in embedded.items()}
+    for control in ("shuffle", "permuted"):
+        # one draw says little: queries that carry nothing crowd around the same few pictures
+        draws = np.concatenate([embed(averaged, control, draw) for draw in range(_DRAWS)])
+        retrieval[control] = retrieve(draws, np.tile(averaged.nsd_id, _DRAWS))
+    retrieval["single_trial"] = retrieve(embed(single, "real"), single.nsd_id)
     training_references = [store.captions[nsd_id] for nsd_id in sorted(split.train_images)]
     with folder_written_whole(folder, replace=True) as unfinished:
         write_json(
