@@ -60,3 +60,18 @@ def test_empty_results_have_no_rows():
     assert score_groups({}) == []
     assert between_systems({}) == []
     assert retrieval_rows({}) == []
+
+
+def test_single_trials_stand_beside_their_own_control(results):
+    group = next(group for group in score_groups(results) if group.system == "sft")
+    single = next(row for row in group.rows if row.kind == "single")
+    assert single.difference is not None and single.difference.value == 44.2
+    assert single.difference.is_above_zero
+    assert "another image's single trials" in single.note
+
+
+def test_single_trials_without_a_control_say_nothing_of_one(results):
+    group = next(group for group in score_groups(results) if group.system == "rft")
+    single = next(row for row in group.rows if row.kind == "single")
+    assert single.difference is None
+    assert single.note == "654 trials"
