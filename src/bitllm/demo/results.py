@@ -123,7 +123,7 @@ _SHOWN = {
 
 def read_curves(run: DemoRun) -> dict[str, list[dict[str, Any]]]:
     """Rows of the log of every run."""
-    logs = {name: run.folder / name / "log.jsonl" for name in ("clip", "llm", "align", *run.systems)}
+    logs = {name: run.folder / name / "log.jsonl" for name in ("align", *run.systems, "clip", "llm")}
     return {
         name: [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
         for name, log in logs.items()

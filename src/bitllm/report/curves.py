@@ -11,6 +11,8 @@ STAGE_TITLES = {
     "align": "Stage 1, align: brain, picture and caption embeddings brought together",
     "sft": "Stage 2, sft: the interface learns to caption",
     "rft": "Stage 3, rft: reinforced on sampled captions",
+    "clip": "The small CLIP: trained on training pictures and captions, no brain",
+    "llm": "The small Llama: trained on training captions, no brain",
 }
 
 
