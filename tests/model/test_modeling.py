@@ -192,3 +192,24 @@ def test_adapter_gradients_reach_the_encoder(open_model: BitLlmForCausalLM, brai
 def test_a_wrong_setting_is_named(llm: LlamaForCausalLM, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         BitLlmConfig(text_config=llm.config, encoder=ENCODER, **settings)
+
+
+def test_gradient_checkpointing_changes_no_gradient(
+    open_model: BitLlmForCausalLM, brain: dict[str, Any]
+) -> None:
+    ids = torch.randint(3, 50, (3, 7), generator=torch.Generator().manual_seed(6))
+    found = []
+    for is_on in (False, True):
+        train_interface(open_model, with_encoder=True)
+        open_model.zero_grad()
+        open_model.train()
+        for module in open_model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.eval()
+        if is_on:
+            open_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            assert open_model.model.language_model.layers[0].gradient_checkpointing
+        open_model(input_ids=ids, labels=ids, **brain).loss.backward()
+        found.append([p.grad.clone() for p in open_model.parameters() if p.grad is not None])
+    assert len(found[0]) == len(found[1]) > 0
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

@@ -68,6 +68,8 @@ class RftConfig(StrictConfig):
     """Which linear layers get LoRA."""
     precision: Precision = "fp32"
     """Precision of the frozen LLM; auto is bf16 where that is faster."""
+    gradient_checkpointing: bool = False
+    """Whether activations are computed again in the backward pass: a fifth of the memory for more time."""
     rewards: RewardWeights = RewardWeights()
     """α, β, γ of the composite reward."""
     optimizer: OptimizerConfig = OptimizerConfig(
@@ -174,6 +176,9 @@ def train_rft(  # noqa: PLR0913 - the parts of the stage
         target_modules=LORA_TARGETS[config.lora_targets],
     )
     peft_model = get_peft_model(model, lora)
+    if config.gradient_checkpointing:
+        # the re-entrant kind gives no gradient to tensors passed by keyword, as the brain memory is
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     with sealed_test(), folder_written_whole(folder, replace=True) as unfinished:
         trials = select_trials(store, split, "train", averaged=False)
         anatomies = Anatomies.of(store, trials.subjects, atlases)
