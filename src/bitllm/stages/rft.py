@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from pydantic import Field
 from torch import Tensor
 
@@ -33,6 +33,7 @@ from bitllm.metrics.cider import cider_d
 from bitllm.metrics.diversity import mean_length, n_distinct_captions
 from bitllm.metrics.tokenize import ptb_tokenize
 from bitllm.model.build import load_llm, load_trained, n_trainable
+from bitllm.model.modeling import BitLlmForCausalLM
 from bitllm.model.precision import Precision, base_dtype
 from bitllm.objectives.policy import LossType, group_advantages, policy_loss
 from bitllm.stages.rewards import CompositeReward, Rewards, RewardWeights
@@ -169,16 +170,7 @@ def train_rft(  # noqa: PLR0913 - the parts of the stage
     model = load_trained(sft_folder, base, base_dtype=base_dtype(config.precision))
     atlases = tuple(read_json(sft_folder / "bitllm.json")["atlases"])
     torch.manual_seed(seed)
-    lora = LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=2 * config.lora_rank,
-        lora_dropout=0.0,
-        target_modules=LORA_TARGETS[config.lora_targets],
-    )
-    peft_model = get_peft_model(model, lora)
-    if config.gradient_checkpointing:
-        # the re-entrant kind gives no gradient to tensors passed by keyword, as the brain memory is
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    peft_model = _with_lora(model, config)
     with sealed_test(), folder_written_whole(folder, replace=True) as unfinished:
         trials = select_trials(store, split, "train", averaged=False)
         anatomies = Anatomies.of(store, trials.subjects, atlases)
@@ -219,6 +211,20 @@ def train_rft(  # noqa: PLR0913 - the parts of the stage
                 "n_trainable": n_trainable(peft_model),
             },
         )
+
+
+def _with_lora(model: BitLlmForCausalLM, config: RftConfig) -> PeftModel:
+    """The policy: LoRA parameters put into ``model``, everything else frozen."""
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=2 * config.lora_rank,
+        lora_dropout=0.0,
+        target_modules=LORA_TARGETS[config.lora_targets],
+    )
+    if config.gradient_checkpointing:
+        # the re-entrant kind gives no gradient to tensors passed by keyword, as the brain memory is
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return get_peft_model(model, lora)
 
 
 class _Validation:
