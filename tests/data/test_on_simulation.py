@@ -1,12 +1,7 @@
 """The road of the simulated release: it prepares, and its store passes the checks of real data."""
 
-import importlib.util
-
 import numpy as np
 import pytest
-
-if importlib.util.find_spec("bitllm.simulation.release") is None:
-    pytest.skip("bitllm.simulation is not there yet", allow_module_level=True)
 
 from bitllm.data.dataset import select_trials
 from bitllm.data.prepare import prepare_nsd
