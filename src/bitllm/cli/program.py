@@ -1,0 +1,60 @@
+"""The command line. A user's mistake is one line and exit status 2; ``--debug`` shows the traceback."""
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+
+import tyro
+
+from bitllm import __version__
+from bitllm.cli import data, demo, evaluation
+from bitllm.errors import BitLlmError
+
+_INTERRUPTED = 130
+
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo.demo,
+    "simulate": data.simulate,
+    "prepare nsd": data.prepare_nsd,
+    "inspect": data.inspect,
+    "score": evaluation.score,
+}
+_GROUPS = {name.split()[0] for name in _COMMANDS if " " in name}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; exit status 2 for a user's mistake, 130 when interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if len(words) > 1 and words[0] in _GROUPS:
+        words = [" ".join(words[:2]), *words[2:]]
+    _quiet_libraries()
+    if words in (["--version"], ["-V"]):
+        print(f"bitllm {__version__}")
+        return
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            _COMMANDS,
+            args=words,
+            prog="bitllm",
+            description="Decode brain activity (fMRI) into language, with controls that show what comes from it.",
+        )
+    except BitLlmError as error:
+        if debug:
+            raise
+        print(f"bitllm: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nbitllm: interrupted; the same command goes on from the finished steps", file=sys.stderr)
+        sys.exit(_INTERRUPTED)
+
+
+def _quiet_libraries() -> None:
+    """Keep the libraries' own bars and notices out of our output, and the network out of reach unless asked for."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
