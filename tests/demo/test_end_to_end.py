@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from bitllm.data.store import open_store
-from bitllm.evaluation.captions_file import read_captions
-from bitllm.evaluation.score_file import score_file
-from bitllm.evaluation.system import load_system
+from bitllm.evaluation.grounding.system import load_system
+from bitllm.evaluation.scoring.captions_file import read_captions
+from bitllm.evaluation.scoring.score_file import score_file
 from bitllm.model.build import load_llm
 
 SYSTEMS = ("sft", "rft", "prefix", "prefix_mlp", "no_align")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bitllm.evaluation.captions_file import CaptionPairs, read_caption_pairs
+from bitllm.evaluation.scoring.captions_file import CaptionPairs, read_caption_pairs
 
 ROOT = Path(__file__).resolve().parents[2]
 

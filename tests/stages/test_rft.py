@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from bitllm.errors import SealedTestError, SplitError, TrainingError
-from bitllm.evaluation.system import load_system
+from bitllm.evaluation.grounding.system import load_system
 from bitllm.model.build import load_llm
 from bitllm.stages import rft
 from bitllm.stages.rewards import Rewards

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from bitllm.data.prompt import Prompter
-from bitllm.evaluation.system import load_system
+from bitllm.evaluation.grounding.system import load_system
 from bitllm.model.build import build_bit_llm, load_llm, placeholder_token_id
 from bitllm.stages.rollout import sample_rollout
 from bitllm.stages.sft import prompter_for

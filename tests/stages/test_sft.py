@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from bitllm.data.batch import Anatomies
 from bitllm.data.dataset import select_trials
 from bitllm.errors import SealedTestError, SplitError
-from bitllm.evaluation.system import load_system
+from bitllm.evaluation.grounding.system import load_system
 from bitllm.model.aligner import load_aligner
 from bitllm.model.build import build_bit_llm, load_llm, load_trained, placeholder_token_id
 from bitllm.stages import sft

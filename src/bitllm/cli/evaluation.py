@@ -20,7 +20,7 @@ def score(
         references: {"id": ["reference", ...]} where the captions do not carry their own.
         json: Print JSON instead of a table.
     """
-    from bitllm.evaluation.score_file import render_scores, score_file
+    from bitllm.evaluation.scoring.score_file import render_scores, score_file
 
     scores = score_file(captions, references)
     print_json(scores.to_json()) if json else OUT.print(render_scores(scores))

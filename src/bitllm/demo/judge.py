@@ -11,13 +11,13 @@ from bitllm.data.dataset import select_trials
 from bitllm.data.splits import Split
 from bitllm.data.store import Store
 from bitllm.data.targets import Targets
-from bitllm.evaluation.captions_file import write_captions
-from bitllm.evaluation.controls import BETAS_CONTROLS, control_betas
-from bitllm.evaluation.diagnostics import cosine_real_zero, image_retrieval, nearest_rows
-from bitllm.evaluation.floors import best_constant_caption, human_ceiling, permuted_captions
-from bitllm.evaluation.ground import HeldOut, control_tokens, ground, interval_rows, score_row
-from bitllm.evaluation.score import compare_captions
-from bitllm.evaluation.system import System
+from bitllm.evaluation.grounding.controls import BETAS_CONTROLS, control_betas
+from bitllm.evaluation.grounding.diagnostics import cosine_real_zero, image_retrieval, nearest_rows
+from bitllm.evaluation.grounding.ground import HeldOut, control_tokens, ground, interval_rows, score_row
+from bitllm.evaluation.grounding.system import System
+from bitllm.evaluation.scoring.captions_file import write_captions
+from bitllm.evaluation.scoring.floors import best_constant_caption, human_ceiling, permuted_captions
+from bitllm.evaluation.scoring.score import compare_captions
 from bitllm.files import folder_written_whole, write_json
 from bitllm.model.aligner import BrainAligner
 from bitllm.stages.align import brain_embeddings

@@ -16,7 +16,7 @@ from bitllm.data.splits import make_split, save_split
 from bitllm.data.targets import load_clip, make_targets, save_targets
 from bitllm.demo.judge import judge_encoder, judge_system
 from bitllm.demo.run import DemoRun
-from bitllm.evaluation.system import load_system
+from bitllm.evaluation.grounding.system import load_system
 from bitllm.files import read_json
 from bitllm.metrics.bertscore import load_bert_scorer
 from bitllm.model.build import load_llm

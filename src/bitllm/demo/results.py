@@ -12,7 +12,7 @@ import numpy as np
 
 from bitllm.demo.config import DEMOS, demo_config
 from bitllm.demo.run import DemoRun
-from bitllm.evaluation.captions_file import read_captions
+from bitllm.evaluation.scoring.captions_file import read_captions
 from bitllm.files import read_json
 from bitllm.metrics.intervals import paired_difference
 from bitllm.report.gallery import GalleryItem

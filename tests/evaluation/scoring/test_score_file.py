@@ -4,10 +4,10 @@ import pytest
 from rich.console import Console
 
 from bitllm.errors import DataError
-from bitllm.evaluation.caption_scorer import METRICS, CaptionScorer
-from bitllm.evaluation.captions_file import CaptionRecord, write_captions
-from bitllm.evaluation.floors import permuted_captions
-from bitllm.evaluation.score_file import render_scores, score_file
+from bitllm.evaluation.scoring.caption_scorer import METRICS, CaptionScorer
+from bitllm.evaluation.scoring.captions_file import CaptionRecord, write_captions
+from bitllm.evaluation.scoring.floors import permuted_captions
+from bitllm.evaluation.scoring.score_file import render_scores, score_file
 
 CAPTIONS = {"3": "a dog runs", "1": "two boats on a lake", "2": "a red bus"}
 REFERENCES = {

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from bitllm.data.dataset import select_trials
 from bitllm.errors import ConfigError
-from bitllm.evaluation.controls import BETAS_CONTROLS, betas_of, control_betas
+from bitllm.evaluation.grounding.controls import BETAS_CONTROLS, betas_of, control_betas
 
 seeds = st.integers(0, 10_000)
 

@@ -4,8 +4,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
 from bitllm.errors import DataError
-from bitllm.evaluation.caption_scorer import CaptionScorer, CaptionScores, Tokenizer, corpus_metrics
-from bitllm.evaluation.floors import best_constant_caption, score_floors
+from bitllm.evaluation.scoring.caption_scorer import CaptionScorer, CaptionScores, Tokenizer, corpus_metrics
+from bitllm.evaluation.scoring.floors import best_constant_caption, score_floors
 from bitllm.metrics.intervals import Difference, Statistic, paired_difference_of_sums
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bitllm.errors import BitLlmError, DataError
-from bitllm.evaluation.caption_scorer import METRICS, CaptionScorer
+from bitllm.evaluation.scoring.caption_scorer import METRICS, CaptionScorer
 from bitllm.metrics import tokenize
 
 CAPTIONS = ["A man rides a wave today.", "two dogs", "", "A red bus"]

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from bitllm.config import nearest
 from bitllm.data.dataset import TrialSet
 from bitllm.errors import ConfigError
-from bitllm.evaluation.floors import derangement
+from bitllm.evaluation.scoring.floors import derangement
 
 BETAS_CONTROLS = ("zero", "shuffle", "permuted")
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from rich.table import Table
 
 from bitllm.errors import DataError
-from bitllm.evaluation.caption_scorer import METRICS, CaptionScorer, CaptionScores
-from bitllm.evaluation.captions_file import is_json_lines, read_caption_pairs, read_captions
-from bitllm.evaluation.floors import human_ceiling, permuted_captions
+from bitllm.evaluation.scoring.caption_scorer import METRICS, CaptionScorer, CaptionScores
+from bitllm.evaluation.scoring.captions_file import is_json_lines, read_caption_pairs, read_captions
+from bitllm.evaluation.scoring.floors import human_ceiling, permuted_captions
 
 
 def score_file(captions: Path, references: Path | None, *, seed: int = 0) -> CaptionScores:

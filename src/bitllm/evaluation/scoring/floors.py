@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 from bitllm.errors import DataError
-from bitllm.evaluation.caption_scorer import METRICS, CaptionScorer, PerCaption, corpus_metrics
+from bitllm.evaluation.scoring.caption_scorer import METRICS, CaptionScorer, PerCaption, corpus_metrics
 from bitllm.metrics.bleu import bleu_counts
 from bitllm.metrics.cider import DocumentFrequencies, cider_d, cider_matrix
 from bitllm.metrics.rouge import rouge_l

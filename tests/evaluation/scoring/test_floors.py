@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from bitllm.errors import DataError
-from bitllm.evaluation.caption_scorer import CaptionScorer
-from bitllm.evaluation.floors import (
+from bitllm.evaluation.scoring.caption_scorer import CaptionScorer
+from bitllm.evaluation.scoring.floors import (
     best_constant_caption,
     derangement,
     human_ceiling,

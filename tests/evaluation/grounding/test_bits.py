@@ -3,11 +3,11 @@ import pytest
 import torch
 
 from bitllm.data.prompt import INSTRUCTIONS, plain_caption
-from bitllm.evaluation import bits
-from bitllm.evaluation.bits import evidence_bits
-from bitllm.evaluation.floors import derangement
-from bitllm.evaluation.ground import control_tokens, read_held_out
-from bitllm.evaluation.system import load_system
+from bitllm.evaluation.grounding import bits
+from bitllm.evaluation.grounding.bits import evidence_bits
+from bitllm.evaluation.grounding.ground import control_tokens, read_held_out
+from bitllm.evaluation.grounding.system import load_system
+from bitllm.evaluation.scoring.floors import derangement
 from bitllm.model.build import load_llm
 
 

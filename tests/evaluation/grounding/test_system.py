@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bitllm.errors import CheckpointError
-from bitllm.evaluation.system import load_system
+from bitllm.evaluation.grounding.system import load_system
 from bitllm.model.build import load_llm
 
 

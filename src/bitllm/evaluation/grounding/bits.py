@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bitllm.data.prompt import INSTRUCTIONS, pad_answers, plain_caption
-from bitllm.evaluation.system import System
+from bitllm.evaluation.grounding.system import System
 from bitllm.model.likelihood import token_log_probs
 from bitllm.model.precision import computing
 
@@ -41,7 +41,7 @@ def evidence_bits(
     brain_tokens
         Of each image's betas.
     other
-        For each image, the row of another one (`bitllm.evaluation.floors.derangement`).
+        For each image, the row of another one (`bitllm.evaluation.scoring.floors.derangement`).
     """
     real = _log2_likelihood(system, brain_tokens, references)
     wrong = _log2_likelihood(system, brain_tokens[torch.from_numpy(other)], references)

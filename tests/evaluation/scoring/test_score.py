@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from bitllm.errors import DataError
-from bitllm.evaluation.score import compare_captions, score_captions
+from bitllm.evaluation.scoring.score import compare_captions, score_captions
 from bitllm.metrics.tokenize import why_no_jar
 
 LEADERBOARD = {"BLEU-1": 59.44, "BLEU-4": 19.03, "ROUGE-L": 43.71, "CIDEr": 61.06}

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from bitllm.errors import DataError
-from bitllm.evaluation.captions_file import (
+from bitllm.evaluation.scoring.captions_file import (
     CaptionRecord,
     is_json_lines,
     read_caption_pairs,

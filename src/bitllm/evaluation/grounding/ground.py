@@ -16,13 +16,13 @@ from bitllm.data.dataset import TrialSet, select_trials
 from bitllm.data.splits import Split
 from bitllm.data.store import Store
 from bitllm.errors import SplitError
-from bitllm.evaluation.bits import Bits, evidence_bits
-from bitllm.evaluation.caption_scorer import CaptionScorer, CaptionScores
-from bitllm.evaluation.captions_file import CaptionRecord
-from bitllm.evaluation.controls import BETAS_CONTROLS, betas_of, control_betas
-from bitllm.evaluation.floors import derangement
-from bitllm.evaluation.score import compare_captions
-from bitllm.evaluation.system import System
+from bitllm.evaluation.grounding.bits import Bits, evidence_bits
+from bitllm.evaluation.grounding.controls import BETAS_CONTROLS, betas_of, control_betas
+from bitllm.evaluation.grounding.system import System
+from bitllm.evaluation.scoring.caption_scorer import CaptionScorer, CaptionScores
+from bitllm.evaluation.scoring.captions_file import CaptionRecord
+from bitllm.evaluation.scoring.floors import derangement
+from bitllm.evaluation.scoring.score import compare_captions
 from bitllm.metrics.intervals import bootstrap_mean
 from bitllm.training.decode import greedy_captions
 from bitllm.training.embed import brain_tokens_of_betas
