@@ -12,7 +12,7 @@ from bitllm.data.store import open_store
 from bitllm.evaluation.grounding.system import load_system
 from bitllm.evaluation.scoring.captions_file import read_captions
 from bitllm.evaluation.scoring.score_file import score_file
-from bitllm.model.build import load_llm
+from bitllm.model.checkpoint.base import load_llm
 
 SYSTEMS = ("sft", "rft", "prefix", "prefix_mlp", "no_align")
 INPUTS = ("real", "zero", "shuffle", "permuted", "constant", "nearest", "llm_alone")
@@ -48,7 +48,7 @@ def test_the_demo_writes_exactly_these_files(demo_folder):
         "llm": model | {"generation_config.json"},
         "align": {"aligner.json", "aligner.safetensors", "log.jsonl"},
         **{
-            name: {"bitllm.json", "trained.safetensors", "log.jsonl"}
+            name: {"bitllm.json", "config.json", "generation_config.json", "model.safetensors", "log.jsonl"}
             for name in ("sft", "prefix", "prefix_mlp", "no_align")
         },
         "rft": {"rft.json", "adapter_model.safetensors", "adapter_config.json", "README.md", "log.jsonl"},

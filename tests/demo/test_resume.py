@@ -117,7 +117,7 @@ def test_a_run_killed_three_times_goes_on_and_ends_with_the_same_captions(demo_f
     made, kept = run(out, capsys, config=config)
     assert kept == ["simulate", "prepare", "split", "clip", "llm", "targets", "align", "sft"]
     assert made == ["rft", "judge encoder", "judge sft", "judge rft"]
-    for file in ("sft/trained.safetensors", "rft/adapter_model.safetensors", *CAPTIONS):
+    for file in ("sft/model.safetensors", "rft/adapter_model.safetensors", *CAPTIONS):
         assert (out / file).read_bytes() == (demo_folder / file).read_bytes(), file
 
 

@@ -21,6 +21,12 @@ ENCODER = {
 
 
 @pytest.fixture
+def encoder_sizes() -> dict[str, Any]:
+    """Arguments of a tiny encoder."""
+    return dict(ENCODER)
+
+
+@pytest.fixture
 def llm() -> LlamaForCausalLM:
     """A random Llama with tied heads and grouped queries."""
     torch.manual_seed(0)

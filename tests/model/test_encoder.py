@@ -95,7 +95,7 @@ def test_anchored_queries_are_keys_of_voxels(encoder: BrainEncoder, brain: dict[
 
 
 def test_near_voxels_have_similar_features_and_far_ones_not() -> None:
-    from bitllm.model.positions import FourierPositions
+    from bitllm.model.voxels import FourierPositions
 
     torch.manual_seed(0)
     positions = FourierPositions(n_frequencies=4000, length_mm=10.0).double()

@@ -7,7 +7,8 @@ import torch
 from transformers import LlamaForCausalLM
 
 from bitllm.errors import ConfigError
-from bitllm.model.build import build_bit_llm, freeze, is_ours, n_trainable, train_interface
+from bitllm.model.build import build_bit_llm, freeze, n_trainable, train_interface
+from bitllm.model.checkpoint.weights import is_ours
 from bitllm.model.configuration import BitLlmConfig
 from bitllm.model.interface import INTERFACES, matched_prefix_width
 from bitllm.model.likelihood import token_log_probs
@@ -100,7 +101,7 @@ def test_a_prefix_replaces_the_placeholders_and_decodes_with_and_without_cache(
         model.generate(input_ids=ids, **brain, **GREEDY),
         model.generate(input_ids=ids, **brain, **GREEDY, use_cache=False),
     )
-    with pytest.raises(ValueError, match="each prompt needs 5 placeholder tokens"):
+    with pytest.raises(ConfigError, match=r"expected 5 placeholder tokens \(id 3\) in each, found \[4\]"):
         model(input_ids=ids[:, 1:], **brain)
 
 

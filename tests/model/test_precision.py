@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from bitllm.model import precision
-from bitllm.model.build import build_bit_llm, is_ours
+from bitllm.model.build import build_bit_llm
+from bitllm.model.checkpoint.weights import is_ours
 from bitllm.model.likelihood import token_log_probs
 from bitllm.model.precision import base_dtype, computing, has_fast_bf16
 

@@ -9,7 +9,7 @@ from bitllm.data.prompt import INSTRUCTIONS, Prompter, plain_caption
 from bitllm.data.store import Store, open_store
 from bitllm.data.targets import load_clip
 from bitllm.errors import ConfigError
-from bitllm.model.build import load_llm
+from bitllm.model.checkpoint.base import load_llm
 from bitllm.neighbours import smollm2
 from bitllm.neighbours.clip import SmallClipConfig, train_small_clip
 from bitllm.neighbours.llm import FUNCTION_WORDS, SmallLlmConfig, _document, train_small_llm

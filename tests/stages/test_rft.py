@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from bitllm.errors import SealedTestError, SplitError, TrainingError
 from bitllm.evaluation.grounding.system import load_system
-from bitllm.model.build import load_llm
+from bitllm.model.checkpoint.base import load_llm
 from bitllm.stages import rft
 from bitllm.stages.rewards import Rewards
 from bitllm.stages.rft import RftConfig, train_rft

@@ -4,7 +4,8 @@ import torch
 
 from bitllm.data.prompt import Prompter
 from bitllm.evaluation.grounding.system import load_system
-from bitllm.model.build import build_bit_llm, load_llm, placeholder_token_id
+from bitllm.model.build import build_bit_llm
+from bitllm.model.checkpoint.base import load_llm, placeholder_token_id
 from bitllm.stages.rollout import sample_rollout
 from bitllm.stages.sft import prompter_for
 

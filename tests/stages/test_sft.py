@@ -11,7 +11,9 @@ from bitllm.data.dataset import select_trials
 from bitllm.errors import SealedTestError, SplitError
 from bitllm.evaluation.grounding.system import load_system
 from bitllm.model.aligner import load_aligner
-from bitllm.model.build import build_bit_llm, load_llm, load_trained, placeholder_token_id
+from bitllm.model.build import build_bit_llm, load_trained
+from bitllm.model.checkpoint.base import load_llm, placeholder_token_id
+from bitllm.model.configuration import BitLlmConfig
 from bitllm.stages import sft
 from bitllm.stages.sft import SftConfig, answer_loss
 from bitllm.training.decode import greedy_captions
@@ -54,7 +56,7 @@ def trained(request, easy, easy_sft, tmp_path_factory):
 
 def test_sft_leaves_the_encoder_and_the_base_llm_as_they_were(easy, trained):
     encoder = hashes(load_aligner(easy.folder / "align").encoder.state_dict())
-    saved = load_file(trained / "trained.safetensors")
+    saved = load_file(trained / "model.safetensors")
     assert {
         name: hashes(saved)[f"model.encoder.{name}"] for name in encoder
     } == encoder  # bit for bit what align left
@@ -67,7 +69,7 @@ def test_sft_leaves_the_encoder_and_the_base_llm_as_they_were(easy, trained):
 
 
 def test_sft_saves_exactly_the_encoder_and_the_interface(easy, trained):
-    names = set(load_file(trained / "trained.safetensors"))
+    names = set(load_file(trained / "model.safetensors"))
     own = {name for name in names if not name.startswith("model.encoder.")}
     expected = {
         "cross_attention": {
@@ -90,11 +92,13 @@ def test_sft_saves_exactly_the_encoder_and_the_interface(easy, trained):
 
 
 def test_every_trainable_tensor_has_moved(easy, trained):
-    saved = load_file(trained / "trained.safetensors")
+    saved = load_file(trained / "model.safetensors")
     card = json.loads((trained / "bitllm.json").read_text())
     base = load_llm(easy.folder / "llm")
+    settings = BitLlmConfig.from_pretrained(trained).to_dict()
+    fields = ("encoder", "interface", "adapter_layers", "gate_start", "prefix_hidden_width", "brain_token_id")
     torch.manual_seed(0)
-    untrained = build_bit_llm(base.llm, **card["config"]).state_dict()
+    untrained = build_bit_llm(base.llm, **{field: settings[field] for field in fields}).state_dict()
     still = [
         name
         for name in saved
@@ -107,7 +111,14 @@ def test_every_trainable_tensor_has_moved(easy, trained):
 
 def test_the_folder_holds_exactly_the_checkpoint_and_its_log(trained):
     files = {path.name for path in trained.iterdir()}
-    assert files == {"trained.safetensors", "bitllm.json", "log.jsonl", "runs"}
+    assert files == {
+        "model.safetensors",
+        "config.json",
+        "generation_config.json",
+        "bitllm.json",
+        "log.jsonl",
+        "runs",
+    }
     assert {path.name for path in trained.parent.iterdir()} == {trained.name}
     assert [row["step"] for row in log_of(trained) if "validation_loss" in row] == [2, 4]
 
@@ -211,7 +222,7 @@ def test_a_prefix_prompt_holds_a_placeholder_for_each_brain_token(easy):
 
 def test_bf16_trains_the_interface_in_float32_around_a_bf16_llm(easy, tmp_path, easy_sft):
     easy_sft(easy, tmp_path / "sft", FEW_STEPS.model_copy(update={"precision": "bf16"}))
-    saved = load_file(tmp_path / "sft" / "trained.safetensors")
+    saved = load_file(tmp_path / "sft" / "model.safetensors")
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
     system = load_system("sft", tmp_path / "sft", load_llm(easy.folder / "llm"), precision="bf16")
     assert system.model.lm_head.weight.dtype is torch.bfloat16

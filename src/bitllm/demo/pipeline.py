@@ -19,7 +19,7 @@ from bitllm.demo.run import DemoRun
 from bitllm.evaluation.grounding.system import load_system
 from bitllm.files import read_json
 from bitllm.metrics.bertscore import load_bert_scorer
-from bitllm.model.build import load_llm
+from bitllm.model.checkpoint.base import load_llm
 from bitllm.model.encoder import BrainEncoder
 from bitllm.neighbours.clip import train_small_clip
 from bitllm.neighbours.llm import train_small_llm

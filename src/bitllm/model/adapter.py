@@ -1,4 +1,4 @@
-"""One gated cross-attention adapter: text states read the brain memory.
+"""Gated cross-attention adapters, by which text states read the brain memory, and the Llama that carries them.
 
     h ← h + tanh(gate) · W_o · Attention(W_q · RMSNorm(h), K, V)
 
@@ -12,7 +12,7 @@ The poster, "BIT-LLM: persistent key-value memory"; the tanh gate is Flamingo's 
 poster's table of trainable parameters is met exactly by this shape with one RMSNorm per adapter.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import LlamaConfig
 from transformers import initialization as init
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel, LlamaRMSNorm
+
+from bitllm.model.precision import float32_parameters
 
 
 class AttentionShape(NamedTuple):
@@ -78,10 +80,12 @@ class CrossAttentionAdapter(nn.Module):
         self, hidden: Float[Tensor, "B T d"], memory: Float[Tensor, "B 2 kv_heads N head"]
     ) -> Float[Tensor, "B T d"]:
         """Text states after reading the memory (keys at index 0, values at 1)."""
-        query = self.q_proj(self.norm(hidden)).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        normed = self.norm(hidden).to(self.q_proj.weight.dtype)
+        query = self.q_proj(normed).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         keys, values = memory.to(query.dtype).unbind(1)
         read = F.scaled_dot_product_attention(query, keys, values, enable_gqa=True)
-        return hidden + torch.tanh(self.gate) * self.o_proj(read.transpose(1, 2).flatten(-2))
+        told = torch.tanh(self.gate) * self.o_proj(read.transpose(1, 2).flatten(-2))
+        return hidden + told.to(hidden.dtype)
 
 
 class MemoryProjector(nn.Module):
@@ -107,3 +111,58 @@ class MemoryProjector(nn.Module):
         ]
         memory = torch.stack(pairs, dim=1)
         return memory.unflatten(-1, (-1, self.head_dim)).transpose(-3, -2)
+
+
+class BitLlmDecoderLayer(LlamaDecoderLayer):
+    """A Llama layer, followed by an adapter where the configuration puts one."""
+
+    def __init__(
+        self, config: LlamaConfig, layer_idx: int, *, adapter_slot: int | None, gate_start: float
+    ) -> None:
+        super().__init__(config, layer_idx)
+        self.adapter_slot = adapter_slot
+        if adapter_slot is not None:
+            with float32_parameters():
+                self.adapter = CrossAttentionAdapter(config, gate_start=gate_start)
+
+    def forward(  # type: ignore[override]
+        self, hidden_states: Tensor, brain_memory: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
+        """The plain layer; then, with a memory, what its adapter reads from it."""
+        hidden_states = super().forward(hidden_states, **kwargs)
+        if self.adapter_slot is None or brain_memory is None:
+            return hidden_states
+        return self.adapter(hidden_states, brain_memory[:, self.adapter_slot])
+
+
+class BitLlmTextModel(LlamaModel):
+    """A Llama whose layers can carry adapters; without a memory it is the plain Llama, bit for bit."""
+
+    def __init__(self, config: LlamaConfig, *, adapter_layers: list[int], gate_start: float) -> None:
+        super().__init__(config)
+        slots = {layer: slot for slot, layer in enumerate(adapter_layers)}
+        self.layers = nn.ModuleList(
+            BitLlmDecoderLayer(config, layer, adapter_slot=slots.get(layer), gate_start=gate_start)
+            for layer in range(config.num_hidden_layers)
+        )
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, CrossAttentionAdapter):
+            module.reset_parameters()
+        else:
+            super()._init_weights(module)
+
+
+@torch.no_grad()
+def start_from_self_attention(layers: Any, memory: Any) -> None:
+    """Let each adapter's norm, query, key and value start as copies of its layer's own self-attention.
+
+    ``W_o`` and the gate keep the first values that make the adapter the identity. Ours; an option.
+    """
+    with_adapter = [layer for layer in layers if hasattr(layer, "adapter")]
+    for layer, keys, values in zip(with_adapter, memory.k_proj, memory.v_proj, strict=True):
+        layer.adapter.norm.weight.copy_(layer.input_layernorm.weight)
+        layer.adapter.q_proj.weight.copy_(layer.self_attn.q_proj.weight)
+        keys.weight.copy_(layer.self_attn.k_proj.weight)
+        values.weight.copy_(layer.self_attn.v_proj.weight)

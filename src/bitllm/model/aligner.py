@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from bitllm.errors import CheckpointError
 from bitllm.files import read_json, write_json
-from bitllm.model.encoder import Anatomy, BrainEncoder
+from bitllm.model.encoder import BrainEncoder
+from bitllm.model.voxels import Anatomy
 from bitllm.objectives.contrastive import info_nce, same_image
 
 _MAX_SCALE = 100.0

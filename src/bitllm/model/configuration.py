@@ -1,13 +1,17 @@
 """Configuration of a BIT-LLM in the Hugging Face convention (model_type ``bit_llm``)."""
 
-from typing import Any, ClassVar, cast
+import copy
+from typing import Any, ClassVar, cast, no_type_check
 
 from transformers import LlamaConfig, PreTrainedConfig
 
 from bitllm.errors import ConfigError
 from bitllm.model.interface import INTERFACES
 
+ADAPTER_STARTS = ("random", "self_attention")
 
+
+@no_type_check  # a saved configuration has more keys than fields, which the tests' shape checker would refuse
 class BitLlmConfig(PreTrainedConfig):
     """A Llama, a brain encoder and the interface between them.
 
@@ -23,10 +27,15 @@ class BitLlmConfig(PreTrainedConfig):
         Decoder layers (0-based) that are followed by an adapter; the poster's {3, 7, 11, 15}.
     gate_start
         First value of the adapters' gates; 0 closes them (see `CrossAttentionAdapter`).
+    adapter_start
+        First values of the adapters' norm, query, key and value: ``random``, or copies of their layer's own
+        ``self_attention``.
     prefix_hidden_width
         Hidden width of ``prefix_mlp``.
     brain_token_id
         Token whose places in the prompt the prefix interfaces fill; unused by ``cross_attention``.
+    base_llm
+        Name, revision and sha256 of the base LLM whose weights a checkpoint leaves out; None for a whole checkpoint.
     """
 
     model_type = "bit_llm"
@@ -37,15 +46,23 @@ class BitLlmConfig(PreTrainedConfig):
     interface: str = "cross_attention"
     adapter_layers: list[int] | tuple[int, ...] = (3, 7, 11, 15)
     gate_start: float = 1.0
+    adapter_start: str = "random"
     prefix_hidden_width: int = 24576
     brain_token_id: int | None = None
+    base_llm: dict | None = None
     tie_word_embeddings: bool = False
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.text_config is None:
             self.text_config = LlamaConfig()
         elif isinstance(self.text_config, dict):
             self.text_config = LlamaConfig(**self.text_config)
+        else:  # a copy: what transformers settles for this model must not reach the LLM's own configuration
+            self.text_config = copy.deepcopy(self.text_config)
+        self.text_config._name_or_path = ""  # a path tells of the machine; `base_llm` names the LLM
         self.adapter_layers = list(self.adapter_layers)
         self.encoder = dict(self.encoder or {})
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
@@ -67,6 +84,10 @@ class BitLlmConfig(PreTrainedConfig):
             )
         if self.interface not in INTERFACES:
             raise ConfigError(f"interface: expected one of {', '.join(INTERFACES)}, found {self.interface!r}")
+        if self.adapter_start not in ADAPTER_STARTS:
+            raise ConfigError(
+                f"adapter_start: expected one of {', '.join(ADAPTER_STARTS)}, found {self.adapter_start!r}"
+            )
         depth = self.llama.num_hidden_layers
         layers = self.adapter_layers
         is_cross = self.interface == "cross_attention"

@@ -16,49 +16,21 @@ keys and queries with a learned sharpness, queries that can start as keys of rea
 every atlas, weights computed once per subject and batch.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from bitllm.model.positions import FourierPositions
+from bitllm.model.voxels import Anatomy, VoxelKeys, check_anatomy, check_betas
 
-
-class Anatomy(NamedTuple):
-    """The voxels of the subjects of a batch, padded to the same number.
-
-    Legend: S subjects, V voxels, A atlases.
-    """
-
-    coords_mm: Float[Tensor, "S V 3"]
-    """Place of each voxel in the common space, in mm."""
-    atlas_labels: Int[Tensor, "S V A"]
-    """Label of each voxel in each atlas; 0 is "unknown"."""
-    voxel_mask: Bool[Tensor, "S V"]
-    """Which voxels are real, not padding."""
-
-
-class VoxelKeys(nn.Module):
-    """A unit vector for each voxel from its place and its labels."""
-
-    def __init__(
-        self, *, rank: int, n_frequencies: int, length_mm: float, n_labels: tuple[int, ...], label_width: int
-    ) -> None:
-        super().__init__()
-        self.positions = FourierPositions(n_frequencies=n_frequencies, length_mm=length_mm)
-        self.labels = nn.ModuleList(nn.Embedding(n + 1, label_width) for n in n_labels)
-        self.project = nn.Linear(self.positions.width + label_width * len(n_labels), rank, bias=False)
-
-    def forward(
-        self, coords_mm: Float[Tensor, "V 3"], atlas_labels: Int[Tensor, "V A"]
-    ) -> Float[Tensor, "V rank"]:
-        """Keys of one subject's voxels."""
-        features = [self.positions(coords_mm)]
-        features += [embed(atlas_labels[:, atlas]) for atlas, embed in enumerate(self.labels)]
-        return F.normalize(self.project(torch.cat(features, dim=-1)), dim=-1)
+MAP_LIMIT_BYTES = 256 * 2**20
+"""Largest pooling map that evaluation keeps: 1024 queries × 65,000 voxels. Whole brains are pooled anew."""
+_MAPS_KEPT = 8
+_CHUNK = 256
 
 
 class ResidualBlock(nn.Module):
@@ -114,7 +86,8 @@ class BrainEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.n_brain_tokens, self.token_width = n_brain_tokens, token_width
-        self.initial_sharpness = sharpness
+        self.initial_sharpness, self.n_labels = sharpness, tuple(n_labels)
+        self._maps: list[_KeptMap] = []
         self.keys = VoxelKeys(
             rank=rank,
             n_frequencies=n_frequencies,
@@ -134,7 +107,7 @@ class BrainEncoder(nn.Module):
     def reset_parameters(self) -> None:
         """Start values of the parameters that are not a layer's own."""
         init.normal_(self.queries)
-        init.constant_(self.log_sharpness, float(torch.tensor(self.initial_sharpness).log()))
+        init.constant_(self.log_sharpness, math.log(self.initial_sharpness))
 
     @torch.no_grad()
     def anchor_queries(
@@ -148,19 +121,57 @@ class BrainEncoder(nn.Module):
         chosen = torch.randint(n_voxels, (n_queries,), generator=generator).to(coords_mm.device)
         self.queries.copy_(self.keys(coords_mm[chosen], atlas_labels[chosen]))
 
+    def pooling_map(
+        self, coords_mm: Float[Tensor, "V 3"], atlas_labels: Int[Tensor, "V A"]
+    ) -> Float[Tensor, "queries V"]:
+        """Softmax weights of one subject: how much each query takes from each voxel, whatever the trial."""
+        queries, keys = self._queries_and_keys(coords_mm, atlas_labels)
+        return (queries @ keys.T).softmax(-1)
+
     def pool(
         self, betas: Float[Tensor, "B V"], coords_mm: Float[Tensor, "V 3"], atlas_labels: Int[Tensor, "V A"]
     ) -> Float[Tensor, "B queries"]:
-        """Pooled betas of trials of *one* subject; the softmax weights are computed once for all of them."""
+        """Pooled betas of trials of *one* subject; the softmax weights are computed once for all of them.
+
+        While training, the weights are never held: the kernel of attention works through the voxels in blocks
+        (it does so where queries, keys and values have one width, hence the zeros). In evaluation they are kept
+        for the subject, and pooling is one matrix product.
+        """
+        if not self.training and not torch.is_grad_enabled():
+            weights = self._kept_map(coords_mm, atlas_labels)
+            if weights is not None:
+                return betas.to(weights.dtype) @ weights.T
+        queries, keys = self._queries_and_keys(coords_mm, atlas_labels)
+        return torch.cat([_attend(queries, keys, part.to(keys.dtype)) for part in betas.split(_CHUNK)])
+
+    def _queries_and_keys(
+        self, coords_mm: Float[Tensor, "V 3"], atlas_labels: Int[Tensor, "V A"]
+    ) -> tuple[Float[Tensor, "queries rank"], Float[Tensor, "V rank"]]:
         keys = self.keys(coords_mm, atlas_labels)
-        queries = F.normalize(self.queries, dim=-1) * self.log_sharpness.exp()
-        pooled = F.scaled_dot_product_attention(
-            queries[None, None], keys[None, None], betas.T[None, None].to(keys.dtype), scale=1.0
-        )
-        return pooled[0, 0].T
+        return F.normalize(self.queries, dim=-1) * self.log_sharpness.exp(), keys
+
+    def _kept_map(
+        self, coords_mm: Float[Tensor, "V 3"], atlas_labels: Int[Tensor, "V A"]
+    ) -> Float[Tensor, "queries V"] | None:
+        """The map of this anatomy under these parameters, from those kept or made now; None if it is too large."""
+        if self.queries.shape[0] * len(coords_mm) * self.queries.element_size() > MAP_LIMIT_BYTES:
+            return None
+        parameters = [self.queries, self.log_sharpness, *self.keys.parameters(), *self.keys.buffers()]
+        for kept in self._maps:
+            if _same([coords_mm, atlas_labels, *parameters], kept.made_of):
+                return kept.weights
+        made_of = [tensor.detach().clone() for tensor in (coords_mm, atlas_labels, *parameters)]
+        self._maps = [_KeptMap(self.pooling_map(coords_mm, atlas_labels), made_of), *self._maps][:_MAPS_KEPT]
+        return self._maps[0].weights
+
+    def train(self, mode: bool = True) -> "BrainEncoder":
+        """Switch to training (which lets go of the pooling maps kept in evaluation) or to evaluation."""
+        if mode:
+            self._maps = []
+        return super().train(mode)
 
     def forward(
-        self, betas: Float[Tensor, "B V"], subject_index: Int[Tensor, " B"], anatomy: Anatomy
+        self, betas: Float[Tensor, "B betas"], subject_index: Int[Tensor, " trials"], anatomy: Anatomy
     ) -> Float[Tensor, "B N width"]:
         """Brain tokens of a batch that may mix subjects.
 
@@ -170,7 +181,14 @@ class BrainEncoder(nn.Module):
             Z-scored betas of each trial; columns past a subject's voxels are padding.
         subject_index
             For each trial, the row of ``anatomy`` that holds its subject's voxels.
+
+        Raises
+        ------
+        DataError
+            If betas, subjects and anatomy do not fit one another, or hold what is no number or no label.
         """
+        check_anatomy(anatomy, self.n_labels)
+        check_betas(betas, subject_index, anatomy.voxel_mask)
         pooled = betas.new_zeros(betas.shape[0], self.queries.shape[0], dtype=self.queries.dtype)
         for subject in subject_index.unique().tolist():
             trials = (subject_index == subject).nonzero()[:, 0]
@@ -193,3 +211,27 @@ class BrainEncoder(nn.Module):
             hidden = block(hidden)
         tokens = self.head(hidden).unflatten(-1, (self.n_brain_tokens, self.token_width))
         return self.token_norm(tokens)
+
+
+class _KeptMap(NamedTuple):
+    """A pooling map with everything that it was computed from."""
+
+    weights: Tensor
+    made_of: list[Tensor]
+
+
+def _same(tensors: list[Tensor], others: list[Tensor]) -> bool:
+    return all(
+        a.shape == b.shape and a.device == b.device and torch.equal(a, b)
+        for a, b in zip(tensors, others, strict=True)
+    )
+
+
+def _attend(
+    queries: Float[Tensor, "queries rank"], keys: Float[Tensor, "V rank"], betas: Float[Tensor, "B V"]
+) -> Float[Tensor, "B queries"]:
+    """softmax(queries · keysᵀ) · betasᵀ as one attention, the trials as the width of its values."""
+    n_trials, width = len(betas), max(len(betas), queries.shape[1])
+    q, k, v = (F.pad(part, (0, width - part.shape[1]))[None, None] for part in (queries, keys, betas.T))
+    pooled = F.scaled_dot_product_attention(q, k, v, scale=1.0)
+    return pooled[0, 0, :, :n_trials].T

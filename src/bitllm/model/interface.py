@@ -70,7 +70,8 @@ class BrainInterface(nn.Module):
 
     def forward(self, brain_tokens: Float[Tensor, "B N width"]) -> Float[Tensor, "B ..."]:
         """The brain memory of each input."""
-        return self.memory(self.projection(brain_tokens))
+        dtype = next(self.projection.parameters()).dtype
+        return self.memory(self.projection(brain_tokens.to(dtype)))
 
 
 def matched_prefix_width(config: LlamaConfig, *, token_width: int, n_adapters: int) -> int:

@@ -13,62 +13,32 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import GenerationMixin, LlamaConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel
 
-from bitllm.model.adapter import CrossAttentionAdapter
+from bitllm.errors import ConfigError, DataError
+from bitllm.model.adapter import BitLlmTextModel
+from bitllm.model.checkpoint.loading import ExactCheckpoints
 from bitllm.model.configuration import BitLlmConfig
-from bitllm.model.encoder import Anatomy, BrainEncoder
+from bitllm.model.encoder import BrainEncoder
 from bitllm.model.interface import BrainInterface
-from bitllm.model.positions import FourierPositions
+from bitllm.model.precision import float32_parameters
+from bitllm.model.voxels import Anatomy, FourierPositions
 
-_BRAIN_ARGUMENTS = ("betas", "subject_index", "coords_mm", "atlas_labels", "voxel_mask", "brain_tokens")
-
-
-class BitLlmDecoderLayer(LlamaDecoderLayer):
-    """A Llama layer, followed by an adapter where the configuration puts one."""
-
-    def __init__(
-        self, config: LlamaConfig, layer_idx: int, *, adapter_slot: int | None, gate_start: float
-    ) -> None:
-        super().__init__(config, layer_idx)
-        self.adapter_slot = adapter_slot
-        if adapter_slot is not None:
-            self.adapter = CrossAttentionAdapter(config, gate_start=gate_start)
-
-    def forward(  # type: ignore[override]
-        self, hidden_states: Tensor, brain_memory: Tensor | None = None, **kwargs: Any
-    ) -> Tensor:
-        """The plain layer; then, with a memory, what its adapter reads from it."""
-        hidden_states = super().forward(hidden_states, **kwargs)
-        if self.adapter_slot is None or brain_memory is None:
-            return hidden_states
-        return self.adapter(hidden_states, brain_memory[:, self.adapter_slot])
+_BRAIN_ARGUMENTS = (
+    "betas",
+    "subject_index",
+    "anatomy",
+    "coords_mm",
+    "atlas_labels",
+    "voxel_mask",
+    "brain_tokens",
+)
 
 
-class BitLlmTextModel(LlamaModel):
-    """A Llama whose layers can carry adapters; without a memory it is the plain Llama, bit for bit."""
-
-    def __init__(self, config: LlamaConfig, *, adapter_layers: list[int], gate_start: float) -> None:
-        super().__init__(config)
-        slots = {layer: slot for slot, layer in enumerate(adapter_layers)}
-        self.layers = nn.ModuleList(
-            BitLlmDecoderLayer(config, layer, adapter_slot=slots.get(layer), gate_start=gate_start)
-            for layer in range(config.num_hidden_layers)
-        )
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, CrossAttentionAdapter):
-            module.reset_parameters()
-        else:
-            super()._init_weights(module)
-
-
-class BitLlmPreTrainedModel(PreTrainedModel):
+class BitLlmPreTrainedModel(ExactCheckpoints):
     """Loading, saving and first values of all BIT-LLM models."""
 
     config_class = BitLlmConfig
@@ -79,6 +49,26 @@ class BitLlmPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
+    # places of voxels and what is trained stay in float32 whatever the LLM is kept in
+    _keep_in_fp32_modules_strict = ["encoder", "interface", "adapter"]
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict | None = None, **kw: Any
+    ) -> None:
+        """Compute activations again in the backward pass.
+
+        Raises
+        ------
+        ConfigError
+            If the re-entrant kind is asked for, which gives no gradient to tensors that are passed by keyword, as the
+            brain memory is.
+        """
+        if (gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+            raise ConfigError(
+                "gradient checkpointing: expected use_reentrant=False, found True; the re-entrant kind gives no "
+                "gradient to the brain memory"
+            )
+        super().gradient_checkpointing_enable({"use_reentrant": False}, **kw)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -108,15 +98,16 @@ class BitLlmModel(BitLlmPreTrainedModel):
     def __init__(self, config: BitLlmConfig) -> None:
         super().__init__(config)
         encoder = dict(config.encoder or {})
-        self.encoder = BrainEncoder(**{**encoder, "n_labels": tuple(encoder["n_labels"])})
         is_cross = config.interface == "cross_attention"
-        self.interface = BrainInterface(
-            config.llama,
-            interface=config.interface,
-            token_width=self.encoder.token_width,
-            n_adapters=len(config.adapter_layers),
-            prefix_hidden_width=config.prefix_hidden_width,
-        )
+        with float32_parameters():
+            self.encoder = BrainEncoder(**{**encoder, "n_labels": tuple(encoder["n_labels"])})
+            self.interface = BrainInterface(
+                config.llama,
+                interface=config.interface,
+                token_width=self.encoder.token_width,
+                n_adapters=len(config.adapter_layers),
+                prefix_hidden_width=config.prefix_hidden_width,
+            )
         self.language_model = BitLlmTextModel(
             config.llama,
             adapter_layers=list(config.adapter_layers) if is_cross else [],
@@ -132,22 +123,32 @@ class BitLlmModel(BitLlmPreTrainedModel):
 
     def brain_memory(
         self,
-        betas: Float[Tensor, "B V"] | None = None,
-        subject_index: Int[Tensor, " B"] | None = None,
+        betas: Float[Tensor, "B betas"] | None = None,
+        subject_index: Int[Tensor, " trials"] | None = None,
+        anatomy: Anatomy | None = None,
         coords_mm: Float[Tensor, "S V 3"] | None = None,
-        atlas_labels: Int[Tensor, "S V A"] | None = None,
+        atlas_labels: Int[Tensor, "S W A"] | None = None,
         voxel_mask: Bool[Tensor, "S V"] | None = None,
         brain_tokens: Float[Tensor, "B N width"] | None = None,
     ) -> Float[Tensor, "B ..."] | None:
-        """What the LLM reads: from brain tokens if they are given, else from betas; None without either."""
+        """What the LLM reads: from brain tokens if they are given, else from betas; None without either.
+
+        Betas need their anatomy, whole or as its three tensors (which a data loader can send to another device).
+        Without ``subject_index`` all trials are of the first subject.
+        """
         if brain_tokens is None and betas is not None:
-            if coords_mm is None or atlas_labels is None:
-                raise ValueError("betas need coords_mm and atlas_labels of their voxels")
-            if voxel_mask is None:
-                voxel_mask = torch.ones(coords_mm.shape[:2], dtype=torch.bool, device=betas.device)
+            if anatomy is None:
+                if coords_mm is None or atlas_labels is None:
+                    raise DataError(
+                        "betas: expected the anatomy of their voxels with them, found none; give anatomy="
+                    )
+                real = torch.ones(coords_mm.shape[:2], dtype=torch.bool, device=betas.device)
+                anatomy = Anatomy(coords_mm, atlas_labels, real if voxel_mask is None else voxel_mask)
             if subject_index is None:
                 subject_index = torch.zeros(betas.shape[0], dtype=torch.long, device=betas.device)
-            brain_tokens = self.encoder(betas, subject_index, Anatomy(coords_mm, atlas_labels, voxel_mask))
+            # the same tokens whatever the LLM's precision: those of float32
+            with torch.autocast(betas.device.type, enabled=False):
+                brain_tokens = self.encoder(betas, subject_index, anatomy)
         return None if brain_tokens is None else self.interface(brain_tokens)
 
     def forward(
@@ -179,15 +180,19 @@ class BitLlmModel(BitLlmPreTrainedModel):
         """Token embeddings with the prompt's placeholders replaced by the soft tokens."""
         embeds = self.get_input_embeddings()(input_ids)
         places = input_ids == self.config.brain_token_id
-        n_places = places.sum(-1)
-        if not bool(places.any()):
-            return embeds
-        if not bool((n_places == prefix.shape[1]).all()):
-            raise ValueError(
-                f"each prompt needs {prefix.shape[1]} placeholder tokens (id {self.config.brain_token_id}), "
-                f"found {sorted(set(n_places.tolist()))}"
-            )
+        if not torch.compiler.is_compiling():
+            n_places = places.sum(-1)
+            if not bool(places.any()):
+                return embeds  # a step of decoding, after the prompt
+            self._check_places(n_places, prefix.shape[1])
         return embeds.masked_scatter(places[..., None], prefix.to(embeds.dtype))
+
+    def _check_places(self, n_places: Int[Tensor, " B"], n_expected: int) -> None:
+        if not bool((n_places == n_expected).all()):
+            raise ConfigError(
+                f"prompt: expected {n_expected} placeholder tokens (id {self.config.brain_token_id}) in each, "
+                f"found {sorted(set(n_places.tolist()))}; make prompts with `bitllm.data.prompt.Prompter`"
+            )
 
 
 class BitLlmForCausalLM(BitLlmPreTrainedModel, GenerationMixin):
@@ -210,10 +215,11 @@ class BitLlmForCausalLM(BitLlmPreTrainedModel, GenerationMixin):
         past_key_values: Cache | None = None,
         inputs_embeds: Float[Tensor, "B T d"] | None = None,
         labels: Int[Tensor, "B T"] | None = None,
-        betas: Float[Tensor, "B V"] | None = None,
-        subject_index: Int[Tensor, " B"] | None = None,
+        betas: Float[Tensor, "B betas"] | None = None,
+        subject_index: Int[Tensor, " trials"] | None = None,
+        anatomy: Anatomy | None = None,
         coords_mm: Float[Tensor, "S V 3"] | None = None,
-        atlas_labels: Int[Tensor, "S V A"] | None = None,
+        atlas_labels: Int[Tensor, "S W A"] | None = None,
         voxel_mask: Bool[Tensor, "S V"] | None = None,
         brain_tokens: Float[Tensor, "B N width"] | None = None,
         brain_memory: Float[Tensor, "B ..."] | None = None,
@@ -229,6 +235,7 @@ class BitLlmForCausalLM(BitLlmPreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             betas=betas,
             subject_index=subject_index,
+            anatomy=anatomy,
             coords_mm=coords_mm,
             atlas_labels=atlas_labels,
             voxel_mask=voxel_mask,
@@ -271,3 +278,8 @@ class BitLlmForCausalLM(BitLlmPreTrainedModel, GenerationMixin):
             input_ids=input_ids,  # type: ignore[arg-type]
             **model_kwargs,
         )
+
+
+AutoConfig.register(BitLlmConfig.model_type, BitLlmConfig)
+AutoModel.register(BitLlmConfig, BitLlmModel)
+AutoModelForCausalLM.register(BitLlmConfig, BitLlmForCausalLM)

@@ -1,7 +1,8 @@
 """Precision of the frozen LLM: bfloat16 where the processor multiplies it faster, float32 elsewhere."""
 
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -43,3 +44,14 @@ def computing(model: Any) -> AbstractContextManager[Any]:
     if weight.dtype is torch.bfloat16:
         return torch.autocast(weight.device.type, torch.bfloat16)
     return nullcontext()
+
+
+@contextmanager
+def float32_parameters() -> Iterator[None]:
+    """Modules made in this context have float32 parameters, whatever precision the LLM around them is made in."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)

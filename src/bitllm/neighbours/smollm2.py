@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bitllm.errors import ConfigError
 from bitllm.files import folder_written_whole
-from bitllm.model.build import load_llm
+from bitllm.model.checkpoint.base import load_llm
 
 
 def unpack_smollm2(folder: Path) -> None:

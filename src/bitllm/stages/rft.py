@@ -32,7 +32,8 @@ from bitllm.files import folder_written_whole, read_json, write_json
 from bitllm.metrics.cider import cider_d
 from bitllm.metrics.diversity import mean_length, n_distinct_captions
 from bitllm.metrics.tokenize import ptb_tokenize
-from bitllm.model.build import load_llm, load_trained, n_trainable
+from bitllm.model.build import load_trained, n_trainable
+from bitllm.model.checkpoint.base import load_llm
 from bitllm.model.modeling import BitLlmForCausalLM
 from bitllm.model.precision import Precision, base_dtype
 from bitllm.objectives.policy import LossType, group_advantages, policy_loss
@@ -166,8 +167,8 @@ def train_rft(  # noqa: PLR0913 - the parts of the stage
         Builds the reward from the training images and the weights.
     """
     check_split(store, split)
-    base = load_llm(llm_path)
-    model = load_trained(sft_folder, base, base_dtype=base_dtype(config.precision))
+    base = load_llm(llm_path, dtype=base_dtype(config.precision))
+    model = load_trained(sft_folder, base)
     atlases = tuple(read_json(sft_folder / "bitllm.json")["atlases"])
     torch.manual_seed(seed)
     peft_model = _with_lora(model, config)

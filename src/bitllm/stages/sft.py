@@ -11,7 +11,7 @@ The poster, "Stage 2: Brain Instruction Fine-Tuning".
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -24,14 +24,8 @@ from bitllm.data.dataset import TrialSet, sealed_test, select_trials
 from bitllm.data.prompt import INSTRUCTIONS, Prompter, choose, pad_answers, plain_caption
 from bitllm.data.splits import Split, check_split
 from bitllm.data.store import Store
-from bitllm.model.build import (
-    build_bit_llm,
-    load_llm,
-    n_trainable,
-    placeholder_token_id,
-    save_trained,
-    train_interface,
-)
+from bitllm.model.build import build_bit_llm, n_trainable, save_trained, train_interface
+from bitllm.model.checkpoint.base import load_llm, placeholder_token_id
 from bitllm.model.encoder import BrainEncoder
 from bitllm.model.interface import Interface, matched_prefix_width
 from bitllm.model.likelihood import token_log_probs
@@ -50,6 +44,10 @@ class SftConfig(StrictConfig):
     """Decoder layers (0-based) followed by an adapter."""
     gate_start: float = 1.0
     """First value of the adapters' gates; 0 closes them, otherwise W_o starts at 0."""
+    adapter_start: Literal["random", "self_attention"] = "random"
+    """First values of the adapters: random, or copies of their layer's own self-attention."""
+    prefix_hidden_width: int | None = Field(default=None, gt=0)
+    """Hidden width of prefix_mlp; where it is not given, the one that matches cross_attention's parameters."""
     precision: Precision = "fp32"
     """Precision of the frozen LLM; auto is bf16 where that is faster."""
     gate_learning_rate: float | None = None
@@ -112,17 +110,18 @@ def train_sft(  # noqa: PLR0913 - the parts of the stage
 ) -> None:
     """Train the interface on the training trials of ``split``; write the checkpoint whole or not at all."""
     check_split(store, split)
-    base = load_llm(llm_path)
+    base = load_llm(llm_path, dtype=base_dtype(config.precision))
     torch.manual_seed(seed)
     model = build_bit_llm(
         base.llm,
-        base_dtype=base_dtype(config.precision),
         encoder=encoder_arguments,
         interface=config.interface,
         adapter_layers=list(config.adapter_layers),
         gate_start=config.gate_start,
+        adapter_start=config.adapter_start,
         brain_token_id=placeholder_token_id(base.tokenizer),
-        prefix_hidden_width=matched_prefix_width(
+        prefix_hidden_width=config.prefix_hidden_width
+        or matched_prefix_width(
             base.llm.config, token_width=encoder.token_width, n_adapters=len(config.adapter_layers)
         ),
     )

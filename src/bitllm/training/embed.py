@@ -9,7 +9,8 @@ from torch import Tensor
 
 from bitllm.data.batch import Anatomies, BrainInput, brain_input
 from bitllm.data.dataset import TrialSet
-from bitllm.model.encoder import Anatomy, BrainEncoder
+from bitllm.model.encoder import BrainEncoder
+from bitllm.model.voxels import Anatomy
 
 _BATCH = 512
 

@@ -8,7 +8,7 @@ from bitllm.evaluation.grounding.bits import evidence_bits
 from bitllm.evaluation.grounding.ground import control_tokens, read_held_out
 from bitllm.evaluation.grounding.system import load_system
 from bitllm.evaluation.scoring.floors import derangement
-from bitllm.model.build import load_llm
+from bitllm.model.checkpoint.base import load_llm
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from bitllm.data.dataset import select_trials
 from bitllm.errors import SplitError
 from bitllm.evaluation.grounding.ground import control_tokens, ground, interval_rows, read_held_out, score_row
 from bitllm.evaluation.grounding.system import load_system
-from bitllm.model.build import load_llm
+from bitllm.model.checkpoint.base import load_llm
 from bitllm.training.decode import greedy_captions
 
 

@@ -9,7 +9,8 @@ from peft import PeftModel
 from bitllm.data.prompt import Prompter
 from bitllm.errors import CheckpointError
 from bitllm.files import read_json
-from bitllm.model.build import BaseLlm, load_trained
+from bitllm.model.build import load_trained
+from bitllm.model.checkpoint.base import BaseLlm
 from bitllm.model.encoder import BrainEncoder
 from bitllm.model.precision import Precision, base_dtype
 

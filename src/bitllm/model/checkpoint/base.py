@@ -1,0 +1,118 @@
+"""The base LLM: any Llama from a local folder, a GGUF file or a hub id, with what names it."""
+
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils.quantization_config import GgufConfig
+
+from bitllm.errors import ConfigError
+
+_PLACEHOLDERS = ("<brain>", "<|reserved_special_token_0|>", "<file_sep>", "<unk>")
+
+
+class BaseLlm(NamedTuple):
+    """A frozen Llama with what names it."""
+
+    llm: LlamaForCausalLM
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    """Hub id that it came from, or the name of its folder."""
+    sha256: str
+    """Checksum of its weights (`weights_hash`)."""
+    revision: str | None = None
+    """Commit of a hub model."""
+
+    def reference(self) -> dict[str, Any]:
+        """What a checkpoint says of its base LLM."""
+        return {"name": self.name, "revision": self.revision, "sha256": self.sha256}
+
+
+def load_llm(
+    path_or_hub_id: str | Path, *, dtype: torch.dtype | None = torch.float32, revision: str | None = None
+) -> BaseLlm:
+    """A frozen Llama and its tokenizer from a local folder, a GGUF file or a hub id.
+
+    Parameters
+    ----------
+    path_or_hub_id
+        Where it is.
+    dtype
+        Precision to keep it in; None for the one that it is stored in. The checksum is that of the stored weights.
+    revision
+        Branch, tag or commit of a hub model.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such model, or if its ``model_type`` is not llama.
+    """
+    source = Path(path_or_hub_id)
+    place: dict[str, Any] = {"pretrained_model_name_or_path": str(path_or_hub_id)}
+    how: dict[str, Any] = {"dtype": "auto"}
+    if source.suffix == ".gguf":
+        place = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+        # packed weights can neither be saved nor trained around
+        how = {"dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
+    elif revision is not None:
+        place["revision"] = revision
+    try:
+        _require_llama(AutoConfig.from_pretrained(**place).model_type, str(path_or_hub_id))
+        tokenizer = AutoTokenizer.from_pretrained(**place)
+        llm = AutoModelForCausalLM.from_pretrained(**place, **how)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"{path_or_hub_id}: expected a folder or hub id of a Llama with its tokenizer ({reason})"
+        ) from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    # a local folder is named without its path: checkpoints tell nothing of the machine they were made on
+    name = source.name if source.exists() else str(path_or_hub_id)
+    sha256, commit = weights_hash(llm), getattr(llm.config, "_commit_hash", None)
+    return BaseLlm(llm.eval().to(dtype or llm.dtype), tokenizer, name, sha256, commit)
+
+
+def _require_llama(model_type: str, where: str) -> None:
+    if model_type != "llama":
+        raise ConfigError(
+            f"{where}: expected model_type llama, found {model_type}; choose a "
+            "Llama, e.g. Llama-3.2-3B-Instruct or SmolLM2"
+        )
+
+
+def placeholder_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token whose places prefix interfaces fill: a special token that no caption contains.
+
+    Raises
+    ------
+    ConfigError
+        If the tokenizer has none of the known ones.
+    """
+    vocabulary = tokenizer.get_vocab()
+    found = [vocabulary[token] for token in _PLACEHOLDERS if token in vocabulary]
+    if not found:
+        raise ConfigError(
+            f"tokenizer: expected one of {', '.join(_PLACEHOLDERS)} as placeholder of brain tokens, "
+            "found none; add a special token `<brain>` to the tokenizer"
+        )
+    return found[0]
+
+
+def weights_hash(llm: nn.Module) -> str:
+    """A checksum of a model's weights that does not depend on how they were stored."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(llm.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,185 @@
+"""`from_pretrained` and `save_pretrained` of BIT-LLM: exact, and without a copy of the base LLM.
+
+A checkpoint in the Hugging Face layout (``config.json``, ``model.safetensors``) is of one of two kinds. Where its
+configuration names a ``base_llm``, it holds only what was trained (encoder and interface), and the base LLM is loaded
+from where it lies and checked by its hash. Otherwise it is whole.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.utils import cached_file, logging
+
+from bitllm.errors import CheckpointError, ConfigError
+from bitllm.model.checkpoint.base import BaseLlm, load_llm
+from bitllm.model.checkpoint.weights import WEIGHTS, base_weights, read_weights, require_exact
+
+_HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+
+
+class ExactCheckpoints(PreTrainedModel):
+    """A model whose weights load exactly or not at all."""
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *arguments: Any,
+        base_llm: str | Path | BaseLlm | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a checkpoint, as `transformers` does, but refuse one that does not fit.
+
+        Parameters
+        ----------
+        pretrained_model_name_or_path
+            Folder or hub id of the checkpoint.
+        base_llm
+            Where the base LLM lies (folder, GGUF file or hub id), or the LLM itself, for a checkpoint that holds only
+            what was trained. By default the folder of that name beside the checkpoint, or else the hub id that the
+            checkpoint names.
+        kwargs
+            As of `transformers.PreTrainedModel.from_pretrained`.
+
+        Raises
+        ------
+        CheckpointError
+            If a weight is missing, unexpected, damaged or of another shape, or the base LLM is another one.
+        ConfigError
+            If the base LLM is not found.
+        """
+        source = str(pretrained_model_name_or_path)
+        hub = {key: kwargs[key] for key in _HUB if key in kwargs}
+        config, dtype = kwargs.pop("config", None), kwargs.pop("dtype", "auto")
+        if config is None:
+            config_class: Any = cls.config_class
+            config, kwargs = config_class.from_pretrained(source, return_unused_kwargs=True, **kwargs)
+        kwargs = {key: value for key, value in kwargs.items() if key not in _HUB}
+        if config.base_llm is None:
+            return cls._load_exactly(
+                source, *arguments, config=config, dtype=dtype, source=source, **hub, **kwargs
+            )
+        wanted = None if dtype == "auto" else dtype
+        base = _resolve_base(config.base_llm, base_llm, Path(source), dtype=wanted)
+        tensors = read_weights(Path(_weights_file(source, hub)))
+        state_dict = {**tensors, **base_weights(base.llm)}
+        return cls._load_exactly(
+            None,
+            *arguments,
+            config=config,
+            state_dict=state_dict,
+            dtype=wanted or base.llm.dtype,
+            source=source,
+            **kwargs,
+        )
+
+    @classmethod
+    def assemble(cls, config: Any, state_dict: dict[str, Any], *, source: str, **kwargs: Any) -> Any:
+        """A model of ``config`` with these weights of the base LLM; encoder and interface get first values."""
+        return cls._load_exactly(
+            None, config=config, state_dict=state_dict, source=source, ours_may_lack=True, **kwargs
+        )
+
+    @classmethod
+    def _load_exactly(
+        cls, place: str | None, *arguments: Any, source: str, ours_may_lack: bool = False, **kwargs: Any
+    ) -> Any:
+        wants_info = kwargs.pop("output_loading_info", False)
+        with _quiet():
+            loaded: Any = super().from_pretrained(
+                place, *arguments, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
+        model, info = loaded
+        model.name_or_path = model.config._name_or_path = ""  # peft writes it into what it saves
+        is_headless = not hasattr(model, "lm_head")
+        require_exact(
+            missing=[name for name in info["missing_keys"] if not (ours_may_lack and cls.is_ours(name))],
+            unexpected=[n for n in info["unexpected_keys"] if not (is_headless and n.startswith("lm_head"))],
+            mismatched=info["mismatched_keys"],
+            source=source,
+        )
+        return (model, info) if wants_info else model
+
+    @classmethod
+    def is_ours(cls, name: str) -> bool:
+        """Whether a parameter is encoder's or interface's, under its name in this class."""
+        return "encoder." in name or "interface." in name or ".adapter." in name
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | Path,
+        *,
+        with_base_llm: bool = False,
+        state_dict: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write ``config.json`` and ``model.safetensors``.
+
+        Parameters
+        ----------
+        with_base_llm
+            Whether to write the base LLM's weights too, although the configuration names where they are. A model
+            whose configuration names no base LLM is always written whole.
+        state_dict
+            Weights to write instead of the model's own.
+        kwargs
+            As of `transformers.PreTrainedModel.save_pretrained`.
+        """
+        named = self.config.base_llm
+        if named is not None and not with_base_llm:
+            everything = self.state_dict() if state_dict is None else state_dict
+            state_dict = {name: tensor for name, tensor in everything.items() if self.is_ours(name)}
+        self.config.base_llm = None if with_base_llm else named
+        try:
+            with _quiet():
+                super().save_pretrained(str(save_directory), state_dict=state_dict, **kwargs)
+        finally:
+            self.config.base_llm = named
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the library's own bars and report of loading away: what it would warn of is an error here."""
+    verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bar:
+            logging.enable_progress_bar()
+
+
+def _resolve_base(
+    wanted: dict[str, Any], given: str | Path | BaseLlm | None, source: Path, *, dtype: Any
+) -> BaseLlm:
+    name = str(wanted["name"])
+    if not isinstance(given, BaseLlm):
+        beside = source.parent / name
+        place = given or (beside if source.exists() and beside.is_dir() else name)
+        try:
+            given = load_llm(place, dtype=dtype, revision=wanted.get("revision") if place == name else None)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{source}: expected its base LLM {name}, found it neither beside the checkpoint nor where it was "
+                f"looked for ({error}); say where it is with base_llm=PATH"
+            ) from None
+    if given.sha256 != wanted["sha256"]:
+        raise CheckpointError(
+            f"{source}: trained on the base LLM {name} (sha256 {wanted['sha256'][:12]}…), found "
+            f"{given.name} ({given.sha256[:12]}…); load that LLM"
+        )
+    return given
+
+
+def _weights_file(source: str, hub: dict[str, Any]) -> str:
+    try:
+        return str(cached_file(source, WEIGHTS, **hub))
+    except OSError:
+        raise CheckpointError(
+            f"{source}: expected a checkpoint with {WEIGHTS}, found none; train the stage first"
+        ) from None
