@@ -1,5 +1,10 @@
-"""Tiny random models."""
+"""Tiny random models, and programs that need a process of their own."""
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,3 +76,24 @@ def brain() -> dict[str, Any]:
         "atlas_labels": torch.randint(0, 4, (2, 30, 2), generator=generator),
         "voxel_mask": mask,
     }
+
+
+@pytest.fixture
+def run_program() -> Callable[..., str]:
+    """Run a program of the folder ``programs`` and return what it prints."""
+    return _run_program
+
+
+def _run_program(*words: str) -> str:
+    """What a program of the folder ``programs`` prints."""
+    run = subprocess.run(
+        [sys.executable, *words],
+        cwd=Path(__file__).parent / "programs",
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    return run.stdout

@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitllm.model.encoder import Anatomy, BrainEncoder
+from bitllm.errors import DataError
+from bitllm.model.encoder import BrainEncoder
+from bitllm.model.voxels import Anatomy
 
 
 @pytest.fixture
@@ -105,3 +107,189 @@ def test_near_voxels_have_similar_features_and_far_ones_not() -> None:
         [1.0, 0.6065, 0.0]
     ).double()  # exp(-d² / 2 length²); ±4 standard errors of 4000 directions
     assert torch.allclose(similarity, expected, atol=0.05)
+
+
+def test_gradients_equal_those_of_a_loop_over_trials_queries_and_voxels(
+    encoder: BrainEncoder, brain: dict[str, Any]
+) -> None:
+    """Two subjects, everything from betas to brain tokens written out; float64, so 1e-10 is rounding."""
+    anatomy, betas = anatomy_of(brain), brain["betas"].double()
+    found = gradients(encoder, lambda: encoder(betas, brain["subject_index"], anatomy))
+
+    def written_out() -> torch.Tensor:
+        pooled = []
+        for trial, subject in enumerate(brain["subject_index"].tolist()):
+            real = anatomy.voxel_mask[subject].nonzero()[:, 0].tolist()
+            keys = [naive_key(encoder, anatomy, subject, voxel) for voxel in real]
+            for query in encoder.queries:
+                unit = query / query.norm()
+                weights = torch.stack([(encoder.log_sharpness.exp()[0] * unit @ key).exp() for key in keys])
+                terms = [w / weights.sum() * betas[trial, v] for w, v in zip(weights, real, strict=True)]
+                pooled.append(torch.stack(terms).sum())
+        return encoder.tokens(torch.stack(pooled).view(3, -1))
+
+    expected = gradients(encoder, written_out)
+    assert set(found) == set(expected) == {name for name, _ in encoder.named_parameters()} | {"output"}
+    for name, gradient in expected.items():
+        assert torch.allclose(found[name], gradient, atol=1e-10), name
+
+
+def naive_key(encoder: BrainEncoder, anatomy: Anatomy, subject: int, voxel: int) -> torch.Tensor:
+    phase = [
+        sum(anatomy.coords_mm[subject, voxel, axis] * f[axis] for axis in range(3))
+        for f in encoder.keys.positions.frequencies.T
+    ]
+    place = [torch.cos(p) for p in phase] + [torch.sin(p) for p in phase]
+    named = [
+        embed.weight[label]
+        for embed, label in zip(
+            encoder.keys.labels, anatomy.atlas_labels[subject, voxel].tolist(), strict=True
+        )
+    ]
+    features = torch.cat([torch.stack(place) / len(phase) ** 0.5, *named])
+    key = torch.stack([row @ features for row in encoder.keys.project.weight])
+    return key / key.norm()
+
+
+def gradients(encoder: BrainEncoder, run: Any) -> dict[str, torch.Tensor]:
+    encoder.zero_grad()
+    out = run()
+    (out * torch.linspace(0.5, 1.5, out.numel()).double().view_as(out)).square().sum().backward()
+    found = {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
+    return {**found, "output": out.detach()}
+
+
+@pytest.mark.parametrize("n_trials", [1, 7, 300])
+def test_pooling_in_training_and_with_the_kept_map_are_the_same(
+    encoder: BrainEncoder, brain: dict[str, Any], n_trials: int
+) -> None:
+    coords, labels = brain["coords_mm"][0].double(), brain["atlas_labels"][0]
+    betas = torch.randn(n_trials, 30, generator=torch.Generator().manual_seed(1)).double()
+    with_gradient = encoder.pool(betas, coords, labels)
+    with torch.no_grad():
+        assert torch.allclose(encoder.pool(betas, coords, labels), with_gradient, atol=1e-12)
+        assert torch.allclose(encoder.pooling_map(coords, labels) @ betas.T, with_gradient.T, atol=1e-12)
+
+
+def test_a_kept_map_is_made_once_and_never_outlives_what_it_was_made_of(
+    encoder: BrainEncoder, brain: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    inner = encoder.pooling_map
+    monkeypatch.setattr(encoder, "pooling_map", lambda c, a: (made.append(len(c)), inner(c, a))[1])
+    anatomy, betas = anatomy_of(brain), brain["betas"].double()
+    with torch.no_grad():
+        for _ in range(3):
+            first = encoder(betas, brain["subject_index"], anatomy)
+        assert sorted(made) == [22, 30]
+        encoder.queries.data[0] += 1.0  # behind autograd's back
+        second = encoder(betas, brain["subject_index"], anatomy)
+        assert len(made) == 4 and not torch.allclose(first, second)
+        anatomy.coords_mm[0, 3] += 5.0
+        encoder(betas, brain["subject_index"], anatomy)
+        assert len(made) == 5
+        encoder.train()
+        assert encoder._maps == []
+
+
+def test_a_map_that_is_too_large_is_not_kept(
+    encoder: BrainEncoder, brain: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitllm.model.encoder.MAP_LIMIT_BYTES", 10 * 29 * 8)
+    with torch.no_grad():
+        encoder(brain["betas"].double(), brain["subject_index"], anatomy_of(brain))
+    assert [kept.weights.shape for kept in encoder._maps] == [(10, 22)]
+
+
+def test_a_whole_brain_is_encoded_in_memory_that_grows_with_its_voxels(run_program: Any) -> None:
+    """250,000 voxels and 1024 queries: one matrix of them would be 1 GB, its softmax and gradients several."""
+    said = run_program("whole_brain.py")
+    peak_mb = {int(n): float(peak) for n, peak in (line.split() for line in said.splitlines())}
+    assert set(peak_mb) == {125_000, 250_000}
+    assert peak_mb[250_000] < 1000
+    assert peak_mb[250_000] < 2.3 * peak_mb[125_000]
+
+
+def broken(brain: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {**{name: tensor.clone() for name, tensor in brain.items()}, **changes}
+
+
+def with_value(tensor: torch.Tensor, place: tuple[int, ...], value: float) -> torch.Tensor:
+    changed = tensor.clone()
+    changed[place] = value
+    return changed
+
+
+BROKEN: dict[str, tuple[Any, str]] = {
+    "no voxel of a subject": (
+        lambda b: broken(b, voxel_mask=b["voxel_mask"] & torch.tensor([[True], [False]])),
+        "expected at least one voxel for each subject, found none for row 1",
+    ),
+    "no voxel at all": (
+        lambda b: broken(
+            b,
+            betas=b["betas"][:, :0],
+            coords_mm=b["coords_mm"][:, :0],
+            atlas_labels=b["atlas_labels"][:, :0],
+            voxel_mask=b["voxel_mask"][:, :0],
+        ),
+        "expected at least one voxel for each subject, found none for row 0",
+    ),
+    "fewer betas than coordinates": (
+        lambda b: broken(b, betas=b["betas"][:, :29]),
+        "expected one beta for each of 30 voxels with coordinates, found 29",
+    ),
+    "fewer labels than coordinates": (
+        lambda b: broken(b, atlas_labels=b["atlas_labels"][:, :28]),
+        "expected as many labels as coordinates, found 30 coordinates, 28 rows of labels",
+    ),
+    "another number of atlases": (
+        lambda b: broken(b, atlas_labels=b["atlas_labels"][..., :1]),
+        "expected labels in the encoder's 2 atlases, found 1",
+    ),
+    "a NaN beta": (
+        lambda b: broken(b, betas=with_value(b["betas"], (2, 17), float("nan"))),
+        r"expected finite z-scores, found nan at voxel 17 of trial 2 of the batch \(1 such values\)",
+    ),
+    "an infinite beta": (
+        lambda b: broken(b, betas=with_value(b["betas"], (1, 4), float("-inf"))),
+        "expected finite z-scores, found -inf at voxel 4 of trial 1",
+    ),
+    "a place that is not a number": (
+        lambda b: broken(b, coords_mm=with_value(b["coords_mm"], (1, 5, 2), float("nan"))),
+        r"expected finite coordinates in mm, found \[.*nan\] at voxel 5 of subject row 1",
+    ),
+    "a label outside the atlas": (
+        lambda b: broken(b, atlas_labels=with_value(b["atlas_labels"], (0, 6, 1), 5)),
+        r"labels of atlas number 1 from 0 \(unknown\) to 4, found 5 at voxel 6 of subject row 0",
+    ),
+    "a negative label": (
+        lambda b: broken(b, atlas_labels=with_value(b["atlas_labels"], (1, 7, 0), -1)),
+        r"labels of atlas number 0 from 0 \(unknown\) to 3, found -1 at voxel 7 of subject row 1",
+    ),
+    "a subject without anatomy": (
+        lambda b: broken(b, subject_index=torch.tensor([0, 2, 0])),
+        "expected subject rows from 0 to 1, found 2 for trial 1",
+    ),
+    "fewer subjects than trials": (
+        lambda b: broken(b, subject_index=torch.tensor([0, 1])),
+        "expected a subject for each of 3 trials, found 2 subjects",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_brain_input_is_one_named_line(
+    encoder: BrainEncoder, brain: dict[str, Any], case: str
+) -> None:
+    make, message = BROKEN[case]
+    wrong = make({**brain, "atlas_labels": brain["atlas_labels"].clamp(max=3)})
+    with pytest.raises(DataError, match=message) as refused:
+        encoder(wrong["betas"].double(), wrong["subject_index"], anatomy_of(wrong))
+    assert "\n" not in str(refused.value)
+
+
+def test_labels_and_betas_of_padding_may_be_anything(encoder: BrainEncoder, brain: dict[str, Any]) -> None:
+    before = encoder(brain["betas"].double(), brain["subject_index"], anatomy_of(brain))
+    brain["betas"][1, 25], brain["atlas_labels"][1, 25] = float("nan"), 99
+    assert torch.equal(before, encoder(brain["betas"].double(), brain["subject_index"], anatomy_of(brain)))

@@ -67,7 +67,7 @@ class CrossAttentionAdapter(nn.Module):
         self.norm = LlamaRMSNorm(shape.width, eps=config.rms_norm_eps)
         self.q_proj = nn.Linear(shape.width, shape.n_heads * shape.head_dim, bias=False)
         self.o_proj = nn.Linear(shape.n_heads * shape.head_dim, shape.width, bias=False)
-        self.gate = nn.Parameter(torch.empty(()))
+        self.gate = nn.Parameter(torch.empty(1))  # a vector of one: FSDP2 shards no scalars
         self.initial_range = config.initializer_range
 
     def reset_parameters(self) -> None:

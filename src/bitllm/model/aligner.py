@@ -43,7 +43,7 @@ class BrainAligner(nn.Module):
         self.norm = nn.LayerNorm(encoder.token_width)
         self.image_head = nn.Linear(encoder.token_width, embedding_width)
         self.text_head = nn.Linear(encoder.token_width, embedding_width)
-        self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+        self.log_scale = nn.Parameter(torch.tensor([1 / 0.07]).log())  # FSDP2 shards no scalars
 
     def embed(
         self, brain_tokens: Float[Tensor, "B N width"]
@@ -66,7 +66,7 @@ class BrainAligner(nn.Module):
         """The align loss: mean of symmetric InfoNCE (brain, image) and (brain, text)."""
         brain_tokens = self.encoder(betas, subject_index, Anatomy(coords_mm, atlas_labels, voxel_mask))
         brain_image, brain_text = self.embed(brain_tokens)
-        scale = self.log_scale.exp().clamp(max=_MAX_SCALE)
+        scale = self.log_scale.exp().clamp(max=_MAX_SCALE)[0]
         positives = same_image(nsd_id)
         image_loss = info_nce(brain_image, image, scale=scale, positives=positives)
         text_loss = info_nce(brain_text, text, scale=scale, positives=positives)

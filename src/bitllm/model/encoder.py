@@ -96,7 +96,7 @@ class BrainEncoder(nn.Module):
             label_width=label_width,
         )
         self.queries = nn.Parameter(torch.empty(n_queries, rank))
-        self.log_sharpness = nn.Parameter(torch.empty(()))
+        self.log_sharpness = nn.Parameter(torch.empty(1))  # FSDP2 shards no scalars
         self.pooled_norm = nn.LayerNorm(n_queries)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(ResidualBlock(n_queries, dropout) for _ in range(n_blocks))
@@ -232,6 +232,10 @@ def _attend(
 ) -> Float[Tensor, "B queries"]:
     """softmax(queries · keysᵀ) · betasᵀ as one attention, the trials as the width of its values."""
     n_trials, width = len(betas), max(len(betas), queries.shape[1])
-    q, k, v = (F.pad(part, (0, width - part.shape[1]))[None, None] for part in (queries, keys, betas.T))
+    q, k, v = (_widened(part, width)[None, None] for part in (queries, keys, betas.T))
     pooled = F.scaled_dot_product_attention(q, k, v, scale=1.0)
     return pooled[0, 0, :, :n_trials].T
+
+
+def _widened(rows: Float[Tensor, "n narrow"], width: int) -> Float[Tensor, "n width"]:
+    return rows if rows.shape[1] == width else F.pad(rows, (0, width - rows.shape[1]))

@@ -1,0 +1,20 @@
+"""The compiled forward of each interface against the plain one: ``python compiled.py BACKEND``.
+
+A program of its own, since a compiler cannot trace the shape checks that the tests put into every function.
+"""
+
+import sys
+
+import torch
+from tiny import make_batch, make_model
+
+for interface in ("cross_attention", "prefix", "prefix_mlp"):
+    model, batch = make_model(interface), make_batch(interface)
+    ids = batch.pop("input_ids")
+    with torch.no_grad():
+        memory = model.model.brain_memory(**batch)
+        plain = model(input_ids=ids, brain_memory=memory, use_cache=False).logits
+        compiled = torch.compile(model, fullgraph=True, backend=sys.argv[1])
+        found = compiled(input_ids=ids, brain_memory=memory, use_cache=False).logits
+    print(interface, float((plain - found).abs().max() / plain.abs().max()))
+    torch._dynamo.reset()
