@@ -8,7 +8,7 @@ from collections.abc import Callable
 import tyro
 
 from bitllm import __version__
-from bitllm.cli import data, demo, evaluation
+from bitllm.cli import data, demo, evaluation, model
 from bitllm.errors import BitLlmError
 
 _INTERRUPTED = 130
@@ -19,6 +19,8 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "prepare nsd": data.prepare_nsd,
     "inspect": data.inspect,
     "score": evaluation.score,
+    "params": model.params,
+    "preflight": model.preflight,
 }
 _GROUPS = {name.split()[0] for name in _COMMANDS if " " in name}
 

@@ -249,7 +249,9 @@ class BitLlmForCausalLM(BitLlmPreTrainedModel, GenerationMixin):
             if isinstance(logits_to_keep, int) and logits_to_keep
             else slice(None)
         )
-        logits = self.lm_head(hidden[:, kept if isinstance(logits_to_keep, int) else logits_to_keep])
+        # a slice that is not contiguous would make the product copy the whole head once per row
+        hidden = hidden[:, kept if isinstance(logits_to_keep, int) else logits_to_keep].contiguous()
+        logits = self.lm_head(hidden)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)

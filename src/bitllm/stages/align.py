@@ -69,8 +69,11 @@ class EncoderConfig(StrictConfig):
 
     def arguments(self, store: Store) -> dict[str, Any]:
         """Arguments of `BrainEncoder` for the atlases of ``store``."""
-        fields = self.model_dump(exclude={"atlases", "anchored"})
-        return {**fields, "n_labels": [max(store.atlases[atlas]) for atlas in self.atlases]}
+        return self.sizes([max(store.atlases[atlas]) for atlas in self.atlases])
+
+    def sizes(self, n_labels: list[int]) -> dict[str, Any]:
+        """Arguments of `BrainEncoder` for atlases whose largest labels are ``n_labels``."""
+        return {**self.model_dump(exclude={"atlases", "anchored"}), "n_labels": n_labels}
 
 
 class AlignConfig(StrictConfig):

@@ -171,7 +171,7 @@ def train_rft(  # noqa: PLR0913 - the parts of the stage
     model = load_trained(sft_folder, base)
     atlases = tuple(read_json(sft_folder / "bitllm.json")["atlases"])
     torch.manual_seed(seed)
-    peft_model = _with_lora(model, config)
+    peft_model = with_lora(model, config)
     with sealed_test(), folder_written_whole(folder, replace=True) as unfinished:
         trials = select_trials(store, split, "train", averaged=False)
         anatomies = Anatomies.of(store, trials.subjects, atlases)
@@ -214,7 +214,7 @@ def train_rft(  # noqa: PLR0913 - the parts of the stage
         )
 
 
-def _with_lora(model: BitLlmForCausalLM, config: RftConfig) -> PeftModel:
+def with_lora(model: BitLlmForCausalLM, config: RftConfig) -> PeftModel:
     """The policy: LoRA parameters put into ``model``, everything else frozen."""
     lora = LoraConfig(
         r=config.lora_rank,

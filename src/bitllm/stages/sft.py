@@ -142,7 +142,7 @@ def train_sft(  # noqa: PLR0913 - the parts of the stage
             seed=seed,
             what=f"sft ({config.interface})",
             progress=progress,
-            optimizers=(_optimizer(model, config), None),
+            optimizers=(make_optimizer(model, config), None),
         )
         trainer.add_callback(
             EveryNSteps(config.validate_every, lambda: validation.loss(model), log_folder / "log.jsonl")
@@ -210,7 +210,7 @@ class _Examples:
         return {"validation_loss": float(loss)}
 
 
-def _optimizer(model: BitLlmForCausalLM, config: SftConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: BitLlmForCausalLM, config: SftConfig) -> torch.optim.Optimizer:
     """AdamW; gates, norms and biases do not decay, gates may have a learning rate of their own."""
     settings = config.optimizer
     learning = [(name, p) for name, p in model.named_parameters() if p.requires_grad]

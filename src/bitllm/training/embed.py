@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from bitllm.data.batch import Anatomies, BrainInput, brain_input
@@ -15,14 +15,20 @@ from bitllm.model.voxels import Anatomy
 _BATCH = 512
 
 
-@torch.no_grad()
 def encode(encoder: BrainEncoder, batch: BrainInput) -> Float[Tensor, "B N width"]:
     """Brain tokens of one batch, without dropout."""
+    betas, subject_index, *places = (tensor.to(encoder.queries.device) for tensor in batch)
+    return encode_betas(encoder, betas, subject_index, Anatomy(*places))
+
+
+@torch.no_grad()
+def encode_betas(
+    encoder: BrainEncoder, betas: Float[Tensor, "B V"], subject_index: Int[Tensor, " B"], anatomy: Anatomy
+) -> Float[Tensor, "B N width"]:
+    """Brain tokens of betas with their anatomy, without dropout."""
     was_training = encoder.training
-    device = encoder.queries.device
     encoder.eval()
-    betas, subject_index, *places = (tensor.to(device) for tensor in batch)
-    brain_tokens = encoder(betas, subject_index, Anatomy(*places))
+    brain_tokens = encoder(betas, subject_index, anatomy)
     encoder.train(was_training)
     return brain_tokens
 

@@ -1,0 +1,1 @@
+"""What a configuration will cost, before anything is downloaded or trained: `bitllm params`, `bitllm preflight`."""

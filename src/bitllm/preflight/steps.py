@@ -1,0 +1,163 @@
+"""One optimiser step of each stage and a short decode, at full size, by the stages' own functions."""
+
+import gc
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bitllm.data.prompt import INSTRUCTIONS
+from bitllm.model.build import n_trainable, train_interface
+from bitllm.model.modeling import BitLlmForCausalLM
+from bitllm.model.precision import base_dtype
+from bitllm.objectives.policy import group_advantages, policy_loss
+from bitllm.preflight.config import SystemConfig
+from bitllm.preflight.made_up import (
+    MadeUpPrompter,
+    make_aligner,
+    make_answers,
+    make_betas,
+    make_model,
+    make_prompter,
+)
+from bitllm.preflight.memory import PeakMemory
+from bitllm.stages.rft import with_lora
+from bitllm.stages.rollout import sample_rollout
+from bitllm.stages.sft import answer_loss, make_optimizer
+from bitllm.training.decode import greedy_captions
+from bitllm.training.embed import encode_betas
+
+PROMPT_TOKENS, CAPTION_TOKENS = 48, 16
+"""Length of made-up prompts (a chat template with one instruction) and of captions."""
+
+
+class Measured(NamedTuple):
+    """What one step took here."""
+
+    batch: int
+    """Examples in the step (rft: brain inputs)."""
+    seconds: float
+    peak_gb: float
+    n_trainable: int
+    loss: float | None = None
+
+
+Tell = Callable[[str, Measured], None]
+"""Called with each step's name and figures as soon as it has ended."""
+
+
+def align_step(config: SystemConfig, *, batch: int) -> Measured:
+    """One step of the align stage."""
+    aligner = make_aligner(config).train()
+    optimizer = torch.optim.AdamW(aligner.parameters(), lr=config.align.optimizer.learning_rate)
+    betas, subject_index, anatomy = make_betas(config, batch, seed=0)
+    image, text = (F.normalize(torch.randn(batch, config.embedding_width), dim=-1) for _ in range(2))
+
+    def step() -> Tensor:
+        loss = aligner(betas, subject_index, *anatomy, image=image, text=text, nsd_id=torch.arange(batch))[
+            "loss"
+        ]
+        return _update(loss, optimizer)
+
+    return _measure(step, batch=batch, learns=n_trainable(aligner))
+
+
+def llm_steps(
+    config: SystemConfig, *, sft_batch: int, rft_batch: int, stages: tuple[str, ...], tell: Tell
+) -> None:
+    """Encoding, a step of sft, a short decode and a step of rft with one model of full size."""
+    model = make_model(config, dtype=base_dtype(config.sft.precision))
+    prompter = make_prompter(config, model, n_tokens=PROMPT_TOKENS)
+    n = max(sft_batch, rft_batch)
+    betas, subject_index, anatomy = make_betas(config, n, seed=1)
+    kept: list[Tensor] = []
+
+    def encode() -> None:
+        kept.append(encode_betas(model.model.encoder, betas, subject_index, anatomy))
+
+    tell("encode", _measure(encode, batch=n, learns=0))
+    model.model.encoder.train().eval()  # lets go of the pooling maps
+    if "sft" in stages:
+        tell("sft", _sft_step(config, model, prompter, kept[0][:sft_batch]))
+    if "decode" in stages:
+        tokens = kept[0][:sft_batch]
+        decode = lambda: greedy_captions(model, prompter, tokens, max_new_tokens=CAPTION_TOKENS)  # noqa: E731
+        tell("decode", _measure(decode, batch=len(tokens), learns=0))
+    if "rft" in stages:
+        tell("rft", _rft_step(config, model, prompter, kept[0][:rft_batch]))
+
+
+def _sft_step(
+    config: SystemConfig, model: BitLlmForCausalLM, prompter: MadeUpPrompter, brain_tokens: Tensor
+) -> Measured:
+    train_interface(model)
+    model.train()
+    optimizer = make_optimizer(model, config.sft)
+    inputs = make_answers(prompter, len(brain_tokens), n_tokens=CAPTION_TOKENS)
+    inputs["brain_tokens"] = brain_tokens
+    found = _measure(
+        lambda: _update(answer_loss(model, inputs), optimizer),
+        batch=len(brain_tokens),
+        learns=n_trainable(model),
+    )
+    model.zero_grad(set_to_none=True)
+    model.eval()
+    return found
+
+
+def _rft_step(
+    config: SystemConfig, model: BitLlmForCausalLM, prompter: MadeUpPrompter, brain_tokens: Tensor
+) -> Measured:
+    """Sampling, the policy's and the reference's log-probabilities, the update; rewards are drawn at random."""
+    policy = with_lora(model, config.rft).train()
+    learning = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learning, lr=config.rft.optimizer.learning_rate)
+
+    def step() -> Tensor:
+        rollout = sample_rollout(
+            model,
+            prompter,
+            INSTRUCTIONS[0],
+            brain_tokens,
+            n_captions=config.rft.n_captions,
+            max_new_tokens=CAPTION_TOKENS,
+        )
+        rewards = torch.randn(len(brain_tokens), config.rft.n_captions)
+        log_probs, label_mask = rollout.log_probs(model)
+        ref_log_probs = None
+        if config.rft.kl_weight > 0:
+            with torch.no_grad(), policy.disable_adapter():
+                ref_log_probs = rollout.log_probs(model).log_probs
+        loss = policy_loss(
+            log_probs,
+            log_probs.detach(),
+            group_advantages(rewards).flatten(),
+            label_mask,
+            ref_log_probs=ref_log_probs,
+            kl_weight=config.rft.kl_weight,
+            clip=config.rft.clip,
+            loss_type=config.rft.loss_type,
+        ).loss
+        return _update(loss, optimizer)
+
+    return _measure(step, batch=len(brain_tokens), learns=n_trainable(policy))
+
+
+def _update(loss: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss
+
+
+def _measure(step: Callable[[], Any], *, batch: int, learns: int) -> Measured:
+    gc.collect()
+    with PeakMemory() as peak:
+        start = time.perf_counter()
+        loss = step()
+        seconds = time.perf_counter() - start
+    value = float(loss.detach()) if isinstance(loss, Tensor) else None
+    return Measured(batch, seconds, peak.gb, learns, value)
