@@ -110,7 +110,7 @@ class SystemConfig(StrictConfig):
             adapter_layers=list(self.sft.adapter_layers),
             gate_start=self.sft.gate_start,
             prefix_hidden_width=hidden,
-            brain_token_id=0,
+            brain_token_id=4,  # `<brain>` in made-up vocabularies; no parameter depends on it
         )
 
 

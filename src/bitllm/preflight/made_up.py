@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from bitllm.data.prompt import Prompter, pad_answers
 from bitllm.model.aligner import BrainAligner
 from bitllm.model.build import freeze
+from bitllm.model.checkpoint.weights import is_ours
 from bitllm.model.encoder import BrainEncoder
 from bitllm.model.modeling import BitLlmForCausalLM
 from bitllm.model.voxels import Anatomy
@@ -43,11 +44,12 @@ def make_model(config: SystemConfig, *, dtype: torch.dtype) -> BitLlmForCausalLM
     model.to_empty(device="cpu")
     model.tie_weights()
     block = torch.randn(_BLOCK)
-    for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Embedding) and module.weight.dtype is dtype:
+    for name, module in reversed(list(model.named_modules())):  # parts before wholes, as transformers does
+        if isinstance(module, nn.Linear | nn.Embedding) and not is_ours(name + "."):
             _fill(module.weight, block)  # billions of normal draws would take longer than the steps
         else:
-            model._init_weights(module)
+            owner = model.model.language_model if name.startswith("model.language_model") else model
+            owner._init_weights(module)
     freeze(model)
     return model.eval()
 
