@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from bitllm.errors import DataError
-from bitllm.metrics.cider import Cider, DocumentFrequencies, cider_d, cider_matrix
+from bitllm.metrics.cider import Cider, DocumentFrequencies, cider_d, mean_cider
 
 TRAINING = [["a man on a wave", "a surfer"], ["a dog on grass"], ["two cats"], ["a red bus"]]
 
@@ -42,11 +42,20 @@ def test_a_caption_much_longer_than_its_references_scores_without_error():
     assert 0 <= cider_d([" ".join(["two cats"] * 200)], [["two cats"]], df)[0] < 1e-6
 
 
-def test_the_matrix_has_captions_by_images():
-    matrix = cider_matrix(["two cats", "", "a bus"], TRAINING, DocumentFrequencies.fit(TRAINING))
-    assert matrix.shape == (3, 4)
-    assert matrix[0].argmax() == 2
-    assert not matrix[1].any()
+def test_the_mean_over_all_images_is_highest_for_what_is_said_of_them():
+    means = mean_cider(["two cats", "", "a man on a wave"], TRAINING, DocumentFrequencies.fit(TRAINING))
+    assert means.shape == (3,)
+    assert means[1] == 0
+    assert means.argmax() == 2
+
+
+def test_a_reference_is_scored_against_the_others_of_its_image():
+    sets = [["a man on a wave", "a surfer on a wave"], ["a dog", "dogs"]]
+    df = DocumentFrequencies.fit(TRAINING)
+    expected = [cider_d([own], [[other]], df)[0] for own, other in sets]
+    assert Cider(sets, df).score_of_reference(0) == pytest.approx(expected)
+    with pytest.raises(DataError, match="found none for 1 of 1"):
+        Cider([["a dog"]], df).score_of_reference(0)
 
 
 def test_bad_keys_and_references_are_refused():
@@ -59,3 +68,5 @@ def test_bad_keys_and_references_are_refused():
         DocumentFrequencies.fit([])
     with pytest.raises(DataError, match="found none for 1 of 1"):
         cider_d(["a"], [[]], df)
+    with pytest.raises(DataError, match="found none for 1 of 1"):
+        mean_cider(["a"], [[]], df)

@@ -1,25 +1,65 @@
 """BLEU-1 to BLEU-4 of captions, from counts that can be summed over any set of images."""
 
+from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int, Shaped
-from sacrebleu.metrics import BLEU
 
 from bitllm.errors import DataError
+
+Ngram = tuple[str, ...]
+
+_ORDERS = 4
 
 # The COCO tools add these to numerators and denominators so that no count of 0 divides.
 _SMALL = 1e-9
 _TINY = 1e-15
 
 
-def bleu_counts(
-    captions: Sequence[str], references: Sequence[Sequence[str]], max_order: int = 4
-) -> Int[np.ndarray, "n k"]:
+class Bleu:
+    """What corpus BLEU sums over a corpus, against references whose n-grams are counted once.
+
+    Parameters
+    ----------
+    references
+        Tokenised references (words separated by spaces), one set for each caption that will be counted.
+    """
+
+    def __init__(self, references: Sequence[Sequence[str]]) -> None:
+        self._images = [[_Reference.of(text) for text in texts] for texts in references]
+
+    def counts(self, captions: Sequence[str]) -> Int[np.ndarray, "n 10"]:
+        """Count each tokenised caption against the references in its place; see :func:`bleu_counts`.
+
+        Raises
+        ------
+        DataError
+            If there are not as many captions as sets of references, or a set is empty.
+        """
+        require_references(captions, self._images)
+        found = [_counts(text, image) for text, image in zip(captions, self._images, strict=True)]
+        return np.array(found, dtype=np.int64).reshape(-1, 2 + 2 * _ORDERS)
+
+    def counts_of_reference(self, k: int) -> Int[np.ndarray, "n 10"]:
+        """Count each image's reference ``k`` as a caption against the others of its image.
+
+        Raises
+        ------
+        DataError
+            If there are no others.
+        """
+        others = [[*image[:k], *image[k + 1 :]] for image in self._images]
+        require_references([""] * len(others), others)
+        found = [_counts(image[k].text, rest) for image, rest in zip(self._images, others, strict=True)]
+        return np.array(found, dtype=np.int64).reshape(-1, 2 + 2 * _ORDERS)
+
+
+def bleu_counts(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Int[np.ndarray, "n 10"]:
     """Count, per caption, what corpus BLEU sums over a corpus.
 
-    The n-grams are matched by sacrebleu (``tokenize="none"``: the words are taken as they come). Of the
-    lengths of the references the nearest to the caption's is kept, the shorter one of two equally near.
+    Of the lengths of the references the nearest to the caption's is kept, the shorter one of two equally near.
 
     Parameters
     ----------
@@ -27,14 +67,12 @@ def bleu_counts(
         Tokenised captions (words separated by spaces).
     references
         Tokenised references of each caption, at least one.
-    max_order
-        Longest n-gram.
 
     Returns
     -------
     array
-        Columns: words of the caption, words of the nearest reference, then for n = 1..max_order the n-grams
-        of the caption that a reference holds (clipped), then for n = 1..max_order its n-grams.
+        Columns: words of the caption, words of the nearest reference, then for n = 1..4 the n-grams of the
+        caption that a reference holds (clipped), then for n = 1..4 its n-grams.
 
     Raises
     ------
@@ -42,18 +80,7 @@ def bleu_counts(
         If there are not as many captions as sets of references, or a set is empty.
     """
     require_references(captions, references)
-    scorer = BLEU(tokenize="none", smooth_method="none", effective_order=True, max_ngram_order=max_order)
-    rows = np.zeros((len(captions), 2 + 2 * max_order), dtype=np.int64)
-    for row, caption, texts in zip(rows, captions, references, strict=True):
-        n_words = len(caption.split())
-        lengths = [len(text.split()) for text in texts]
-        found = scorer.sentence_score(caption, list(texts))
-        row[0] = n_words
-        # sacrebleu leaves out empty references, the COCO tools count them as references of length 0
-        row[1] = min(lengths, key=lambda length: (abs(length - n_words), length))
-        row[2 : 2 + max_order] = found.counts
-        row[2 + max_order :] = found.totals
-    return rows
+    return Bleu(references).counts(captions)
 
 
 def bleu_from_counts(counts_sum: Shaped[np.ndarray, " k"]) -> list[float]:
@@ -77,7 +104,19 @@ def bleu_from_counts(counts_sum: Shaped[np.ndarray, " k"]) -> list[float]:
     return scores
 
 
-def require_references(captions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+def ngrams(text: str) -> list[Ngram]:
+    """Every n-gram (n = 1..4) of a tokenised text, as often as it occurs."""
+    words = text.split()
+    second, third, fourth = words[1:], words[2:], words[3:]
+    return [
+        *zip(words, strict=False),
+        *zip(words, second, strict=False),
+        *zip(words, second, third, strict=False),
+        *zip(words, second, third, fourth, strict=False),
+    ]
+
+
+def require_references(captions: Sequence[str], references: Sequence[Sequence[object]]) -> None:
     """Refuse captions that do not have one non-empty set of references each.
 
     Raises
@@ -96,3 +135,24 @@ def require_references(captions: Sequence[str], references: Sequence[Sequence[st
             f"references: expected at least one for every caption, found none for {len(empty)} of "
             f"{len(references)} (the first is number {empty[0]}); add them or leave those images out"
         )
+
+
+class _Reference(NamedTuple):
+    text: str
+    n_words: int
+    counts: dict[Ngram, int]
+
+    @classmethod
+    def of(cls, text: str) -> "_Reference":
+        return cls(text, len(text.split()), Counter(ngrams(text)))
+
+
+def _counts(caption: str, references: Sequence[_Reference]) -> list[int]:
+    n_words = len(caption.split())
+    nearest = min((abs(reference.n_words - n_words), reference.n_words) for reference in references)[1]
+    correct = [0] * _ORDERS
+    for ngram, count in Counter(ngrams(caption)).items():
+        most = max([reference.counts.get(ngram, 0) for reference in references])
+        if most:
+            correct[len(ngram) - 1] += count if count < most else most
+    return [n_words, nearest, *correct, *(max(0, n_words - order) for order in range(_ORDERS))]

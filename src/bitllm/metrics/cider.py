@@ -7,22 +7,19 @@ the mean runs over n = 1..4 even where a caption is too short for n-grams of tha
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy import sparse
 
 from bitllm.errors import DataError
-from bitllm.metrics.bleu import require_references
+from bitllm.metrics.bleu import Ngram, ngrams, require_references
 
 _ORDERS = 4
 _SIGMA = 6.0  # width of the Gaussian length penalty of CIDEr-D
 _POINTS = 1000.0 / _ORDERS  # mean over the orders, × 10 (CIDEr-D's scale) × 100 (points)
-
-Ngram = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class DocumentFrequencies:
             raise DataError("document frequencies: expected references of at least one image, found none")
         counts: Counter[Ngram] = Counter()
         for texts in references:
-            counts.update({ngram for text in texts for ngram in _ngrams(text)})
+            counts.update({ngram for text in texts for ngram in ngrams(text)})
         return cls(counts, len(references))
 
     @property
@@ -102,6 +99,23 @@ class Cider:
             raise DataError(f"CIDEr: expected a key for each of {len(captions)} captions, found {len(keys)}")
         return np.array([self._image(key).score(text) for key, text in zip(keys, captions, strict=True)])
 
+    def score_of_reference(self, k: int) -> Float[np.ndarray, " n"]:
+        """CIDEr-D in points of each image's reference ``k`` against the others of its image.
+
+        Raises
+        ------
+        DataError
+            If an image has no others.
+        """
+        sets = list(self._references.items())
+        require_references([""] * len(sets), [[*texts[:k], *texts[k + 1 :]] for _, texts in sets])
+        found = np.zeros(len(sets))
+        for place, (key, texts) in enumerate(sets):
+            similarities = self._image(key).similarities(texts[k])
+            del similarities[k]
+            found[place] = _POINTS * sum(similarities) / len(similarities)
+        return found
+
     def _image(self, key: Hashable) -> "_Image":
         image = self._images.get(key)
         if image is None:
@@ -139,32 +153,57 @@ def cider_d(
     return Cider(references, df).score(range(len(captions)), captions)
 
 
-def cider_matrix(
+def mean_cider(
     captions: Sequence[str], references: Sequence[Sequence[str]], df: DocumentFrequencies
-) -> Float[np.ndarray, "captions images"]:
-    """CIDEr-D in points of every caption against the references of every image, by sparse matrix products.
+) -> Float[np.ndarray, " n"]:
+    """CIDEr-D in points of each caption, said for every image: its mean over all images.
 
-    Clipping is linear once an n-gram that occurs k times is counted as k features, so one product per order
-    gives all pairs. Memory: captions × references × 8 bytes, a few times.
+    All pairs at once: clipping is linear once an n-gram that occurs k times is counted as k features, so the
+    references of one length (the penalty depends on it) can be added up before any caption is compared.
+
+    Parameters
+    ----------
+    captions
+        Tokenised captions.
+    references
+        Tokenised references of each image, at least one.
+    df
+        Document frequencies.
+
+    Raises
+    ------
+    DataError
+        If a set of references is empty.
     """
-    texts = [text for image in references for text in image]
-    owner = np.repeat(np.arange(len(references)), [len(image) for image in references])
-    total = np.zeros((len(captions), len(texts)))
-    columns: dict[tuple[Ngram, int], int] = {}
-    for order in range(1, _ORDERS + 1):
-        ours, our_norms = _features(captions, order, df, columns, is_reference=False)
-        theirs, their_norms = _features(texts, order, df, columns, is_reference=True)
-        shape = (len(captions), len(columns)), (len(texts), len(columns))
-        product = sparse.csr_array(ours, shape=shape[0]) @ sparse.csr_array(theirs, shape=shape[1]).T
-        norms = np.outer(our_norms, their_norms)
-        total += np.divide(product.toarray(), norms, out=np.zeros_like(norms), where=norms > 0)
-    delta = _n_bigrams(captions)[:, None] - _n_bigrams(texts)[None, :]
-    total *= np.exp(-(delta**2) / (2 * _SIGMA**2))
-    average = sparse.csr_array(
-        (_POINTS / np.bincount(owner, minlength=len(references))[owner], (np.arange(len(texts)), owner)),
-        shape=(len(texts), len(references)),
-    )
-    return total @ average
+    require_references([""] * len(references), references)
+    idf, unseen = df.idf, df.idf_of_unseen
+    summed: dict[tuple[Ngram, int], dict[int, float]] = {}
+    for texts in references:
+        for text in texts:
+            counts = Counter(ngrams(text))
+            inverse = _inverse_norms({ngram: n * idf.get(ngram, unseen) for ngram, n in counts.items()})
+            n_bigrams = max(0, len(text.split()) - 1)
+            for ngram, n in counts.items():
+                value = n * idf.get(ngram, unseen) ** 2 * inverse[len(ngram) - 1] / len(texts)
+                for occurrence in range(n):
+                    of_length = summed.setdefault((ngram, occurrence), {})
+                    of_length[n_bigrams] = of_length.get(n_bigrams, 0.0) + value
+    return np.array([_mean_of(text, summed, df) for text in captions]) * _POINTS / max(1, len(references))
+
+
+def _mean_of(
+    caption: str, summed: Mapping[tuple[Ngram, int], Mapping[int, float]], df: DocumentFrequencies
+) -> float:
+    counts = Counter(ngrams(caption))
+    weights = {ngram: n * df.idf.get(ngram, df.idf_of_unseen) for ngram, n in counts.items()}
+    inverse = _inverse_norms(weights)
+    n_bigrams = max(0, len(caption.split()) - 1)
+    total = 0.0
+    for ngram, n in counts.items():
+        for occurrence in range(n):
+            for length, value in summed.get((ngram, occurrence), {}).items():
+                total += value * inverse[len(ngram) - 1] * _length_penalty(n_bigrams - length)
+    return total
 
 
 class _Image:
@@ -178,7 +217,7 @@ class _Image:
         for place, text in enumerate(references):
             weights = {
                 ngram: count * self._idf.get(ngram, self._unseen)
-                for ngram, count in Counter(_ngrams(text)).items()
+                for ngram, count in Counter(ngrams(text)).items()
             }
             inverse = _inverse_norms(weights)
             for ngram, weight in weights.items():
@@ -192,11 +231,13 @@ class _Image:
 
     def score(self, caption: str) -> float:
         """CIDEr-D in points of one tokenised caption."""
+        return sum(self.similarities(caption)) * self._scale
+
+    def similarities(self, caption: str) -> list[float]:
+        """Sum over the orders of the penalised cosine of one tokenised caption with each reference."""
         idf, unseen, index = self._idf, self._unseen, self._index
         products = [0.0] * (_ORDERS * len(self._n_bigrams))
-        weights = {
-            ngram: count * idf.get(ngram, unseen) for ngram, count in Counter(_ngrams(caption)).items()
-        }
+        weights = {ngram: count * idf.get(ngram, unseen) for ngram, count in Counter(ngrams(caption)).items()}
         for ngram, weight in weights.items():
             triples = index.get(ngram)
             if triples is not None:
@@ -205,13 +246,12 @@ class _Image:
                     products[slot] += (weight if weight < theirs else theirs) * scaled
         first, second, third, fourth = _inverse_norms(weights)
         n_bigrams = max(0, len(caption.split()) - 1)
-        total = 0.0
+        found = []
         for place, their_bigrams in enumerate(self._n_bigrams):
             one, two, three, four = products[place * _ORDERS : (place + 1) * _ORDERS]
             cosines = one * first + two * second + three * third + four * fourth
-            if cosines:
-                total += cosines * _length_penalty(n_bigrams - their_bigrams)
-        return total * self._scale
+            found.append(cosines * _length_penalty(n_bigrams - their_bigrams) if cosines else 0.0)
+        return found
 
 
 def _inverse_norms(weights: dict[Ngram, float]) -> list[float]:
@@ -227,51 +267,3 @@ _PENALTIES = [math.exp(-(delta**2) / (2 * _SIGMA**2)) for delta in range(64)]
 def _length_penalty(delta: int) -> float:
     delta = abs(delta)
     return _PENALTIES[delta] if delta < len(_PENALTIES) else math.exp(-(delta**2) / (2 * _SIGMA**2))
-
-
-def _ngrams(text: str) -> list[Ngram]:
-    words = text.split()
-    second, third, fourth = words[1:], words[2:], words[3:]
-    return [
-        *zip(words, strict=False),
-        *zip(words, second, strict=False),
-        *zip(words, second, third, strict=False),
-        *zip(words, second, third, fourth, strict=False),
-    ]
-
-
-def _n_bigrams(texts: Sequence[str]) -> Float[np.ndarray, " n"]:
-    return np.array([max(0, len(text.split()) - 1) for text in texts], dtype=np.float64)
-
-
-def _features(
-    texts: Sequence[str],
-    order: int,
-    df: DocumentFrequencies,
-    columns: dict[tuple[Ngram, int], int],
-    *,
-    is_reference: bool,
-) -> tuple[tuple[np.ndarray, tuple[np.ndarray, np.ndarray]], Float[np.ndarray, " n"]]:
-    """Entries of a sparse matrix with a column per (n-gram, k-th occurrence), and its vectors' norms."""
-    norms = np.zeros(len(texts))
-    cells = list(_cells(texts, order, df, columns, norms))
-    values = np.array([(count * idf * idf if is_reference else 1.0) for _, _, count, idf in cells])
-    rows = np.array([row for row, _, _, _ in cells], dtype=np.int64)
-    places = np.array([column for _, column, _, _ in cells], dtype=np.int64)
-    return (values, (rows, places)), np.sqrt(norms)
-
-
-def _cells(
-    texts: Sequence[str],
-    order: int,
-    df: DocumentFrequencies,
-    columns: dict[tuple[Ngram, int], int],
-    norms: Float[np.ndarray, " n"],
-) -> Iterator[tuple[int, int, int, float]]:
-    for row, text in enumerate(texts):
-        counts = Counter(ngram for ngram in _ngrams(text) if len(ngram) == order)
-        for ngram, count in counts.items():
-            idf = df.idf.get(ngram, df.idf_of_unseen)
-            norms[row] += (count * idf) ** 2
-            for occurrence in range(count):
-                yield row, columns.setdefault((ngram, occurrence), len(columns)), count, idf

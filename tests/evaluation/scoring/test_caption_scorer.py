@@ -5,7 +5,6 @@ import pytest
 
 from bitllm.errors import BitLlmError, DataError
 from bitllm.evaluation.scoring.caption_scorer import METRICS, CaptionScorer
-from bitllm.metrics import tokenize
 
 CAPTIONS = ["A man rides a wave today.", "two dogs", "", "A red bus"]
 REFERENCES = [
@@ -72,7 +71,8 @@ def test_what_cannot_be_scored_is_refused():
         CaptionScorer(REFERENCES).score(["a"])
 
 
-def test_java_that_is_asked_for_and_missing_is_an_error(monkeypatch):
-    monkeypatch.setattr(tokenize.shutil, "which", lambda _: None)
+def test_java_that_is_asked_for_and_missing_is_an_error(monkeypatch, tmp_path):
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BitLlmError, match="expected Java on the path, found none"):
         CaptionScorer(REFERENCES, tokenizer="java")

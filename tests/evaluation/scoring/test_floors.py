@@ -7,7 +7,7 @@ from bitllm.evaluation.scoring.floors import (
     best_constant_caption,
     derangement,
     human_ceiling,
-    leave_one_out,
+    mean_metrics,
     permuted_captions,
     score_floors,
 )
@@ -79,8 +79,18 @@ def test_there_is_no_ceiling_where_an_image_has_one_reference():
 
 
 def test_every_reference_is_held_out_in_turn():
-    rounds = leave_one_out([["a", "b", "c"], ["d", "e"]])
-    assert rounds == [(["a", "d"], [["b", "c"], ["e"]]), (["b", "e"], [["a", "c"], ["d"]])]
+    scorer = CaptionScorer([["a dog", "a dog runs", "dogs"], ["a cat", "two cats"]])
+    rounds = []
+    for k in range(2):
+        others = [[*texts[:k], *texts[k + 1 :]] for texts in scorer.raw_references]
+        captions = [texts[k] for texts in scorer.raw_references]
+        rest = CaptionScorer(others)
+        rounds.append(rest.metrics(captions) | {"CIDEr": cider_d(captions, others, scorer.df).mean()})
+    assert human_ceiling(scorer) == pytest.approx(mean_metrics(rounds))
+
+
+def test_means_are_of_the_metrics_that_every_round_has():
+    assert mean_metrics([{"a": 1.0, "b": 5.0}, {"a": 2.0}]) == {"a": 1.5}
 
 
 def test_what_cannot_be_permuted_or_chosen_is_refused(rng):
@@ -94,7 +104,7 @@ def test_what_cannot_be_permuted_or_chosen_is_refused(rng):
 
 def test_the_human_ceiling_of_brainhub_is_the_published_one(brainhub):
     scorer = CaptionScorer(brainhub.references)
-    words, others = leave_one_out(scorer.references)[0]
+    words, others = [texts[0] for texts in scorer.references], [texts[1:] for texts in scorer.references]
     # the published figure is of each image's first reference, with the idf of the remaining ones
     assert cider_d(words, others).mean() == pytest.approx(95.35, abs=0.005)
     # ours, every reference in turn with the idf that systems are scored with, differs little

@@ -3,7 +3,7 @@ import pytest
 
 from bitllm.errors import DataError
 from bitllm.evaluation.scoring.score import compare_captions, score_captions
-from bitllm.metrics.tokenize import why_no_jar
+from bitllm.metrics.java.ptb import why_no_ptb
 
 LEADERBOARD = {"BLEU-1": 59.44, "BLEU-4": 19.03, "ROUGE-L": 43.71, "CIDEr": 61.06}
 
@@ -16,7 +16,7 @@ def made_up(rng, n=60):
     return references, good, bad
 
 
-@pytest.mark.skipif(why_no_jar() is not None, reason=f"Java tokenizer: {why_no_jar()}")
+@pytest.mark.skipif(why_no_ptb() is not None, reason=f"Java tokenizer: {why_no_ptb()}")
 def test_scores_of_a_published_decoder_are_those_of_the_leaderboard(brainhub):
     scores = score_captions(brainhub.captions, brainhub.references, tokenizer="java", n_bootstrap=200)
     for name, published in LEADERBOARD.items():

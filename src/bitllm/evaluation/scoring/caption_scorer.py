@@ -1,85 +1,41 @@
-"""The record of a system's caption scores, and the scorer that makes it.
-
-Scores are in the points of the COCO caption tools (BLEU-1 59.44, CIDEr 61.06).
-"""
+"""The scorer of captions: any number of systems against one set of references."""
 
 import importlib.metadata
 import platform
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Hashable, Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from bitllm.errors import DataError
+from bitllm.errors import BitLlmError, DataError
+from bitllm.evaluation.scoring.caption_scores import (
+    METRICS,
+    Batch,
+    CaptionScores,
+    ExtraMetric,
+    ExtraNumbers,
+    PerCaption,
+    corpus_metrics,
+)
 from bitllm.files import sha256_of_json
-from bitllm.metrics.bleu import bleu_counts, bleu_from_counts, require_references
+from bitllm.metrics.bleu import Bleu, require_references
 from bitllm.metrics.cider import Cider, DocumentFrequencies
 from bitllm.metrics.diversity import distinct_n, mean_length, n_distinct_captions
-from bitllm.metrics.intervals import Interval, resampled_sums, sum_by_image
+from bitllm.metrics.intervals import Interval, resampled_sums
+from bitllm.metrics.java.ptb import JAVA_TOKENIZER, ptb_tokenize_by_jar
+from bitllm.metrics.java.runtime import java_version
 from bitllm.metrics.rouge import rouge_l
-from bitllm.metrics.tokenize import JAVA_TOKENIZER, PYTHON_TOKENIZER, ptb_tokenize, ptb_tokenize_by_jar
+from bitllm.metrics.tokenize import PYTHON_TOKENIZER, ptb_tokenize
 
-METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr")
+__all__ = ["METRICS", "CaptionScorer", "CaptionScores", "PerCaption", "Tokenizer", "corpus_metrics"]
+
 Tokenizer = Literal["python", "java"]
-_TOKENIZERS = {"python": (ptb_tokenize, PYTHON_TOKENIZER), "java": (ptb_tokenize_by_jar, JAVA_TOKENIZER)}
+_TOKENIZERS: dict[str, tuple[Callable[[Sequence[str]], list[str]], str]] = {
+    "python": (ptb_tokenize, PYTHON_TOKENIZER),
+    "java": (ptb_tokenize_by_jar, JAVA_TOKENIZER),
+}
 _PACKAGES = ("bitllm", "numpy", "nltk", "sacrebleu")
-
-
-@dataclass(frozen=True)
-class PerCaption:
-    """What each caption contributes, in the order of the captions."""
-
-    cider: Float[np.ndarray, " n"]
-    """CIDEr-D in points."""
-    rouge_l: Float[np.ndarray, " n"]
-    """ROUGE-L in points."""
-    bleu_counts: Int[np.ndarray, "n k"]
-    """The counts that corpus BLEU sums."""
-    image_ids: tuple[Hashable, ...]
-    """Whose caption it is; single trials of one image share an id."""
-
-    def by_image(self) -> Float[np.ndarray, "images m"]:
-        """Sums over the captions of each image, from which :func:`corpus_metrics` follow."""
-        ones = np.ones(len(self.cider))
-        columns = np.column_stack([ones, self.rouge_l, self.cider, self.bleu_counts])
-        return sum_by_image(columns, self.image_ids)
-
-
-@dataclass(frozen=True)
-class CaptionScores:
-    """The scores of one system on one set of images, with what is needed to judge and repeat them."""
-
-    metrics: dict[str, float]
-    """BLEU-1 to BLEU-4, ROUGE-L and CIDEr in points."""
-    intervals: dict[str, Interval]
-    """95 % percentile bootstrap interval of each over images; CIDEr's idf is fixed from all references."""
-    per_image: PerCaption
-    """The numbers of each caption."""
-    distinct: int
-    """Number of different captions."""
-    distinct_1: float
-    """Different words as a fraction of all words."""
-    distinct_2: float
-    """Different pairs of words as a fraction of all pairs."""
-    mean_length: float
-    """Mean number of words, without punctuation."""
-    n_images: int
-    """Number of different images."""
-    references_sha256: str
-    """Checksum of the references, whatever the order of images: scores compare only where it is the same."""
-    tokenizer: str
-    """Which tokenizer made the words."""
-    versions: dict[str, str]
-    """Versions of what computed the scores."""
-    floors: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Scores of "constant" and "permuted" captions and of "human" ones, where they were asked for."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything but the numbers of each caption, as JSON values."""
-        content = {name: value for name, value in vars(self).items() if name != "per_image"}
-        return content | {"intervals": {name: list(interval) for name, interval in self.intervals.items()}}
 
 
 class CaptionScorer:
@@ -94,6 +50,8 @@ class CaptionScorer:
         their references counted once in CIDEr's idf. By default every caption has its own image.
     tokenizer
         ``"python"``, or ``"java"`` for the jar of the COCO tools.
+    extras
+        Other metrics. One that fails is left out from then on, and said so in ``not_run``.
 
     Raises
     ------
@@ -109,6 +67,7 @@ class CaptionScorer:
         *,
         image_ids: Sequence[Hashable] | None = None,
         tokenizer: Tokenizer = "python",
+        extras: Sequence[ExtraMetric] = (),
     ) -> None:
         require_references([""] * len(references), references)
         self.image_ids = tuple(range(len(references)) if image_ids is None else image_ids)
@@ -123,25 +82,39 @@ class CaptionScorer:
                 "CIDEr's idf and every interval need more"
             )
         self._tokenize, self.tokenizer = _TOKENIZERS[tokenizer]
+        self._uses_java = tokenizer == "java"
+        self._known_words: dict[str, str] = {}
+        self.raw_references = [list(texts) for texts in references]
         self.references = self.tokenized_sets(references)
         self.df = DocumentFrequencies.fit([self.references[place] for place in first])
-        self._cider = Cider(self.references, self.df)
+        self._cider, self._bleu = Cider(self.references, self.df), Bleu(self.references)
+        self._extras = list(extras)
+        self.not_run: dict[str, str] = {}
         self.references_sha256 = sha256_of_json(sorted(sorted(references[place]) for place in first))
 
+    def tokenized(self, texts: Sequence[str]) -> list[str]:
+        """Tokenise texts in one go, which for Java is one process; those already seen are remembered."""
+        # in the order given, repeats included: the jar looks at the next line to tell an abbreviation from an end
+        new = [text for text in texts if text not in self._known_words]
+        if new:
+            self._known_words.update(zip(new, self._tokenize(new), strict=True))
+        return [self._known_words[text] for text in texts]
+
     def tokenized_sets(self, sets: Sequence[Sequence[str]]) -> list[list[str]]:
-        """Tokenise sets of texts in one go, which for Java is one process."""
-        flat = iter(self._tokenize([text for texts in sets for text in texts]))
+        """Tokenise sets of texts in one go."""
+        flat = iter(self.tokenized([text for texts in sets for text in texts]))
         return [[next(flat) for _ in texts] for texts in sets]
 
     def metrics(self, captions: Sequence[str]) -> dict[str, float]:
-        """Corpus metrics of raw captions alone, without intervals.
+        """Corpus metrics of raw captions alone, without intervals; of the extra ones those for floors.
 
         Raises
         ------
         DataError
             If there are not as many captions as sets of references.
         """
-        return corpus_metrics(self._per_caption(self._tokenize(captions)).by_image().sum(axis=0))
+        per_caption = self.per_caption(captions)
+        return per_caption.metrics(per_caption.by_image().sum(axis=0))
 
     def score(self, captions: Sequence[str], *, n_bootstrap: int = 1000, seed: int = 0) -> CaptionScores:
         """Score raw captions, in the order of the references.
@@ -151,12 +124,12 @@ class CaptionScorer:
         DataError
             If there are not as many captions as sets of references.
         """
-        words = self._tokenize(captions)
-        per_caption = self._per_caption(words)
+        words = self.tokenized(captions)
+        per_caption = self.per_caption(captions, is_floor=False)
         by_image = per_caption.by_image()
         return CaptionScores(
-            metrics=corpus_metrics(by_image.sum(axis=0)),
-            intervals=_intervals(by_image, n_bootstrap, seed),
+            metrics=per_caption.metrics(by_image.sum(axis=0)),
+            intervals=_intervals(per_caption, by_image, n_bootstrap, seed),
             per_image=per_caption,
             distinct=n_distinct_captions(captions),
             distinct_1=distinct_n(words, 1),
@@ -165,33 +138,63 @@ class CaptionScorer:
             n_images=len(by_image),
             references_sha256=self.references_sha256,
             tokenizer=self.tokenizer,
-            versions=_versions(),
+            versions=_versions() | ({"java": java_version() or "unknown"} if self._uses_java else {}),
         )
 
-    def _per_caption(self, words: Sequence[str]) -> PerCaption:
-        require_references(words, self.references)
+    def per_caption(self, captions: Sequence[str], *, is_floor: bool = True) -> PerCaption:
+        """The numbers of each raw caption; of the extra metrics only those for floors, unless told otherwise.
+
+        Raises
+        ------
+        DataError
+            If there are not as many captions as sets of references.
+        """
+        require_references(captions, self.references)
+        batch = Batch(captions, self.tokenized(captions), self.raw_references, self.references)
+        cider = self._cider.score(range(len(captions)), batch.words)
+        return self._numbers(batch, cider, self._bleu.counts(batch.words), is_floor=is_floor)
+
+    def per_held_out_reference(self, k: int) -> PerCaption:
+        """The numbers of each image's reference ``k``, scored as a caption against the others of its image."""
+        sets = [(raw, words) for raw, words in zip(self.raw_references, self.references, strict=True)]
+        batch = Batch(
+            [raw[k] for raw, _ in sets],
+            [words[k] for _, words in sets],
+            [[*raw[:k], *raw[k + 1 :]] for raw, _ in sets],
+            [[*words[:k], *words[k + 1 :]] for _, words in sets],
+        )
+        cider, counts = self._cider.score_of_reference(k), self._bleu.counts_of_reference(k)
+        return self._numbers(batch, cider, counts, is_floor=True)
+
+    def _numbers(
+        self, batch: Batch, cider: Float[np.ndarray, " n"], counts: Int[np.ndarray, "n k"], *, is_floor: bool
+    ) -> PerCaption:
+        wanted = [metric for metric in self._extras if metric.is_on_floors or not is_floor]
+        found = [(metric, self._of_extra(metric, batch)) for metric in wanted]
         return PerCaption(
-            cider=self._cider.score(range(len(words)), words),
-            rouge_l=rouge_l(words, self.references),
-            bleu_counts=bleu_counts(words, self.references),
+            cider=cider,
+            rouge_l=rouge_l(batch.words, batch.reference_words),
+            bleu_counts=counts,
             image_ids=self.image_ids,
+            extras=tuple(ExtraNumbers(metric, numbers) for metric, numbers in found if numbers is not None),
         )
 
+    def _of_extra(self, metric: ExtraMetric, batch: Batch) -> Float[np.ndarray, "n k"] | None:
+        try:
+            return metric.numbers(batch)
+        except BitLlmError as error:
+            self._extras.remove(metric)
+            self.not_run[metric.name] = str(error).removeprefix(f"{metric.name}: ")
+            return None
 
-def corpus_metrics(sums: Float[np.ndarray, " m"]) -> dict[str, float]:
-    """BLEU-1 to BLEU-4, ROUGE-L and CIDEr in points, from the sum of :meth:`PerCaption.by_image`."""
-    bleu = bleu_from_counts(sums[3:])
-    values = [*bleu, float(sums[1] / sums[0]), float(sums[2] / sums[0])]
-    return dict(zip(METRICS, values, strict=True))
 
-
-def _intervals(by_image: Float[np.ndarray, "images m"], n_bootstrap: int, seed: int) -> dict[str, Interval]:
-    draws = [
-        list(corpus_metrics(sums).values())
-        for sums in resampled_sums(by_image, n_boot=n_bootstrap, seed=seed)
-    ]
-    low, high = np.quantile(np.array(draws), [0.025, 0.975], axis=0)
-    return {name: Interval(float(low[i]), float(high[i])) for i, name in enumerate(METRICS)}
+def _intervals(
+    per_caption: PerCaption, by_image: Float[np.ndarray, "images m"], n_bootstrap: int, seed: int
+) -> dict[str, Interval]:
+    rows = [per_caption.metrics(sums) for sums in resampled_sums(by_image, n_boot=n_bootstrap, seed=seed)]
+    draws = np.array([list(row.values()) for row in rows])
+    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
+    return {name: Interval(float(low[i]), float(high[i])) for i, name in enumerate(rows[0])}
 
 
 def _versions() -> dict[str, str]:

@@ -1,16 +1,14 @@
 """Captions without a brain, against which a decoder's scores are read: constant, permuted, human."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from bitllm.errors import DataError
-from bitllm.evaluation.scoring.caption_scorer import METRICS, CaptionScorer, PerCaption, corpus_metrics
-from bitllm.metrics.bleu import bleu_counts
-from bitllm.metrics.cider import DocumentFrequencies, cider_d, cider_matrix
-from bitllm.metrics.rouge import rouge_l
+from bitllm.evaluation.scoring.caption_scorer import CaptionScorer
+from bitllm.metrics.cider import DocumentFrequencies, mean_cider
 from bitllm.metrics.tokenize import ptb_tokenize
 
 _TRIES = 1000
@@ -35,11 +33,10 @@ def score_floors(
     dict
         "constant" (with its "caption"), "permuted", and "human" where every image has two references or more.
     """
-    n = len(captions)
     shuffled = permuted_captions(captions, scorer.image_ids, n_permutations=n_permutations, seed=seed)
     floors: dict[str, dict[str, Any]] = {
-        "constant": {"caption": constant, **scorer.metrics([constant] * n)},
-        "permuted": _mean([scorer.metrics(texts) for texts in shuffled]),
+        "constant": {"caption": constant, **scorer.metrics([constant] * len(captions))},
+        "permuted": mean_metrics([scorer.metrics(texts) for texts in shuffled]),
     }
     if min(len(texts) for texts in scorer.references) > 1:
         floors["human"] = human_ceiling(scorer)
@@ -58,16 +55,14 @@ def human_ceiling(scorer: CaptionScorer) -> dict[str, float]:
     DataError
         If an image has fewer than two references.
     """
-    rounds = []
-    for words, others in leave_one_out(scorer.references):
-        numbers = PerCaption(
-            cider=cider_d(words, others, scorer.df),
-            rouge_l=rouge_l(words, others),
-            bleu_counts=bleu_counts(words, others),
-            image_ids=scorer.image_ids,
+    n_rounds = min(len(texts) for texts in scorer.references)
+    if n_rounds < 2:
+        raise DataError(
+            f"human ceiling: expected at least 2 references for every image, found {n_rounds}; "
+            "leave out the ceiling"
         )
-        rounds.append(corpus_metrics(numbers.by_image().sum(axis=0)))
-    return _mean(rounds)
+    rounds = [scorer.per_held_out_reference(k) for k in range(n_rounds)]
+    return mean_metrics([numbers.metrics(numbers.by_image().sum(axis=0)) for numbers in rounds])
 
 
 def best_constant_caption(
@@ -76,6 +71,7 @@ def best_constant_caption(
     candidates: Sequence[str] | None = None,
     n_candidates: int = 2000,
     n_images: int = 500,
+    tokenize: Callable[[Sequence[str]], list[str]] = ptb_tokenize,
     seed: int = 0,
 ) -> str:
     """Find the training caption which, said for every image, has the best mean CIDEr on training references.
@@ -92,6 +88,8 @@ def best_constant_caption(
         Captions to choose from; by default the training captions.
     n_candidates, n_images
         Sizes of the samples.
+    tokenize
+        Makes the words that are counted.
     seed
         Of the samples.
 
@@ -111,10 +109,10 @@ def best_constant_caption(
         )
     drawn = [images[place] for place in _sample(len(images), n_images, rng)]
     tried = [pool[place] for place in _sample(len(pool), n_candidates, rng)]
-    flat = iter(ptb_tokenize([text for image in drawn for text in image]))
+    flat = iter(tokenize([text for image in drawn for text in image]))
     references = [[next(flat) for _ in image] for image in drawn]
-    scores = cider_matrix(ptb_tokenize(tried), references, DocumentFrequencies.fit(references))
-    return tried[int(scores.mean(axis=1).argmax())]
+    scores = mean_cider(tokenize(tried), references, DocumentFrequencies.fit(references))
+    return tried[int(scores.argmax())]
 
 
 def permuted_captions(
@@ -165,33 +163,10 @@ def derangement(groups: Sequence[Hashable], rng: np.random.Generator) -> Int[np.
     )
 
 
-def leave_one_out(references: Sequence[Sequence[str]]) -> list[tuple[list[str], list[list[str]]]]:
-    """Each reference in turn as the caption, and the others of its image as references.
-
-    Returns
-    -------
-    list
-        One round for each place up to the smallest number of references: captions and their references.
-
-    Raises
-    ------
-    DataError
-        If an image has fewer than two references.
-    """
-    n_rounds = min((len(texts) for texts in references), default=0)
-    if n_rounds < 2:
-        raise DataError(
-            f"human ceiling: expected at least 2 references for every image, found {n_rounds}; "
-            "leave out the ceiling"
-        )
-    return [
-        ([texts[k] for texts in references], [[*texts[:k], *texts[k + 1 :]] for texts in references])
-        for k in range(n_rounds)
-    ]
-
-
-def _mean(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
-    return {name: float(np.mean([metrics[name] for metrics in rounds])) for name in METRICS}
+def mean_metrics(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean over rounds of every metric that all of them have."""
+    names = [name for name in rounds[0] if all(name in metrics for metrics in rounds)]
+    return {name: float(np.mean([metrics[name] for metrics in rounds])) for name in names}
 
 
 def _sample(n: int, size: int, rng: np.random.Generator) -> Int[np.ndarray, " k"]:

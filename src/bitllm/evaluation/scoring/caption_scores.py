@@ -1,0 +1,146 @@
+"""The record of a system's caption scores, and the numbers of each caption from which they follow.
+
+Scores are in the points of the COCO caption tools (BLEU-1 59.44, CIDEr 61.06).
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from bitllm.metrics.bleu import bleu_from_counts
+from bitllm.metrics.intervals import Difference, Interval, sum_by_image
+
+METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr")
+_N_BASE = 3 + 10  # columns of the sums that METRICS follow from: captions, ROUGE-L, CIDEr, counts of BLEU
+
+
+class Batch(NamedTuple):
+    """Captions to be scored, each with the references of its image."""
+
+    captions: Sequence[str]
+    """Raw text."""
+    words: Sequence[str]
+    """The same, tokenised."""
+    references: Sequence[Sequence[str]]
+    """Raw references of each caption."""
+    reference_words: Sequence[Sequence[str]]
+    """The same, tokenised."""
+
+
+@dataclass(frozen=True, eq=False)
+class ExtraMetric:
+    """A metric beside BLEU, ROUGE-L and CIDEr: summable numbers of each caption, and a score from their sums."""
+
+    name: str
+    """What the results call it."""
+    numbers: Callable[[Batch], np.ndarray]
+    """Summable numbers of each caption, ``[n, k]``."""
+    value: Callable[[np.ndarray, float], float]
+    """Score in points from the sums ``[k]`` over so many captions."""
+    is_on_floors: bool = True
+    """Whether it is quick enough to be computed for every floor too."""
+
+
+class ExtraNumbers(NamedTuple):
+    """What an extra metric found."""
+
+    metric: ExtraMetric
+    numbers: np.ndarray
+    """One row per caption."""
+
+
+@dataclass(frozen=True)
+class PerCaption:
+    """What each caption contributes, in the order of the captions."""
+
+    cider: Float[np.ndarray, " n"]
+    """CIDEr-D in points."""
+    rouge_l: Float[np.ndarray, " n"]
+    """ROUGE-L in points."""
+    bleu_counts: Int[np.ndarray, "n k"]
+    """The counts that corpus BLEU sums."""
+    image_ids: tuple[Hashable, ...]
+    """Whose caption it is; single trials of one image share an id."""
+    extras: tuple[ExtraNumbers, ...] = ()
+    """The numbers of other metrics."""
+
+    def by_image(self) -> Float[np.ndarray, "images m"]:
+        """Sums over the captions of each image, from which :meth:`metrics` follow."""
+        return sum_by_image(self._columns(), self.image_ids)
+
+    def metrics(self, sums: Float[np.ndarray, " m"]) -> dict[str, float]:
+        """Every metric in points, from the sum of :meth:`by_image` over some images."""
+        found = corpus_metrics(sums[:_N_BASE])
+        start = _N_BASE
+        for metric, numbers in self.extras:
+            stop = start + numbers.shape[1]
+            found[metric.name] = metric.value(sums[start:stop], float(sums[0]))
+            start = stop
+        return found
+
+    def of_each(self) -> dict[str, Float[np.ndarray, " n"]]:
+        """Every metric of each caption by itself, as the COCO tools give it per image."""
+        rows = [self.metrics(row) for row in self._columns()]
+        return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+    def _columns(self) -> Float[np.ndarray, "n m"]:
+        columns = [np.ones(len(self.cider)), self.rouge_l, self.cider, self.bleu_counts]
+        return np.column_stack([*columns, *(numbers for _, numbers in self.extras)])
+
+
+@dataclass(frozen=True)
+class CaptionScores:
+    """The scores of one system on one set of images, with what is needed to judge and repeat them."""
+
+    metrics: dict[str, float]
+    """BLEU-1 to BLEU-4, ROUGE-L, CIDEr and whatever else was asked for, in points."""
+    intervals: dict[str, Interval]
+    """95 % percentile bootstrap interval of each over images; CIDEr's idf is fixed from all references."""
+    per_image: PerCaption
+    """The numbers of each caption."""
+    distinct: int
+    """Number of different captions."""
+    distinct_1: float
+    """Different words as a fraction of all words."""
+    distinct_2: float
+    """Different pairs of words as a fraction of all pairs."""
+    mean_length: float
+    """Mean number of words, without punctuation."""
+    n_images: int
+    """Number of different images."""
+    references_sha256: str
+    """Checksum of the references, whatever the order of images: scores compare only where it is the same."""
+    tokenizer: str
+    """Which tokenizer made the words."""
+    versions: dict[str, str]
+    """Versions of what computed the scores."""
+    floors: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Scores of "constant" and "permuted" captions and of "human" ones, where they were asked for."""
+    differences: dict[str, dict[str, Difference]] = field(default_factory=dict)
+    """Paired differences: "real - permuted", "real - constant", and from another system if one was given."""
+    not_run: dict[str, str] = field(default_factory=dict)
+    """Metrics and floors that were not computed, and why."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader must know: empty captions, another tokenizer than usual."""
+    summary: str = ""
+    """What the floors say about the captions, in a sentence."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the numbers of each caption, as JSON values."""
+        content = {name: value for name, value in vars(self).items() if name != "per_image"}
+        differences = {
+            pair: {name: difference._asdict() for name, difference in of_pair.items()}
+            for pair, of_pair in self.differences.items()
+        }
+        intervals = {name: list(interval) for name, interval in self.intervals.items()}
+        return content | {"intervals": intervals, "differences": differences}
+
+
+def corpus_metrics(sums: Float[np.ndarray, " m"]) -> dict[str, float]:
+    """BLEU-1 to BLEU-4, ROUGE-L and CIDEr in points, from the first sums of :meth:`PerCaption.by_image`."""
+    bleu = bleu_from_counts(sums[3:_N_BASE])
+    values = [*bleu, float(sums[1] / sums[0]), float(sums[2] / sums[0])]
+    return dict(zip(METRICS, values, strict=True))
