@@ -1,16 +1,29 @@
 """Commands that judge: score."""
 
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
 from bitllm.cli.terminal import OUT, print_json
 
 
-def score(
+def score(  # noqa: PLR0913 - each argument is an option of the command
     captions: tyro.conf.Positional[Path],
     /,
+    *,
     references: Path | None = None,
+    training_references: Path | None = None,
+    compare: Path | None = None,
+    per_image: Path | None = None,
+    meteor: bool = True,
+    spice: bool = True,
+    bertscore: str | None = None,
+    bertscore_layer: int | None = None,
+    clip: str | None = None,
+    images: Path | None = None,
+    tokenizer: Literal["auto", "java", "python"] = "auto",
+    seed: int = 0,
     json: bool = False,
 ) -> None:
     """Score captions, always beside a constant caption, permuted captions and people.
@@ -18,9 +31,37 @@ def score(
     Args:
         captions: Our captions.jsonl, or {"id": "caption"} of any decoder.
         references: {"id": ["reference", ...]} where the captions do not carry their own.
+        training_references: The same of training images, to choose the constant caption on.
+        compare: Captions of another system on the same images, for paired differences.
+        per_image: Parquet file to be written, with the scores of every caption.
+        meteor: METEOR, which needs Java and some seconds.
+        spice: SPICE, which needs Java, its jars and some minutes.
+        bertscore: Folder or hub id of an encoder for BERTScore.
+        bertscore_layer: Its hidden layer; by default the last one.
+        clip: Folder or hub id of a CLIP for CLIP-S and RefCLIP-S.
+        images: Folder of pictures named for the ids (73.png), or a store; for --clip.
+        tokenizer: auto is that of the COCO tools where Java is there, else ours.
+        seed: Of the bootstrap and the permutations.
         json: Print JSON instead of a table.
     """
-    from bitllm.evaluation.scoring.score_file import render_scores, score_file
+    from bitllm.evaluation.scoring.caption_input import read_input
+    from bitllm.evaluation.scoring.score_file import ScoreOptions, score_file
+    from bitllm.evaluation.scoring.score_table import render_scores, write_per_image
 
-    scores = score_file(captions, references)
+    options = ScoreOptions(
+        tokenizer,
+        meteor,
+        spice,
+        bertscore,
+        bertscore_layer=bertscore_layer,
+        clip=clip,
+        images=images,
+        seed=seed,
+    )
+    scores = score_file(
+        captions, references, training_references=training_references, compare=compare, options=options
+    )
+    if per_image is not None:
+        pairs = read_input(captions, references)
+        write_per_image(per_image, scores, list(pairs.ids), list(pairs.captions))
     print_json(scores.to_json()) if json else OUT.print(render_scores(scores))

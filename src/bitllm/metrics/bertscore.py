@@ -1,6 +1,6 @@
 """BERTScore F1 of captions with any encoder, the references' embeddings kept."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,6 +66,7 @@ class BertScorer:
         self._max_cached = max_cached
         self._max_length = _longest(tokenizer, encoder)
         self._cache: dict[tuple[str, ...], list[_Tokens]] = {}
+        self._kept: dict[str, _Tokens] = {}
 
     def score(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> Float[np.ndarray, " n"]:
         """Best F1 over the references of each caption, in points; an empty caption scores 0.
@@ -93,6 +94,13 @@ class BertScorer:
         np.maximum.at(best, owners, self._f1_of_pairs(pairs))
         return 100 * best
 
+    def remember(self, texts: Iterable[str]) -> None:
+        """Embed texts now, and keep them: for an evaluation that scores the same texts in many pairs.
+
+        A reward must not (see ``max_cached``): what is kept grows with every new text.
+        """
+        self._kept.update(self._encode(set(texts)))
+
     def _of_references(self, texts: tuple[str, ...]) -> list[_Tokens]:
         # One image's references make one batch: what comes out in the last bits then depends on the image
         # alone, not on which images came before, and a resumed run gets the rewards of one never stopped.
@@ -105,8 +113,8 @@ class BertScorer:
 
     @torch.no_grad()
     def _encode(self, texts: set[str]) -> dict[str, _Tokens]:
-        in_order = sorted(texts, key=lambda text: (len(text), text))
-        found: dict[str, _Tokens] = {}
+        in_order = sorted(texts - self._kept.keys(), key=lambda text: (len(text), text))
+        found: dict[str, _Tokens] = {text: self._kept[text] for text in texts if text in self._kept}
         for start in range(0, len(in_order), self._batch_size):
             batch = in_order[start : start + self._batch_size]
             inputs = self._tokenizer(

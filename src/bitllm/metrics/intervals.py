@@ -178,9 +178,15 @@ def paired_difference_of_sums(
     sums_a = resampled_sums(a, n_boot=n_boot, seed=seed)
     sums_b = resampled_sums(b, n_boot=n_boot, seed=seed)
     draws = np.array([statistic(x) - statistic(y) for x, y in zip(sums_a, sums_b, strict=True)])
-    observed = statistic(a.sum(axis=0)) - statistic(b.sum(axis=0))
+    return difference_from_draws(statistic(a.sum(axis=0)) - statistic(b.sum(axis=0)), draws, level=level)
+
+
+def difference_from_draws(
+    observed: float, draws: Float[np.ndarray, " n"], *, level: float = 0.95
+) -> Difference:
+    """Interval and p-value of an observed difference from its values in paired resamplings."""
     tail = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
-    p = min(1.0, 2 * (tail + 1) / (n_boot + 1))
+    p = min(1.0, 2 * (tail + 1) / (len(draws) + 1))
     return Difference(float(observed), *_percentiles(draws, level), p)
 
 

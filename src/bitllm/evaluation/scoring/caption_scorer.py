@@ -86,6 +86,7 @@ class CaptionScorer:
         self._known_words: dict[str, str] = {}
         self.raw_references = [list(texts) for texts in references]
         self.references = self.tokenized_sets(references)
+        self.image_references = [self.raw_references[place] for place in sorted(first)]
         self.df = DocumentFrequencies.fit([self.references[place] for place in first])
         self._cider, self._bleu = Cider(self.references, self.df), Bleu(self.references)
         self._extras = list(extras)

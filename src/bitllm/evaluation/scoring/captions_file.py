@@ -7,7 +7,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,28 +99,42 @@ def read_caption_pairs(captions_path: Path, references_path: Path) -> CaptionPai
         files are not the same; or an image has no references.
     """
     captions = _read_map(captions_path)
-    references = _read_map(references_path)
+    references = read_references(references_path)
     _refuse(
         captions_path,
         [i for i, text in captions.items() if not isinstance(text, str)],
         'one string per id ({"id": "caption"})',
         "ids with something else",
     )
+    _refuse_broken(captions_path, captions)
+    require_same_ids(captions_path, captions, references_path, references)
+    ids = tuple(captions)
+    return CaptionPairs(ids, tuple(captions.values()), tuple(references[i] for i in ids))
+
+
+def read_references(path: Path) -> dict[str, tuple[str, ...]]:
+    """Read plain ``{"id": ["reference", …]}``.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, empty, not UTF-8 or not of that form; an id comes twice or has no references.
+    """
+    references = _read_map(path)
     _refuse(
-        references_path,
+        path,
         [i for i, texts in references.items() if not _is_list_of_text(texts)],
         'a list of strings per id ({"id": ["reference", …]})',
         "ids with something else",
     )
     _refuse(
-        references_path,
+        path,
         [i for i, texts in references.items() if not texts],
         "references of every image",
         "ids without any",
     )
-    _require_same_ids(captions_path, captions, references_path, references)
-    ids = tuple(captions)
-    return CaptionPairs(ids, tuple(captions.values()), tuple(tuple(references[i]) for i in ids))
+    _refuse_broken(path, {i: "".join(texts) for i, texts in references.items()})
+    return {i: tuple(texts) for i, texts in references.items()}
 
 
 def is_json_lines(path: Path) -> bool:
@@ -138,9 +152,17 @@ def is_json_lines(path: Path) -> bool:
         return False
 
 
-def _require_same_ids(
-    captions_path: Path, captions: Mapping[str, Any], references_path: Path, references: Mapping[str, Any]
+def require_same_ids(
+    captions_path: Path, captions: Iterable[str], references_path: Path, references: Mapping[str, Any]
 ) -> None:
+    """Refuse captions whose images are not those of the references.
+
+    Raises
+    ------
+    DataError
+        If an image has captions and no references, or references and no caption.
+    """
+    captions = dict.fromkeys(captions)
     alone = [i for i in captions if i not in references]
     if alone:
         raise DataError(
@@ -208,6 +230,11 @@ def _refuse(path: Path, offenders: Sequence[str], expected: str, found: str) -> 
             f"{path}: expected {expected}, found {len(offenders)} {found} ({_first_three(offenders)}); "
             "mend these"
         )
+
+
+def _refuse_broken(path: Path, texts: Mapping[str, str]) -> None:
+    broken = [i for i, text in texts.items() if any("\ud800" <= letter <= "\udfff" for letter in text)]
+    _refuse(path, broken, "whole characters", r"ids with half of one (a lone \ud800 to \udfff)")
 
 
 def _first_three(ids: Sequence[str]) -> str:

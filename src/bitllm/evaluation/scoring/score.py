@@ -3,10 +3,12 @@
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from bitllm.errors import DataError
-from bitllm.evaluation.scoring.caption_scorer import CaptionScorer, CaptionScores, Tokenizer, corpus_metrics
+from bitllm.evaluation.scoring.caption_scorer import CaptionScorer, CaptionScores, Tokenizer
 from bitllm.evaluation.scoring.floors import best_constant_caption, score_floors
-from bitllm.metrics.intervals import Difference, Statistic, paired_difference_of_sums
+from bitllm.metrics.intervals import Difference, difference_from_draws, resampled_sums
 
 
 def score_captions(
@@ -53,11 +55,16 @@ def score_captions(
 
 
 def compare_captions(
-    a: CaptionScores, b: CaptionScores, *, n_bootstrap: int = 1000, seed: int = 0
+    a: CaptionScores,
+    b: CaptionScores,
+    *,
+    names: Sequence[str] = ("CIDEr", "ROUGE-L", "BLEU-4"),
+    n_bootstrap: int = 1000,
+    seed: int = 0,
 ) -> dict[str, Difference]:
-    """Paired differences a − b in CIDEr, ROUGE-L and BLEU-4 on the same images.
+    """Paired differences a − b on the same images, of the metrics named that both have.
 
-    The images are resampled, the same ones for both; BLEU-4 is computed anew from the counts of each sample.
+    The images are resampled, the same ones for both; BLEU is computed anew from the counts of each sample.
 
     Raises
     ------
@@ -72,12 +79,16 @@ def compare_captions(
             f"{len(images_b)} images, {same} in the same place, references {a.references_sha256[:8]} and "
             f"{b.references_sha256[:8]}; score both on the same references"
         )
-    sums_a, sums_b = a.per_image.by_image(), b.per_image.by_image()
+    sums_a, sums_b = (
+        resampled_sums(scores.per_image.by_image(), n_boot=n_bootstrap, seed=seed) for scores in (a, b)
+    )
+    draws_a = [a.per_image.metrics(sums) for sums in sums_a]
+    draws_b = [b.per_image.metrics(sums) for sums in sums_b]
     return {
-        name: paired_difference_of_sums(sums_a, sums_b, _statistic(name), n_boot=n_bootstrap, seed=seed)
-        for name in ("CIDEr", "ROUGE-L", "BLEU-4")
+        name: difference_from_draws(
+            a.metrics[name] - b.metrics[name],
+            np.array([x[name] - y[name] for x, y in zip(draws_a, draws_b, strict=True)]),
+        )
+        for name in names
+        if name in a.metrics and name in b.metrics
     }
-
-
-def _statistic(name: str) -> Statistic:
-    return lambda sums: corpus_metrics(sums)[name]

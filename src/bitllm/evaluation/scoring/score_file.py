@@ -1,17 +1,68 @@
 """Score a file of captions beside its floors, for the command line."""
 
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
-from rich.table import Table
+import numpy as np
 
-from bitllm.errors import DataError
-from bitllm.evaluation.scoring.caption_scorer import METRICS, CaptionScorer, CaptionScores
-from bitllm.evaluation.scoring.captions_file import is_json_lines, read_caption_pairs, read_captions
-from bitllm.evaluation.scoring.floors import human_ceiling, permuted_captions
+from bitllm.errors import BitLlmError, DataError
+from bitllm.evaluation.scoring.caption_input import in_order_of, read_input
+from bitllm.evaluation.scoring.caption_scorer import CaptionScorer, CaptionScores
+from bitllm.evaluation.scoring.caption_scores import ExtraMetric
+from bitllm.evaluation.scoring.captions_file import CaptionPairs, read_references
+from bitllm.evaluation.scoring.evidence import cider_differences, summary_of
+from bitllm.evaluation.scoring.extra_metrics import (
+    bertscore_metric,
+    clip_metrics,
+    meteor_metric,
+    spice_metric,
+)
+from bitllm.evaluation.scoring.floors import (
+    best_constant_caption,
+    human_ceiling,
+    mean_metrics,
+    permuted_captions,
+)
+from bitllm.evaluation.scoring.score import compare_captions
+from bitllm.metrics.java.meteor import Meteor, why_no_meteor
+from bitllm.metrics.java.spice import why_no_spice
+
+_ORACLE_SEARCH = 5000  # captions and images among which the oracle's constant caption is looked for
 
 
-def score_file(captions: Path, references: Path | None, *, seed: int = 0) -> CaptionScores:
-    """Scores of a file of captions, with the floors "permuted" and "human".
+@dataclass(frozen=True)
+class ScoreOptions:
+    """What to compute beside BLEU, ROUGE-L and CIDEr, and with what."""
+
+    tokenizer: Literal["auto", "java", "python"] = "python"
+    """``"auto"`` is Java where it runs, else Python."""
+    meteor: bool = False
+    """METEOR, where Java and its jar are there."""
+    spice: bool = False
+    """SPICE, where Java and its jars are there."""
+    bertscore: str | None = None
+    """Folder or hub id of an encoder."""
+    bertscore_layer: int | None = None
+    """Hidden layer of it to be used; by default the last one."""
+    clip: str | None = None
+    """Folder or hub id of a CLIP."""
+    images: Path | None = None
+    """Folder of pictures named for the ids, or a store."""
+    seed: int = 0
+    """Of the bootstrap and the permutations."""
+
+
+def score_file(
+    captions: Path,
+    references: Path | None,
+    *,
+    training_references: Path | None = None,
+    compare: Path | None = None,
+    options: ScoreOptions = ScoreOptions(),
+) -> CaptionScores:
+    """Scores of a file of captions, with the floors "constant", "permuted" and "human".
 
     Parameters
     ----------
@@ -19,50 +70,152 @@ def score_file(captions: Path, references: Path | None, *, seed: int = 0) -> Cap
         Our ``captions.jsonl``, or ``{"id": "caption"}``.
     references
         ``{"id": ["reference", …]}``, needed for the second form.
+    training_references
+        The same of training images, from which the constant caption is chosen; without them it is chosen on
+        the references of the test and called an oracle.
+    compare
+        Captions of another system on the same images.
+    options
+        What else to compute.
 
     Raises
     ------
     DataError
-        If a file is missing or not of its form, or references are needed and not given.
+        If a file is missing or not of its form, ids do not match, or there are fewer than two images.
+    BitLlmError
+        If a model that is asked for is missing, or the Java tokenizer is asked for and does not run.
     """
-    if is_json_lines(captions):
-        records = read_captions(captions)
-        ids: list[object] = [record.nsd_id for record in records]
-        texts, sets = [record.caption for record in records], [list(record.references) for record in records]
-    elif references is None:
-        raise DataError(
-            f"{captions}: expected references beside captions that carry none, found none; give "
-            'them with --references FILE ({"id": ["reference", …]})'
-        )
-    else:
-        pairs = read_caption_pairs(captions, references)
-        ids, texts, sets = list(pairs.ids), list(pairs.captions), [list(group) for group in pairs.references]
-    scorer = CaptionScorer(sets, image_ids=ids)  # type: ignore[arg-type]
-    scores = scorer.score(texts, seed=seed)
-    dealt = permuted_captions(texts, scorer.image_ids, n_permutations=5, seed=seed)  # type: ignore[arg-type]
-    rows = [scorer.metrics(row) for row in dealt]
-    scores.floors["permuted"] = {name: sum(row[name] for row in rows) / len(rows) for name in METRICS}
-    if min(map(len, scorer.references)) > 1:
-        scores.floors["human"] = human_ceiling(scorer)
-    return scores
-
-
-def render_scores(scores: CaptionScores) -> Table:
-    """A table of the metrics with intervals, and the floors beside them."""
-    table = Table(
-        title=f"{scores.n_images} images, {scores.distinct} distinct captions, tokenizer {scores.tokenizer}"
+    pairs = read_input(captions, references)
+    training = None if training_references is None else list(read_references(training_references).values())
+    other = None if compare is None else in_order_of(compare, read_input(compare, references), pairs.ids)
+    not_run: dict[str, str] = {}
+    with ExitStack() as stack:
+        extras = _extras(options, pairs, stack, not_run)
+        scorer, notes = _scorer(pairs, extras, options)
+        scores = scorer.score(list(pairs.captions), seed=options.seed)
+        floors, differences = _floors(scorer, scores, pairs, training, options.seed)
+        if "human" not in floors:
+            not_run["human ceiling"] = "expected at least 2 references for every image, found 1"
+        if other is not None:
+            theirs = _scores_of_other(scorer, pairs, other, extras, options)
+            differences[f"{captions.name} - {compare.name if compare else ''}"] = compare_captions(
+                scores, theirs, names=list(scores.metrics), seed=options.seed
+            )
+    n_empty = sum(not text.strip() for text in pairs.captions)
+    if n_empty:
+        notes.append(f"{n_empty} of {len(pairs.captions)} captions are empty; they are scored as they are")
+    return replace(
+        scores,
+        floors=floors,
+        differences=differences,
+        not_run=not_run | scorer.not_run,
+        notes=notes,
+        summary=summary_of(scores, floors, differences),
+        versions=scores.versions | _versions_of_models(options),
     )
-    table.add_column("metric")
-    table.add_column("score", justify="right")
-    table.add_column("95 % interval")
-    for floor in scores.floors:
-        table.add_column(floor, justify="right")
-    for name in METRICS:
-        low, high = scores.intervals[name]
-        table.add_row(
-            name,
-            f"{scores.metrics[name]:.2f}",
-            f"[{low:.1f}, {high:.1f}]",
-            *(f"{floor[name]:.2f}" for floor in scores.floors.values()),
+
+
+def _extras(
+    options: ScoreOptions, pairs: CaptionPairs, stack: ExitStack, not_run: dict[str, str]
+) -> list[ExtraMetric]:
+    if options.clip is not None and options.images is None:
+        raise DataError(
+            "--clip: expected the pictures beside a CLIP, found none; give them with --images FOLDER"
         )
-    return table
+    found = []
+    if (problem := why_no_meteor() if options.meteor else "left out (--no-meteor)") is not None:
+        not_run["METEOR"] = problem
+    else:
+        found.append(meteor_metric(stack.enter_context(Meteor())))  # reads its tables while we go on
+    if (problem := why_no_spice() if options.spice else "left out (--no-spice)") is not None:
+        not_run["SPICE"] = problem
+    else:
+        found.append(spice_metric())
+    if options.bertscore is None:
+        not_run["BERTScore"] = "no model given (--bertscore MODEL)"
+    else:
+        found.append(bertscore_metric(options.bertscore, options.bertscore_layer))
+    if options.clip is None or options.images is None:
+        not_run["CLIP-S"] = not_run["RefCLIP-S"] = "no model given (--clip MODEL --images FOLDER)"
+    else:
+        found += clip_metrics(options.clip, options.images, pairs.ids)
+    return found
+
+
+def _scorer(
+    pairs: CaptionPairs, extras: list[ExtraMetric], options: ScoreOptions
+) -> tuple[CaptionScorer, list[str]]:
+    """The scorer, and what must be said about its tokenizer."""
+    sets, ids = [list(texts) for texts in pairs.references], list(pairs.ids)
+    if options.tokenizer != "auto":
+        return CaptionScorer(sets, image_ids=ids, tokenizer=options.tokenizer, extras=extras), []
+    try:
+        return CaptionScorer(sets, image_ids=ids, tokenizer="java", extras=extras), []
+    except DataError:
+        raise
+    except BitLlmError as error:
+        scorer = CaptionScorer(sets, image_ids=ids, tokenizer="python", extras=extras)
+        reason = str(error).removesuffix("; or use the tokenizer `python`")
+        return scorer, [f"words are by the Python tokenizer, since Java's does not run: {reason}"]
+
+
+def _floors(
+    scorer: CaptionScorer,
+    scores: CaptionScores,
+    pairs: CaptionPairs,
+    training: list[tuple[str, ...]] | None,
+    seed: int,
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Scores of the floors, and CIDEr of the captions less that of each."""
+    captions = list(pairs.captions)
+    constant = best_constant_caption(
+        scorer.image_references if training is None else training,
+        n_candidates=_ORACLE_SEARCH,
+        n_images=_ORACLE_SEARCH,
+        tokenize=scorer.tokenized,
+        seed=seed,
+    )
+    chosen_on = "oracle: the references of the test" if training is None else "training references"
+    said = scorer.per_caption([constant] * len(captions))
+    dealt = [scorer.per_caption(texts) for texts in permuted_captions(captions, scorer.image_ids, seed=seed)]
+    floors: dict[str, dict[str, Any]] = {
+        "constant": {
+            "caption": constant,
+            "chosen_on": chosen_on,
+            **said.metrics(said.by_image().sum(axis=0)),
+        },
+        "permuted": mean_metrics([numbers.metrics(numbers.by_image().sum(axis=0)) for numbers in dealt]),
+    }
+    if min(len(texts) for texts in scorer.references) > 1:
+        floors["human"] = human_ceiling(scorer)
+    differences = cider_differences(
+        scores.per_image.cider,
+        {"permuted": np.mean([numbers.cider for numbers in dealt], axis=0), "constant": said.cider},
+        scorer.image_ids,
+        seed=seed,
+    )
+    return floors, differences
+
+
+def _scores_of_other(
+    scorer: CaptionScorer,
+    pairs: CaptionPairs,
+    other: CaptionPairs,
+    extras: list[ExtraMetric],
+    options: ScoreOptions,
+) -> CaptionScores:
+    if (other.ids, other.references) != (pairs.ids, pairs.references):
+        # trials in another number, or references of its own: the pictures of a CLIP would be in another order
+        rest = [metric for metric in extras if "CLIP" not in metric.name]
+        scorer, _ = _scorer(other, rest, options)
+    return scorer.score(list(other.captions), seed=options.seed)
+
+
+def _versions_of_models(options: ScoreOptions) -> dict[str, str]:
+    layer = "last layer" if options.bertscore_layer is None else f"layer {options.bertscore_layer}"
+    found = {"BERTScore": f"{options.bertscore}, {layer}"} if options.bertscore else {}
+    if options.clip:
+        found["CLIP"] = options.clip
+    if options.meteor and why_no_meteor() is None:
+        found["METEOR"] = "1.5"
+    return found

@@ -1,0 +1,162 @@
+"""Metrics beside BLEU, ROUGE-L and CIDEr, as the scorer of captions takes them: METEOR, SPICE, BERTScore, CLIP-S."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from bitllm.errors import DataError
+from bitllm.evaluation.scoring.caption_scores import Batch, ExtraMetric
+from bitllm.metrics.java.meteor import Meteor, meteor_from_statistics
+from bitllm.metrics.java.spice import spice
+
+_PICTURES = (".png", ".jpg", ".jpeg")
+_PROMPT = "A photo depicts "  # put before every text by the authors of CLIPScore
+
+
+def meteor_metric(meteor: Meteor) -> ExtraMetric:
+    """METEOR by a running process."""
+    return ExtraMetric(
+        "METEOR",
+        lambda batch: meteor.statistics(batch.words, batch.reference_words),
+        lambda sums, _: meteor_from_statistics(sums),
+    )
+
+
+def spice_metric() -> ExtraMetric:
+    """SPICE; not on floors, each of which would take as long as the captions themselves."""
+    return ExtraMetric(
+        "SPICE", lambda batch: spice(batch.words, batch.reference_words)[:, None], _mean, is_on_floors=False
+    )
+
+
+def bertscore_metric(path_or_hub_id: str, layer: int | None = None) -> ExtraMetric:
+    """BERTScore F1, best over the references, with any encoder.
+
+    Raises
+    ------
+    BitLlmError
+        If there is no such model.
+    """
+    from bitllm.metrics.bertscore import load_bert_scorer
+
+    scorer = load_bert_scorer(model_place(path_or_hub_id), layer=layer)
+
+    def numbers(batch: Batch) -> Float[np.ndarray, "n 1"]:
+        scorer.remember({*batch.captions, *(text for texts in batch.references for text in texts)})
+        return scorer.score(batch.captions, batch.references)[:, None]
+
+    return ExtraMetric("BERTScore", numbers, _mean)
+
+
+def clip_metrics(path_or_hub_id: str, images: Path, ids: Sequence[str]) -> list[ExtraMetric]:
+    """CLIP-S and RefCLIP-S with any CLIP, of the pictures of ``ids`` in a folder or a store.
+
+    Raises
+    ------
+    BitLlmError
+        If there is no such model, or a picture is missing.
+    """
+    from bitllm.data.targets import load_clip
+    from bitllm.metrics.clipscore import clip_score, ref_clip_score
+
+    place = model_place(path_or_hub_id)
+    files = None if (images / "manifest.json").is_file() else picture_files(images, ids)
+    embedder = load_clip(place)
+    pictures = embedder.pictures
+    rows = _of_store(pictures, images, ids) if files is None else _of_files(pictures, files)
+    known: dict[str, np.ndarray] = {}
+
+    def embedded(texts: Iterable[str]) -> np.ndarray:
+        texts = list(texts)
+        new = sorted({text for text in texts if text not in known})
+        if new:
+            known.update(zip(new, embedder.captions([_PROMPT + text for text in new]), strict=True))
+        return np.stack([known[text] for text in texts])
+
+    def with_references(batch: Batch) -> np.ndarray:
+        embedded(text for texts in batch.references for text in texts)
+        sets = [embedded(texts) for texts in batch.references]
+        return ref_clip_score(rows, embedded(batch.captions), sets)[:, None]
+
+    return [
+        ExtraMetric("CLIP-S", lambda batch: clip_score(rows, embedded(batch.captions))[:, None], _mean),
+        ExtraMetric("RefCLIP-S", with_references, _mean),
+    ]
+
+
+def model_place(path_or_hub_id: str) -> str:
+    """A model's own folder where it is on this machine (a path, or kept by the hub), else its hub id.
+
+    Raises
+    ------
+    DataError
+        If it is a path and there is no such folder.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    if Path(path_or_hub_id).expanduser().is_dir():
+        return str(Path(path_or_hub_id).expanduser())
+    try:
+        config = try_to_load_from_cache(path_or_hub_id, "config.json")
+    except HFValidationError:
+        config = None
+        is_path = True
+    else:
+        is_path = path_or_hub_id.startswith((".", "~", "/"))
+    if is_path:
+        raise DataError(f"{path_or_hub_id}: expected a folder with a model, found none; check the path")
+    folder = Path(config).parent if isinstance(config, str) else None
+    # a download that was cut off has its configuration and no weights
+    is_whole = folder is not None and any(folder.glob("*.safetensors"))
+    return str(folder) if is_whole else path_or_hub_id
+
+
+def picture_files(folder: Path, ids: Sequence[str]) -> list[Path]:
+    """The picture named for each id (``73.png``, ``73.jpg``).
+
+    Raises
+    ------
+    DataError
+        If the folder is missing, or lacks pictures.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: expected a folder of pictures, found none; check the path")
+    found = [next((path for end in _PICTURES if (path := folder / f"{i}{end}").is_file()), None) for i in ids]
+    missing = [i for i, path in zip(ids, found, strict=True) if path is None]
+    if missing:
+        raise DataError(
+            f"{folder}: expected a picture named for each id ({ids[0]}.png or .jpg), found none for "
+            f"{len(missing)} of {len(ids)} ({', '.join(missing[:3])}); name the pictures for their ids"
+        )
+    return [path for path in found if path is not None]
+
+
+def _of_files(embed, files: Sequence[Path]) -> np.ndarray:  # type: ignore[no-untyped-def]
+    from PIL import Image, UnidentifiedImageError
+
+    rows = []
+    for file in files:
+        try:
+            with Image.open(file) as picture:
+                rows.append(embed(np.asarray(picture.convert("RGB"))[None])[0])
+        except (OSError, UnidentifiedImageError) as error:
+            raise DataError(f"{file}: expected a picture, found none that opens ({error})") from None
+    return np.stack(rows)
+
+
+def _of_store(embed, folder: Path, ids: Sequence[str]) -> np.ndarray:  # type: ignore[no-untyped-def]
+    from bitllm.data.store import open_store
+
+    if not all(i.isdecimal() for i in ids):
+        raise DataError(
+            f"{folder}: expected ids that are numbers of NSD's images, as the store's are, found "
+            f"{next(i for i in ids if not i.isdecimal())}; give a folder of pictures named for the ids"
+        )
+    return embed(open_store(folder).pictures([int(i) for i in ids]))
+
+
+def _mean(sums: np.ndarray, n: float) -> float:
+    return float(sums[0] / n)
