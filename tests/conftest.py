@@ -11,6 +11,8 @@ from jaxtyping import install_import_hook
 install_import_hook("bitllm", "beartype.beartype")
 
 import io
+import stat
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +41,30 @@ from bitllm.training.run import OptimizerConfig
 def rng() -> np.random.Generator:
     """A seeded generator of random numbers."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def fake_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Make a shell script the only ``java`` on the path: ``fake_java("exit 1")``."""
+
+    def make(script: str) -> Path:
+        folder = tmp_path / "bin"
+        folder.mkdir(exist_ok=True)
+        java = folder / "java"
+        java.write_text(f"#!/bin/sh\n{script}\n")
+        java.chmod(java.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.delenv("JAVA_HOME", raising=False)
+        monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+        return java
+
+    return make
+
+
+@pytest.fixture
+def no_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without Java."""
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
 
 
 @pytest.fixture(scope="session")

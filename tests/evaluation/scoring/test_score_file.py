@@ -1,13 +1,14 @@
 import json
 
+import numpy as np
 import pytest
-from rich.console import Console
 
-from bitllm.errors import DataError
+from bitllm.errors import BitLlmError, DataError
 from bitllm.evaluation.scoring.caption_scorer import METRICS, CaptionScorer
 from bitllm.evaluation.scoring.captions_file import CaptionRecord, write_captions
-from bitllm.evaluation.scoring.floors import permuted_captions
-from bitllm.evaluation.scoring.score_file import render_scores, score_file
+from bitllm.evaluation.scoring.floors import best_constant_caption, permuted_captions
+from bitllm.evaluation.scoring.score_file import ScoreOptions, score_file
+from bitllm.metrics.java.meteor import why_no_meteor
 
 CAPTIONS = {"3": "a dog runs", "1": "two boats on a lake", "2": "a red bus"}
 REFERENCES = {
@@ -30,46 +31,131 @@ def files(tmp_path):
     return tmp_path
 
 
+def plain(folder, captions="captions.json", **options):
+    return score_file(folder / captions, folder / "references.json", **options)
+
+
 def test_both_forms_give_the_same_scores(files):
-    plain = score_file(files / "captions.json", files / "references.json")
     lines = score_file(files / "captions.jsonl", None)
-    assert plain.metrics == lines.metrics
-    direct = CaptionScorer([REFERENCES[key] for key in CAPTIONS], image_ids=[3, 1, 2]).score(
-        list(CAPTIONS.values()), seed=0
-    )
-    assert plain.metrics == direct.metrics
+    direct = CaptionScorer([REFERENCES[key] for key in CAPTIONS]).score(list(CAPTIONS.values()))
+    assert plain(files).metrics == lines.metrics == direct.metrics
+    assert plain(files).floors == lines.floors
 
 
 def test_the_permuted_floor_is_the_mean_over_five_permutations(files):
-    scores = score_file(files / "captions.jsonl", None, seed=4)
-    scorer = CaptionScorer([REFERENCES[key] for key in CAPTIONS], image_ids=[3, 1, 2])
-    rounds = permuted_captions(list(CAPTIONS.values()), [3, 1, 2], n_permutations=5, seed=4)
+    scores = plain(files, options=ScoreOptions(seed=4))
+    scorer = CaptionScorer([REFERENCES[key] for key in CAPTIONS])
+    rounds = permuted_captions(list(CAPTIONS.values()), list(CAPTIONS), n_permutations=5, seed=4)
     for name in METRICS:
         expected = sum(scorer.metrics(texts)[name] for texts in rounds) / 5
         assert scores.floors["permuted"][name] == pytest.approx(expected)
+    found = scores.differences["real - permuted"]["CIDEr"]
+    assert found.difference == pytest.approx(scores.metrics["CIDEr"] - scores.floors["permuted"]["CIDEr"])
+
+
+def test_the_constant_caption_is_an_oracle_unless_training_references_are_given(files):
+    constant = plain(files).floors["constant"]
+    assert constant["chosen_on"] == "oracle: the references of the test"
+    assert constant["caption"] == best_constant_caption([REFERENCES[key] for key in CAPTIONS])
+    training = {"x": ["two zebras", "two zebras"], "y": ["two zebras graze"], "z": ["a tower"]}
+    (files / "training.json").write_text(json.dumps(training))
+    constant = plain(files, training_references=files / "training.json").floors["constant"]
+    assert constant["chosen_on"] == "training references"
+    assert "zebras" in constant["caption"]
 
 
 def test_people_are_a_floor_only_where_each_image_has_two_references(files):
-    assert set(score_file(files / "captions.jsonl", None).floors) == {"permuted", "human"}
-    lonely = REFERENCES | {"2": ["a bus"]}
-    (files / "references.json").write_text(json.dumps(lonely))
-    assert set(score_file(files / "captions.json", files / "references.json").floors) == {"permuted"}
+    assert set(plain(files).floors) == {"constant", "permuted", "human"}
+    (files / "references.json").write_text(json.dumps(REFERENCES | {"2": ["a bus"]}))
+    scores = plain(files)
+    assert set(scores.floors) == {"constant", "permuted"}
+    assert scores.not_run["human ceiling"] == "expected at least 2 references for every image, found 1"
 
 
-def test_plain_captions_without_references_are_refused(files):
-    with pytest.raises(
-        DataError, match=r"expected references beside captions .* give them with --references"
-    ):
-        score_file(files / "captions.json", None)
+def test_what_was_not_asked_for_is_not_run_and_says_how(files):
+    scores = plain(files)
+    assert set(scores.metrics) == set(METRICS)
+    assert "--no-meteor" in scores.not_run["METEOR"]
+    assert "--bertscore MODEL" in scores.not_run["BERTScore"]
+    assert "--images FOLDER" in scores.not_run["CLIP-S"]
 
 
-def test_the_table_shows_every_metric_with_its_interval_and_floors(files):
-    scores = score_file(files / "captions.jsonl", None)
-    console = Console(width=120, record=True, file=(files / "said").open("w"))
-    console.print(render_scores(scores))
-    said = console.export_text()
-    for name in METRICS:
-        assert name in said
-        assert f"{scores.metrics[name]:.2f}" in said
-        assert f"{scores.floors['human'][name]:.2f}" in said
-    assert "3 images, 3 distinct captions" in said
+def test_empty_captions_are_scored_and_counted(files):
+    (files / "captions.json").write_text(json.dumps(CAPTIONS | {"1": "", "2": " "}))
+    scores = plain(files)
+    assert scores.notes == ["2 of 3 captions are empty; they are scored as they are"]
+    assert scores.per_image.cider[1:].tolist() == [0, 0]
+
+
+def test_two_systems_are_compared_image_by_image_whatever_their_order(files):
+    worse = {"2": "a red car", "3": "a cat", "1": "two boats"}
+    (files / "worse.json").write_text(json.dumps(worse))
+    scores = plain(files, compare=files / "worse.json")
+    alone = plain(files, "worse.json")
+    found = scores.differences["captions.json - worse.json"]
+    assert set(found) == set(METRICS)
+    for name, difference in found.items():
+        assert difference.difference == pytest.approx(scores.metrics[name] - alone.metrics[name])
+
+
+def test_a_system_with_other_references_is_not_compared(files):
+    records = [
+        CaptionRecord(nsd_id=int(i), subject="subj08", caption="x", references=("y", i)) for i in CAPTIONS
+    ]
+    write_captions(files / "other.jsonl", records)
+    with pytest.raises(DataError, match="expected the same images and references in both systems"):
+        score_file(files / "captions.jsonl", None, compare=files / "other.jsonl")
+
+
+def test_without_java_words_are_by_python_and_meteor_is_not_run(files, no_java):
+    scores = plain(files, options=ScoreOptions("auto", meteor=True, spice=True))
+    assert scores.tokenizer == "ptb-python"
+    assert scores.notes == [
+        "words are by the Python tokenizer, since Java's does not run: PTB tokenizer: expected Java on the "
+        "path, found none; install a Java runtime"
+    ]
+    assert scores.not_run["METEOR"] == "expected Java on the path, found none; install a Java runtime"
+    assert "METEOR" not in scores.metrics
+    with pytest.raises(BitLlmError, match="PTB tokenizer: expected Java on the path"):
+        plain(files, options=ScoreOptions("java"))
+
+
+@pytest.mark.skipif(why_no_meteor() is not None, reason=f"METEOR: {why_no_meteor()}")
+def test_a_java_that_crashes_leaves_the_other_metrics(files, fake_java):
+    fake_java("echo Error: Could not create the Java Virtual Machine. >&2; exit 1")
+    scores = plain(files, options=ScoreOptions("auto", meteor=True))
+    assert scores.metrics == plain(files).metrics
+    assert "exit status 1: Error: Could not create" in scores.not_run["METEOR"]
+    assert "Could not create the Java Virtual Machine" in scores.notes[0]
+
+
+def test_one_image_is_too_few(files):
+    for name, content in (("captions", {"3": "a dog"}), ("references", {"3": ["a dog"]})):
+        (files / f"{name}.json").write_text(json.dumps(content))
+    for tokenizer in ("auto", "python"):
+        with pytest.raises(DataError, match="expected at least 2 images, found 1"):
+            plain(files, options=ScoreOptions(tokenizer))
+
+
+def test_a_clip_without_pictures_is_refused(files):
+    with pytest.raises(DataError, match=r"--clip: expected the pictures beside a CLIP, found none"):
+        plain(files, options=ScoreOptions(clip="some"))
+
+
+@pytest.mark.skipif(why_no_meteor() is not None, reason=f"METEOR: {why_no_meteor()}")
+def test_every_score_and_floor_of_a_published_decoder_is_met(brainhub, tmp_path):
+    captions = dict(zip(brainhub.ids, brainhub.captions, strict=True))
+    references = dict(zip(brainhub.ids, brainhub.references, strict=True))
+    (tmp_path / "captions.json").write_text(json.dumps(captions))
+    (tmp_path / "references.json").write_text(json.dumps(references))
+    scores = plain(tmp_path, options=ScoreOptions("auto", meteor=True))
+    leaderboard = {"BLEU-1": 59.44, "BLEU-4": 19.03, "METEOR": 19.45, "ROUGE-L": 43.71, "CIDEr": 61.06}
+    assert {name: scores.metrics[name] for name in leaderboard} == pytest.approx(leaderboard, abs=0.01)
+    assert scores.floors["permuted"]["CIDEr"] == pytest.approx(4.1, abs=0.7)
+    assert scores.floors["human"]["CIDEr"] == pytest.approx(95.3, abs=1)
+    # measured in advance for one permutation and for each image's first reference
+    assert scores.floors["permuted"]["METEOR"] == pytest.approx(8.28, abs=0.3)
+    assert scores.floors["human"]["METEOR"] == pytest.approx(24.64, abs=0.6)
+    low, high = scores.intervals["METEOR"]
+    assert np.all([low < 19.45 < high, high - low < 2])
+    assert "fit their own images" in scores.summary

@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from bitllm.data.store import open_store
+from bitllm.data.targets import load_clip
+from bitllm.errors import BitLlmError, DataError
+from bitllm.evaluation.scoring import extra_metrics
+from bitllm.evaluation.scoring.caption_scorer import CaptionScorer
+from bitllm.evaluation.scoring.caption_scores import ExtraMetric
+from bitllm.evaluation.scoring.extra_metrics import (
+    bertscore_metric,
+    clip_metrics,
+    model_place,
+    picture_files,
+    spice_metric,
+)
+from bitllm.evaluation.scoring.floors import human_ceiling
+from bitllm.metrics.bertscore import load_bert_scorer
+from bitllm.metrics.clipscore import clip_score, ref_clip_score
+
+CAPTIONS = ["a dog on grass", "", "a red bus"]
+REFERENCES = [["a dog", "dogs on the grass"], ["two boats", "a boat"], ["a bus", "the red bus"]]
+
+
+def test_bertscore_is_the_mean_over_captions_and_held_out_references(small_clip_folder):
+    scorer = CaptionScorer(REFERENCES, extras=[bertscore_metric(str(small_clip_folder))])
+    scores = scorer.score(CAPTIONS, n_bootstrap=10)
+    plain = load_bert_scorer(small_clip_folder)
+    assert scores.metrics["BERTScore"] == pytest.approx(plain.score(CAPTIONS, REFERENCES).mean(), rel=1e-5)
+    assert scores.per_image.of_each()["BERTScore"][1] == 0
+    swapped = [plain.score([r[k] for r in REFERENCES], [[r[1 - k]] for r in REFERENCES]) for k in (0, 1)]
+    assert human_ceiling(scorer)["BERTScore"] == pytest.approx(np.mean(swapped), rel=1e-5)
+    low, high = scores.intervals["BERTScore"]
+    assert low <= scores.metrics["BERTScore"] <= high
+
+
+def test_clip_scores_are_those_of_the_pictures_in_a_folder_or_a_store(
+    small_clip_folder, easy_release, tmp_path
+):
+    store = open_store(easy_release / "store")
+    nsd_ids = sorted(store.captions)[:3]
+    ids = [str(i) for i in nsd_ids]
+    pictures = store.pictures(nsd_ids)
+    for name, picture in zip(ids, pictures, strict=True):
+        Image.fromarray(picture).save(tmp_path / f"{name}.png")
+    embedder = load_clip(small_clip_folder)
+    rows, texts = embedder.pictures(pictures), embedder.captions([f"A photo depicts {c}" for c in CAPTIONS])
+    sets = [embedder.captions([f"A photo depicts {text}" for text in group]) for group in REFERENCES]
+    for folder in (tmp_path, easy_release / "store"):
+        extras = clip_metrics(str(small_clip_folder), folder, ids)
+        metrics = CaptionScorer(REFERENCES, extras=extras).metrics(CAPTIONS)
+        assert metrics["CLIP-S"] == pytest.approx(clip_score(rows, texts).mean(), rel=1e-4)
+        assert metrics["RefCLIP-S"] == pytest.approx(ref_clip_score(rows, texts, sets).mean(), rel=1e-4)
+    with pytest.raises(DataError, match="expected ids that are numbers of NSD's images"):
+        clip_metrics(str(small_clip_folder), easy_release / "store", ["a", "b", "c"])
+
+
+def test_missing_and_damaged_pictures_are_named(small_clip_folder, tmp_path):
+    with pytest.raises(DataError, match="nowhere: expected a folder of pictures, found none"):
+        picture_files(tmp_path / "nowhere", ["1"])
+    (tmp_path / "1.png").write_text("no picture")
+    with pytest.raises(DataError, match=r"\(1.png or .jpg\), found none for 4 of 5 \(2, 3, 4\)"):
+        picture_files(tmp_path, list("12345"))
+    with pytest.raises(DataError, match=r"1\.png: expected a picture, found none that opens"):
+        clip_metrics(str(small_clip_folder), tmp_path, ["1"])
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "~/nowhere", "a/b/c", "no folder"])
+def test_a_path_without_a_model_is_refused_before_any_network(name):
+    with pytest.raises(DataError, match="expected a folder with a model, found none; check the path"):
+        model_place(name)
+
+
+def test_a_hub_id_stays_one_unless_the_hub_has_kept_it_here(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    assert model_place(str(tmp_path)) == str(tmp_path)
+    assert model_place("someone/model") == "someone/model"
+    kept = tmp_path / "snapshot"
+    kept.mkdir()
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: str(kept / "config.json"))
+    assert model_place("someone/model") == "someone/model"
+    (kept / "model.safetensors").write_text("")
+    assert model_place("someone/model") == str(kept)
+
+
+def test_a_hub_id_that_cannot_be_had_is_an_error_of_one_line():
+    with pytest.raises(BitLlmError, match="someone/model: expected a folder or hub id of an encoder"):
+        bertscore_metric("someone/model")
+
+
+def test_spice_is_the_mean_and_is_not_computed_for_floors(monkeypatch):
+    monkeypatch.setattr(extra_metrics, "spice", lambda words, _: np.arange(len(words)) * 10.0)
+    scorer = CaptionScorer(REFERENCES, extras=[spice_metric()])
+    assert scorer.score(CAPTIONS, n_bootstrap=5).metrics["SPICE"] == 10
+    assert "SPICE" not in scorer.metrics(CAPTIONS)
+
+
+def test_a_metric_that_fails_is_left_out_with_its_reason():
+    def fails(_):
+        raise BitLlmError("X: the process died")
+
+    scorer = CaptionScorer(REFERENCES, extras=[ExtraMetric("X", fails, lambda sums, n: 0.0)])
+    assert "X" not in scorer.score(CAPTIONS, n_bootstrap=5).metrics
+    assert scorer.not_run == {"X": "the process died"}
+    assert "X" not in scorer.metrics(CAPTIONS)
