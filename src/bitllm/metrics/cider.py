@@ -176,19 +176,25 @@ def mean_cider(
         If a set of references is empty.
     """
     require_references([""] * len(references), references)
-    idf, unseen = df.idf, df.idf_of_unseen
     summed: dict[tuple[Ngram, int], dict[int, float]] = {}
     for texts in references:
         for text in texts:
-            counts = Counter(ngrams(text))
-            inverse = _inverse_norms({ngram: n * idf.get(ngram, unseen) for ngram, n in counts.items()})
-            n_bigrams = max(0, len(text.split()) - 1)
-            for ngram, n in counts.items():
-                value = n * idf.get(ngram, unseen) ** 2 * inverse[len(ngram) - 1] / len(texts)
-                for occurrence in range(n):
-                    of_length = summed.setdefault((ngram, occurrence), {})
-                    of_length[n_bigrams] = of_length.get(n_bigrams, 0.0) + value
+            _add_reference(summed, text, df, share=1 / len(texts))
     return np.array([_mean_of(text, summed, df) for text in captions]) * _POINTS / max(1, len(references))
+
+
+def _add_reference(
+    summed: dict[tuple[Ngram, int], dict[int, float]], text: str, df: DocumentFrequencies, *, share: float
+) -> None:
+    counts = Counter(ngrams(text))
+    idf = {ngram: df.idf.get(ngram, df.idf_of_unseen) for ngram in counts}
+    inverse = _inverse_norms({ngram: n * idf[ngram] for ngram, n in counts.items()})
+    n_bigrams = max(0, len(text.split()) - 1)
+    for ngram, n in counts.items():
+        value = n * idf[ngram] ** 2 * inverse[len(ngram) - 1] * share
+        for occurrence in range(n):
+            of_length = summed.setdefault((ngram, occurrence), {})
+            of_length[n_bigrams] = of_length.get(n_bigrams, 0.0) + value
 
 
 def _mean_of(
