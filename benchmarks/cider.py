@@ -7,8 +7,8 @@ Prediction, written before this script first ran (a rough timing of a first vers
 and weights we keep; what is left is one caption, a sixth of the texts, and plain floats in place of small
 numpy arrays. The limit asked for is 8 times.
 
-Measured (2 cores shared with other work, Python 3.11; median of 9): 11.6 times, 30 µs against 349 µs per
-caption, largest difference 8.9e-16.
+Measured (2 cores shared with other work, Python 3.11; median of 9): 12.4 times, 27 µs against 328 µs per
+caption, largest difference 8.9e-16; under more load 11.0.
 
 The setting is that of a training step: rollouts of a batch of images are scored with document frequencies
 frozen from all references. pycocoevalcap has no such option; it is given the frozen frequencies by way of

@@ -127,6 +127,10 @@ def test_a_java_that_crashes_leaves_the_other_metrics(files, fake_java):
     assert scores.metrics == plain(files).metrics
     assert "exit status 1: Error: Could not create" in scores.not_run["METEOR"]
     assert "Could not create the Java Virtual Machine" in scores.notes[0]
+    fake_java("").write_text("no program")
+    scores = plain(files, options=ScoreOptions("auto", meteor=True))
+    assert "Java does not start" in scores.not_run["METEOR"]
+    assert "Java does not start" in scores.notes[0]
 
 
 def test_one_image_is_too_few(files):
