@@ -35,7 +35,7 @@ _TOKENIZERS: dict[str, tuple[Callable[[Sequence[str]], list[str]], str]] = {
     "python": (ptb_tokenize, PYTHON_TOKENIZER),
     "java": (ptb_tokenize_by_jar, JAVA_TOKENIZER),
 }
-_PACKAGES = ("bitllm", "numpy", "nltk", "sacrebleu")
+_PACKAGES = ("bitllm", "numpy", "nltk")
 
 
 class CaptionScorer:
