@@ -17,7 +17,9 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo.demo,
     "simulate": data.simulate,
     "prepare nsd": data.prepare_nsd,
+    "split": data.split,
     "inspect": data.inspect,
+    "audit": data.audit,
     "score": evaluation.score,
 }
 _GROUPS = {name.split()[0] for name in _COMMANDS if " " in name}

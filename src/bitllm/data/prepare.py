@@ -44,6 +44,7 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
     subjects: Sequence[str] | None = None,
     validation_fraction: float = 0.08,
     seed: int = 0,
+    n_sessions: int | None = None,
     beta_version: str = "b3",
     normalisation: Normalisation = "training",
     workers: int = 1,
@@ -64,6 +65,9 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
         The region whose voxels are kept.
     subjects
         The subjects to prepare; all that are there by default.
+    n_sessions
+        Only the first so many sessions of every subject; all that are there by default. -3 leaves out the
+        last three, as NSD did until August 2023 (37 sessions of 40).
     validation_fraction
         Share of the images that are not shared which is set aside for choices.
     seed
@@ -91,7 +95,7 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
     """
     release = NsdRelease(Path(root), beta_version)
     design = read_design(release.design)
-    read = [_read_subject(release, design, name, roi) for name in release.subjects(subjects)]
+    read = [_read_subject(release, design, name, roi, n_sessions) for name in release.subjects(subjects)]
     people = [person for person, _ in read]
     atlases = _merged_labels(release, [(person.name, labels) for person, labels in read])
     nsd_ids = np.unique(np.concatenate([person.trials["nsd_id"].to_numpy() for person in people]))
@@ -117,8 +121,10 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
     write_store(Path(out), contents, settings, workers=workers, progress=progress)
 
 
-def _read_subject(release: NsdRelease, design: Design, name: str, roi: str) -> tuple[SubjectContents, Labels]:
-    files = release.session_files(name)
+def _read_subject(
+    release: NsdRelease, design: Design, name: str, roi: str, n_sessions: int | None
+) -> tuple[SubjectContents, Labels]:
+    files = release.session_files(name)[:n_sessions]
     trials = read_trials(release, design, name, len(files))
     voxel_mask = read_voxel_mask(release, name, roi)
     voxels, labels = read_voxels(release, name, voxel_mask, release.atlases(name, besides=roi))

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
-from bitllm.data.splits import Split
+from bitllm.data.splits import WITHIN_SUBJECT, Split
 from bitllm.data.store import Store
 
 _SIDE = 16
@@ -22,7 +22,7 @@ def split_leaks(store: Store, split: Split) -> Iterator[str]:
     train, validation, test = split.train_images, split.validation_images, split.test_images
     seen = {s: set(store.subject(s).trials["nsd_id"]) for s in store.subjects}
     both = sorted(set(split.train_subjects) & set(split.test_subjects))
-    if both and split.name != "within-subject":
+    if both and not split.name.startswith(WITHIN_SUBJECT):
         yield f"test subject in training: {', '.join(both)}"
     if train & test:
         by = sorted(s for s in split.train_subjects if seen.get(s, set()) & train & test)

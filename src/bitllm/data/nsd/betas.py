@@ -6,6 +6,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 from jaxtyping import Bool, Float32, Int16
+from nibabel.arrayproxy import ArrayProxy
 
 from bitllm.data.nsd.layout import require_file
 from bitllm.data.nsd.volumes import open_volume, stored_volumes
@@ -113,6 +114,7 @@ def _read_nifti(path: Path, voxel_mask: np.ndarray, n_trials: int) -> np.ndarray
     what = "a session of betas"
     image = open_volume(path, what)
     _check_encoding(path, image.shape, image.get_data_dtype(), (*voxel_mask.shape, n_trials))
+    assert isinstance(image.dataobj, ArrayProxy), f"{path}: not read from a file"
     if (image.dataobj.slope, image.dataobj.inter) != (1, 0):
         raise DataError(
             f"{path}: expected integers without a scale factor, found a header that scales them by "

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 
 from bitllm.data.nsd.layout import require_file
@@ -51,6 +52,7 @@ def stored_volumes(image: nib.Nifti1Image, path: Path, what: str) -> Iterator[np
     DataError
         If the file ends too soon or does not unpack.
     """
+    assert isinstance(image.dataobj, ArrayProxy), f"{path}: not read from a file"
     n_values = int(np.prod(image.shape[:3]))
     dtype = image.get_data_dtype()
     opener = gzip.open if path.suffix == ".gz" else open
