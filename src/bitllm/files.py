@@ -140,7 +140,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise DataError(f"{path}: expected a JSON file, found none; check the path") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path}: expected JSON in UTF-8, found text that does not parse ({error})") from None
+        raise DataError(
+            f"{path}: expected JSON in UTF-8, found text that does not parse ({error}); fetch or make it again"
+        ) from None
 
 
 def sha256_of_file(path: Path) -> str:

@@ -57,6 +57,7 @@ def prepare_nsd(  # noqa: PLR0913 - tyro reads the signature
     normalisation: Literal["training", "not-shared", "session"] = "training",
     validation_fraction: float = 0.08,
     seed: int = 0,
+    picture_px: int | None = None,
     workers: int = 1,
 ) -> None:
     """Prepare a store from NSD's own file layout (real or simulated); goes on where a killed run stopped.
@@ -71,6 +72,7 @@ def prepare_nsd(  # noqa: PLR0913 - tyro reads the signature
         normalisation: Whose trials of a session the statistics of its z-scores see.
         validation_fraction: Share of the training images set aside for choices.
         seed: Of the choice of validation images.
+        picture_px: Side to which pictures are resized (as they are: 425 in NSD, 39 GB for all).
         workers: How many processes read sessions at the same time.
     """
     from bitllm.data.prepare import prepare_nsd as prepare
@@ -87,6 +89,7 @@ def prepare_nsd(  # noqa: PLR0913 - tyro reads the signature
             normalisation=normalisation,
             validation_fraction=validation_fraction,
             seed=seed,
+            picture_px=picture_px,
             workers=workers,
             progress=display.progress,
         )

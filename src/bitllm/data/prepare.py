@@ -1,6 +1,6 @@
 """From an NSD release to a store: every subject's betas as z-scores, beside what they were responses to."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from bitllm.data.nsd.anatomy import Labels, read_voxel_mask, read_voxels
 from bitllm.data.nsd.betas import percent_signal_change, read_session_betas
 from bitllm.data.nsd.layout import NsdRelease
-from bitllm.data.nsd.stimuli import read_captions, read_pictures, read_stimuli
+from bitllm.data.nsd.stimuli import read_captions, read_pictures, read_stimuli, resized
 from bitllm.data.nsd.trials import Design, read_design, read_trials
 from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents
 from bitllm.data.writing.normalise import Normalisation
@@ -47,6 +47,7 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
     n_sessions: int | None = None,
     beta_version: str = "b3",
     normalisation: Normalisation = "training",
+    picture_px: int | None = None,
     workers: int = 1,
     progress: Progress | None = None,
 ) -> None:
@@ -76,6 +77,8 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
         ``b1``, ``b2`` or ``b3``.
     normalisation
         Whose trials the statistics of the z-scores see.
+    picture_px
+        Side to which the pictures are resized; as they are by default (NSD's have 425 pixels).
     workers
         How many processes read sessions at the same time.
     progress
@@ -105,7 +108,7 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
         subjects=people,
         stimuli=stimuli,
         captions=read_captions(release, stimuli),
-        pictures=partial(read_pictures, release.pictures, nsd_ids),
+        pictures=partial(_pictures, release.pictures, nsd_ids, picture_px),
         atlases=atlases,
         origin=str(release.root),
     )
@@ -139,6 +142,11 @@ def _read_subject(
         fingerprint=" ".join(f"{s.st_size}:{s.st_mtime_ns}" for s in stats),
     )
     return subject, labels
+
+
+def _pictures(path: Path, nsd_ids: np.ndarray, side_px: int | None) -> Iterator[np.ndarray]:
+    blocks = read_pictures(path, nsd_ids)
+    return blocks if side_px is None else resized(blocks, side_px)
 
 
 def _merged_labels(release: NsdRelease, people: Sequence[tuple[str, Labels]]) -> Labels:
