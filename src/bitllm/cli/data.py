@@ -45,22 +45,35 @@ def simulate(
     )
 
 
-def prepare_nsd(
+def prepare_nsd(  # noqa: PLR0913 - tyro reads the signature
     root: tyro.conf.Positional[Path],
     store: tyro.conf.Positional[Path],
     /,
+    *,
     roi: str = "nsdgeneral",
+    subjects: tuple[str, ...] = (),
+    sessions: int | None = None,
+    beta_version: Literal["b1", "b2", "b3"] = "b3",
+    normalisation: Literal["training", "not-shared", "session"] = "training",
     validation_fraction: float = 0.08,
     seed: int = 0,
+    picture_px: int | None = None,
+    workers: int = 1,
 ) -> None:
-    """Prepare a store from NSD's own file layout (real or simulated).
+    """Prepare a store from NSD's own file layout (real or simulated); goes on where a killed run stopped.
 
     Args:
         root: Folder that holds nsddata, nsddata_betas and nsddata_stimuli.
         store: New folder for the store.
-        roi: Voxels to keep: a volume of ppdata/subjAA/func1pt8mm/roi.
+        roi: Voxels to keep: a volume of ppdata/subjAA/func1pt8mm/roi, or several joined by +.
+        subjects: Subjects to prepare (all that are there).
+        sessions: Only the first so many of every subject (all); -3 leaves out the last three, as before 2023.
+        beta_version: NSD's version of the betas.
+        normalisation: Whose trials of a session the statistics of its z-scores see.
         validation_fraction: Share of the training images set aside for choices.
         seed: Of the choice of validation images.
+        picture_px: Side to which pictures are resized (as they are: 425 in NSD, 39 GB for all).
+        workers: How many processes read sessions at the same time.
     """
     from bitllm.data.prepare import prepare_nsd as prepare
     from bitllm.demo.display import Display
@@ -70,22 +83,97 @@ def prepare_nsd(
             root,
             store,
             roi=roi,
+            subjects=subjects or None,
+            n_sessions=sessions,
+            beta_version=beta_version,
+            normalisation=normalisation,
             validation_fraction=validation_fraction,
             seed=seed,
+            picture_px=picture_px,
+            workers=workers,
             progress=display.progress,
         )
     OUT.print(f"{store}: store written; look at it with: bitllm inspect {store}")
 
 
-def inspect(store: tyro.conf.Positional[Path], /, json: bool = False) -> None:
+def split(
+    store: tyro.conf.Positional[Path],
+    out: tyro.conf.Positional[Path],
+    /,
+    preset: Literal["poster", "develop", "leave-one-subject-out", "within-subject"] = "poster",
+    held_out: str | None = None,
+    test_images: Literal["all", "1000", "982", "907", "766", "515"] = "all",
+) -> None:
+    """Write a split of a store as a file with a checksum.
+
+    Args:
+        store: Folder of the store.
+        out: New JSON file.
+        preset: Which subjects train and which are tested.
+        held_out: The subject to hold out with leave-one-subject-out (the last).
+        test_images: A named set of NSD's shared images.
+    """
+    from bitllm.data import presets
+    from bitllm.data.splits import check_split, make_split, save_split
+    from bitllm.data.store import open_store
+
+    opened = open_store(store)
+    if preset == "leave-one-subject-out":
+        made = presets.leave_one_subject_out(opened, held_out or opened.subjects[-1])
+    elif preset == "within-subject":
+        made = presets.within_subject(opened)
+    else:
+        made = make_split(opened, preset)
+    if test_images != "all":
+        images = presets.named_test_images(opened, test_images)
+        made = presets.with_test_images(made, images, name=test_images)
+    check_split(opened, made)
+    save_split(made, out)
+    OUT.print(f"{out}: split {made.name} written, {len(made.test_images)} test images, {made.sha256[:12]}")
+
+
+def inspect(store: tyro.conf.Positional[Path], /, json: bool = False, verify: bool = False) -> None:
     """Show what a store holds.
 
     Args:
         store: Folder of the store.
         json: Print JSON instead of tables.
+        verify: Compare the checksum of every file first.
     """
+    from bitllm.data.checks.verify import verify_store
     from bitllm.data.inspect import inspect_store, render_inspection
     from bitllm.data.store import open_store
 
-    found = inspect_store(open_store(store))
+    opened = open_store(store)
+    n_files = verify_store(opened) if verify else 0
+    found = inspect_store(opened)
     print_json(found) if json else OUT.print(render_inspection(found))
+    if verify and not json:
+        OUT.print(f"checksums: {n_files} files as they were written")
+
+
+def audit(
+    store: tyro.conf.Positional[Path],
+    run: tyro.conf.Positional[Path | None] = None,
+    /,
+    json: bool = False,
+) -> None:
+    """Look for leaks in a store, and in a run's split and results; exit status 1 if there is one.
+
+    Args:
+        store: Folder of the store.
+        run: Folder with the run's split.json and results.
+        json: Print JSON instead of lines.
+    """
+    from bitllm.data.checks.audit import audit as look
+    from bitllm.data.store import open_store
+
+    found = look(open_store(store), run=run)
+    if json:
+        print_json(found)
+    else:
+        for leak in found["leaks"]:
+            OUT.print(f"leak: {leak}", markup=False, soft_wrap=True)
+        OUT.print(f"{store}: {len(found['leaks'])} leaks found")
+    if found["leaks"]:
+        raise SystemExit(1)

@@ -1,6 +1,6 @@
 """Which subjects and images a result may learn from, choose by and be tested on."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ from bitllm.errors import SplitError
 from bitllm.files import read_json, sha256_of_json, write_json
 
 PRESETS = ("poster", "develop")
+
+WITHIN_SUBJECT = "within-subject"
+"""The name with which a split may test the subjects that it trains on, with images that nobody trains on."""
 
 _SUBJECTS = ("train_subjects", "test_subjects")
 _IMAGES = ("train_images", "validation_images", "test_images")
@@ -67,13 +70,13 @@ def make_split(store: Store, preset: str) -> Split:
     train_subjects = store.subjects[:-n_held_out]
     test_subjects = (store.subjects[-n_held_out],)
     test_part = "test" if preset == "poster" else "validation"
-    return _with_checksum(
+    return _new_split(
         name=preset,
         train_subjects=train_subjects,
         test_subjects=test_subjects,
-        train_images=_images_seen(store, train_subjects, "train"),
-        validation_images=_images_seen(store, train_subjects, "validation"),
-        test_images=_images_seen(store, test_subjects, test_part),
+        train_images=images_seen(store, train_subjects, "train"),
+        validation_images=images_seen(store, train_subjects, "validation"),
+        test_images=images_seen(store, test_subjects, test_part),
     )
 
 
@@ -106,7 +109,7 @@ def load_split(path: Path) -> Split:
         )
     subjects = {key: tuple(content[key]) for key in _SUBJECTS}
     images = {key: frozenset(content[key]) for key in _IMAGES}
-    return _with_checksum(name=content["name"], **subjects, **images)
+    return _new_split(name=content["name"], **subjects, **images)
 
 
 def check_split(store: Store, split: Split) -> None:
@@ -143,7 +146,7 @@ def _check_subjects(store: Store, split: Split) -> None:
             "again for this store"
         )
     both = set(split.train_subjects) & set(split.test_subjects)
-    if both:
+    if both and not split.name.startswith(WITHIN_SUBJECT):
         raise SplitError(
             f"split `{split.name}`: expected train and test subjects to be disjoint, found {min(both)} in "
             "both; make the split again with `make_split`"
@@ -166,15 +169,20 @@ def _check_parts(store: Store, split: Split, use: str) -> None:
             )
 
 
-def _images_seen(store: Store, subjects: tuple[str, ...], part: str) -> frozenset[int]:
+def images_seen(store: Store, subjects: tuple[str, ...], part: str) -> frozenset[int]:
+    """The images of a part of the store that at least one of these subjects saw."""
     of_part = store.stimuli.index[store.stimuli["part"] == part]
     seen = np.concatenate([store.subject(subject).trials["nsd_id"].to_numpy() for subject in subjects])
     return frozenset(np.intersect1d(of_part, seen).tolist())
 
 
-def _with_checksum(**fields: Any) -> Split:
-    split = Split(**fields, sha256="")
-    return Split(**fields, sha256=sha256_of_json(_content(split)))
+def with_checksum(split: Split) -> Split:
+    """The same split with the checksum of its content."""
+    return replace(split, sha256=sha256_of_json(_content(split)))
+
+
+def _new_split(**fields: Any) -> Split:
+    return with_checksum(Split(**fields, sha256=""))
 
 
 def _content(split: Split) -> dict[str, Any]:

@@ -24,7 +24,7 @@ Labels = dict[str, dict[int, str]]
 
 
 def read_voxel_mask(release: NsdRelease, subject: str, roi: str) -> Bool[np.ndarray, "x y z"]:
-    """The voxels of a region: label above 0 (0 is unlabelled cortex, -1 is not cortex).
+    """The voxels of a region or of several joined by ``+``: label above 0 (0 is unlabelled, -1 not cortex).
 
     Raises
     ------
@@ -32,13 +32,17 @@ def read_voxel_mask(release: NsdRelease, subject: str, roi: str) -> Bool[np.ndar
         If the region's volume is missing, lies on another grid than the brain mask, or is empty.
     """
     brain = _read_volume(release.brainmask(subject), f"the brain mask of {subject}")
-    path = release.roi(subject, roi)
-    mask = _read_volume(path, f"the region `{roi}` of {subject}", shape=brain.shape) > 0
-    if not mask.any():
-        raise DataError(
-            f"{path}: expected voxels with a label above 0, found none; check that it is the region `{roi}`"
-        )
-    return mask
+    union = np.zeros(brain.shape, bool)
+    for name in roi.split("+"):
+        path = release.roi(subject, name)
+        mask = _read_volume(path, f"the region `{name}` of {subject}", shape=brain.shape) > 0
+        if not mask.any():
+            raise DataError(
+                f"{path}: expected voxels with a label above 0, found none; check that it is the region "
+                f"`{name}`"
+            )
+        union |= mask
+    return union
 
 
 def read_voxels(

@@ -1,5 +1,6 @@
 """NIfTI volumes, opened with errors that name the file."""
 
+import gzip
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 
 from bitllm.data.nsd.layout import require_file
@@ -38,6 +40,29 @@ def volume_values(image: nib.Nifti1Image, path: Path, what: str) -> np.ndarray:
     """
     with _damage_named(path, what):
         return np.asanyarray(image.dataobj)
+
+
+def stored_volumes(image: nib.Nifti1Image, path: Path, what: str) -> Iterator[np.ndarray]:
+    """The volumes of an open series as they are stored, one after the other, flat (first axis fastest).
+
+    One volume is in memory at a time, and a compressed file is unpacked once.
+
+    Raises
+    ------
+    DataError
+        If the file ends too soon or does not unpack.
+    """
+    assert isinstance(image.dataobj, ArrayProxy), f"{path}: not read from a file"
+    n_values = int(np.prod(image.shape[:3]))
+    dtype = image.get_data_dtype()
+    opener = gzip.open if path.suffix == ".gz" else open
+    with _damage_named(path, what), opener(path, "rb") as file:
+        file.seek(image.dataobj.offset)
+        for number in range(image.shape[3]):
+            content = file.read(n_values * dtype.itemsize)
+            if len(content) < n_values * dtype.itemsize:
+                raise EOFError(f"it ends in volume {number + 1} of {image.shape[3]}")
+            yield np.frombuffer(content, dtype)
 
 
 @contextmanager

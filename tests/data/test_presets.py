@@ -1,0 +1,80 @@
+"""Splits by name: who is held out, which images, and what a store lacks for them."""
+
+import numpy as np
+import pytest
+
+from bitllm.cli import main
+from bitllm.data.presets import (
+    leave_one_subject_out,
+    named_test_images,
+    with_test_images,
+    within_subject,
+    without_neighbours,
+)
+from bitllm.data.splits import check_split, load_split, make_split
+from bitllm.errors import SplitError
+
+
+def test_any_subject_can_be_held_out(store):
+    split = leave_one_subject_out(store, "subj02")
+    check_split(store, split)
+    assert split.train_subjects == ("subj01", "subj03")
+    assert split.test_subjects == ("subj02",)
+    with pytest.raises(SplitError, match="expected a subject of the store to be held out, found `subj9`"):
+        leave_one_subject_out(store, "subj9")
+
+
+def test_within_subjects_the_images_are_disjoint(store):
+    split = within_subject(store)
+    check_split(store, split)
+    assert split.train_subjects == split.test_subjects == store.subjects
+    assert not split.test_images & (split.train_images | split.validation_images)
+
+
+def test_a_named_test_set_that_the_store_has_not_is_refused(store):
+    with pytest.raises(SplitError, match="expected 1000 images of the test set 1000, found 4"):
+        named_test_images(store, "1000")
+    with pytest.raises(SplitError, match="expected 8 subjects, of whom the test set 515"):
+        named_test_images(store, "515")
+    with pytest.raises(SplitError, match="expected a test set, found `983`; did you mean `982`"):
+        named_test_images(store, "983")
+
+
+def test_a_split_is_narrowed_to_some_test_images(store):
+    split = make_split(store, "poster")
+    one = frozenset([min(split.test_images)])
+    narrowed = with_test_images(split, one, name="1")
+    assert (narrowed.test_images, narrowed.name) == (one, "poster-1")
+    check_split(store, narrowed)
+    with pytest.raises(SplitError, match="expected test images of the set 1, found none"):
+        with_test_images(split, frozenset(), name="1")
+
+
+def test_images_like_a_test_image_are_held_out(store, rng):
+    split = make_split(store, "poster")
+    ids = store.stimuli.index.to_numpy()
+    embeddings = rng.normal(size=(len(ids), 6))
+    like, test = min(split.train_images), min(split.test_images)
+    embeddings[ids == like] = embeddings[ids == test] * 3
+    held = without_neighbours(split, ids, embeddings, cosine=0.999)
+    assert split.train_images - held.train_images == {like}
+    check_split(store, held)
+    with pytest.raises(SplitError, match="expected an embedding of every image, found none"):
+        without_neighbours(split, ids[:3], embeddings[:3], cosine=0.9)
+    with pytest.raises(SplitError, match="expected images left to train and to choose on"):
+        without_neighbours(split, ids, np.ones((len(ids), 2)), cosine=0.9)
+
+
+def test_the_command_writes_the_split(store, tmp_path):
+    main(
+        [
+            "split",
+            str(store.path),
+            str(tmp_path / "s.json"),
+            "--preset",
+            "leave-one-subject-out",
+            "--held-out",
+            "subj01",
+        ]
+    )
+    assert load_split(tmp_path / "s.json") == leave_one_subject_out(store, "subj01")
