@@ -8,7 +8,7 @@ from collections.abc import Callable
 import tyro
 
 from bitllm import __version__
-from bitllm.cli import data, demo, evaluation
+from bitllm.cli import data, demo, evaluation, prepare
 from bitllm.errors import BitLlmError
 
 _INTERRUPTED = 130
@@ -17,6 +17,12 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo.demo,
     "simulate": data.simulate,
     "prepare nsd": data.prepare_nsd,
+    "prepare mindeye": prepare.prepare_mindeye,
+    "prepare mindeye2": prepare.prepare_mindeye2,
+    "prepare mindllm": prepare.prepare_mindllm,
+    "prepare algonauts": prepare.prepare_algonauts,
+    "prepare glmsingle": prepare.prepare_glmsingle,
+    "prepare table": prepare.prepare_table,
     "inspect": data.inspect,
     "score": evaluation.score,
 }
