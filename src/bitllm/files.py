@@ -56,6 +56,38 @@ def folder_written_whole(path: Path, *, replace: bool = False) -> Iterator[Path]
 
 
 @contextmanager
+def folder_gone_on_with(path: Path, fingerprint: str) -> Iterator[Path]:
+    """Yield a temporary folder that becomes ``path`` at the end; after a kill it is found as it was left.
+
+    A temporary folder that belongs to another ``fingerprint`` is made anew. An error removes it; only a
+    kill or an interruption leaves it.
+
+    Raises
+    ------
+    OutputError
+        If ``path`` exists and is not empty, or the disk is full.
+    """
+    path = Path(path)
+    require_empty(path)
+    unfinished = path.with_name(path.name + _UNFINISHED)
+    mark = unfinished / "fingerprint"
+    try:
+        with _disk_errors_named(path):
+            if not (mark.is_file() and mark.read_text() == fingerprint):
+                shutil.rmtree(unfinished, ignore_errors=True)
+                unfinished.mkdir(parents=True)
+                mark.write_text(fingerprint)
+            yield unfinished
+            mark.unlink()
+            if path.exists():
+                shutil.rmtree(path)
+            unfinished.rename(path)
+    except Exception:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+@contextmanager
 def file_written_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary file name that becomes ``path`` when the block ends without an error.
 

@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bitllm.data.prepare import part_of_image, prepare_nsd
+from bitllm.data.prepare import prepare_nsd
 from bitllm.data.store import open_store
+from bitllm.data.writing.complete import part_of_image
 from bitllm.errors import DataError, OutputError
 
 PREPARE = {"validation_fraction": 0.3, "seed": 2}

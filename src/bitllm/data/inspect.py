@@ -10,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from bitllm.data.store import SHARED_FILES, SUBJECT_FILES, Store
+from bitllm.data.store import SUBJECT_FILES, Store
 
 
 def inspect_store(store: Store) -> dict[str, Any]:
@@ -32,7 +32,9 @@ def inspect_store(store: Store) -> dict[str, Any]:
         "source": manifest.source,
         "simulation": manifest.simulation,
         "beta_version": manifest.beta_version,
+        "space": manifest.space,
         "roi": manifest.roi,
+        "statistics": manifest.statistics,
         "normalisation": manifest.normalisation,
         "validation_fraction": manifest.validation_fraction,
         "seed": manifest.seed,
@@ -44,7 +46,7 @@ def inspect_store(store: Store) -> dict[str, Any]:
             "mean": float(per_image.mean()),
             "most": int(per_image.max()),
         },
-        "bytes": {file: (store.path / file).stat().st_size for file in SHARED_FILES},
+        "bytes": {file: (store.path / file).stat().st_size for file in manifest.sha256},
         "sha256": dict(manifest.sha256),
     }
 

@@ -19,7 +19,7 @@ from bitllm.config import StrictConfig, nearest
 from bitllm.errors import ConfigError, DataError
 from bitllm.files import read_json
 
-STORE_VERSION = 1
+STORE_VERSION = 2
 
 SUBJECT_FILES = ("betas.npy", "trials.parquet", "voxels.parquet")
 SHARED_FILES = ("stimuli.parquet", "captions.parquet", "pictures.npy")
@@ -39,12 +39,17 @@ class StoreManifest(StrictConfig):
     """What a store holds and where it came from."""
 
     version: int
-    source: Literal["simulated", "nsd"]
+    source: str
+    """``nsd``, ``simulated`` or the name of another format."""
     simulation: dict[str, Any] | None
     """The simulator's own record, if the data are simulated."""
     beta_version: str
+    space: str
     roi: str
+    statistics: Literal["training", "not-shared", "session", "as-delivered"]
+    """Whose trials the z-scores' statistics saw."""
     normalisation: str
+    """The same, in words."""
     validation_fraction: float
     seed: int
     """Of the choice of validation images."""
@@ -121,6 +126,11 @@ class Store:
         DataError
             If an image is not in the store.
         """
+        if "pictures.npy" not in self.manifest.sha256:
+            raise DataError(
+                f"{self.path}: expected pictures, found a store without; its format ({self.manifest.source}) "
+                "has none, prepare it from one that has"
+            )
         rows = self.stimuli.index.get_indexer(pd.Index(np.asarray(nsd_ids, dtype=np.int64)))
         if (rows < 0).any():
             unknown = np.asarray(nsd_ids)[rows < 0]
@@ -172,7 +182,7 @@ def open_store(path: Path | str) -> Store:
     if version != STORE_VERSION:
         raise DataError(
             f"{manifest_path}: expected a store of version {STORE_VERSION}, found version {version}; make "
-            "the store again with this release of bitllm"
+            "the store again with `bitllm prepare` of this release (the input files are unchanged)"
         )
     try:
         manifest = StoreManifest.parse(content, source=str(manifest_path))
@@ -182,17 +192,17 @@ def open_store(path: Path | str) -> Store:
         ) from None
     folders = [path / "subjects" / subject for subject in manifest.subjects]
     needed = [folder / file for folder in folders for file in SUBJECT_FILES]
-    for file in [*(path / file for file in SHARED_FILES), *needed]:
+    for file in [*(path / file for file in manifest.sha256), *needed]:
         if not file.is_file():
             raise DataError(f"{file}: expected a file of the store, found none; make the store again")
     return Store(path, manifest)
 
 
-def write_rows(path: Path, n_rows: int, blocks: Iterable[np.ndarray]) -> None:
+def write_rows(path: Path, n_rows: int, blocks: Iterable[np.ndarray]) -> int:
     """Write blocks of rows as one ``.npy`` file, in bounded memory.
 
     By plain writes and not through a memory map, which a full disk answers with a signal that kills the
-    process.
+    process. The number of rows that were written is returned; it should be ``n_rows``.
     """
     n_written = 0
     with path.open("wb") as file:
@@ -206,7 +216,7 @@ def write_rows(path: Path, n_rows: int, blocks: Iterable[np.ndarray]) -> None:
                 np.lib.format.write_array_header_1_0(file, header)
             file.write(np.ascontiguousarray(block).data)
             n_written += len(block)
-    assert n_written == n_rows, f"{path}: {n_written} rows written, {n_rows} promised"
+    return n_written
 
 
 def _memory_map(path: Path) -> np.ndarray:

@@ -6,7 +6,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitllm.data.normalise import z_scores
+from bitllm.data.writing.normalise import z_scores
 
 
 def test_training_trials_have_the_z_scores_of_scipy(rng):

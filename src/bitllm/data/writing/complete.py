@@ -1,0 +1,175 @@
+"""Checks of what goes into a store, and the columns that follow from others."""
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from bitllm.data.writing.contents import (
+    STIMULUS_COLUMNS,
+    TRIAL_COLUMNS,
+    VOXEL_COLUMNS,
+    StoreContents,
+    StoreSettings,
+    SubjectContents,
+)
+from bitllm.errors import DataError
+
+PARTS = ("train", "validation", "test")
+
+
+def part_of_image(nsd_id: int, *, is_shared: bool, validation_fraction: float, seed: int) -> str:
+    """``test`` if the image is shared, else ``validation`` or ``train`` by seed and ``nsd_id`` alone."""
+    if is_shared:
+        return "test"
+    digest = hashlib.sha256(f"{seed}:{nsd_id}".encode()).digest()
+    return "validation" if int.from_bytes(digest[:8]) < validation_fraction * 2**64 else "train"
+
+
+def complete(contents: StoreContents, settings: StoreSettings) -> StoreContents:
+    """The same contents with all columns a store has, checked.
+
+    Raises
+    ------
+    DataError
+        If a table lacks a column, holds something twice, or does not fit another one.
+    """
+    if not contents.subjects:
+        raise DataError(f"{contents.origin}: expected at least one subject, found none; check the input")
+    stimuli = _complete_stimuli(contents, settings)
+    captions = _complete_captions(contents, stimuli)
+    subjects = [_complete_subject(subject, stimuli, contents.atlases) for subject in contents.subjects]
+    for subject in subjects:
+        _check_normalisation(subject, settings)
+    return replace(contents, subjects=subjects, stimuli=stimuli, captions=captions)
+
+
+def _complete_stimuli(contents: StoreContents, settings: StoreSettings) -> pd.DataFrame:
+    stimuli = contents.stimuli
+    _require_columns(stimuli, ("nsd_id", "shared"), contents.origin, "the table of images")
+    stimuli = stimuli.sort_values("nsd_id", ignore_index=True)
+    _require_unique(stimuli, ["nsd_id"], contents.origin, "image")
+    if "coco_id" not in stimuli:
+        stimuli["coco_id"] = -1
+    if "part" not in stimuli:
+        stimuli["part"] = [
+            part_of_image(
+                nsd_id,
+                is_shared=is_shared,
+                validation_fraction=settings.validation_fraction,
+                seed=settings.seed,
+            )
+            for nsd_id, is_shared in zip(stimuli["nsd_id"].tolist(), stimuli["shared"].tolist(), strict=True)
+        ]
+    wrong = stimuli["part"][~stimuli["part"].isin(PARTS)]
+    if len(wrong):
+        raise DataError(
+            f"{contents.origin}: expected images of the parts {', '.join(PARTS)}, found `{wrong.iloc[0]}`; "
+            "name the parts so"
+        )
+    return stimuli[list(STIMULUS_COLUMNS)]
+
+
+def _complete_captions(contents: StoreContents, stimuli: pd.DataFrame) -> pd.DataFrame:
+    captions = contents.captions
+    _require_columns(captions, ("nsd_id", "caption"), contents.origin, "the table of captions")
+    empty = captions["nsd_id"][captions["caption"].str.strip() == ""]
+    if len(empty):
+        raise DataError(
+            f"{contents.origin}: expected captions with words, found an empty one of the image "
+            f"{empty.iloc[0]} ({len(empty)} in all); take the empty captions out"
+        )
+    without = np.setdiff1d(stimuli["nsd_id"], captions["nsd_id"])
+    if without.size:
+        raise DataError(
+            f"{contents.origin}: expected a caption for every image, found none for the image {without[0]} "
+            f"({without.size} lack one); add captions or leave the trials out"
+        )
+    captions = captions[captions["nsd_id"].isin(stimuli["nsd_id"])]
+    return captions[["nsd_id", "caption"]].sort_values("nsd_id", kind="stable", ignore_index=True)
+
+
+def _complete_subject(
+    subject: SubjectContents, stimuli: pd.DataFrame, atlases: dict[str, dict[int, str]]
+) -> SubjectContents:
+    where = f"{subject.origin} ({subject.name})"
+    trials, voxels = subject.trials.reset_index(drop=True), subject.voxels.reset_index(drop=True)
+    _require_columns(trials, ("session", "nsd_id"), where, "the table of trials")
+    _require_columns(voxels, ("x_mm", "y_mm", "z_mm", *atlases), where, "the table of voxels")
+    if not len(trials) or not len(voxels):
+        raise DataError(
+            f"{where}: expected trials and voxels, found {len(trials)} × {len(voxels)}; check the input"
+        )
+    if not trials["session"].is_monotonic_increasing:
+        raise DataError(
+            f"{where}: expected trials in the order of their sessions, found a session after a later one; "
+            "sort trials and betas by session"
+        )
+    if {"run", "trial"} <= set(trials.columns):
+        _require_unique(trials, ["session", "run", "trial"], where, "trial")
+    unknown = np.setdiff1d(trials["nsd_id"], stimuli["nsd_id"])
+    if unknown.size:
+        raise DataError(
+            f"{where}: expected trials of images of the table, found the image {unknown[0]} ({unknown.size} "
+            "images in all); check whether the numbers start at 0 in both"
+        )
+    coordinates = voxels[["x_mm", "y_mm", "z_mm"]].to_numpy(np.float64)
+    if not np.isfinite(coordinates).all():
+        raise DataError(
+            f"{where}: expected coordinates in mm for every voxel, found "
+            f"{(~np.isfinite(coordinates).all(axis=1)).sum()} voxels without; leave those voxels out"
+        )
+    return replace(
+        subject, trials=_all_trial_columns(trials, stimuli), voxels=_all_voxel_columns(voxels, atlases)
+    )
+
+
+def _all_trial_columns(trials: pd.DataFrame, stimuli: pd.DataFrame) -> pd.DataFrame:
+    trials = trials.copy()
+    if "run" not in trials:
+        trials["run"] = 1
+    if "trial" not in trials:
+        trials["trial"] = trials.groupby(["session", "run"]).cumcount() + 1
+    trials["repetition"] = trials.groupby("nsd_id").cumcount()
+    trials["shared"] = stimuli.set_index("nsd_id")["shared"].loc[trials["nsd_id"]].to_numpy(bool)
+    types = dict.fromkeys(("session", "run", "repetition"), "int16")
+    return trials[list(TRIAL_COLUMNS)].astype(types | {"trial": "int32", "nsd_id": "int64"})
+
+
+def _all_voxel_columns(voxels: pd.DataFrame, atlases: dict[str, dict[int, str]]) -> pd.DataFrame:
+    voxels = voxels.copy()
+    if "i" not in voxels:  # no volume: the place in the list
+        voxels["i"], voxels["j"], voxels["k"] = np.arange(len(voxels)), 0, 0
+    if "ncsnr" not in voxels:
+        voxels["ncsnr"] = 0.0
+    voxels["ncsnr"] = np.nan_to_num(voxels["ncsnr"].to_numpy(np.float64), nan=0.0)
+    types = dict.fromkeys("ijk", "int32") | dict.fromkeys(("x_mm", "y_mm", "z_mm", "ncsnr"), "float32")
+    return voxels[[*VOXEL_COLUMNS, *atlases]].astype(types | dict.fromkeys(atlases, "int16"))
+
+
+def _check_normalisation(subject: SubjectContents, settings: StoreSettings) -> None:
+    if subject.is_z_scored != (settings.normalisation == "as-delivered") and subject.is_z_scored:
+        raise DataError(
+            f"{subject.origin} ({subject.name}): expected betas to be z-scored, found z-scores already; "
+            "they are never z-scored twice, use the normalisation `as-delivered`"
+        )
+
+
+def _require_columns(table: pd.DataFrame, columns: tuple[str, ...], where: str, what: str) -> None:
+    for column in columns:
+        if column not in table:
+            raise DataError(
+                f"{where}: expected the column `{column}` in {what}, found {', '.join(map(str, table))}; "
+                "add it"
+            )
+
+
+def _require_unique(table: pd.DataFrame, columns: list[str], where: str, what: str) -> None:
+    twice = table[table.duplicated(columns)]
+    if len(twice):
+        found = ", ".join(f"{column} {twice[column].iloc[0]}" for column in columns)
+        raise DataError(
+            f"{where}: expected every {what} once, found {found} twice ({len(twice)} in all); take the "
+            "duplicates out"
+        )

@@ -1,0 +1,160 @@
+"""Sessions of betas on their way into one file: read, normalised and written one by one, and gone on with."""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from bitllm.data.writing.contents import SubjectContents
+from bitllm.data.writing.normalise import Normalisation, in_float16, looks_z_scored, z_scores
+from bitllm.errors import DataError
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many steps are done, and how many there are."""
+
+
+@dataclass(frozen=True)
+class SessionJob:
+    """One session to be read, normalised and written at its place in the file of the subject's betas."""
+
+    subject: SubjectContents
+    session: int
+    folder: Path
+    first_row: int
+    is_seen: np.ndarray
+    """Which trials the statistics see."""
+    normalisation: Normalisation
+
+    @property
+    def done_mark(self) -> Path:
+        """The file that says that this session is written."""
+        return self.folder / f"session{self.session:04d}.done"
+
+    @property
+    def label(self) -> str:
+        """What progress calls it."""
+        return f"{self.subject.name} session {self.session}"
+
+
+def session_jobs(
+    subject: SubjectContents, stimuli: pd.DataFrame, folder: Path, normalisation: Normalisation
+) -> list[SessionJob]:
+    """The sessions of a subject; ``betas.npy`` is made at its full length, unless it is there."""
+    path = folder / "betas.npy"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        allocate_rows(path, (len(subject.trials), len(subject.voxels)), np.dtype(np.float16))
+    is_seen = _is_seen(subject, stimuli, normalisation)
+    jobs = []
+    for session, rows in subject.trials.groupby("session").indices.items():
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        jobs.append(SessionJob(subject, int(str(session)), folder, first, is_seen[first:last], normalisation))
+    return jobs
+
+
+def run_jobs(jobs: list[SessionJob], *, workers: int, done: Callable[[str], None]) -> None:
+    """Write every session that is not written yet; several at a time with more than one worker.
+
+    Raises
+    ------
+    DataError
+        If a session cannot be read, or its betas do not fit the tables.
+    """
+    left = []
+    for job in jobs:
+        if job.done_mark.exists():
+            done(job.label)
+        else:
+            left.append(job)
+    for label in _run(left, workers):
+        done(label)
+
+
+def allocate_rows(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Make an ``.npy`` file of its full length, so that a full disk shows before the work and not after."""
+    with path.open("wb") as file:
+        header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.flush()
+        n_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        os.posix_fallocate(file.fileno(), file.tell(), max(1, n_bytes))
+
+
+def write_session(job: SessionJob) -> str:
+    """Read, normalise and write one session, then mark it as done."""
+    betas = _read(job)
+    if job.normalisation == "as-delivered":
+        scaled = in_float16(betas)
+    elif not job.is_seen.any():
+        raise DataError(
+            f"{job.subject.origin} ({job.label}): expected trials of training images in the session, found "
+            "none; lower the validation fraction"
+        )
+    else:
+        scaled = z_scores(betas, job.is_seen)
+    _write_at(job.folder / "betas.npy", job.first_row, scaled)
+    job.done_mark.touch()
+    return job.label
+
+
+def _run(jobs: list[SessionJob], workers: int) -> Iterator[str]:
+    if workers <= 1 or len(jobs) <= 1:
+        yield from map(write_session, jobs)
+        return
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(write_session, job) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _is_seen(subject: SubjectContents, stimuli: pd.DataFrame, normalisation: Normalisation) -> np.ndarray:
+    of_trials = stimuli.set_index("nsd_id").loc[subject.trials["nsd_id"]]
+    if normalisation == "training":
+        return np.asarray(of_trials["part"] == "train")
+    if normalisation == "not-shared":
+        return np.asarray(of_trials["part"] != "test")
+    return np.ones(len(of_trials), bool)
+
+
+def _read(job: SessionJob) -> np.ndarray:
+    betas = job.subject.read_session(job.session)
+    where = f"{job.subject.origin} ({job.label})"
+    expected = (len(job.is_seen), len(job.subject.voxels))
+    if betas.shape != expected:
+        raise DataError(
+            f"{where}: expected betas of {expected[0]} trials × {expected[1]} voxels (from the tables), "
+            f"found the shape {betas.shape}; check that betas, trials and mask belong together"
+        )
+    is_number = np.isfinite(betas)
+    partly = is_number.any(axis=0) & ~is_number.all(axis=0)
+    if partly.any():
+        raise DataError(
+            f"{where}: expected numbers, found NaN or infinity in some trials of {partly.sum()} voxels; "
+            "mend or leave out those voxels (a voxel without any number in a session becomes 0)"
+        )
+    if job.normalisation != "as-delivered" and looks_z_scored(betas):
+        raise DataError(
+            f"{where}: expected betas to be z-scored, found mean 0 and deviation 1 in nearly every voxel; "
+            "they are never z-scored twice, use the normalisation `as-delivered`"
+        )
+    return betas
+
+
+def _write_at(path: Path, first_row: int, rows: np.ndarray) -> None:
+    with path.open("r+b") as file:
+        version = np.lib.format.read_magic(file)
+        assert version == (1, 0), f"{path}: not written by allocate_rows"
+        np.lib.format.read_array_header_1_0(file)
+        file.seek(first_row * rows[0].nbytes, os.SEEK_CUR)
+        file.write(np.ascontiguousarray(rows).data)
+        file.flush()
+        os.fsync(file.fileno())

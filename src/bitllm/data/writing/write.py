@@ -1,0 +1,151 @@
+"""The one road into a store, for every format: checked, normalised, checksummed, whole or not at all."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from bitllm.data.store import (
+    SHARED_FILES,
+    STORE_VERSION,
+    SUBJECT_FILES,
+    StoreManifest,
+    SubjectRecord,
+    write_rows,
+)
+from bitllm.data.writing.complete import complete
+from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents
+from bitllm.data.writing.normalise import NORMALISATIONS
+from bitllm.data.writing.sessions import Progress, run_jobs, session_jobs
+from bitllm.errors import DataError
+from bitllm.files import folder_gone_on_with, sha256_of_file, sha256_of_json, write_json
+
+
+def write_store(
+    out: Path,
+    contents: StoreContents,
+    settings: StoreSettings,
+    *,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> None:
+    """Write a store from plain tables and betas, session by session.
+
+    After a kill, the same call goes on behind the last finished session; a mistake in the data leaves
+    nothing behind.
+
+    Parameters
+    ----------
+    out
+        The store's folder, new or empty.
+    contents
+        Subjects, images, captions, pictures.
+    settings
+        Where they came from, the normalisation, the choice of validation images.
+    workers
+        How many processes read sessions at the same time.
+    progress
+        Called with what is being done, how many steps are done and how many there are.
+
+    Raises
+    ------
+    DataError
+        If a table lacks something, or betas do not fit the tables.
+    OutputError
+        If ``out`` holds files already, or the disk is full.
+    """
+    contents = complete(contents, settings)
+    with folder_gone_on_with(Path(out), _fingerprint(contents, settings)) as store:
+        jobs = [
+            job
+            for subject in contents.subjects
+            for job in session_jobs(
+                subject, contents.stimuli, _folder(store, subject), settings.normalisation
+            )
+        ]
+        steps = _Steps(progress, len(jobs) + 1)
+        run_jobs(jobs, workers=workers, done=steps.done)
+        records = {subject.name: _finish_subject(store, subject) for subject in contents.subjects}
+        shared_files = _write_images(store, contents)
+        steps.done("pictures and captions")
+        manifest = StoreManifest(
+            version=STORE_VERSION,
+            source=settings.source,
+            simulation=settings.simulation,
+            beta_version=settings.beta_version,
+            space=settings.space,
+            roi=settings.roi,
+            statistics=settings.normalisation,
+            normalisation=NORMALISATIONS[settings.normalisation],
+            validation_fraction=settings.validation_fraction,
+            seed=settings.seed,
+            subjects=records,
+            atlases={
+                atlas: {str(n): names[n] for n in sorted(names)} for atlas, names in contents.atlases.items()
+            },
+            sha256={file: sha256_of_file(store / file) for file in shared_files},
+        )
+        write_json(store / "manifest.json", manifest.model_dump(mode="json"))
+
+
+class _Steps:
+    """Counts the steps and tells of them."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._done, self._total = progress, 0, total
+
+    def done(self, what: str) -> None:
+        self._done += 1
+        if self._progress:
+            self._progress(what, self._done, self._total)
+
+
+def _folder(store: Path, subject: SubjectContents) -> Path:
+    return store / "subjects" / subject.name
+
+
+def _finish_subject(store: Path, subject: SubjectContents) -> SubjectRecord:
+    folder = _folder(store, subject)
+    subject.trials.to_parquet(folder / "trials.parquet", index=False)
+    subject.voxels.to_parquet(folder / "voxels.parquet", index=False)
+    record = SubjectRecord(
+        n_trials=len(subject.trials),
+        n_voxels=len(subject.voxels),
+        n_sessions=subject.trials["session"].nunique(),
+        sha256={file: sha256_of_file(folder / file) for file in SUBJECT_FILES},
+    )
+    for mark in folder.glob("*.done"):
+        mark.unlink()
+    return record
+
+
+def _write_images(store: Path, contents: StoreContents) -> tuple[str, ...]:
+    contents.stimuli.to_parquet(store / "stimuli.parquet", index=False)
+    contents.captions.to_parquet(store / "captions.parquet", index=False)
+    if contents.pictures is None:
+        return tuple(file for file in SHARED_FILES if file != "pictures.npy")
+    n_written = write_rows(store / "pictures.npy", len(contents.stimuli), contents.pictures())
+    if n_written != len(contents.stimuli):
+        raise DataError(
+            f"{contents.origin}: expected {len(contents.stimuli)} pictures, one an image, found {n_written}; "
+            "check that pictures and images belong together"
+        )
+    return SHARED_FILES
+
+
+def _fingerprint(contents: StoreContents, settings: StoreSettings) -> str:
+    tables = {"stimuli": contents.stimuli, "captions": contents.captions}
+    for subject in contents.subjects:
+        tables[f"{subject.name} trials"] = subject.trials
+        tables[f"{subject.name} voxels"] = subject.voxels
+    return sha256_of_json(
+        {
+            "settings": settings.model_dump(mode="json"),
+            "files": [subject.fingerprint for subject in contents.subjects],
+            "tables": {name: _hash(table) for name, table in tables.items()},
+        }
+    )
+
+
+def _hash(table: pd.DataFrame) -> str:
+    return str(np.bitwise_xor.reduce(pd.util.hash_pandas_object(table).to_numpy()))
