@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from bitllm.data.writing.write import write_store
 from PIL import Image
 
 from bitllm.data.formats.beside import Reading
 from bitllm.data.store import Store, open_store
+from bitllm.data.writing.write import write_store
 
 N_VOXELS, N_IMAGES = 7, 12
 

@@ -49,11 +49,11 @@ def test_coco_annotations_go_through_the_table_of_nsd_ids(mindeye, tmp_path, pre
     store = prepared(read_mindeye(mindeye.root, beside(mindeye, captions=(coco,), stimulus_table=table)))
     assert store.captions == {n: (f"photo {n}",) for n in range(12)}
     assert store.stimuli["coco_id"].tolist() == [1000 - n for n in range(12)]
-    refused(mindeye, "COCO ids are unknown; add NSD's table", captions=(coco,))
+    refused(mindeye, r"COCO ids are unknown; add NSD's table", captions=(coco,))
     table.write_text(f"nsdId,cocoId,shared1000\n{rows}\n".replace("10,990,True", "10,990,False"))
-    refused(mindeye, "NSD ids are 0-based, these look 1-based", captions=(coco,), stimulus_table=table)
+    refused(mindeye, r"NSD ids are 0-based, these look 1-based", captions=(coco,), stimulus_table=table)
     table.write_text("nsdId,cocoId,shared1000\n1,5,False\n")
-    refused(mindeye, "expected the NSD id 0 .*are these COCO ids", stimulus_table=table)
+    refused(mindeye, r"expected the NSD id 0 .*are these COCO ids", stimulus_table=table)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_an_image_in_two_parts_is_refused(mindeye, make):
     for n, split in enumerate(("test", "train")):
         sample = make.mindeye_sample(n, np.zeros((1, 7), np.float16), mindeye.pictures[n])
         make.write_tar(mindeye.root / f"{split}/{split}_subj02_0.tar", [sample])
-    refused(mindeye, "an image in one part only, found the NSD id 0 in train and in test")
+    refused(mindeye, r"an image in one part only, found the NSD id 0 in train and in test")
 
 
 def test_nan_betas_leave_nothing_behind(mindeye, make, prepared, tmp_path):
@@ -127,7 +127,7 @@ def test_nan_betas_leave_nothing_behind(mindeye, make, prepared, tmp_path):
     make.write_tar(
         mindeye.root / "test/test_subj01_9.tar", [make.mindeye_sample(7, rows, mindeye.pictures[7])]
     )
-    refused(mindeye, "the NSD id 7 twice")
+    refused(mindeye, r"the NSD id 7 twice")
     (mindeye.root / "train/train_subj01_0.tar").unlink()
     (mindeye.root / "train/train_subj01_1.tar").unlink()
     make.write_tar(
@@ -135,20 +135,20 @@ def test_nan_betas_leave_nothing_behind(mindeye, make, prepared, tmp_path):
     )
     (mindeye.root / "test/test_subj01_9.tar").unlink()
     reading = read_mindeye(mindeye.root, beside(mindeye))
-    with pytest.raises(DataError, match="found NaN or infinity in some trials of 1 voxels"):
+    with pytest.raises(DataError, match=r"found NaN or infinity in some trials of 1 voxels"):
         prepared(reading)
     assert not (tmp_path / "store").exists()
 
 
 def test_what_lacks_is_asked_for(mindeye, tmp_path, make):
-    refused(mindeye, "where the 7 voxels of subj01 lie.*--nsd, or a folder", voxels=None)
-    refused(mindeye, "expected captions, found none in this format; name .* --captions", captions=())
+    refused(mindeye, r"where the 7 voxels of subj01 lie.*--nsd, or a folder", voxels=None)
+    refused(mindeye, r"expected captions, found none in this format; name .* --captions", captions=())
     make.places(mindeye.root, "subj01", 8)
-    refused(mindeye, "subj01.tsv: expected 7 voxels, as in .*found 8")
-    with pytest.raises(DataError, match="expected tars train/train_subj01_0.tar"):
+    refused(mindeye, r"subj01.tsv: expected 7 voxels, as in .*found 8")
+    with pytest.raises(DataError, match=r"expected tars train/train_subj01_0.tar"):
         read_mindeye(tmp_path, beside(mindeye))
-    with pytest.raises(DataError, match="tars of the subject `subj07`, found none"):
+    with pytest.raises(DataError, match=r"tars of the subject `subj07`, found none"):
         read_mindeye(mindeye.root, beside(mindeye), subjects=("subj07",))
     for path in mindeye.root.glob("test/*.tar"):
         path.unlink()
-    refused(mindeye, "expected test_subj01_0.tar, found no tar")
+    refused(mindeye, r"expected test_subj01_0.tar, found no tar")

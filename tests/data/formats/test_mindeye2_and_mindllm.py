@@ -93,33 +93,33 @@ def test_mindeye2_of_another_release_is_refused(mindeye2, make):
     with pytest.raises(DataError, match=r"the row 23 of the behaviour, found the shape \(20, 7\)"):
         read_mindeye2(mindeye2.root, beside(mindeye2))
     make.write_h5(path, voxels=mindeye2.betas)
-    with pytest.raises(DataError, match="expected a dataset `betas`, found voxels"):
+    with pytest.raises(DataError, match=r"expected a dataset `betas`, found voxels"):
         read_mindeye2(mindeye2.root, beside(mindeye2))
     path.write_bytes(path.read_bytes()[:700])
-    with pytest.raises(DataError, match="expected betas as whole HDF5, found a damaged file"):
+    with pytest.raises(DataError, match=r"expected betas as whole HDF5, found a damaged file"):
         read_mindeye2(mindeye2.root, beside(mindeye2))
-    with pytest.raises(DataError, match="betas of the subject `subj02`, found none"):
+    with pytest.raises(DataError, match=r"betas of the subject `subj02`, found none"):
         read_mindeye2(mindeye2.root, beside(mindeye2), subjects=("subj02",))
     path.unlink()
-    with pytest.raises(DataError, match="expected betas_all_subj01_fp32_renorm.hdf5 and so on, found none"):
+    with pytest.raises(DataError, match=r"expected betas_all_subj01_fp32_renorm.hdf5 and so on, found none"):
         read_mindeye2(mindeye2.root, beside(mindeye2))
 
 
 def test_mindeye2_with_odd_tars_or_pictures_is_refused(mindeye2, make):
     folder = mindeye2.root / "wds/subj01"
     (folder / "train/7.tar").write_bytes((folder / "train/0.tar").read_bytes())
-    with pytest.raises(DataError, match="expected every trial once, found the row"):
+    with pytest.raises(DataError, match=r"expected every trial once, found the row"):
         read_mindeye2(mindeye2.root, beside(mindeye2))
     make.write_tar(folder / "train/7.tar", [{"behav.npy": make.npy(np.zeros((1, 16)))}])
     with pytest.raises(DataError, match=r"behav.npy of 1 × 17 columns, found the shape \(1, 16\)"):
         read_mindeye2(mindeye2.root, beside(mindeye2))
     (folder / "train/7.tar").unlink()
     make.write_h5(mindeye2.root / "coco_images_224_float16.hdf5", images=np.zeros((3, 3, 4, 4)))
-    with pytest.raises(DataError, match="up to the NSD id 11, found the shape"):
+    with pytest.raises(DataError, match=r"up to the NSD id 11, found the shape"):
         read_mindeye2(mindeye2.root, beside(mindeye2))
     for path in folder.glob("*/*.tar"):
         path.unlink()
-    with pytest.raises(DataError, match="expected train/.*tar and new_test/0.tar, found none"):
+    with pytest.raises(DataError, match=r"expected train/.*tar and new_test/0.tar, found none"):
         read_mindeye2(mindeye2.root, beside(mindeye2))
 
 
@@ -149,20 +149,20 @@ def test_mindllm_never_z_scores_twice(mindllm, prepared):
 
 def test_odd_mindllm_files_are_refused(mindllm):
     path = mindllm.root / "nsd0/subject_3.h5"
-    with pytest.raises(DataError, match="expected subject_1.h5 and so on of subj01"):
+    with pytest.raises(DataError, match=r"expected subject_1.h5 and so on of subj01"):
         read_mindllm(mindllm.root, with_coco(mindllm), subjects=("subj01",))
     (mindllm.root / "stimuli.csv").write_text("nsdId,cocoId,shared1000\n1,5,False\n")
-    with pytest.raises(DataError, match="expected the COCO id 989 .*are these NSD ids"):
+    with pytest.raises(DataError, match=r"expected the COCO id 989 .*are these NSD ids"):
         read_mindllm(mindllm.root, with_coco(mindllm))
     with h5py_file(path) as file:
         file["test/00000/coco_id"], file["test/00000/visual_voxels"] = 1000, np.zeros(7)
-    with pytest.raises(DataError, match="found the COCO image 1000 in both"):
+    with pytest.raises(DataError, match=r"found the COCO image 1000 in both"):
         read_mindllm(mindllm.root, beside(mindllm))
     with h5py_file(path) as file:
         file["test/00001/coco_id"], file["test/00001/visual_voxels"] = 980, np.zeros(8)
-    with pytest.raises(DataError, match="expected 7 voxels in every trial, found 8 in `test/00001`"):
+    with pytest.raises(DataError, match=r"expected 7 voxels in every trial, found 8 in `test/00001`"):
         read_mindllm(mindllm.root, beside(mindllm))
     with h5py_file(path) as file:
         del file["test"]
-    with pytest.raises(DataError, match="the groups train and test with trials, found none in `test`"):
+    with pytest.raises(DataError, match=r"the groups train and test with trials, found none in `test`"):
         read_mindllm(mindllm.root, beside(mindllm))
