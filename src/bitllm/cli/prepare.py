@@ -128,7 +128,7 @@ def prepare_algonauts(
     )
 
 
-def prepare_glmsingle(  # noqa: PLR0913 - one option a file
+def prepare_glmsingle(  # noqa: PLR0913, PLR0917 - one option a file
     betas: tyro.conf.Positional[Path],
     store: tyro.conf.Positional[Path],
     /,
