@@ -8,7 +8,7 @@ from collections.abc import Callable
 import tyro
 
 from bitllm import __version__
-from bitllm.cli import data, demo, evaluation, model
+from bitllm.cli import data, demo, evaluation, model, prepare
 from bitllm.errors import BitLlmError
 
 _INTERRUPTED = 130
@@ -18,6 +18,12 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "simulate": data.simulate,
     "prepare nsd": data.prepare_nsd,
     "split": data.split,
+    "prepare mindeye": prepare.prepare_mindeye,
+    "prepare mindeye2": prepare.prepare_mindeye2,
+    "prepare mindllm": prepare.prepare_mindllm,
+    "prepare algonauts": prepare.prepare_algonauts,
+    "prepare glmsingle": prepare.prepare_glmsingle,
+    "prepare table": prepare.prepare_table,
     "inspect": data.inspect,
     "audit": data.audit,
     "score": evaluation.score,

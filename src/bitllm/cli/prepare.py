@@ -1,0 +1,194 @@
+"""Commands that prepare a store from the formats that people hold besides NSD's own."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from bitllm.cli.terminal import OUT
+
+if TYPE_CHECKING:
+    from bitllm.data.formats.beside import Reading
+
+
+def prepare_mindeye(
+    root: tyro.conf.Positional[Path],
+    store: tyro.conf.Positional[Path],
+    /,
+    captions: tuple[Path, ...] = (),
+    stimulus_table: Path | None = None,
+    nsd: Path | None = None,
+    voxels: Path | None = None,
+    subjects: tuple[str, ...] = (),
+) -> None:
+    """Prepare a store from MindEye1's webdataset tars (UMBRAE, MindBridge).
+
+    Args:
+        root: Folder webdataset_avg_split, with train, val and test.
+        store: New folder for the store.
+        captions: COCO's annotations, or JSON of NSD id to captions.
+        stimulus_table: nsd_stim_info_merged.csv, needed for COCO's annotations.
+        nsd: Root of an NSD release with masks and transforms: the places of the voxels.
+        voxels: Folder with subj01.tsv and so on (x_mm, y_mm, z_mm), instead of nsd.
+        subjects: Some of the subjects; all by default.
+    """
+    from bitllm.data.formats.beside import Beside
+    from bitllm.data.formats.mindeye import read_mindeye
+
+    beside = Beside(captions=captions, stimulus_table=stimulus_table, nsd=nsd, voxels=voxels)
+    _write(store, read_mindeye(root, beside, subjects=subjects or None))
+
+
+def prepare_mindeye2(
+    root: tyro.conf.Positional[Path],
+    store: tyro.conf.Positional[Path],
+    /,
+    captions: tuple[Path, ...] = (),
+    stimulus_table: Path | None = None,
+    nsd: Path | None = None,
+    voxels: Path | None = None,
+    subjects: tuple[str, ...] = (),
+) -> None:
+    """Prepare a store from MindEye2's HDF5 betas and behaviour arrays.
+
+    Args:
+        root: Folder with betas_all_subj01_fp32_renorm.hdf5 and wds.
+        store: New folder for the store.
+        captions: COCO's annotations, or JSON of NSD id to captions.
+        stimulus_table: nsd_stim_info_merged.csv, needed for COCO's annotations.
+        nsd: Root of an NSD release with masks and transforms: the places of the voxels.
+        voxels: Folder with subj01.tsv and so on (x_mm, y_mm, z_mm), instead of nsd.
+        subjects: Some of the subjects; all by default.
+    """
+    from bitllm.data.formats.beside import Beside
+    from bitllm.data.formats.mindeye2 import read_mindeye2
+
+    beside = Beside(captions=captions, stimulus_table=stimulus_table, nsd=nsd, voxels=voxels)
+    _write(store, read_mindeye2(root, beside, subjects=subjects or None))
+
+
+def prepare_mindllm(
+    root: tyro.conf.Positional[Path],
+    store: tyro.conf.Positional[Path],
+    /,
+    captions: tuple[Path, ...] = (),
+    stimulus_table: Path | None = None,
+    pictures: Path | None = None,
+    nsd: Path | None = None,
+    voxels: Path | None = None,
+    subjects: tuple[str, ...] = (),
+) -> None:
+    """Prepare a store from MindLLM's HDF5 files.
+
+    Args:
+        root: MindLLM's data folder, with nsd0/subject_1.h5 and so on.
+        store: New folder for the store.
+        captions: COCO's annotations, or JSON of COCO id to captions.
+        stimulus_table: nsd_stim_info_merged.csv, to count the images by NSD ids.
+        pictures: Folder of COCO's pictures.
+        nsd: Root of an NSD release with masks and transforms: the places of the voxels.
+        voxels: Folder with subj01.tsv and so on (x_mm, y_mm, z_mm), instead of nsd.
+        subjects: Some of the subjects; all by default.
+    """
+    from bitllm.data.formats.beside import Beside
+    from bitllm.data.formats.mindllm import read_mindllm
+
+    beside = Beside(captions, stimulus_table, pictures, nsd, voxels)
+    _write(store, read_mindllm(root, beside, subjects=subjects or None))
+
+
+def prepare_algonauts(
+    root: tyro.conf.Positional[Path],
+    store: tyro.conf.Positional[Path],
+    /,
+    captions: tuple[Path, ...] = (),
+    stimulus_table: Path | None = None,
+    surfaces: Path | None = None,
+    labels: Path | None = None,
+    subjects: tuple[str, ...] = (),
+) -> None:
+    """Prepare a store from the Algonauts 2023 challenge.
+
+    Args:
+        root: Folder with subj01 and so on.
+        store: New folder for the store.
+        captions: COCO's annotations, or JSON of NSD id to captions.
+        stimulus_table: nsd_stim_info_merged.csv, which tells the shared images.
+        surfaces: FreeSurfer's folder fsaverage/surf: the places of the vertices.
+        labels: JSON of label names instead of NSD's own.
+        subjects: Some of the subjects; all by default.
+    """
+    from bitllm.data.formats.algonauts import read_algonauts
+    from bitllm.data.formats.beside import Beside
+
+    beside = Beside(captions=captions, stimulus_table=stimulus_table)
+    _write(
+        store,
+        read_algonauts(root, beside, surfaces=surfaces, labels=labels, subjects=subjects or None),
+    )
+
+
+def prepare_glmsingle(  # noqa: PLR0913, PLR0917 - one option a file
+    betas: tyro.conf.Positional[Path],
+    store: tyro.conf.Positional[Path],
+    /,
+    trials: Path,
+    subject: str,
+    captions: tuple[Path, ...],
+    mask: Path | None = None,
+    voxels: Path | None = None,
+    design: Path | None = None,
+    pictures: Path | None = None,
+    trust_pickle: bool = False,
+) -> None:
+    """Prepare a store from GLMsingle's output for one subject.
+
+    Args:
+        betas: TYPED_FITHRF_GLMDENOISE_RR.hdf5, TYPEC or TYPEB.
+        store: New folder for the store.
+        trials: Trials table (TSV or Parquet).
+        subject: The subject's name in the trials table.
+        captions: JSON of stimulus_id to captions.
+        mask: Volume on the grid of the betas.
+        voxels: Table of x_mm, y_mm, z_mm, instead of the mask.
+        design: DESIGNINFO, whose stimorder is checked against the trials.
+        pictures: Folder of pictures named by stimulus_id.
+        trust_pickle: Read GLMsingle's npy, a pickle; only arrays and plain containers are admitted.
+    """
+    from bitllm.data.formats.glmsingle import read_glmsingle
+
+    reading = read_glmsingle(
+        betas,
+        trials=trials,
+        captions=captions,
+        subject=subject,
+        mask=mask,
+        voxels=voxels,
+        design=design,
+        pictures=pictures,
+        trust_pickle=trust_pickle,
+    )
+    _write(store, reading)
+
+
+def prepare_table(header: tyro.conf.Positional[Path], store: tyro.conf.Positional[Path], /) -> None:
+    """Prepare a store from any lab's betas, trials table and captions.
+
+    Args:
+        header: YAML or JSON file that names and describes the files.
+        store: New folder for the store.
+    """
+    from bitllm.data.formats.contract import read_contract
+
+    _write(store, read_contract(header))
+
+
+def _write(store: Path, reading: "Reading") -> None:
+    from bitllm.data.writing.write import write_store
+    from bitllm.demo.display import Display
+
+    for note in reading.notes:
+        OUT.print(f"note: {note}")
+    with Display(OUT) as display:
+        write_store(store, reading.contents, reading.settings, progress=display.progress)
+    OUT.print(f"{store}: store written; look at it with: bitllm inspect {store}")

@@ -1,0 +1,207 @@
+"""What a format of betas leaves out and the user names beside it: places, captions, pictures."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from bitllm.data.formats.files.arrays import image_values, load_image, require_readable
+from bitllm.data.formats.files.tables import captions_by_nsd_id, read_table
+from bitllm.data.nsd.anatomy import read_voxel_mask, read_voxels
+from bitllm.data.nsd.layout import NsdRelease
+from bitllm.data.writing.contents import StoreContents, StoreSettings
+from bitllm.errors import DataError
+
+PLACES = ("x_mm", "y_mm", "z_mm")
+_BLOCK = 64
+
+Blocks = Callable[[], Iterator[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Files that the user names beside the betas.
+
+    Parameters
+    ----------
+    captions
+        JSON files: ``{image: [caption, …]}`` or COCO's annotations.
+    stimulus_table
+        ``nsd_stim_info_merged.csv``, which ties NSD ids (0-based) to COCO ids.
+    pictures
+        Folder of pictures named by the image's id.
+    nsd
+        Root of an NSD release with the anatomy of the subjects.
+    voxels
+        Folder with ``<subject>.tsv`` or ``<subject>.parquet``: ``x_mm``, ``y_mm``, ``z_mm``, one row a voxel.
+    """
+
+    captions: tuple[Path, ...] = ()
+    stimulus_table: Path | None = None
+    pictures: Path | None = None
+    nsd: Path | None = None
+    voxels: Path | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A format, read: what a store will hold, its settings, and what the format lacks, a line each."""
+
+    contents: StoreContents
+    settings: StoreSettings
+    notes: tuple[str, ...] = ()
+
+
+def places_of(
+    beside: Beside, subject: str, n_voxels: int, source: Path
+) -> tuple[pd.DataFrame, dict[str, dict[int, str]]]:
+    """The table of a subject's voxels, and the names of its labels.
+
+    Raises
+    ------
+    DataError
+        If nobody told the places, or they are of another number of voxels.
+    """
+    labels: dict[str, dict[int, str]] = {}
+    if beside.nsd is not None:
+        release = NsdRelease(beside.nsd)
+        mask = read_voxel_mask(release, subject, "nsdgeneral")
+        where = release.roi(subject, "nsdgeneral")
+        _require_count(where, int(mask.sum()), n_voxels, source)
+        atlases = release.atlases(subject, besides="nsdgeneral")
+        return read_voxels(release, subject, mask, atlases)
+    if beside.voxels is None:
+        raise DataError(
+            f"{source}: expected to know where the {n_voxels} voxels of {subject} lie, found no coordinates in this "
+            "format; name an NSD root with --nsd, or a folder of tables (x_mm, y_mm, z_mm) with --voxels"
+        )
+    candidates = [beside.voxels / f"{subject}.{ending}" for ending in ("parquet", "tsv", "csv")]
+    path = next((path for path in candidates if path.is_file()), candidates[1])
+    table = read_voxel_table(path)
+    _require_count(path, len(table), n_voxels, source)
+    return table, labels
+
+
+def read_voxel_table(path: Path) -> pd.DataFrame:
+    """``x_mm``, ``y_mm``, ``z_mm`` of every voxel; ``i``, ``j``, ``k`` and ``ncsnr`` where they are known."""
+    return read_table(path, needed=PLACES, admitted=("i", "j", "k", "ncsnr"))
+
+
+def places_in_mask(path: Path) -> tuple[np.ndarray, pd.DataFrame]:
+    """The mask of a volume (values above 0), and the places of its voxels by the volume's affine.
+
+    Raises
+    ------
+    DataError
+        If the mask is missing, damaged or empty.
+    """
+    require_readable(path, "a mask")
+    mask = np.nan_to_num(image_values(path, "a mask")) > 0
+    if mask.ndim != 3 or not mask.any():
+        raise DataError(
+            f"{path}: expected a mask of three axes with values above 0, found the shape {mask.shape} with "
+            f"{mask.sum()} such voxels; name the right file"
+        )
+    ijk = np.argwhere(mask)
+    affine = load_image(path, "a mask").affine
+    mm = ijk @ affine[:3, :3].T + affine[:3, 3]
+    table = pd.DataFrame(ijk, columns=["i", "j", "k"])
+    table[list(PLACES)] = mm
+    return mask, table
+
+
+def nsd_stimuli(beside: Beside, nsd_ids: np.ndarray, shared: np.ndarray, source: Path) -> pd.DataFrame:
+    """``nsd_id``, ``coco_id`` (-1 where unknown), ``stimulus_id`` and ``shared``, ascending.
+
+    Raises
+    ------
+    DataError
+        If an id is none of NSD's, or the table lacks one.
+    """
+    if nsd_ids.min() < 0:
+        raise DataError(f"{source}: expected 0-based NSD ids, found {nsd_ids.min()}; download the file again")
+    stimuli = (
+        pd.DataFrame({"nsd_id": nsd_ids, "shared": shared}).groupby("nsd_id", as_index=False)["shared"].max()
+    )
+    stimuli["coco_id"], stimuli["stimulus_id"] = -1, stimuli["nsd_id"].astype(str)
+    if beside.stimulus_table is None:
+        return stimuli
+    table = read_stimulus_table(beside.stimulus_table)
+    missing = np.setdiff1d(stimuli["nsd_id"], table.index)
+    if missing.size:
+        raise DataError(
+            f"{beside.stimulus_table}: expected the NSD id {missing[0]} of {source}, found none ({missing.size} lack); "
+            "are these COCO ids? `coco73k` holds 0-based NSD ids"
+        )
+    stimuli["coco_id"] = table["cocoId"].loc[stimuli["nsd_id"]].to_numpy()
+    known = table["shared1000"].loc[stimuli["nsd_id"]].to_numpy(bool)
+    told = stimuli["shared"].to_numpy(bool)
+    if told.any() and (told & ~known).any():
+        first = stimuli["nsd_id"].to_numpy()[told & ~known][0]
+        raise DataError(
+            f"{source}: expected the shared images of {beside.stimulus_table}, found the NSD id {first} as shared "
+            f"({(told & ~known).sum()} in all); NSD ids are 0-based, these look 1-based"
+        )
+    stimuli["shared"] = known | told
+    return stimuli
+
+
+def read_stimulus_table(path: Path) -> pd.DataFrame:
+    """``cocoId`` and ``shared1000`` by 0-based NSD id."""
+    table = read_table(path, needed=("nsdId", "cocoId", "shared1000"))
+    return table.set_index("nsdId")[["cocoId", "shared1000"]]
+
+
+def caption_rows(beside: Beside, stimuli: pd.DataFrame, source: Path) -> pd.DataFrame:
+    """``nsd_id`` and ``caption`` of every image.
+
+    Raises
+    ------
+    DataError
+        If no file of captions is named, or an image has none.
+    """
+    if not beside.captions:
+        raise DataError(
+            f"{source}: expected captions, found none in this format; name a JSON file with --captions"
+        )
+    captions = captions_by_nsd_id(beside.captions, stimuli)
+    rows = [(nsd_id, caption) for nsd_id, found in captions.items() for caption in found]
+    return pd.DataFrame(rows, columns=["nsd_id", "caption"])
+
+
+def blocks(nsd_ids: np.ndarray, picture: Callable[[int], np.ndarray]) -> Blocks:
+    """Pictures in ascending order of id, all of the first one's size; others are cropped square and resized."""
+
+    def read() -> Iterator[np.ndarray]:
+        size: tuple[int, int] | None = None
+        ordered = np.sort(nsd_ids).tolist()
+        for first in range(0, len(ordered), _BLOCK):
+            found = [picture(nsd_id) for nsd_id in ordered[first : first + _BLOCK]]
+            size = size or (found[0].shape[0], found[0].shape[1])
+            yield np.stack([_fitted(one, size) for one in found])
+
+    return read
+
+
+def fingerprint(*paths: Path) -> str:
+    """Changes when a file changes."""
+    stats = [(str(path), path.stat()) for path in paths]
+    return ";".join(f"{name}:{stat.st_size}:{stat.st_mtime_ns}" for name, stat in stats)
+
+
+def _fitted(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if picture.shape[:2] == size:
+        return picture
+    from PIL import Image, ImageOps
+
+    return np.asarray(ImageOps.fit(Image.fromarray(picture), (size[1], size[0])))
+
+
+def _require_count(where: Path, found: int, n_voxels: int, source: Path) -> None:
+    if found != n_voxels:
+        raise DataError(
+            f"{where}: expected {n_voxels} voxels, as in {source}, found {found}; check that both are of one subject "
+            "and region"
+        )

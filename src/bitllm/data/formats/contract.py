@@ -1,0 +1,281 @@
+"""The general contract: betas, mask, trials table and captions of any lab, described by one header file."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from bitllm.config import StrictConfig
+from bitllm.data.formats.beside import (
+    Reading,
+    blocks,
+    fingerprint,
+    places_in_mask,
+    read_voxel_table,
+)
+from bitllm.data.formats.files.arrays import cifti_places, read_betas
+from bitllm.data.formats.files.tables import captions_by_nsd_id, picture_reader, read_table
+from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents
+from bitllm.errors import DataError
+
+TRIAL_COLUMNS = ("trial_row", "subject", "session", "run", "stimulus_id")
+_OPTIONAL = ("repeat", "split", "trial")
+_PARTS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+_TEST_SHARE = 10
+
+
+class SubjectFiles(StrictConfig):
+    """The files of one subject; paths are relative to the header."""
+
+    betas: Path
+    """``.npy``, ``.h5``, ``.nii.gz``, ``.mgh`` or CIFTI ``.dscalar.nii``."""
+    key: str = "betas"
+    """The dataset, for HDF5."""
+    mask: Path | None = None
+    """A volume whose values above 0 are the voxels, on the grid of the betas."""
+    voxels: Path | None = None
+    """A table with ``x_mm``, ``y_mm``, ``z_mm`` for each voxel (TSV or Parquet)."""
+
+
+class Header(StrictConfig):
+    """What the files do not say of themselves."""
+
+    subjects: dict[str, SubjectFiles]
+    trials: Path
+    captions: Path
+    pictures: Path | None = None
+    """Folder of the pictures, named by ``stimulus_id``."""
+    scale: float = 1.0
+    """What stored whole numbers are multiplied by; 1/300 for NSD's."""
+    axis_order: Literal["trials-voxels", "voxels-trials", "xyz-trials", "trials-zyx"]
+    voxel_order: Literal["C", "F"] = "C"
+    """Order in which a flat array lists the voxels of the mask's axes x, y, z."""
+    already_zscored: bool
+    space: str = "unknown"
+    source_version: str = "unknown"
+
+
+def read_contract(header_path: Path) -> Reading:
+    """Read a dataset that a header file describes.
+
+    Raises
+    ------
+    ConfigError
+        If the header has an unknown key or a wrong value.
+    DataError
+        If a file lacks, is damaged, or does not fit the others.
+    """
+    header = Header.read(header_path)
+    folder = header_path.parent
+    table_path = folder / header.trials
+    table = read_trials(table_path, subjects=tuple(header.subjects))
+    stimuli, notes = stimuli_of(table, table_path)
+    number = dict(zip(stimuli["stimulus_id"], stimuli["nsd_id"].tolist(), strict=True))
+    subjects = []
+    for name, files in header.subjects.items():
+        trials = table[table["subject"] == name].sort_values("trial_row", ignore_index=True)
+        trials["nsd_id"] = trials["stimulus_id"].map(number)
+        subjects.append(_subject(name, folder, files, header, trials))
+    captions = captions_by_nsd_id([folder / header.captions], stimuli.assign(coco_id=stimuli["nsd_id"]))
+    pictures = None
+    if header.pictures is not None:
+        pictures = blocks(
+            stimuli["nsd_id"].to_numpy(),
+            picture_reader(folder / header.pictures, stimuli.assign(coco_id=stimuli["nsd_id"])),
+        )
+    else:
+        notes = (*notes, "no `pictures` in the header: the store is without pictures")
+    rows = [(nsd_id, caption) for nsd_id, found in captions.items() for caption in found]
+    contents = StoreContents(
+        subjects=subjects,
+        stimuli=stimuli,
+        captions=pd.DataFrame(rows, columns=["nsd_id", "caption"]),
+        origin=str(table_path),
+        pictures=pictures,
+    )
+    settings = StoreSettings(
+        source="table",
+        beta_version=header.source_version,
+        space=header.space,
+        roi="mask",
+        normalisation="as-delivered" if header.already_zscored else "training",
+    )
+    return Reading(contents, settings, notes)
+
+
+def read_trials(path: Path, *, subjects: tuple[str, ...]) -> pd.DataFrame:
+    """The trials table, checked: every subject's rows are 0 to n - 1, once each.
+
+    Raises
+    ------
+    DataError
+        If a column lacks, a subject has no trial, or a row is missing or there twice.
+    """
+    table = read_table(path, needed=TRIAL_COLUMNS, admitted=_OPTIONAL)
+    table["subject"], table["stimulus_id"] = table["subject"].astype(str), table["stimulus_id"].astype(str)
+    for name in subjects:
+        rows = table["trial_row"][table["subject"] == name]
+        if rows.empty:
+            raise DataError(
+                f"{path}: expected trials of the subject `{name}`, found those of "
+                f"{', '.join(sorted(set(table['subject'])))}; name the subjects alike in header and table"
+            )
+        if rows.duplicated().any():
+            raise DataError(
+                f"{path}: expected every trial once, found the trial_row {rows[rows.duplicated()].iloc[0]} of `{name}` "
+                "twice; take the duplicate out"
+            )
+        if sorted(rows) != list(range(len(rows))):
+            raise DataError(
+                f"{path}: expected trial_row 0 to {len(rows) - 1} for the {len(rows)} trials of `{name}`, found "
+                f"{rows.min()} to {rows.max()}; trial_row counts from 0 in the order of the betas"
+            )
+    return table[table["subject"].isin(subjects)]
+
+
+def stimuli_of(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """The images of a trials table: their numbers, which are shared, and the part where `split` tells.
+
+    Whole numbers are kept; other names are numbered in sorted order.
+
+    Raises
+    ------
+    DataError
+        If an image is in two parts, or a part is unknown.
+    """
+    names = sorted(set(table["stimulus_id"]))
+    is_number = all(name.isascii() and name.isdigit() and str(int(name)) == name for name in names)
+    numbers = [int(name) for name in names] if is_number else list(range(len(names)))
+    stimuli = pd.DataFrame({"stimulus_id": names, "nsd_id": numbers})
+    if "split" in table:
+        parts = table["split"].map(_PARTS)
+        if parts.isna().any():
+            raise DataError(
+                f"{path}: expected `split` to be train, val or test, found `{table['split'][parts.isna()].iloc[0]}`; "
+                "name the parts so, or take the column out"
+            )
+        of_image = parts.groupby(table["stimulus_id"]).agg(["nunique", "first"])
+        if (of_image["nunique"] > 1).any():
+            raise DataError(
+                f"{path}: expected an image in one part only, found "
+                f"`{of_image.index[of_image['nunique'] > 1][0]}` in several; split by image, not by trial"
+            )
+        stimuli["part"] = of_image["first"].loc[names].to_numpy()
+        stimuli["shared"] = stimuli["part"] == "test"
+        return stimuli, ()
+    n_subjects = table.groupby("stimulus_id")["subject"].nunique()
+    stimuli["shared"] = (n_subjects.loc[names] > 1).to_numpy()
+    if stimuli["shared"].any() and not stimuli["shared"].all():
+        return stimuli, ("no column `split`: images that several subjects saw are the test part",)
+    stimuli["shared"] = np.arange(len(names)) % _TEST_SHARE == 0
+    return stimuli, (f"no column `split`: every {_TEST_SHARE}th image in sorted order is the test part",)
+
+
+def _subject(
+    name: str, folder: Path, files: SubjectFiles, header: Header, trials: pd.DataFrame
+) -> SubjectContents:
+    path = folder / files.betas
+    betas, kind = read_betas(path, key=files.key)
+    flat, voxels = flattened(path, betas, kind, header, files, folder)
+    return SubjectContents(
+        name=name,
+        trials=_by_session(trials)[["session", "run", "nsd_id"]],
+        voxels=voxels,
+        read_session=session_reader(path, flat, header, _by_session(trials)),
+        origin=str(path),
+        is_z_scored=header.already_zscored,
+        fingerprint=fingerprint(path),
+    )
+
+
+def _by_session(trials: pd.DataFrame) -> pd.DataFrame:
+    return trials.sort_values(["session", "trial_row"], ignore_index=True)
+
+
+def session_reader(
+    path: Path, flat: np.ndarray, header: Header, trials: pd.DataFrame
+) -> Callable[[int], np.ndarray]:
+    """Checks betas [trials, voxels] against the header and the trials, and reads them by session.
+
+    Raises
+    ------
+    DataError
+        If there is another number of trials, or ``scale`` does not suit the numbers.
+    """
+    if len(flat) != len(trials):
+        raise DataError(
+            f"{path}: expected {len(trials)} trials, as in the trials table, found {len(flat)} (array of "
+            f"{flat.shape[0]} × {flat.shape[1]}); check axis_order, and that both are of one subject"
+        )
+    if header.scale != 1 and flat.dtype.kind == "f":
+        raise DataError(
+            f"{path}: expected whole numbers for the scale {header.scale:g}, found {flat.dtype} (they are scaled "
+            "already, or NIfTI's own header scales them); write scale: 1"
+        )
+
+    def read_session(session: int) -> np.ndarray:
+        rows = trials["trial_row"][trials["session"] == session].to_numpy()
+        values = np.asarray(flat[rows], np.float32) * np.float32(header.scale)
+        if header.already_zscored and np.median(values.std(axis=0)) > _LARGEST_DEVIATION:
+            raise DataError(
+                f"{path}: expected z-scores (already_zscored: true), found a deviation of "
+                f"{np.median(values.std(axis=0)):.3g} in session {session}; write already_zscored: false"
+            )
+        return values
+
+    return read_session
+
+
+_LARGEST_DEVIATION = 5.0
+
+
+def flattened(
+    path: Path, betas: np.ndarray, kind: str, header: Header, files: SubjectFiles, folder: Path
+) -> tuple[np.ndarray, pd.DataFrame]:
+    """Betas as trials x voxels in the C order of x, y, z, and the table of the voxels.
+
+    Raises
+    ------
+    DataError
+        If the axes are not those of the header, the mask is on another grid, or the places are unknown.
+    """
+    mask, voxels = places_in_mask(folder / files.mask) if files.mask else (None, None)
+    if header.axis_order in ("xyz-trials", "trials-zyx"):
+        grid = betas.transpose(3, 2, 1, 0) if betas.ndim == 4 and header.axis_order == "trials-zyx" else betas
+        if betas.ndim != 4 or mask is None or grid.shape[:3] != mask.shape:
+            shape = mask.shape if mask is not None else "a mask"
+            raise DataError(
+                f"{path}: expected axes {header.axis_order} on the mask's grid {shape}, found the shape {betas.shape}; "
+                "check axis_order (h5py shows MATLAB's and NSD's HDF5 with reversed axes) and mask"
+            )
+        flat = grid[mask].T
+    else:
+        if betas.ndim == 4 and betas.shape[1:3] == (1, 1):  # surfaces in MGH, and GLMsingle's V × 1 × 1
+            betas = betas.reshape(betas.shape[0], betas.shape[3])
+        if betas.ndim != 2:
+            raise DataError(
+                f"{path}: expected two axes ({header.axis_order}), found the shape {betas.shape}; a volume has the "
+                "axis_order xyz-trials or trials-zyx"
+            )
+        is_last = header.axis_order == "voxels-trials" and kind != "cifti"
+        flat = betas.T if is_last else betas
+        if header.voxel_order == "F" and mask is not None and flat.shape[1] == mask.sum():
+            order = np.zeros(mask.shape, np.int64)
+            order.T[mask.T] = np.arange(mask.sum())
+            flat = flat[:, order[mask]]
+    if files.voxels:
+        voxels = read_voxel_table(folder / files.voxels)
+    if voxels is None:
+        surface = kind == "cifti" and (cifti_places(path) < 0).any()
+        raise DataError(
+            f"{path}: expected the places of the voxels, found neither `mask` nor `voxels` in the header"
+            f"{' (CIFTI does not hold the coordinates of surface vertices)' if surface else ''}; add one"
+        )
+    if len(voxels) != flat.shape[1]:
+        raise DataError(
+            f"{path}: expected {len(voxels)} voxels, as in mask or voxels, found {flat.shape[1]} (array of "
+            f"{flat.shape[0]} × {flat.shape[1]}); check axis_order, and that both are of one region"
+        )
+    return flat, voxels

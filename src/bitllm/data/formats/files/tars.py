@@ -1,0 +1,99 @@
+"""Samples out of webdataset tars, without trusting the archive."""
+
+import io
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from bitllm.data.formats.files.arrays import require_readable
+from bitllm.errors import DataError
+
+MEMBER_BYTES = 512 * 2**20
+"""No member of the known tars comes near this (a whole brain, three repeats, is 150 MB)."""
+
+Sample = dict[str, bytes]
+
+
+def read_samples(
+    path: Path, wanted: tuple[str, ...], *, member_bytes: int = MEMBER_BYTES
+) -> Iterator[Sample]:
+    """The samples of a tar in its order, each as ``{extension: bytes}``.
+
+    Nothing is unpacked to disk. Members of one sample share the name up to the first dot.
+
+    Parameters
+    ----------
+    path
+        The tar, plain or compressed.
+    wanted
+        Extensions to keep, such as ``nsdgeneral.npy``; others are passed over.
+    member_bytes
+        The largest size that a member may declare.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, damaged or cut off, or a member is unsafe.
+    """
+    require_readable(path, "a webdataset tar")
+    key, sample = "", Sample()
+    try:
+        with tarfile.open(path, "r|*") as archive:
+            for member in archive:
+                _require_safe(path, member, member_bytes)
+                if member.isdir():
+                    continue
+                name, _, extension = PurePosixPath(member.name).name.partition(".")
+                if name != key and sample:
+                    yield sample
+                    sample = Sample()
+                key = name
+                if extension in wanted:
+                    stream = archive.extractfile(member)
+                    assert stream is not None, "a regular file has content"
+                    sample[extension] = stream.read()
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise DataError(
+            f"{path}: expected a whole tar, found one that is damaged or cut off ({error}); download it again"
+        ) from None
+    if sample:
+        yield sample
+
+
+def array_of(path: Path, sample: Sample, extension: str) -> np.ndarray:
+    """The array in a member of a sample.
+
+    Raises
+    ------
+    DataError
+        If the sample has no such member, or it is not a plain array.
+    """
+    if extension not in sample:
+        raise DataError(
+            f"{path}: expected a member .{extension} in every sample, found a sample with "
+            f"{', '.join(sorted(sample)) or 'none'}; download the tar again"
+        )
+    try:
+        return np.load(io.BytesIO(sample[extension]), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise DataError(
+            f"{path}: expected a plain array in .{extension}, found none ({error}); download the tar again"
+        ) from None
+
+
+def _require_safe(path: Path, member: tarfile.TarInfo, member_bytes: int) -> None:
+    place = PurePosixPath(member.name)
+    problem = ""
+    if place.is_absolute() or ".." in place.parts or "\\" in member.name:
+        problem = "a path that leads out of the archive"
+    elif not (member.isfile() or member.isdir()):
+        problem = "a link or a device"
+    elif member.size > member_bytes:
+        problem = f"{member.size:,} bytes (at most {member_bytes:,})"
+    if problem:
+        raise DataError(
+            f"{path}: expected plain files of moderate size, found {problem} in the member `{member.name}`; "
+            "do not use this archive, download it from its source again"
+        )

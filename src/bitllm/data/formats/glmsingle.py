@@ -1,0 +1,155 @@
+"""GLMsingle's outputs: ``betasmd`` of TYPEB, TYPEC or TYPED, beside a trials table."""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+
+from bitllm.data.formats.beside import Reading, blocks, fingerprint
+from bitllm.data.formats.contract import (
+    Header,
+    SubjectFiles,
+    flattened,
+    read_trials,
+    session_reader,
+    stimuli_of,
+)
+from bitllm.data.formats.files.arrays import hdf5_dataset, open_hdf5
+from bitllm.data.formats.files.pickles import read_pickled_dict
+from bitllm.data.formats.files.tables import captions_by_nsd_id, picture_reader
+from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents
+from bitllm.errors import DataError
+
+_ENDINGS = (".hdf5", ".h5", ".npy", ".mat")
+
+
+def read_glmsingle(  # noqa: PLR0913 - one argument a file
+    betas: Path,
+    *,
+    trials: Path,
+    captions: tuple[Path, ...],
+    subject: str,
+    mask: Path | None = None,
+    voxels: Path | None = None,
+    design: Path | None = None,
+    pictures: Path | None = None,
+    trust_pickle: bool = False,
+) -> Reading:
+    """Read one subject's GLMsingle output.
+
+    Parameters
+    ----------
+    betas
+        ``TYPED_FITHRF_GLMDENOISE_RR.hdf5`` (or ``.npy``, or MATLAB's v7.3 ``.mat``), TYPEC or TYPEB.
+    trials
+        The trials table of the general contract, in the chronological order of GLMsingle.
+    captions
+        JSON files.
+    subject
+        Name of the subject, as in the trials table.
+    mask
+        A volume on the grid of the betas.
+    voxels
+        A table of places, where the betas are a list of voxels.
+    design
+        DESIGNINFO, whose ``stimorder`` is checked against the trials.
+    pictures
+        Folder of pictures.
+    trust_pickle
+        Consent to read ``.npy``.
+
+    Raises
+    ------
+    DataError
+        If a file lacks, is damaged, is TYPEA, or does not fit the others.
+    """
+    values = _array(betas, ("betasmd", "modelmd"), trust_pickle)
+    table = read_trials(trials, subjects=(subject,))
+    if design is not None:
+        _check_order(design, _array(design, ("stimorder",), trust_pickle), table)
+    stimuli, notes = stimuli_of(table, trials)
+    number = dict(zip(stimuli["stimulus_id"], stimuli["nsd_id"].tolist(), strict=True))
+    ordered = table.sort_values(["session", "trial_row"], ignore_index=True)
+    ordered["nsd_id"] = ordered["stimulus_id"].map(number)
+    is_list = values.ndim == 2 or values.shape[1:3] == (1, 1)
+    header = Header(
+        subjects={},
+        trials=trials,
+        captions=trials,
+        axis_order="voxels-trials" if is_list else "xyz-trials",
+        already_zscored=False,
+    )
+    files = SubjectFiles(betas=betas, mask=mask, voxels=voxels)
+    flat, places = flattened(betas, values, "hdf5", header, files, Path())
+    named = stimuli.assign(coco_id=stimuli["nsd_id"])
+    rows = [(n, text) for n, found in captions_by_nsd_id(captions, named).items() for text in found]
+    made = blocks(stimuli["nsd_id"].to_numpy(), picture_reader(pictures, named)) if pictures else None
+    found = SubjectContents(
+        name=subject,
+        trials=ordered[["session", "run", "nsd_id"]],
+        voxels=places,
+        read_session=session_reader(betas, flat, header, ordered),
+        origin=str(betas),
+        fingerprint=fingerprint(betas),
+    )
+    contents = StoreContents(
+        subjects=[found],
+        stimuli=stimuli,
+        captions=pd.DataFrame(rows, columns=["nsd_id", "caption"]),
+        origin=str(trials),
+        pictures=made,
+    )
+    settings = StoreSettings(
+        source="glmsingle", beta_version=betas.name.split(".")[0], space="native", roi="mask"
+    )
+    if design is None:
+        notes = (*notes, "no --design: the order of the trials is believed, not checked against stimorder")
+    if made is None:
+        notes = (*notes, "no --pictures: the store is without pictures")
+    return Reading(contents, settings, notes)
+
+
+def _array(path: Path, keys: tuple[str, ...], trust_pickle: bool) -> np.ndarray:
+    name = path.name
+    if name.startswith("TYPEA"):
+        raise DataError(
+            f"{path}: expected single-trial betas (TYPEB, TYPEC or TYPED), found TYPEA, which holds one beta for all "
+            "trials; name TYPED_FITHRF_GLMDENOISE_RR"
+        )
+    if path.suffix not in _ENDINGS:
+        raise DataError(
+            f"{path}: expected GLMsingle's .hdf5, .npy or .mat, found another kind of file; name that"
+        )
+    if path.suffix == ".npy":
+        content = read_pickled_dict(path, is_trusted=trust_pickle)
+        key = next((key for key in keys if key in content), None)
+        if key is None:
+            raise DataError(
+                f"{path}: expected {' or '.join(keys)}, found {', '.join(map(str, content))}; name the right file"
+            )
+        return np.asarray(content[key])
+    with open_hdf5(path, "GLMsingle's output") as file:
+        key = next((key for key in keys if isinstance(file.get(key), h5py.Dataset)), keys[0])
+        dataset = hdf5_dataset(file, key)
+        is_matlab = path.suffix == ".mat" or "MATLAB_class" in dataset.attrs
+        values = dataset[()]
+    return values.transpose() if is_matlab else values
+
+
+def _check_order(path: Path, stimorder: np.ndarray, table: pd.DataFrame) -> None:
+    order = np.asarray(stimorder).reshape(-1)
+    ids = table.sort_values("trial_row")["stimulus_id"].to_numpy()
+    if len(order) != len(ids):
+        raise DataError(
+            f"{path}: expected a stimorder of {len(ids)} trials, as in the trials table, found {len(order)}; both must "
+            "be of one run of GLMsingle"
+        )
+    pairs = pd.DataFrame({"condition": order, "stimulus": ids}).drop_duplicates()
+    for column in ("condition", "stimulus"):
+        twice = pairs[pairs.duplicated(column)]
+        if len(twice):
+            raise DataError(
+                f"{path}: expected one stimulus for each condition of stimorder, found `{twice['stimulus'].iloc[0]}` "
+                f"against it (condition {twice['condition'].iloc[0]}); the trials table is in another order"
+            )
