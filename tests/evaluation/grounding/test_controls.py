@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
+from bitllm.evaluation.grounding.controls import BETAS_CONTROLS, betas_of, control_betas
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bitllm.data.dataset import select_trials
 from bitllm.errors import ConfigError
-from bitllm.evaluation.grounding.controls import BETAS_CONTROLS, betas_of, control_betas
 
 seeds = st.integers(0, 10_000)
 
