@@ -51,9 +51,7 @@ WORLD = {
     "n_shared": 48,
     "n_unique": 32,
 }
-ENCODER = EncoderConfig(
-    n_queries=64, rank=32, n_brain_tokens=4, token_width=32, n_blocks=1, n_frequencies=48
-)
+ENCODER = EncoderConfig(n_queries=64, rank=32, n_brain_tokens=4, token_width=32, n_blocks=1, n_frequencies=48)
 ALIGN = AlignConfig(
     optimizer=OptimizerConfig(steps=100, batch_size=64, learning_rate=2e-3, warmup_steps=5),
     validate_every=100,
@@ -83,9 +81,7 @@ def make_world(folder: Path, *, signal: float, seed: int) -> None:
     save_split(split, folder / "split.json")
     targets = true_targets(folder, np.sort(store.stimuli.index.to_numpy()))
     save_targets(targets, folder / "targets.safetensors")
-    train_align(
-        store, split, targets, folder / "align", encoder_config=ENCODER, config=ALIGN, seed=seed
-    )
+    train_align(store, split, targets, folder / "align", encoder_config=ENCODER, config=ALIGN, seed=seed)
     train_small_llm(store, folder / "llm", LLM, seed=seed)
     train_sft(
         store,

@@ -76,9 +76,15 @@ def verdict(
         empty = "; all are empty" if not any(text.strip() for text in real_captions) else ""
         sentence = f"{NO_EVIDENCE}: {number}{same}{empty}"
     if bits_per_word is not None:
-        bits = bits_per_word
-        sentence += f"; {bits['mean']:+.3f} [{bits['low']:.3f}, {bits['high']:.3f}] bits per word"
+        sentence += f"; {_of_bits(bits_per_word, is_evidence=is_evidence)}"
     return Verdict(is_evidence, sentence)
+
+
+def _of_bits(row: dict[str, float], *, is_evidence: bool) -> str:
+    number = f"{row['mean']:+.3f} [{row['low']:.3f}, {row['high']:.3f}] bits per word"
+    if row["low"] > 0 and not is_evidence:
+        return f"yet the references are more probable under the right betas, {number}"
+    return f"the references under the right betas: {number}"
 
 
 def caption_rows(
