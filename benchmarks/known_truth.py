@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ def strength(log: Path, n_seeds: int) -> int:
         bits = [row["bits per word, averaged"][0] for row in rows if row["signal"] == signal]
         means.append(float(np.mean(bits)))
         print(f"signal {signal:<5} bits per word {means[-1]:+.3f} ({', '.join(f'{b:+.3f}' for b in bits)})")
-    return 0 if all(a < b for a, b in zip(means, means[1:], strict=False)) else 1
+    return 0 if all(a < b for a, b in pairwise(means)) else 1
 
 
 def main() -> int:

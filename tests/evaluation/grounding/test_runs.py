@@ -20,7 +20,7 @@ def test_a_folder_that_is_not_there_or_holds_no_run_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="nothing: expected the folder of a run, found none"):
         checkpoint_folder(tmp_path / "nothing", None)
     with pytest.raises(
-        CheckpointError, match="expected a checkpoint of sft .* found neither; train the stage"
+        CheckpointError, match=r"expected a checkpoint of sft .* found neither; train the stage"
     ):
         checkpoint_folder(tmp_path, None)
 
@@ -41,7 +41,7 @@ def test_a_model_path_that_does_not_exist_is_refused(easy, tmp_path):
     with pytest.raises(CheckpointError, match="gone: expected the folder of a base LLM, found none"):
         find_llm(easy.folder / "sft", given=str(tmp_path / "gone"))
     shutil.copytree(easy.folder / "sft", tmp_path / "sft")
-    with pytest.raises(CheckpointError, match="expected its base LLM `llm` beside it, .* with --llm PATH"):
+    with pytest.raises(CheckpointError, match=r"expected its base LLM `llm` beside it, .* with --llm PATH"):
         find_llm(tmp_path / "sft", given=None)
     assert find_llm(tmp_path / "sft", given="meta-llama/Llama-3.2-3B-Instruct").startswith("meta")
 
@@ -56,7 +56,7 @@ def test_a_checkpoint_of_another_base_llm_is_refused(easy, tmp_path):
     base.llm.model.embed_tokens.weight.data += 1
     base.llm.save_pretrained(tmp_path / "other")
     base.tokenizer.save_pretrained(tmp_path / "other")
-    with pytest.raises(CheckpointError, match="trained on the base LLM llm .* found another one; load that"):
+    with pytest.raises(CheckpointError, match=r"trained on the base LLM llm .* found another one; load that"):
         open_run(easy.folder / "sft", easy.store, llm=str(tmp_path / "other"))
 
 

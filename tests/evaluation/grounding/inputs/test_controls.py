@@ -75,7 +75,7 @@ def test_a_subject_without_training_images_has_no_noise(easy, held_out):
         path, subject = easy.store.path, easy.store.subject
         stimuli = easy.store.stimuli.assign(part="test")
 
-    with pytest.raises(DataError, match="noise: expected trials of subj08 on training images .*found none"):
+    with pytest.raises(DataError, match=r"noise: expected trials of subj08 on training images .*found none"):
         training_betas(replace(held_out, store=Bare()))
 
 
@@ -98,7 +98,7 @@ def test_another_subjects_betas_are_of_the_same_image_at_the_nearest_voxel(held_
 
 def test_images_that_nobody_else_saw_have_no_other_subject(easy):
     own = read_held_out(easy.store, easy.split, averaged=True, part="validation", subject="subj02")
-    with pytest.raises(DataError, match="expected another subject who saw all .* images, found subj"):
+    with pytest.raises(DataError, match=r"expected another subject who saw all .* images, found subj"):
         betas_of_another_subject(own)
 
 

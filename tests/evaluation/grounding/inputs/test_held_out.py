@@ -30,7 +30,7 @@ def test_validation_images_of_one_training_subject_can_be_held_out(easy):
 
 
 def test_a_part_with_several_subjects_asks_for_one(easy):
-    with pytest.raises(SplitError, match="expected one validation subject, found subj01, .* with --subject"):
+    with pytest.raises(SplitError, match=r"expected one validation subject, found subj01, .* with --subject"):
         read_held_out(easy.store, easy.split, averaged=True, part="validation")
 
 
