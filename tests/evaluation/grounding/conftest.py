@@ -5,7 +5,7 @@ import pytest
 from bitllm.evaluation.grounding.inputs.held_out import read_held_out
 from bitllm.evaluation.grounding.outcomes import outcomes
 from bitllm.evaluation.grounding.system import load_system
-from bitllm.model.build import load_llm
+from bitllm.model.checkpoint.base import load_llm
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from bitllm.evaluation.grounding.bits import (
 from bitllm.evaluation.grounding.groups.words import simulated_words
 from bitllm.evaluation.grounding.inputs.pairing import other_images
 from bitllm.evaluation.grounding.system import load_system
-from bitllm.model.build import load_llm
+from bitllm.model.checkpoint.base import load_llm
 
 REFERENCES = [("A dog on a bench.", "two boats"), ("a bus",), ("a red bird near the beach", "a", "bird.")]
 

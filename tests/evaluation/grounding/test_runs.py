@@ -5,7 +5,7 @@ import pytest
 from bitllm.data.splits import save_split
 from bitllm.errors import CheckpointError, ConfigError, SplitError
 from bitllm.evaluation.grounding.runs import checkpoint_folder, find_llm, find_split, open_run
-from bitllm.model.build import load_llm
+from bitllm.model.checkpoint.base import load_llm
 
 
 def test_a_run_finds_its_llm_split_aligner_and_says_what_is_missing(easy):

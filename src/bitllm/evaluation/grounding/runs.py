@@ -14,7 +14,7 @@ from bitllm.evaluation.grounding.diagnostics import same_encoder
 from bitllm.evaluation.grounding.system import System, load_system
 from bitllm.files import read_json
 from bitllm.model.aligner import BrainAligner, load_aligner
-from bitllm.model.build import load_llm
+from bitllm.model.checkpoint.base import load_llm
 from bitllm.model.precision import Precision
 
 _CARDS = ("rft.json", "bitllm.json")

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
+from bitllm.data.batch import Anatomies
 from bitllm.errors import DataError, OutputError
 from bitllm.evaluation.grounding.groups.words import simulated_words
 from bitllm.evaluation.grounding.regions.attribution import attribution, random_weights
@@ -91,7 +92,11 @@ def test_the_randomised_model_gives_another_map_and_leaves_the_trained_one_as_it
 
 def test_the_pooling_map_is_what_the_encoder_pools_with(system, held_out, maps, tmp_path):
     weights = pooling_map(system.encoder, held_out, system.atlases)
-    assert np.allclose(weights.sum(axis=1), 1, atol=1e-4)
+    anatomies = Anatomies.of(held_out.store, ["subj08"], system.atlases)
+    pooled = system.encoder.pool(
+        torch.from_numpy(held_out.betas), anatomies.coords_mm[0], anatomies.atlas_labels[0]
+    )
+    assert np.allclose(held_out.betas @ weights.T, pooled.detach().numpy(), atol=1e-4)
     write_maps(system, held_out, maps, tmp_path / "maps")
     assert np.array_equal(np.load(tmp_path / "maps" / "pooling_map.npy"), weights)
     table = pd.read_parquet(tmp_path / "maps" / "voxels.parquet")

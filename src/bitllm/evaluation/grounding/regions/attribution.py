@@ -26,7 +26,7 @@ from bitllm.data.prompt import INSTRUCTIONS, pad_answers
 from bitllm.evaluation.grounding.outcomes import Outcomes
 from bitllm.evaluation.grounding.regions.rois import Roi
 from bitllm.evaluation.grounding.system import System
-from bitllm.model.build import is_ours
+from bitllm.model.checkpoint.weights import is_ours
 from bitllm.model.likelihood import token_log_probs
 
 Progress = Callable[[str, int, int], None]

@@ -17,8 +17,6 @@ from bitllm.evaluation.grounding.system import System
 from bitllm.files import folder_written_whole, write_json
 from bitllm.model.encoder import BrainEncoder
 
-_VOXELS_AT_ONCE = 256
-
 _ABOUT = {
     "pooling_map.npy": "queries x voxels: the encoder's pooling weights, each row sums to 1. A fixed map of this "
     "subject: it does not depend on the betas and explains no trial.",
@@ -51,18 +49,11 @@ def write_maps(system: System, held_out: HeldOut, found: Attribution, folder: Pa
 def pooling_map(
     encoder: BrainEncoder, held_out: HeldOut, atlases: tuple[str, ...]
 ) -> Float[np.ndarray, "queries voxels"]:
-    """The encoder's weight of each voxel in each query, for one subject.
-
-    Read off the encoder itself: a trial whose betas are 1 at one voxel and 0 elsewhere pools to that voxel's weights.
-    """
+    """The encoder's weight of each voxel in each query, for one subject."""
     anatomies = Anatomies.of(held_out.store, [held_out.subject], atlases)
     device = encoder.queries.device
-    coords_mm, labels = anatomies.coords_mm[0].to(device), anatomies.atlas_labels[0].to(device)
-    n = held_out.betas.shape[1]
-    columns = []
-    for start in range(0, n, _VOXELS_AT_ONCE):
-        size = min(_VOXELS_AT_ONCE, n - start)
-        one_hot = torch.zeros(size, n, device=device)
-        one_hot[torch.arange(size), torch.arange(start, start + size)] = 1
-        columns.append(encoder.pool(one_hot, coords_mm, labels).cpu())
-    return torch.cat(columns).T.numpy()
+    return (
+        encoder.pooling_map(anatomies.coords_mm[0].to(device), anatomies.atlas_labels[0].to(device))
+        .cpu()
+        .numpy()
+    )
