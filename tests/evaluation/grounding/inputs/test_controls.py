@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bitllm.data.store import Store
 from bitllm.errors import ConfigError, DataError
 from bitllm.evaluation.grounding.inputs.controls import (
     BETAS_CONTROLS,
@@ -69,14 +70,10 @@ def test_noise_is_fitted_on_the_subjects_own_training_images_alone(held_out):
 
 
 def test_a_subject_without_training_images_has_no_noise(easy, held_out):
-    class Bare:
-        """The store with no image of the part train."""
-
-        path, subject = easy.store.path, easy.store.subject
-        stimuli = easy.store.stimuli.assign(part="test")
-
+    bare = Store(easy.store.path, easy.store.manifest)
+    bare.__dict__["stimuli"] = easy.store.stimuli.assign(part="test")
     with pytest.raises(DataError, match=r"noise: expected trials of subj08 on training images .*found none"):
-        training_betas(replace(held_out, store=Bare()))
+        training_betas(replace(held_out, store=bare))
 
 
 def test_another_subjects_betas_are_of_the_same_image_at_the_nearest_voxel(held_out):
