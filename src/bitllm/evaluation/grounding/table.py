@@ -117,7 +117,7 @@ def _rois(rois: dict[str, Any]) -> Table:
     for row in rois["rows"]:
         lost = row["silenced"]["bits"]
         table.add_row(
-            row["roi"],
+            _roi_name(row["roi"]),
             str(row["n_voxels"]),
             _with_interval(lost, "mean", 3),
             f"{row['same_size']['bits']['mean']:+.3f}",
@@ -125,6 +125,12 @@ def _rois(rois: dict[str, Any]) -> Table:
             f"{row['alone']['bits']['mean']:+.3f}",
         )
     return table
+
+
+def _roi_name(name: str) -> str:
+    """A label alone, set in under its atlas, so that the line fits."""
+    atlas, _, label = name.partition(":")
+    return f"  {label}" if label else atlas
 
 
 def _table(first: str, others: Iterable[str]) -> Table:
