@@ -66,8 +66,7 @@ def ground(
     found = outcomes(
         system, held_out, seed=seed, max_new_tokens=max_new_tokens, embed=embed, progress=progress
     )
-    part = "test" if held_out.subject in run.split.test_subjects else "validation"
-    single = read_held_out(store, run.split, averaged=False, part=part, subject=held_out.subject)
+    single = read_held_out(store, run.split, averaged=False, part=held_out.part, subject=held_out.subject)
     single_found = outcomes(
         system, single, seed=seed, max_new_tokens=max_new_tokens, controls=(), embed=embed, progress=progress
     )
@@ -89,7 +88,7 @@ def ground(
     not_run = run.not_run | found.not_run
     content = {
         "version": GROUNDING_VERSION,
-        "about": _about(run, held_out, part, scores["real"], n_trials=len(single.trials), seed=seed)
+        "about": _about(run, held_out, scores["real"], n_trials=len(single.trials), seed=seed)
         | {"max_new_tokens": max_new_tokens, "constant_caption": constant},
         "verdict": decision._asdict(),
         "captions": {
@@ -160,14 +159,14 @@ def _groups(
 
 
 def _about(
-    run: GroundedRun, held_out: HeldOut, part: str, scores: CaptionScores, *, n_trials: int, seed: int
+    run: GroundedRun, held_out: HeldOut, scores: CaptionScores, *, n_trials: int, seed: int
 ) -> dict[str, Any]:
     return {
         "run": run.folder.name,
         "llm": run.llm,
         "data": held_out.store.manifest.source,
         "subject": held_out.subject,
-        "part": part,
+        "part": held_out.part,
         "split": run.split.name,
         "split_sha256": run.split.sha256,
         "n_images": len(np.unique(held_out.nsd_id)),

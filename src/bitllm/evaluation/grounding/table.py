@@ -29,7 +29,7 @@ def print_grounding(content: dict[str, Any], console: Console) -> None:
 
 
 def _title(about: dict[str, Any]) -> str:
-    data = "SIMULATED brain" if about["data"] == "simulated" else "NSD"
+    data = "SIMULATED brain" if about["data"] == "simulated" else f"data: {about['data']}"
     return (
         f"{about['run']} on {about['subject']} ({data}), {about['part']} of split {about['split']} "
         f"{about['split_sha256'][:8]}: {about['n_images']} images, {about['n_trials']} trials, seed "

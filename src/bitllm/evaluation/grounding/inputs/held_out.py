@@ -29,6 +29,8 @@ class HeldOut:
     betas: Float[np.ndarray, "n voxels"]
     references: list[tuple[str, ...]]
     scorer: CaptionScorer
+    part: str = "test"
+    """Part of the split."""
 
     @property
     def nsd_id(self) -> Int[np.ndarray, " n"]:
@@ -108,6 +110,7 @@ def read_held_out(
         betas_of(trials),
         references,
         CaptionScorer(references, image_ids=trials.nsd_id.tolist()),
+        part,
     )
 
 
