@@ -22,8 +22,8 @@ seeds, silencing an area costs most in its own category.
 
 Measured (CPU shared with other work): zero, seeds 0 to 7 only: intervals that leave out 0, averaged and single trials,
 CIDEr 1 and 1, bits per word 0 and 0, R@10 0 and 0, two-way 1 and 2 of 8. The other twelve seeds, strength, and silence
-beyond one seed have not been measured yet. Silence, seed 0: the largest loss was the own category's for faces and bodies
-(people .34 and .15 bits per word), not for places (kitchenware .15, settings .10) nor words (sports .17).
+beyond one seed have not been measured yet. Silence, seed 0: the largest loss was the own category's for faces and for
+bodies (people .34 and .15 bits per word), not for places (kitchenware .15, settings .10) nor words (sports .17).
 
 strength: bits per word against the strength of the signal. Prediction: 0 at 0, rising with every step, less and less.
 """
