@@ -15,7 +15,7 @@ from bitllm.evaluation.scoring.score_file import score_file
 from bitllm.model.checkpoint.base import load_llm
 
 SYSTEMS = ("sft", "rft", "prefix", "prefix_mlp", "no_align")
-INPUTS = ("real", "zero", "shuffle", "permuted", "constant", "nearest", "llm_alone")
+INPUTS = ("real", "zero", "shuffle", "noise", "permuted", "constant", "nearest", "llm_alone")
 STEPS = (
     *("simulate", "prepare", "split", "clip", "llm", "targets", "align", "sft", "rft"),
     *("prefix", "prefix_mlp", "no_align", "judge encoder", *(f"judge {name}" for name in SYSTEMS)),
@@ -93,7 +93,7 @@ def test_every_system_has_its_metrics_beside_every_control(results):
         assert {"difference", "low", "high", "p"} == set(results["differences"][name]["permuted"]["CIDEr"])
         interval = results["intervals"][name]["BLEU-1"]
         assert interval["low"] <= rows["real"]["BLEU-1"] <= interval["high"]
-        assert set(results["bits"][name]) == {"per_caption", "per_token"}
+        assert set(results["bits"][name]) == {"per_caption", "per_token", "per_word"}
         assert results["single_trial"][name]["n_trials"] >= results["n_images"]
 
 

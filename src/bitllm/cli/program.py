@@ -8,7 +8,7 @@ from collections.abc import Callable
 import tyro
 
 from bitllm import __version__
-from bitllm.cli import data, demo, evaluation, model, prepare
+from bitllm.cli import data, demo, evaluation, grounding, model, prepare
 from bitllm.errors import BitLlmError
 
 _INTERRUPTED = 130
@@ -27,6 +27,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "inspect": data.inspect,
     "audit": data.audit,
     "score": evaluation.score,
+    "ground": grounding.ground,
     "params": model.params,
     "preflight": model.preflight,
 }

@@ -6,24 +6,29 @@ from typing import Any
 
 import numpy as np
 
-from bitllm.data.batch import Anatomies
-from bitllm.data.dataset import select_trials
 from bitllm.data.splits import Split
 from bitllm.data.store import Store
 from bitllm.data.targets import Targets
-from bitllm.evaluation.grounding.controls import BETAS_CONTROLS, control_betas
-from bitllm.evaluation.grounding.diagnostics import cosine_real_zero, image_retrieval, nearest_rows
-from bitllm.evaluation.grounding.ground import HeldOut, control_tokens, ground, interval_rows, score_row
+from bitllm.evaluation.grounding.bits import evidence, evidence_per_image
+from bitllm.evaluation.grounding.captions import interval_rows, score_inputs, score_row
+from bitllm.evaluation.grounding.diagnostics import (
+    cosine_real_zero,
+    embeddings,
+    image_retrieval,
+    nearest_training_captions,
+)
+from bitllm.evaluation.grounding.inputs.controls import control_betas
+from bitllm.evaluation.grounding.inputs.held_out import HeldOut
+from bitllm.evaluation.grounding.inputs.pairing import other_images
+from bitllm.evaluation.grounding.outcomes import outcomes
 from bitllm.evaluation.grounding.system import System
 from bitllm.evaluation.scoring.captions_file import write_captions
 from bitllm.evaluation.scoring.floors import best_constant_caption, human_ceiling, permuted_captions
 from bitllm.evaluation.scoring.score import compare_captions
 from bitllm.files import folder_written_whole, write_json
 from bitllm.model.aligner import BrainAligner
-from bitllm.stages.align import brain_embeddings
-from bitllm.training.decode import greedy_captions
-from bitllm.training.embed import brain_tokens_of, brain_tokens_of_betas
 
+_CONTROLS = ("zero", "shuffle", "noise")
 _DRAWS = 20
 """Shuffles and permutations that retrieval under a control is averaged over."""
 
@@ -41,50 +46,42 @@ def judge_encoder(  # noqa: PLR0913 - what is judged, and on what
     seed: int,
 ) -> None:
     """Retrieval and cosine of the encoder, and the captions that need no LLM, as ``encoder.json``."""
-    anatomies = Anatomies.of(store, [averaged.subject], atlases)
     gallery_id = np.unique(averaged.nsd_id)
     gallery = targets.image[targets.rows(gallery_id)]
 
-    def embed(held_out: HeldOut, control: str, draw: int = 0) -> np.ndarray:
-        betas = held_out.betas
-        if control != "real":
-            betas = control_betas(control, betas, held_out.nsd_id, seed=seed + draw)
-        return brain_embeddings(
-            aligner, brain_tokens_of_betas(aligner.encoder, list(betas), averaged.subject, anatomies)
-        )
+    def embed(held_out: HeldOut, control: str = "real", draw: int = 0) -> np.ndarray:
+        betas = None if control == "real" else control_betas(control, held_out, seed=seed + draw).betas
+        return embeddings(aligner, held_out.brain_tokens(aligner.encoder, atlases, betas))
 
-    def retrieve(embeddings: np.ndarray, nsd_id: np.ndarray) -> dict[str, float]:
-        return image_retrieval(embeddings, nsd_id, gallery, gallery_id, seed=seed)
+    def retrieve(rows: np.ndarray, nsd_id: np.ndarray) -> dict[str, Any]:
+        return image_retrieval(rows, nsd_id, gallery, gallery_id, seed=seed)
 
-    embedded = {control: embed(averaged, control) for control in ("real", "zero")}
-    retrieval = {control: retrieve(rows, averaged.nsd_id) for control, rows in embedded.items()}
-    for control in ("shuffle", "permuted"):
-        # one draw says little: queries that carry nothing crowd around the same few pictures
-        draws = np.concatenate([embed(averaged, control, draw) for draw in range(_DRAWS)])
-        retrieval[control] = retrieve(draws, np.tile(averaged.nsd_id, _DRAWS))
-    retrieval["single_trial"] = retrieve(embed(single, "real"), single.nsd_id)
+    real, zero = embed(averaged), embed(averaged, "zero")
+    # one draw says little: queries that carry nothing crowd around the same few pictures
+    shuffled = np.concatenate([embed(averaged, "shuffle", draw) for draw in range(_DRAWS)])
+    orders = [other_images(averaged, seed=seed + draw).order for draw in range(_DRAWS)]
+    repeated = np.tile(averaged.nsd_id, _DRAWS)
+    retrieval = {
+        "real": retrieve(real, averaged.nsd_id),
+        "zero": retrieve(zero, averaged.nsd_id),
+        "shuffle": retrieve(shuffled, repeated),
+        "permuted": retrieve(np.concatenate([real[order] for order in orders]), repeated),
+        "single_trial": retrieve(embed(single), single.nsd_id),
+    }
     training_references = [store.captions[nsd_id] for nsd_id in sorted(split.train_images)]
     with folder_written_whole(folder, replace=True) as unfinished:
         write_json(
             unfinished / "encoder.json",
             {
                 "retrieval": retrieval,
-                "cosine_real_zero": cosine_real_zero(embedded["real"], embedded["zero"]),
+                "cosine_real_zero": cosine_real_zero(real, zero),
                 "constant": best_constant_caption(training_references, seed=seed),
-                "nearest": _nearest_captions(store, split, aligner, atlases, embedded["real"]),
+                "nearest": nearest_training_captions(
+                    aligner.encoder, aligner, store, split, atlases, queries=real
+                ),
                 "human": human_ceiling(averaged.scorer),
             },
         )
-
-
-def _nearest_captions(
-    store: Store, split: Split, aligner: BrainAligner, atlases: tuple[str, ...], embeddings: np.ndarray
-) -> list[str]:
-    """For each test image the first caption of the training image whose brain embedding is nearest."""
-    training = select_trials(store, split, "train", averaged=True)
-    anatomies = Anatomies.of(store, training.subjects, atlases)
-    candidates = brain_embeddings(aligner, brain_tokens_of(aligner.encoder, training, anatomies))
-    return [store.captions[int(training.nsd_id[row])][0] for row in nearest_rows(embeddings, candidates)]
 
 
 def judge_system(
@@ -99,43 +96,46 @@ def judge_system(
     progress: Callable[[str, int, int], None],
 ) -> None:
     """Captions under every control and ``scores.json`` of one system."""
-    n_inputs = len(BETAS_CONTROLS) + 2
-    done: list[str] = []
-
-    def on_decoded(control: str) -> None:
-        done.append(control)
-        progress(f"judge {system.name}: {control}", len(done), n_inputs)
-
-    grounding = ground(
-        system, averaged, baselines=baselines, seed=seed, max_new_tokens=max_new_tokens, on_decoded=on_decoded
-    )
-    single_captions = greedy_captions(
-        system.model,
-        system.prompter,
-        control_tokens(system, single, "real", seed=seed),
+    found = outcomes(
+        system,
+        averaged,
+        seed=seed,
         max_new_tokens=max_new_tokens,
+        controls=_CONTROLS,
+        likelihood_of=("real", "permuted"),
+        progress=progress,
     )
-    on_decoded("single trials")
+    single_captions = system.captions(
+        single.brain_tokens(system.encoder, system.atlases),
+        n=len(single.trials),
+        max_new_tokens=max_new_tokens,
+        on_batch=lambda done: progress(f"{system.name}: single trials", done, len(single.trials)),
+    )
+    captions = found.captions | baselines
+    scores, differences = score_inputs(averaged, captions, seed=seed)
+    log2, images = found.log2_probs, averaged.nsd_id.tolist()
+    bits = evidence(log2["real"], log2["permuted"], found.tokens, images, seed=seed)
     with folder_written_whole(folder, replace=True) as unfinished:
-        for control, captions in grounding.captions.items():
-            write_captions(unfinished / f"{control}.jsonl", averaged.records(captions, control=control))
+        for control, texts in captions.items():
+            write_captions(unfinished / f"{control}.jsonl", averaged.records(texts, control=control))
         write_captions(unfinished / "single_trial.jsonl", single.records(single_captions, control="real"))
         write_json(
             unfinished / "scores.json",
             {
-                "scores": {control: score_row(scores) for control, scores in grounding.scores.items()},
-                "intervals": {control: interval_rows(scores) for control, scores in grounding.scores.items()},
-                "differences": grounding.differences,
-                "bits": grounding.bits,
-                "bits_per_image": [round(float(bits), 3) for bits in grounding.bits_per_image],
+                "scores": {control: score_row(row) for control, row in scores.items()},
+                "intervals": {control: interval_rows(row) for control, row in scores.items()},
+                "differences": differences,
+                "bits": bits,
+                "bits_per_image": np.round(
+                    evidence_per_image(log2["real"], log2["permuted"], found.tokens, len(images)), 3
+                ).tolist(),
                 "cider_per_image": {
-                    control: [round(float(value), 2) for value in grounding.scores[control].per_image.cider]
-                    for control in grounding.scores
+                    control: np.round(row.per_image.cider, 2).tolist() for control, row in scores.items()
                 },
                 "single_trial": _single_trials(single, single_captions, seed=seed),
                 "references_sha256": averaged.scorer.references_sha256,
                 "tokenizer": averaged.scorer.tokenizer,
-                "versions": grounding.scores["real"].versions,
+                "versions": scores["real"].versions,
             },
         )
 

@@ -10,7 +10,7 @@ from bitllm.data.store import Store, open_store
 from bitllm.data.targets import Targets, load_targets
 from bitllm.demo.config import DemoConfig
 from bitllm.demo.steps import Steps
-from bitllm.evaluation.grounding.ground import HeldOut, read_held_out
+from bitllm.evaluation.grounding.inputs.held_out import HeldOut, read_held_out
 from bitllm.model.aligner import BrainAligner, load_aligner
 from bitllm.training.run import Progress
 

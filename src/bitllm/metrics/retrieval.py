@@ -128,13 +128,29 @@ def identification_curve(
     ways
         The values of N.
     """
-    n_worse = n_gallery - ranks
-    curve = {}
-    for n in sorted({*(way for way in ways if 2 <= way < n_gallery), n_gallery}):
-        drawn = np.arange(n - 1)[None, :]
-        chances = np.maximum(n_worse[:, None] - drawn, 0) / (n_gallery - 1 - drawn)
-        curve[n] = float(chances.prod(axis=1).mean())
-    return curve
+    return {
+        n: float(identification_chances(ranks, n_gallery, n).mean())
+        for n in sorted({*(way for way in ways if 2 <= way < n_gallery), n_gallery})
+    }
+
+
+def identification_chances(
+    ranks: Int[np.ndarray, " queries"], n_gallery: int, n_ways: int
+) -> Float[np.ndarray, " queries"]:
+    """For each query the probability that its target beats ``n_ways`` − 1 distractors drawn from the gallery.
+
+    Parameters
+    ----------
+    ranks
+        From :func:`target_ranks`.
+    n_gallery
+        Size of the gallery.
+    n_ways
+        Number of items to choose among, the target counted; at most ``n_gallery``.
+    """
+    drawn = np.arange(n_ways - 1)[None, :]
+    n_worse = n_gallery - ranks[:, None]
+    return (np.maximum(n_worse - drawn, 0) / (n_gallery - 1 - drawn)).prod(axis=1)
 
 
 def _spread(

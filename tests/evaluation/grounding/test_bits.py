@@ -4,55 +4,84 @@ import torch
 
 from bitllm.data.prompt import INSTRUCTIONS, plain_caption
 from bitllm.evaluation.grounding import bits
-from bitllm.evaluation.grounding.bits import evidence_bits
-from bitllm.evaluation.grounding.ground import control_tokens, read_held_out
+from bitllm.evaluation.grounding.bits import (
+    evidence,
+    evidence_on,
+    evidence_per_image,
+    reference_tokens,
+    token_log2_probs,
+)
+from bitllm.evaluation.grounding.groups.words import simulated_words
+from bitllm.evaluation.grounding.inputs.pairing import other_images
 from bitllm.evaluation.grounding.system import load_system
-from bitllm.evaluation.scoring.floors import derangement
 from bitllm.model.checkpoint.base import load_llm
 
-
-@pytest.fixture(scope="module")
-def system(easy):
-    """The sft system of the easy brain."""
-    return load_system("sft", easy.folder / "sft", load_llm(easy.folder / "llm"))
+REFERENCES = [("A dog on a bench.", "two boats"), ("a bus",), ("a red bird near the beach", "a", "bird.")]
 
 
-@pytest.fixture(scope="module")
-def held_out(easy):
-    """Its test trials."""
-    return read_held_out(easy.store, easy.split, averaged=True)
-
-
-def log2_likelihood(system, brain_tokens, reference):
+def log2_probs_of_a_loop(system, brain_tokens, reference):
     """By a loop over the tokens of one reference, without batches or padding."""
     prompt = system.prompter.prompt_ids(INSTRUCTIONS[0])
     answer = system.prompter.answer_ids(plain_caption(reference))
     ids = torch.tensor([prompt + answer])
+    brain = {} if brain_tokens is None else {"brain_tokens": brain_tokens[None]}
     with torch.no_grad():
-        log_probs = system.model(input_ids=ids, brain_tokens=brain_tokens[None]).logits[0].log_softmax(-1)
+        log_probs = system.model(input_ids=ids, **brain).logits[0].log_softmax(-1)
     places = range(len(prompt) - 1, len(prompt) + len(answer) - 1)
-    return sum(log_probs[place, ids[0, place + 1]].item() for place in places) / np.log(2), len(answer)
+    return [log_probs[place, ids[0, place + 1]].item() / np.log(2) for place in places]
 
 
-def test_bits_are_those_of_a_loop_over_references(system, monkeypatch):
+@pytest.fixture(scope="module")
+def brain_tokens():
     torch.manual_seed(0)
-    brain_tokens = 3 * torch.randn(3, 4, 32)
-    references = [("A dog on a bench.", "two boats"), ("a bus",), ("a red bird near the beach", "a", "bird.")]
-    other = np.array([1, 2, 0])
+    return 3 * torch.randn(3, 4, 32)
+
+
+@pytest.mark.parametrize("with_brain", [True, False])
+def test_log_probabilities_are_those_of_a_loop_over_references(system, brain_tokens, monkeypatch, with_brain):
     monkeypatch.setattr(bits, "_BATCH", 4)
-    found = evidence_bits(system, brain_tokens, other, references)
-    for image, group in enumerate(references):
-        pairs = [
-            (
-                log2_likelihood(system, brain_tokens[image], text),
-                log2_likelihood(system, brain_tokens[other[image]], text),
-            )
+    tokens = reference_tokens(system.prompter, REFERENCES)
+    found = token_log2_probs(system, tokens, brain_tokens if with_brain else None)
+    flat = [(row, text) for row, group in enumerate(REFERENCES) for text in group]
+    for place, (row, text) in enumerate(flat):
+        expected = log2_probs_of_a_loop(system, brain_tokens[row] if with_brain else None, text)
+        assert found[place, : len(expected)] == pytest.approx(expected, abs=1e-4)
+        assert not found[place, len(expected) :].any()
+
+
+def test_bits_are_those_of_a_loop_over_references(system, brain_tokens):
+    other = [1, 2, 0]
+    tokens = reference_tokens(system.prompter, REFERENCES)
+    log2 = [token_log2_probs(system, tokens, t) for t in (brain_tokens, brain_tokens[other])]
+    found = evidence(*log2, tokens, [7, 8, 9], seed=0)
+    gains = [
+        [
+            sum(log2_probs_of_a_loop(system, brain_tokens[row], text))
+            - sum(log2_probs_of_a_loop(system, brain_tokens[other[row]], text))
             for text in group
         ]
-        gains = [right[0] - wrong[0] for right, wrong in pairs]
-        assert found.per_caption[image] == pytest.approx(np.mean(gains), abs=1e-3)
-        n_tokens = sum(right[1] for right, _ in pairs)
-        assert found.per_token[image] == pytest.approx(sum(gains) / n_tokens, abs=1e-3)
+        for row, group in enumerate(REFERENCES)
+    ]
+    per_image = [np.mean(group) for group in gains]
+    total = sum(sum(group) for group in gains)
+    n_words = sum(len(plain_caption(text).split()) for group in REFERENCES for text in group)
+    n_tokens = sum(len(answer) for answer in tokens.answers)
+    assert found["per_caption"]["mean"] == pytest.approx(np.mean(per_image), abs=1e-3)
+    assert found["per_token"]["mean"] == pytest.approx(total / n_tokens, abs=1e-3)
+    assert found["per_word"]["mean"] == pytest.approx(total / n_words, abs=1e-3)
+    assert evidence_per_image(*log2, tokens, 3) == pytest.approx(per_image, abs=1e-3)
+
+
+def test_bits_of_a_category_are_those_of_its_words_alone(system, brain_tokens):
+    tokens = reference_tokens(system.prompter, REFERENCES)
+    log2 = [token_log2_probs(system, tokens, t) for t in (brain_tokens, brain_tokens[[1, 2, 0]])]
+    mask = simulated_words().tokens_of("animals", tokens)
+    assert mask.sum() == 3  # dog, bird, bird
+    found = evidence_on(mask, *log2, tokens, [7, 8, 9], seed=0)
+    gain = (log2[0] - log2[1])[[0, 3, 5], [1, 2, 0]].sum()
+    assert found["mean"] == pytest.approx(gain / 3, abs=1e-9)
+    assert (found["n_words"], found["n_images"]) == (3, 2)
+    assert evidence_on(np.zeros_like(mask), *log2, tokens, [7, 8, 9], seed=0) is None
 
 
 def test_a_model_that_ignores_its_input_has_exactly_no_bits(easy, held_out):
@@ -61,36 +90,30 @@ def test_a_model_that_ignores_its_input_has_exactly_no_bits(easy, held_out):
         for name, parameter in system.model.named_parameters():
             if name.endswith(".gate") or ".adapter.o_proj" in name:
                 parameter.zero_()
-    brain_tokens = control_tokens(system, held_out, "real", seed=0)
-    other = derangement(held_out.nsd_id.tolist(), np.random.default_rng(0))
-    found = evidence_bits(system, brain_tokens, other, held_out.references)
-    assert not found.per_caption.any()
-    assert not found.per_token.any()
+    tokens = reference_tokens(system.prompter, held_out.references)
+    real = held_out.brain_tokens(system.encoder, system.atlases)
+    order = other_images(held_out, seed=0).order.tolist()
+    log2 = [token_log2_probs(system, tokens, t) for t in (real, real[order])]
+    assert np.array_equal(*log2)
+    found = evidence(*log2, tokens, held_out.nsd_id.tolist(), seed=0)["per_word"]
+    assert (found["low"], found["mean"], found["high"], found["p"]) == (0, 0, 0, 1)
 
 
-def test_equal_brain_tokens_give_exactly_no_bits(system, held_out):
-    brain_tokens = control_tokens(system, held_out, "zero", seed=0)
-    other = derangement(held_out.nsd_id.tolist(), np.random.default_rng(0))
-    found = evidence_bits(system, brain_tokens, other, held_out.references)
-    assert np.abs(found.per_caption).max() < 1e-4  # equal inputs in other places of a batch
+def test_a_system_that_reads_the_brain_has_bits_above_zero(found, held_out):
+    rows = evidence(
+        found.log2_probs["real"],
+        found.log2_probs["permuted"],
+        found.tokens,
+        held_out.nsd_id.tolist(),
+        seed=0,
+    )
+    assert rows["per_word"]["low"] > 0
 
 
-def test_a_system_that_reads_the_brain_has_bits_above_zero(system, held_out):
-    brain_tokens = control_tokens(system, held_out, "real", seed=0)
-    gains = []
-    for seed in range(4):
-        other = derangement(held_out.nsd_id.tolist(), np.random.default_rng(seed))
-        gains.append(evidence_bits(system, brain_tokens, other, held_out.references).per_caption)
-    mean = np.mean(gains, axis=0)
-    assert mean.mean() > 3 * mean.std(ddof=1) / np.sqrt(len(mean))
-
-
-def test_shuffled_betas_have_fewer_bits_than_real_ones(system, held_out):
-    other = derangement(held_out.nsd_id.tolist(), np.random.default_rng(0))
-    mean = {
-        control: evidence_bits(
-            system, control_tokens(system, held_out, control, seed=0), other, held_out.references
-        ).per_caption.mean()
-        for control in ("real", "shuffle")
-    }
-    assert mean["shuffle"] < mean["real"]
+def test_one_brain_input_serves_all_rows(found, system):
+    n = len(found.held_out.trials)
+    zero = found.held_out.brain_tokens(
+        system.encoder, system.atlases, np.zeros((n, found.held_out.betas.shape[1]), dtype=np.float32)
+    )
+    one = token_log2_probs(system, found.tokens, zero[:1])
+    assert np.allclose(one, found.log2_probs["zero"], atol=1e-4)

@@ -1,80 +1,209 @@
-"""Brain evidence in bits: how much more probable the references are under the brain than under another image's.
+"""Brain evidence in bits: how much more probable the references are under the brain than under a control.
 
     bits = log2 p(reference | betas of its image) − log2 p(reference | betas of another image)
 
 free of the luck of decoding; 0 on average for a model that does not use its input.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bitllm.data.prompt import INSTRUCTIONS, pad_answers, plain_caption
+from bitllm.data.prompt import INSTRUCTIONS, Prompter, pad_answers, plain_caption
 from bitllm.evaluation.grounding.system import System
+from bitllm.metrics.intervals import paired_difference_of_sums, sum_by_image
 from bitllm.model.likelihood import token_log_probs
 from bitllm.model.precision import computing
+
+UNITS = ("per_caption", "per_token", "per_word")
 
 _BATCH = 128
 
 
-class Bits(NamedTuple):
-    """Evidence for each image, averaged over its references."""
+@dataclass(frozen=True)
+class ReferenceTokens:
+    """The tokens of all references of all rows, one row after another.
 
-    per_caption: Float[np.ndarray, " n"]
-    per_token: Float[np.ndarray, " n"]
+    Legend: R references of all rows together, L tokens of the longest.
+    """
+
+    row: Int[np.ndarray, " R"]
+    """Which input (row of the held-out trials) a reference belongs to."""
+    answers: list[list[int]]
+    """Token ids with the end token."""
+    words: list[list[str]]
+    """Words of the reference as the model learns to say it."""
+    word: Int[np.ndarray, "R L"]
+    """Number of the word that a token belongs to; −1 for the end token and padding."""
+
+    @property
+    def n_tokens(self) -> Int[np.ndarray, " R"]:
+        """Tokens of each reference, the end token counted."""
+        return np.array([len(answer) for answer in self.answers])
+
+    @property
+    def n_words(self) -> Int[np.ndarray, " R"]:
+        """Words of each reference."""
+        return np.array([len(words) for words in self.words])
 
 
-def evidence_bits(
+def reference_tokens(prompter: Prompter, references: Sequence[Sequence[str]]) -> ReferenceTokens:
+    """Tokenise the references of each row."""
+    texts = [(row, plain_caption(text)) for row, group in enumerate(references) for text in group]
+    answers = [prompter.answer_ids(text) for _, text in texts]
+    word = np.full((len(texts), max(map(len, answers))), -1)
+    for place, (_, text) in enumerate(texts):
+        of_token = _word_of_each_token(prompter, text)
+        word[place, : len(of_token)] = of_token
+    return ReferenceTokens(
+        np.array([row for row, _ in texts]), answers, [text.split() for _, text in texts], word
+    )
+
+
+def _word_of_each_token(prompter: Prompter, text: str) -> list[int]:
+    """Number of the word in which each token ends: a token may begin with the space before its word."""
+    offsets = prompter.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)[
+        "offset_mapping"
+    ]
+    return [len(text[:end].split()) - 1 for _, end in offsets]
+
+
+@torch.no_grad()
+def token_log2_probs(
     system: System,
-    brain_tokens: Float[Tensor, "n N width"],
-    other: Int[np.ndarray, " n"],
-    references: Sequence[Sequence[str]],
-) -> Bits:
-    """Evidence for the references of each image.
+    tokens: ReferenceTokens,
+    brain_tokens: Float[Tensor, "n N width"] | None,
+    *,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> Float[np.ndarray, "R L"]:
+    """log2 p of every token of every reference given what stands before it; 0 past the end.
 
     Parameters
     ----------
     brain_tokens
-        Of each image's betas.
-    other
-        For each image, the row of another one (`bitllm.evaluation.scoring.floors.derangement`).
+        Of each row; a single one serves all rows. None is the LLM alone.
+    on_batch
+        Called with the number of references done and of all.
     """
-    real = _log2_likelihood(system, brain_tokens, references)
-    wrong = _log2_likelihood(system, brain_tokens[torch.from_numpy(other)], references)
-    differences = [(a[0] - b[0], a[1]) for a, b in zip(real, wrong, strict=True)]
-    owner = np.repeat(np.arange(len(references)), [len(group) for group in references])
-    n_references = np.bincount(owner)
-    bits, tokens = np.array(differences).T
-    return Bits(
-        np.bincount(owner, bits) / n_references, np.bincount(owner, bits) / np.bincount(owner, tokens)
-    )
-
-
-@torch.no_grad()
-def _log2_likelihood(
-    system: System, brain_tokens: Tensor, references: Sequence[Sequence[str]]
-) -> list[tuple[float, int]]:
-    """log2 p and number of tokens of every reference, image after image."""
-    pairs = [(image, reference) for image, group in enumerate(references) for reference in group]
-    prompt = system.prompter.prompt_ids(INSTRUCTIONS[0])
-    pad_id = system.prompter.tokenizer.pad_token_id
-    rows: list[tuple[float, int]] = []
-    for start in range(0, len(pairs), _BATCH):
-        batch = pairs[start : start + _BATCH]
-        answers = [system.prompter.answer_ids(plain_caption(reference)) for _, reference in batch]
-        tensors = pad_answers([prompt] * len(batch), answers, pad_id)
-        with computing(system.model):
-            memory = system.model.model.brain_memory(brain_tokens=brain_tokens[[image for image, _ in batch]])
-        log_probs, label_mask = token_log_probs(
+    prompter = system.prompter if brain_tokens is not None else system.prompter.without_brain()
+    prompt = prompter.prompt_ids(INSTRUCTIONS[0])
+    n, found = len(tokens.answers), np.zeros(tokens.word.shape)
+    # references of one length together: padding costs as much as tokens
+    order = np.argsort(tokens.n_tokens, kind="stable")
+    for start in range(0, n, _BATCH):
+        chosen = order[start : start + _BATCH]
+        answers = [tokens.answers[place] for place in chosen]
+        batch = pad_answers([prompt] * len(chosen), answers, prompter.tokenizer.pad_token_id)
+        device = system.model.device
+        memory = None
+        if brain_tokens is not None:
+            rows = tokens.row[chosen] if len(brain_tokens) > 1 else np.zeros(len(chosen), dtype=np.int64)
+            with computing(system.model):
+                memory = system.model.model.brain_memory(
+                    brain_tokens=brain_tokens[torch.from_numpy(rows)].to(device)
+                )
+        log_probs, _ = token_log_probs(
             system.model,
+            input_ids=batch["input_ids"].to(device),
+            attention_mask=batch["attention_mask"].to(device),
+            labels=batch["labels"].to(device),
             brain_memory=memory,
-            input_ids=tensors["input_ids"],
-            attention_mask=tensors["attention_mask"],
-            labels=tensors["labels"],
         )
-        rows += list(zip((log_probs.sum(-1) / np.log(2)).tolist(), label_mask.sum(-1).tolist(), strict=True))
-    return rows
+        found[chosen, : log_probs.shape[1]] = log_probs.cpu().numpy() / np.log(2)
+        if on_batch is not None:
+            on_batch(start + len(chosen), n)
+    return found
+
+
+def evidence(
+    real: Float[np.ndarray, "R L"],
+    control: Float[np.ndarray, "R L"],
+    tokens: ReferenceTokens,
+    image_ids: Sequence[Hashable],
+    *,
+    seed: int,
+) -> dict[str, dict[str, float]]:
+    """Bits per caption, token and word, real − control, with interval and p over images.
+
+    Parameters
+    ----------
+    real, control
+        From `token_log2_probs`.
+    image_ids
+        Image of each row; the trials of one image are resampled together.
+    """
+    n_rows = len(image_ids)
+    per_row = np.bincount(tokens.row, minlength=n_rows)
+    units = {
+        "per_caption": (1 / per_row[tokens.row], np.ones(n_rows)),
+        "per_token": (np.ones(len(tokens.row)), _by_row(tokens.n_tokens, tokens, n_rows)),
+        "per_word": (np.ones(len(tokens.row)), _by_row(tokens.n_words, tokens, n_rows)),
+    }
+    found = {}
+    for unit, (weight, counts) in units.items():
+        sums = [_by_row(log2.sum(axis=1) * weight, tokens, n_rows) for log2 in (real, control)]
+        found[unit] = difference_of_ratios(sums[0], sums[1], counts, image_ids, seed=seed)
+    return found
+
+
+def evidence_on(
+    chosen: Bool[np.ndarray, "R L"],
+    real: Float[np.ndarray, "R L"],
+    control: Float[np.ndarray, "R L"],
+    tokens: ReferenceTokens,
+    image_ids: Sequence[Hashable],
+    *,
+    seed: int,
+) -> dict[str, float] | None:
+    """Bits per word on the chosen tokens alone, e.g. those of colour words; None if there are fewer than two images.
+
+    The conditional probabilities of these tokens: what stands before them is given.
+    """
+    n_rows = len(image_ids)
+    n_words = np.array(
+        [len(set(word[mask].tolist())) for word, mask in zip(tokens.word, chosen, strict=True)]
+    )
+    counts = _by_row(n_words, tokens, n_rows)
+    has = counts > 0
+    if len({image for image, kept in zip(image_ids, has, strict=True) if kept}) < 2:
+        return None
+    sums = [_by_row(np.where(chosen, log2, 0.0).sum(axis=1), tokens, n_rows)[has] for log2 in (real, control)]
+    kept_ids = [image for image, kept in zip(image_ids, has, strict=True) if kept]
+    row = difference_of_ratios(sums[0], sums[1], counts[has], kept_ids, seed=seed)
+    return {**row, "n_words": int(counts.sum()), "n_images": len(set(kept_ids))}
+
+
+def evidence_per_image(
+    real: Float[np.ndarray, "R L"], control: Float[np.ndarray, "R L"], tokens: ReferenceTokens, n_rows: int
+) -> Float[np.ndarray, " n"]:
+    """Bits per caption of each row."""
+    return _by_row((real - control).sum(axis=1), tokens, n_rows) / np.bincount(tokens.row, minlength=n_rows)
+
+
+def bits_by_row(
+    real: Float[np.ndarray, "R L"], control: Float[np.ndarray, "R L"], tokens: ReferenceTokens, n_rows: int
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """Of each row, the bits of all its references together and their number of words."""
+    return _by_row((real - control).sum(axis=1), tokens, n_rows), _by_row(tokens.n_words, tokens, n_rows)
+
+
+def difference_of_ratios(
+    real: Float[np.ndarray, " n"],
+    control: Float[np.ndarray, " n"],
+    counts: Float[np.ndarray, " n"],
+    image_ids: Sequence[Hashable],
+    *,
+    seed: int,
+) -> dict[str, float]:
+    """Σ real / Σ counts − Σ control / Σ counts, with interval and p over images."""
+    a, b = (sum_by_image(np.column_stack([sums, counts]), image_ids) for sums in (real, control))
+    found = paired_difference_of_sums(a, b, lambda sums: float(sums[0] / sums[1]), seed=seed)
+    return {"mean": found.difference, "low": found.low, "high": found.high, "p": found.p}
+
+
+def _by_row(values: np.ndarray, tokens: ReferenceTokens, n_rows: int) -> Float[np.ndarray, " n"]:
+    return np.bincount(tokens.row, values, minlength=n_rows)

@@ -1,195 +1,183 @@
-"""Ground a system: decode the held-out subject under real betas and under every control, and score all of it.
+"""Ground a run: the held-out subject under real betas and every control, all of it scored, as one record.
+
+    captions × controls   bits × controls   encoder   by repetitions, category, likeness to training images   → verdict
 
 Each control answers "how much of the score comes from the brain?": a score is never given without them.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import importlib.metadata
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
-from torch import Tensor
 
-from bitllm.data.batch import Anatomies
-from bitllm.data.dataset import TrialSet, select_trials
-from bitllm.data.splits import Split
-from bitllm.data.store import Store
-from bitllm.errors import SplitError
-from bitllm.evaluation.grounding.bits import Bits, evidence_bits
-from bitllm.evaluation.grounding.controls import BETAS_CONTROLS, betas_of, control_betas
-from bitllm.evaluation.grounding.system import System
-from bitllm.evaluation.scoring.caption_scorer import CaptionScorer, CaptionScores
-from bitllm.evaluation.scoring.captions_file import CaptionRecord
-from bitllm.evaluation.scoring.floors import derangement
-from bitllm.evaluation.scoring.score import compare_captions
-from bitllm.metrics.intervals import bootstrap_mean
-from bitllm.training.decode import greedy_captions
-from bitllm.training.embed import brain_tokens_of_betas
+from bitllm.evaluation.grounding.bits import evidence
+from bitllm.evaluation.grounding.captions import caption_rows, score_inputs, verdict
+from bitllm.evaluation.grounding.diagnostics import (
+    cosine_real_zero,
+    embeddings,
+    judge_retrieval,
+    nearest_training_captions,
+)
+from bitllm.evaluation.grounding.groups.strata import Strata
+from bitllm.evaluation.grounding.groups.words import WordCategories
+from bitllm.evaluation.grounding.inputs.held_out import HeldOut, read_held_out
+from bitllm.evaluation.grounding.outcomes import Outcomes, outcomes
+from bitllm.evaluation.grounding.runs import GroundedRun
+from bitllm.evaluation.scoring.caption_scorer import CaptionScores
+from bitllm.evaluation.scoring.floors import best_constant_caption, human_ceiling
 
+GROUNDING_VERSION = 1
 
-@dataclass(frozen=True)
-class HeldOut:
-    """The test trials of one subject, averaged over repetitions or single, with their references and scorer."""
-
-    store: Store
-    subject: str
-    trials: TrialSet
-    betas: Float[np.ndarray, "n voxels"]
-    references: list[tuple[str, ...]]
-    scorer: CaptionScorer
-
-    @property
-    def nsd_id(self) -> Int[np.ndarray, " n"]:
-        """Image of each row."""
-        return self.trials.nsd_id
-
-    def records(self, captions: Sequence[str], *, control: str) -> list[CaptionRecord]:
-        """Lines of ``captions.jsonl``."""
-        return [
-            CaptionRecord(
-                nsd_id=int(self.nsd_id[row]),
-                subject=self.subject,
-                caption=caption,
-                references=self.references[row],
-                n_repetitions=self.trials.n_repetitions(row),
-                control=control,
-            )
-            for row, caption in enumerate(captions)
-        ]
-
-
-def read_held_out(store: Store, split: Split, *, averaged: bool) -> HeldOut:
-    """The test part of a split.
-
-    Raises
-    ------
-    SplitError
-        If the split has several test subjects.
-    """
-    if len(split.test_subjects) != 1:
-        raise SplitError(
-            f"split `{split.name}`: expected one test subject, found {', '.join(split.test_subjects)}; "
-            "ground them one at a time"
-        )
-    trials = select_trials(store, split, "test", averaged=averaged)
-    references = [store.captions[int(nsd_id)] for nsd_id in trials.nsd_id]
-    return HeldOut(
-        store,
-        split.test_subjects[0],
-        trials,
-        betas_of(trials),
-        references,
-        CaptionScorer(references, image_ids=trials.nsd_id.tolist()),
-    )
-
-
-@dataclass(frozen=True)
-class Grounding:
-    """Captions, scores and evidence of one system."""
-
-    captions: dict[str, list[str]]
-    """For "real" and every control, one caption for each row."""
-    scores: dict[str, CaptionScores]
-    """Of the same."""
-    differences: dict[str, dict[str, dict[str, float]]]
-    """Real − control for each control and metric, paired over images."""
-    bits: dict[str, dict[str, float]]
-    """Evidence per caption and per token, with its interval."""
-    bits_per_image: Float[np.ndarray, " n"] = field(default_factory=lambda: np.zeros(0))
+Progress = Callable[[str, int, int], None]
 
 
 def ground(
-    system: System,
+    run: GroundedRun,
     held_out: HeldOut,
     *,
-    baselines: dict[str, list[str]],
     seed: int,
-    max_new_tokens: int = 24,
-    on_decoded: Callable[[str], None] | None = None,
-) -> Grounding:
-    """Decode and score a system under real betas and all controls.
+    max_new_tokens: int,
+    categories: WordCategories | None = None,
+    progress: Progress | None = None,
+) -> tuple[dict[str, Any], Outcomes]:
+    """Everything but ROIs: the content of ``grounding.json``, and what it was computed from.
 
     Parameters
     ----------
-    system
-        What decodes.
+    run
+        What is judged.
     held_out
-        Whose brain.
-    baselines
-        Captions of controls that need no decoding, e.g. ``constant`` and ``nearest``.
+        On whom: trials averaged over repetitions (`read_held_out`); single trials are read here.
     seed
-        Of shuffles, permutations and the bootstrap.
+        Of shuffles, exchanges, noise and the bootstrap.
     max_new_tokens
         Longest caption, in tokens.
-    on_decoded
-        Called with the name of each input that is decoded.
+    categories
+        Words by category, for the groups of images.
+    progress
+        Called as ``progress(what, done, total)``.
     """
-    n = len(held_out.trials)
-    other = derangement(held_out.nsd_id.tolist(), np.random.default_rng(seed))
-    captions: dict[str, list[str]] = {}
-    for control in ("real", *BETAS_CONTROLS):
-        if control == "permuted":
-            # greedy decoding is a function of the betas: those of another image give that image's caption
-            captions[control] = [captions["real"][row] for row in other]
-        else:
-            brain_tokens = control_tokens(system, held_out, control, seed=seed)
-            captions[control] = _decode(system, brain_tokens, n=n, max_new_tokens=max_new_tokens)
-        if on_decoded is not None:
-            on_decoded(control)
-    captions |= {**baselines, "llm_alone": _decode(system, None, n=n, max_new_tokens=max_new_tokens)}
-    scores = {control: held_out.scorer.score(texts, seed=seed) for control, texts in captions.items()}
-    differences = {
-        control: {
-            name: difference._asdict()
-            for name, difference in compare_captions(scores["real"], scores[control], seed=seed).items()
-        }
-        for control in captions
-        if control != "real"
-    }
-    bits = evidence_bits(
-        system,
-        control_tokens(system, held_out, "real", seed=seed),
-        other,
-        held_out.references,
+    system, store = run.system, held_out.store
+
+    def embed(brain_tokens: Any) -> np.ndarray:
+        return embeddings(run.aligner, brain_tokens)
+
+    found = outcomes(
+        system, held_out, seed=seed, max_new_tokens=max_new_tokens, embed=embed, progress=progress
     )
-    return Grounding(captions, scores, differences, _with_intervals(bits, seed=seed), bits.per_caption)
+    single = read_held_out(store, run.split, averaged=False, part=held_out.part, subject=held_out.subject)
+    single_found = outcomes(
+        system, single, seed=seed, max_new_tokens=max_new_tokens, controls=(), embed=embed, progress=progress
+    )
+    constant = best_constant_caption([store.captions[nsd_id] for nsd_id in sorted(run.split.train_images)])
+    baselines = {
+        "constant": [constant] * len(held_out.trials),
+        "nearest": nearest_training_captions(
+            system.encoder, run.aligner, store, run.split, system.atlases, queries=found.embeddings["real"]
+        ),
+    }
+    scores, captions = _captions(found, baselines, seed=seed)
+    _, single_captions = _captions(single_found, {}, seed=seed)
+    bits, single_bits = _bits(found, seed=seed), _bits(single_found, seed=seed)
+    decision = verdict(
+        found.captions["real"],
+        captions["permuted"]["real - control"]["CIDEr"],
+        bits["permuted"]["per_word"],
+    )
+    not_run = run.not_run | found.not_run
+    content = {
+        "version": GROUNDING_VERSION,
+        "about": _about(run, held_out, scores["real"], n_trials=len(single.trials), seed=seed)
+        | {"max_new_tokens": max_new_tokens, "constant_caption": constant},
+        "verdict": decision._asdict(),
+        "captions": {
+            "averaged": captions,
+            "single": single_captions,
+            "human": human_ceiling(held_out.scorer) if _has_two_references(held_out) else None,
+        },
+        "bits": {"averaged": bits, "single": single_bits},
+        "encoder": _encoder(run, found, single_found, seed=seed),
+        "groups": _groups(run, found, scores, categories, not_run, seed=seed),
+        "controls": found.about,
+        "not_run": not_run,
+    }
+    return content, found
 
 
-def control_tokens(
-    system: System, held_out: HeldOut, control: str, *, seed: int
-) -> Float[Tensor, "n N width"]:
-    """Brain tokens of the held-out subject under a control ("real": none)."""
-    anatomies = Anatomies.of(held_out.store, [held_out.subject], system.atlases)
-    betas = held_out.betas
-    if control != "real":
-        betas = control_betas(control, betas, held_out.nsd_id, seed=seed)
-    return brain_tokens_of_betas(system.encoder, list(betas), held_out.subject, anatomies)
+def _captions(
+    found: Outcomes, baselines: dict[str, list[str]], *, seed: int
+) -> tuple[dict[str, CaptionScores], dict[str, dict[str, Any]]]:
+    captions = found.captions | baselines
+    scores, differences = score_inputs(found.held_out, captions, seed=seed)
+    return scores, caption_rows(captions, scores, differences)
 
 
-def _decode(
-    system: System, brain_tokens: Float[Tensor, "n N width"] | None, *, n: int, max_new_tokens: int
-) -> list[str]:
-    """Greedy captions; inputs that are all equal are decoded once."""
-    if brain_tokens is None or bool((brain_tokens == brain_tokens[:1]).all()):
-        one = None if brain_tokens is None else brain_tokens[:1]
-        return greedy_captions(system.model, system.prompter, one, max_new_tokens=max_new_tokens) * n
-    return greedy_captions(system.model, system.prompter, brain_tokens, max_new_tokens=max_new_tokens)
+def _bits(found: Outcomes, *, seed: int) -> dict[str, dict[str, dict[str, float]]]:
+    images = found.held_out.nsd_id.tolist()
+    return {
+        name: evidence(found.log2_probs["real"], log2, found.tokens, images, seed=seed)
+        for name, log2 in found.log2_probs.items()
+        if name != "real"
+    }
 
 
-def _with_intervals(bits: Bits, *, seed: int) -> dict[str, dict[str, float]]:
-    rows: dict[str, dict[str, float]] = {}
-    for name, values in bits._asdict().items():
-        interval = bootstrap_mean(values, seed=seed)
-        rows[name] = {"mean": float(values.mean()), "low": interval.low, "high": interval.high}
-    return rows
+def _encoder(run: GroundedRun, found: Outcomes, single: Outcomes, *, seed: int) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "embedding": "mean brain token" if run.aligner is None else "picture space of the align stage",
+        "cosine_real_zero": cosine_real_zero(found.embeddings["real"], found.embeddings["zero"]),
+    }
+    if run.aligner is None or run.targets is None:
+        return content
+    gallery_id = np.unique(found.held_out.nsd_id)
+    gallery = run.targets.image[run.targets.rows(gallery_id)]
+    for name, judged in (("averaged", found), ("single", single)):
+        content[name] = judge_retrieval(judged.held_out, judged.embeddings, gallery, gallery_id, seed=seed)
+    return content
 
 
-def score_row(scores: CaptionScores) -> dict[str, Any]:
-    """Metrics of one input in points, with the number of distinct captions and their mean length."""
-    return {**scores.metrics, "distinct": scores.distinct, "mean_length": scores.mean_length}
+def _groups(
+    run: GroundedRun,
+    found: Outcomes,
+    scores: dict[str, CaptionScores],
+    categories: WordCategories | None,
+    not_run: dict[str, str],
+    *,
+    seed: int,
+) -> dict[str, Any]:
+    strata = Strata(found, scores, seed=seed)
+    groups: dict[str, Any] = {"repetitions": strata.by_repetitions()}
+    if categories is None:
+        not_run["category"] = "no words by category for this store; give a list with --words"
+    else:
+        groups["category"] = strata.by_category(categories)
+    if run.targets is not None:
+        test = run.targets.image[run.targets.rows(found.held_out.nsd_id)]
+        training = run.targets.image[run.targets.rows(np.array(sorted(run.split.train_images)))]
+        groups["similarity_to_training"] = strata.by_similarity((test @ training.T).max(axis=1))
+    return groups
 
 
-def interval_rows(scores: CaptionScores) -> dict[str, dict[str, float]]:
-    """Intervals of the metrics."""
-    return {name: interval._asdict() for name, interval in scores.intervals.items()}
+def _about(
+    run: GroundedRun, held_out: HeldOut, scores: CaptionScores, *, n_trials: int, seed: int
+) -> dict[str, Any]:
+    return {
+        "run": run.folder.name,
+        "llm": run.llm,
+        "data": held_out.store.manifest.source,
+        "subject": held_out.subject,
+        "part": held_out.part,
+        "split": run.split.name,
+        "split_sha256": run.split.sha256,
+        "n_images": len(np.unique(held_out.nsd_id)),
+        "n_trials": n_trials,
+        "atlases": list(run.system.atlases),
+        "seed": seed,
+        "references_sha256": scores.references_sha256,
+        "tokenizer": scores.tokenizer,
+        "versions": scores.versions | {"torch": importlib.metadata.version("torch")},
+    }
+
+
+def _has_two_references(held_out: HeldOut) -> bool:
+    return min(len(group) for group in held_out.references) > 1

@@ -1,10 +1,13 @@
 """A trained system, ready to decode: sft or rft checkpoint with its base LLM."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Float
 from peft import PeftModel
+from torch import Tensor
 
 from bitllm.data.prompt import Prompter
 from bitllm.errors import CheckpointError
@@ -13,6 +16,7 @@ from bitllm.model.build import load_trained
 from bitllm.model.checkpoint.base import BaseLlm
 from bitllm.model.encoder import BrainEncoder
 from bitllm.model.precision import Precision, base_dtype
+from bitllm.training.decode import greedy_captions
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,22 @@ class System:
     def encoder(self) -> BrainEncoder:
         """Its brain encoder."""
         return self.model.model.encoder
+
+    def captions(
+        self,
+        brain_tokens: Float[Tensor, "m N width"] | None,
+        *,
+        n: int,
+        max_new_tokens: int,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> list[str]:
+        """Greedy captions of ``n`` inputs; where all inputs are equal (or none is given) one is decoded."""
+        if brain_tokens is None or bool((brain_tokens == brain_tokens[:1]).all()):
+            one = None if brain_tokens is None else brain_tokens[:1]
+            return greedy_captions(self.model, self.prompter, one, max_new_tokens=max_new_tokens) * n
+        return greedy_captions(
+            self.model, self.prompter, brain_tokens, max_new_tokens=max_new_tokens, on_batch=on_batch
+        )
 
 
 def load_system(name: str, folder: Path, base: BaseLlm, *, precision: Precision = "fp32") -> System:

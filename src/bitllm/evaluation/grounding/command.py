@@ -1,0 +1,77 @@
+"""``bitllm ground``: open a run and a store, ground the run, write ``grounding.json`` and the maps."""
+
+from pathlib import Path
+from typing import Any
+
+from bitllm.data.store import open_store
+from bitllm.evaluation.grounding.ground import Progress, ground
+from bitllm.evaluation.grounding.groups.words import word_categories
+from bitllm.evaluation.grounding.inputs.held_out import read_held_out
+from bitllm.evaluation.grounding.options import GroundOptions
+from bitllm.evaluation.grounding.regions.attribution import attribution
+from bitllm.evaluation.grounding.regions.evidence import roi_evidence
+from bitllm.evaluation.grounding.regions.maps import write_maps
+from bitllm.evaluation.grounding.regions.rois import find_rois
+from bitllm.evaluation.grounding.runs import open_run
+from bitllm.files import require_empty, write_json
+
+
+def ground_files(
+    run: Path, store: Path, options: GroundOptions, *, progress: Progress | None = None
+) -> tuple[dict[str, Any], Path]:
+    """Ground a run on a store; write ``grounding.json``, and the maps where asked for.
+
+    Everything that can be wrong with the input is checked before anything is computed.
+
+    Returns
+    -------
+    tuple
+        The content of ``grounding.json``, and its path.
+
+    Raises
+    ------
+    BitLlmError
+        If run, store, split, subject, ROI or word list are missing or do not fit each other.
+    """
+    data = open_store(store)
+    if options.maps is not None:
+        require_empty(options.maps)
+    categories = word_categories(data, options.words)
+    opened = open_run(
+        run,
+        data,
+        system=options.system,
+        llm=options.llm,
+        split=options.split,
+        align=options.align,
+        targets=options.targets,
+        precision=options.precision,
+    )
+    held_out = read_held_out(data, opened.split, averaged=True, part=options.part, subject=options.subject)
+    rois = find_rois(data, held_out.subject, options.rois.split(",") if options.rois else [])
+    content, found = ground(
+        opened,
+        held_out,
+        seed=options.seed,
+        max_new_tokens=options.max_new_tokens,
+        categories=categories,
+        progress=progress,
+    )
+    if rois:
+        content["rois"] = roi_evidence(
+            opened.system,
+            found,
+            rois,
+            categories,
+            seed=options.seed,
+            max_new_tokens=options.max_new_tokens,
+            progress=progress,
+        )
+    if rois or options.maps is not None:
+        voxels = attribution(opened.system, found, seed=options.seed, progress=progress)
+        content["attribution"] = voxels.summary(rois)
+        if options.maps is not None:
+            write_maps(opened.system, held_out, voxels, options.maps)
+    path = options.out or opened.folder / "grounding.json"
+    write_json(path, content)
+    return content, path

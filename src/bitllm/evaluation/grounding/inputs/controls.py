@@ -1,0 +1,188 @@
+"""Controls: inputs that carry no, or less, evidence about the image.
+
+zero
+    All betas are 0. With greedy decoding that is one caption for all images.
+shuffle
+    The betas of the trial, moved to random voxels of the same brain: the distribution stays, the places do not.
+permuted
+    The betas of another image of the same subject (see the module `pairing`): real brain data of the wrong image; the
+    cleanest null.
+noise
+    Random betas with the covariance over voxels that the subject's own training trials have.
+other_subject
+    What another subject's brain did for the *same* image, put on this subject's voxels: each takes the beta of that
+    subject's voxel which is nearest in mm. No null: it shows how much any brain that saw the image gives.
+
+References
+----------
+The poster, "Voxel perturbations". Its Zero and Shuffle are the first two.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.spatial import KDTree
+
+from bitllm.config import nearest
+from bitllm.data.dataset import TrialSet
+from bitllm.data.store import Store
+from bitllm.errors import ConfigError, DataError
+from bitllm.evaluation.grounding.inputs.held_out import HeldOut, betas_of
+
+BETAS_CONTROLS = ("zero", "shuffle", "noise", "other_subject")
+"""Controls that are betas of their own; *permuted* is an order of the real ones."""
+
+_COORDS = ["x_mm", "y_mm", "z_mm"]
+_MOST_TRAINING_TRIALS = 2000
+
+
+class ControlBetas(NamedTuple):
+    """What goes in instead of the real betas, and how it was made."""
+
+    betas: Float[np.ndarray, "n voxels"]
+    about: dict[str, Any]
+
+
+def control_betas(control: str, held_out: HeldOut, *, seed: int) -> ControlBetas:
+    """Betas of a subject under a control.
+
+    Parameters
+    ----------
+    control
+        One of `BETAS_CONTROLS`.
+    seed
+        Of shuffle and noise; the shuffle of a row depends on (seed, row) alone.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such control.
+    DataError
+        If the store lacks what the control is made of.
+    """
+    if control == "zero":
+        return ControlBetas(np.zeros_like(held_out.betas), {})
+    if control == "shuffle":
+        return ControlBetas(shuffled(held_out.betas, seed=seed), {})
+    if control == "noise":
+        training = training_betas(held_out)
+        noise = covariance_matched(training, len(held_out.betas), seed=seed)
+        return ControlBetas(noise, {"n_training_trials": len(training), "rank": len(training) - 1})
+    if control == "other_subject":
+        return betas_of_another_subject(held_out)
+    raise ConfigError(
+        f"control: expected one of {', '.join(BETAS_CONTROLS)}, found `{control}`; "
+        f"{nearest(control, list(BETAS_CONTROLS))}"
+    )
+
+
+def shuffled(betas: Float[np.ndarray, "n voxels"], *, seed: int) -> Float[np.ndarray, "n voxels"]:
+    """The values of each row in an order of its own."""
+    return np.stack(
+        [np.random.default_rng([seed, row]).permutation(values) for row, values in enumerate(betas)]
+    )
+
+
+def covariance_matched(
+    training: Float[np.ndarray, "t voxels"], n: int, *, seed: int
+) -> Float[np.ndarray, "n voxels"]:
+    """Gaussian noise with the mean and exactly the sample covariance of training betas.
+
+    A random combination of the centred training rows, weighted by 1/√(t − 1): its covariance is theirs, of rank t − 1
+    at most, and no voxels × voxels matrix is ever made.
+
+    Raises
+    ------
+    DataError
+        If there are fewer than two training rows.
+    """
+    if len(training) < 2:
+        raise DataError(
+            f"noise: expected at least 2 training trials for a covariance, found {len(training)}; leave it out"
+        )
+    mean = training.mean(axis=0)
+    weights = np.random.default_rng(seed).standard_normal((n, len(training)))
+    return (mean + weights @ (training - mean) / np.sqrt(len(training) - 1)).astype(np.float32)
+
+
+def training_betas(held_out: HeldOut) -> Float[np.ndarray, "t voxels"]:
+    """Betas of the subject's own trials of training images, averaged over repetitions if the held-out ones are.
+
+    A held-out subject has them too: nothing was trained on them, and none is of a test image. At most 2,000, evenly
+    spread.
+
+    Raises
+    ------
+    DataError
+        If the subject saw no image of the part ``train``.
+    """
+    store, subject = held_out.store, held_out.subject
+    of_part = store.stimuli.index[store.stimuli["part"] == "train"].to_numpy()
+    nsd_id = store.subject(subject).trials["nsd_id"].to_numpy()
+    allowed = np.setdiff1d(of_part, held_out.nsd_id)  # validation images were once training images elsewhere
+    rows = np.flatnonzero(np.isin(nsd_id, allowed))
+    if not len(rows):
+        raise DataError(f"noise: expected trials of {subject} on training images in {store.path}, found none")
+    items: list[tuple[int, ...]] = [(int(row),) for row in rows]
+    if int(held_out.n_repetitions.max()) > 1:
+        of_image: dict[int, list[int]] = {}
+        for row in rows:
+            of_image.setdefault(int(nsd_id[row]), []).append(int(row))
+        items = [tuple(group) for group in of_image.values()]
+    chosen = np.unique(np.linspace(0, len(items) - 1, _MOST_TRAINING_TRIALS).astype(int))
+    return betas_of(_of_subject(store, subject, [items[index] for index in chosen], nsd_id))
+
+
+def betas_of_another_subject(held_out: HeldOut) -> ControlBetas:
+    """The same images in the brain of another subject, the first that saw all of them.
+
+    Raises
+    ------
+    DataError
+        If no other subject of the store saw all images.
+    """
+    store = held_out.store
+    images = np.unique(held_out.nsd_id)
+    seen = {
+        name: int(np.isin(images, store.subject(name).trials["nsd_id"].to_numpy()).sum())
+        for name in store.subjects
+        if name != held_out.subject
+    }
+    donor = max(seen, key=lambda name: seen[name], default=None)
+    if donor is None or seen[donor] < len(images):
+        found = "none" if donor is None else f"{donor} who saw {seen[donor]}"
+        raise DataError(
+            f"other_subject: expected another subject who saw all {len(images)} images, found {found}"
+        )
+    items, nsd_id = _same_images(held_out, donor)
+    voxel, distance = nearest_voxels(store, held_out.subject, donor)
+    betas = betas_of(_of_subject(store, donor, items, nsd_id))[:, voxel]
+    return ControlBetas(betas, {"subject": donor, "median_distance_mm": round(float(np.median(distance)), 2)})
+
+
+def nearest_voxels(
+    store: Store, subject: str, donor: str
+) -> tuple[Int[np.ndarray, " voxels"], Float[np.ndarray, " voxels"]]:
+    """For each voxel of ``subject`` the voxel of ``donor`` nearest in the common space, and the distance in mm."""
+    tree = KDTree(store.subject(donor).voxels[_COORDS].to_numpy())
+    distance, voxel = tree.query(store.subject(subject).voxels[_COORDS].to_numpy())
+    return voxel.astype(np.int64), distance.astype(np.float64)
+
+
+def _same_images(held_out: HeldOut, donor: str) -> tuple[list[tuple[int, ...]], Int[np.ndarray, " trials"]]:
+    """For each held-out row as many of the donor's trials of its image, as far as there are."""
+    nsd_id = held_out.store.subject(donor).trials["nsd_id"].to_numpy()
+    rows_of = {int(image): np.flatnonzero(nsd_id == image) for image in np.unique(held_out.nsd_id)}
+    used: dict[int, int] = {}
+    items = []
+    for image, n in zip(held_out.nsd_id.tolist(), held_out.n_repetitions.tolist(), strict=True):
+        rows = np.roll(rows_of[image], -used.get(image, 0))[:n]
+        used[image] = used.get(image, 0) + n
+        items.append(tuple(int(row) for row in rows))
+    return items, nsd_id
+
+
+def _of_subject(store: Store, subject: str, items: list[tuple[int, ...]], nsd_id: np.ndarray) -> TrialSet:
+    first = np.array([item[0] for item in items])
+    return TrialSet(store, (subject,), np.zeros(len(items), dtype=np.int64), items, nsd_id[first])

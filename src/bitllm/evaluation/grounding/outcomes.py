@@ -1,0 +1,113 @@
+"""What a system makes of every input: one pass over the real betas and over each control.
+
+For each input the captions, the log-probabilities of the references and, with an embedder, the brain embeddings.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bitllm.errors import DataError
+from bitllm.evaluation.grounding.bits import ReferenceTokens, reference_tokens, token_log2_probs
+from bitllm.evaluation.grounding.inputs.controls import BETAS_CONTROLS, control_betas
+from bitllm.evaluation.grounding.inputs.held_out import HeldOut
+from bitllm.evaluation.grounding.inputs.pairing import other_images
+from bitllm.evaluation.grounding.system import System
+
+Progress = Callable[[str, int, int], None]
+Embed = Callable[[Tensor], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What came out for "real" and for every control that ran."""
+
+    held_out: HeldOut
+    order: Int[np.ndarray, " n"]
+    """For each row the row whose betas it gets under "permuted"."""
+    tokens: ReferenceTokens
+    captions: dict[str, list[str]] = field(default_factory=dict)
+    """One caption for each row."""
+    log2_probs: dict[str, Float[np.ndarray, "R L"]] = field(default_factory=dict)
+    """Of the tokens of all references."""
+    embeddings: dict[str, Float[np.ndarray, "n d"]] = field(default_factory=dict)
+    """Unit brain embeddings of each row."""
+    about: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """How the controls were made."""
+    not_run: dict[str, str] = field(default_factory=dict)
+    """Controls that could not be made, and why."""
+
+
+def outcomes(
+    system: System,
+    held_out: HeldOut,
+    *,
+    seed: int,
+    max_new_tokens: int,
+    controls: Sequence[str] = BETAS_CONTROLS,
+    likelihood_of: Sequence[str] | None = None,
+    embed: Embed | None = None,
+    progress: Progress | None = None,
+) -> Outcomes:
+    """Decode, score the references and embed under real betas, permuted ones, every control, and without a brain.
+
+    Parameters
+    ----------
+    controls
+        Which of `BETAS_CONTROLS`; permuted and the LLM alone always run.
+    likelihood_of
+        Inputs under which the references' log-probabilities are wanted; all by default.
+    embed
+        Brain tokens → unit embeddings.
+    progress
+        Called as ``progress(what, done, total)``.
+
+    Raises
+    ------
+    DataError
+        If the images cannot be exchanged.
+    """
+    others = other_images(held_out, seed=seed)
+    found = Outcomes(held_out, others.order, reference_tokens(system.prompter, held_out.references))
+    found.about["permuted"] = {"n_adjacent": others.n_adjacent}
+    n, tell = len(held_out.trials), progress or (lambda what, done, total: None)
+
+    def take(name: str, brain_tokens: Tensor | None) -> None:
+        what = f"{system.name}: {name}"
+        found.captions[name] = system.captions(
+            brain_tokens, n=n, max_new_tokens=max_new_tokens, on_batch=lambda done: tell(what, done, n)
+        )
+        if likelihood_of is None or name in likelihood_of:
+            found.log2_probs[name] = token_log2_probs(
+                system,
+                found.tokens,
+                brain_tokens,
+                on_batch=lambda done, total: tell(f"{what}, likelihood", done, total),
+            )
+        if embed is not None and brain_tokens is not None:
+            found.embeddings[name] = embed(brain_tokens)
+
+    real = held_out.brain_tokens(system.encoder, system.atlases)
+    take("real", real)
+    # greedy decoding and the embedding are functions of the betas: those of another image give that image's
+    found.captions["permuted"] = [found.captions["real"][row] for row in others.order]
+    found.log2_probs["permuted"] = token_log2_probs(
+        system,
+        found.tokens,
+        real[others.order.tolist()],
+        on_batch=lambda done, total: tell(f"{system.name}: permuted, likelihood", done, total),
+    )
+    for control in controls:
+        try:
+            made = control_betas(control, held_out, seed=seed)
+        except DataError as error:
+            found.not_run[control] = str(error)
+            continue
+        found.about[control] = made.about
+        take(control, held_out.brain_tokens(system.encoder, system.atlases, made.betas))
+    take("llm_alone", None)
+    return found

@@ -1,0 +1,144 @@
+"""Which voxels moved the model on which trial: gradient × input, with a check against a randomised model.
+
+    attribution[voxel] = beta[voxel] · ∂ log2 p(references | betas) / ∂ beta[voxel]
+
+A first-order estimate of what the references would lose with that voxel at 0. The check: a model whose trained weights
+are replaced by random ones of the same mean and spread must give other maps, or the map shows the input rather than
+what was learned.
+
+References
+----------
+Adebayo et al. (2018), "Sanity checks for saliency maps", NeurIPS: the model parameter randomisation test.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.stats import rankdata
+
+from bitllm.data.batch import Anatomies
+from bitllm.data.prompt import INSTRUCTIONS, pad_answers
+from bitllm.evaluation.grounding.outcomes import Outcomes
+from bitllm.evaluation.grounding.regions.rois import Roi
+from bitllm.evaluation.grounding.system import System
+from bitllm.model.checkpoint.weights import is_ours
+from bitllm.model.likelihood import token_log_probs
+
+Progress = Callable[[str, int, int], None]
+
+_ROWS_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Gradient × input of every row and voxel, in bits per reference, of the model and of a randomised one."""
+
+    trained: Float[np.ndarray, "n voxels"]
+    randomised: Float[np.ndarray, "n voxels"]
+
+    def summary(self, rois: list[Roi]) -> dict[str, Any]:
+        """Rank correlation of both models' maps over rows, and the share of each ROI in the absolute attribution."""
+        total = np.abs(self.trained).sum()
+        shares = {
+            roi.name: {
+                "share": float(np.abs(self.trained[:, roi.voxels]).sum() / total) if total > 0 else 0.0,
+                "share_of_voxels": float(roi.voxels.mean()),
+            }
+            for roi in rois
+        }
+        return {
+            "method": "gradient × input of log2 p(references | betas)",
+            "randomised": "encoder and interface drawn anew with each tensor's own mean and spread",
+            "rank_correlation_with_randomised": {
+                "signed": _over_rows(self.trained, self.randomised),
+                "absolute": _over_rows(np.abs(self.trained), np.abs(self.randomised)),
+            },
+            "rois": shares,
+        }
+
+
+def attribution(
+    system: System, found: Outcomes, *, seed: int, progress: Progress | None = None
+) -> Attribution:
+    """Attribution of every row under the system, and under the system with random weights.
+
+    Parameters
+    ----------
+    found
+        What came out for the real betas; its references are what is attributed.
+    seed
+        Of the random weights.
+    """
+    trained = gradient_times_input(system, found, what="attribution", progress=progress)
+    with random_weights(system.model, seed=seed):
+        random = gradient_times_input(system, found, what="attribution, randomised", progress=progress)
+    return Attribution(trained, random)
+
+
+def gradient_times_input(
+    system: System, found: Outcomes, *, what: str = "attribution", progress: Progress | None = None
+) -> Float[np.ndarray, "n voxels"]:
+    """Of each row, beta times the gradient of the mean log2 p of its references."""
+    held_out, tokens = found.held_out, found.tokens
+    anatomies = Anatomies.of(held_out.store, [held_out.subject], system.atlases)
+    prompt = system.prompter.prompt_ids(INSTRUCTIONS[0])
+    device = system.model.device
+    rows = []
+    for start in range(0, len(held_out.betas), _ROWS_AT_ONCE):
+        betas = held_out.betas[start : start + _ROWS_AT_ONCE]
+        chosen = np.flatnonzero((tokens.row >= start) & (tokens.row < start + len(betas)))
+        answers = [tokens.answers[place] for place in chosen]
+        text = pad_answers([prompt] * len(chosen), answers, system.prompter.tokenizer.pad_token_id)
+        brain = anatomies.brain_input(list(betas), [0] * len(betas))
+        brain = brain._replace(betas=brain.betas.requires_grad_())
+        memory = system.model.model.brain_memory(**{k: v.to(device) for k, v in brain._asdict().items()})
+        owner = torch.from_numpy(tokens.row[chosen] - start).to(device)
+        log_probs, _ = token_log_probs(
+            system.model,
+            input_ids=text["input_ids"].to(device),
+            attention_mask=text["attention_mask"].to(device),
+            labels=text["labels"].to(device),
+            brain_memory=memory[owner],
+        )
+        n_references = torch.bincount(owner)[owner]
+        bits = (log_probs.sum(-1) / np.log(2) / n_references).sum()
+        (gradient,) = torch.autograd.grad(bits, brain.betas)
+        rows.append((gradient * brain.betas).detach().numpy()[:, : betas.shape[1]])
+        if progress is not None:
+            progress(what, start + len(betas), len(held_out.betas))
+    return np.concatenate(rows)
+
+
+@contextmanager
+def random_weights(model: Any, *, seed: int) -> Iterator[None]:
+    """While the block runs, the trained weights are random ones of each tensor's own mean and spread; scalars stay."""
+    generator = torch.Generator().manual_seed(seed)
+    trained = {
+        parameter: parameter.detach().clone()
+        for name, parameter in model.named_parameters()
+        if (is_ours(name) or "lora_" in name) and parameter.numel() > 1
+    }
+    try:
+        with torch.no_grad():
+            for parameter, values in trained.items():
+                drawn = torch.randn(parameter.shape, generator=generator).to(values)
+                parameter.copy_(drawn * values.std() + values.mean())
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, values in trained.items():
+                parameter.copy_(values)
+
+
+def _over_rows(a: Float[np.ndarray, "n voxels"], b: Float[np.ndarray, "n voxels"]) -> dict[str, float]:
+    """Mean and standard deviation over rows of the rank correlation over voxels."""
+    ranks = [rankdata(values, axis=1) for values in (a, b)]
+    x, y = (values - values.mean(axis=1, keepdims=True) for values in ranks)
+    spread = np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))
+    rows = (x * y).sum(axis=1) / np.where(spread > 0, spread, 1.0)
+    return {"mean": float(rows.mean()), "sd": float(rows.std(ddof=1)), "N": len(rows)}

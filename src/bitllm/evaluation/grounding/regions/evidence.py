@@ -1,0 +1,149 @@
+"""Which part of the brain carries which word: each ROI silenced, and each ROI alone.
+
+silenced
+    The betas of the ROI are 0, the mean of every voxel's z-scores; lost is log2 p(reference | all betas) −
+    log2 p(reference | without the ROI), and CIDEr alike.
+same size
+    The same with as many random voxels outside of the ROI: what losing that many voxels costs anyway.
+alone
+    Only the ROI keeps its betas; gained is log2 p(reference | ROI of its image) − log2 p(reference | ROI of another
+    image), so that the strangeness of such an input falls out.
+
+Silencing shows what a *model* takes from a region, given all the others: information that is elsewhere too is not
+missed. Loss and gain are therefore not shares of a whole.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from bitllm.evaluation.grounding.bits import evidence, evidence_on, token_log2_probs
+from bitllm.evaluation.grounding.groups.words import WordCategories
+from bitllm.evaluation.grounding.outcomes import Outcomes
+from bitllm.evaluation.grounding.regions.rois import Roi
+from bitllm.evaluation.grounding.system import System
+from bitllm.metrics.intervals import paired_difference
+
+Progress = Callable[[str, int, int], None]
+
+
+def roi_evidence(
+    system: System,
+    found: Outcomes,
+    rois: list[Roi],
+    categories: WordCategories | None,
+    *,
+    seed: int,
+    max_new_tokens: int,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Loss and gain of every ROI, in bits per word, by category of words, and in CIDEr, each with its interval.
+
+    Parameters
+    ----------
+    found
+        What came out under the real betas.
+    rois
+        Regions of the subject.
+    categories
+        Words by category, if there are any.
+    progress
+        Called as ``progress(what, done, total)``.
+    """
+    regions = _Regions(system, found, categories, seed=seed, max_new_tokens=max_new_tokens)
+    rows = []
+    for number, roi in enumerate(rois):
+        if progress is not None:
+            progress(f"ROI {roi.name}", number, len(rois))
+        rows.append(regions.row(roi))
+    return {
+        "subject": found.held_out.subject,
+        "n_voxels": found.held_out.betas.shape[1],
+        "words": None if categories is None else categories.source,
+        "silenced_means": "betas of the ROI set to 0, the mean of every voxel's z-scores",
+        "rows": rows,
+    }
+
+
+class _Regions:
+    """The same measurements for one ROI after another."""
+
+    def __init__(
+        self,
+        system: System,
+        found: Outcomes,
+        categories: WordCategories | None,
+        *,
+        seed: int,
+        max_new_tokens: int,
+    ) -> None:
+        self.system, self.found, self.seed, self.max_new_tokens = system, found, seed, max_new_tokens
+        self.held_out = found.held_out
+        self.images = self.held_out.nsd_id.tolist()
+        self.cider = self._cider(found.captions["real"])
+        self.masks = (
+            {}
+            if categories is None
+            else {name: categories.tokens_of(name, found.tokens) for name in categories.words}
+        )
+
+    def row(self, roi: Roi) -> dict[str, Any]:
+        """Everything about one ROI."""
+        betas, real = self.held_out.betas, self.found.log2_probs["real"]
+        without = np.where(roi.voxels, 0.0, betas).astype(betas.dtype)
+        alone = np.where(roi.voxels, betas, 0.0).astype(betas.dtype)
+        outside = self._random_voxels_outside(roi)
+        without_others = np.where(outside, 0.0, betas).astype(betas.dtype)
+        other = alone[self.found.order]
+        return {
+            "roi": roi.name,
+            "n_voxels": int(roi.voxels.sum()),
+            "silenced": {
+                **self._bits(real, self._log2_probs(without)),
+                "CIDEr": paired_difference(self.cider, self._decoded(without), seed=self.seed)._asdict(),
+            },
+            "same_size": self._bits(real, self._log2_probs(without_others)),
+            "alone": {
+                **self._bits(self._log2_probs(alone), self._log2_probs(other)),
+                "CIDEr": self._alone_cider(alone),
+            },
+        }
+
+    def _alone_cider(self, alone: Float[np.ndarray, "n voxels"]) -> dict[str, float]:
+        captions = self._captions(alone)
+        permuted = self._cider([captions[row] for row in self.found.order])
+        return paired_difference(self._cider(captions), permuted, seed=self.seed)._asdict()
+
+    def _bits(self, a: Float[np.ndarray, "R L"], b: Float[np.ndarray, "R L"]) -> dict[str, Any]:
+        tokens = self.found.tokens
+        per_category = {
+            name: evidence_on(mask, a, b, tokens, self.images, seed=self.seed)
+            for name, mask in self.masks.items()
+        }
+        return {
+            "bits": evidence(a, b, tokens, self.images, seed=self.seed)["per_word"],
+            "bits_by_category": {name: row for name, row in per_category.items() if row is not None},
+        }
+
+    def _log2_probs(self, betas: Float[np.ndarray, "n voxels"]) -> Float[np.ndarray, "R L"]:
+        brain_tokens = self.held_out.brain_tokens(self.system.encoder, self.system.atlases, betas)
+        return token_log2_probs(self.system, self.found.tokens, brain_tokens)
+
+    def _decoded(self, betas: Float[np.ndarray, "n voxels"]) -> Float[np.ndarray, " n"]:
+        return self._cider(self._captions(betas))
+
+    def _captions(self, betas: Float[np.ndarray, "n voxels"]) -> list[str]:
+        brain_tokens = self.held_out.brain_tokens(self.system.encoder, self.system.atlases, betas)
+        return self.system.captions(brain_tokens, n=len(betas), max_new_tokens=self.max_new_tokens)
+
+    def _cider(self, captions: list[str]) -> Float[np.ndarray, " n"]:
+        return self.held_out.scorer.score(captions, n_bootstrap=2, seed=self.seed).per_image.cider
+
+    def _random_voxels_outside(self, roi: Roi) -> np.ndarray:
+        """As many voxels as the ROI has, or as there are outside of it."""
+        candidates = np.flatnonzero(~roi.voxels)
+        rng = np.random.default_rng([self.seed, int(roi.voxels.sum())])
+        chosen = rng.permutation(candidates)[: int(roi.voxels.sum())]
+        return np.isin(np.arange(len(roi.voxels)), chosen)

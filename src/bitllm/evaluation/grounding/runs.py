@@ -1,0 +1,194 @@
+"""Find what belongs to a run: its checkpoint, its base LLM, its split, and the aligner and targets beside it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bitllm.config import nearest
+from bitllm.data.splits import PRESETS, Split, check_split, load_split, make_split
+from bitllm.data.store import Store
+from bitllm.data.targets import Targets, load_targets
+from bitllm.errors import CheckpointError, SplitError
+from bitllm.evaluation.grounding.diagnostics import same_encoder
+from bitllm.evaluation.grounding.system import System, load_system
+from bitllm.files import read_json
+from bitllm.model.aligner import BrainAligner, load_aligner
+from bitllm.model.checkpoint.base import load_llm
+from bitllm.model.precision import Precision
+
+_CARDS = ("rft.json", "bitllm.json")
+
+
+@dataclass(frozen=True)
+class GroundedRun:
+    """A trained system with all that grounding needs of it."""
+
+    folder: Path
+    system: System
+    llm: str
+    """Name of the base LLM."""
+    split: Split
+    aligner: BrainAligner | None
+    """Encoder with the heads of the align stage, if it was found and is of the same encoder."""
+    targets: Targets | None
+    not_run: dict[str, str]
+    """Why aligner or targets are missing."""
+
+
+def open_run(
+    run: Path,
+    store: Store,
+    *,
+    system: str | None = None,
+    llm: str | None = None,
+    split: Path | None = None,
+    align: Path | None = None,
+    targets: Path | None = None,
+    precision: Precision = "fp32",
+) -> GroundedRun:
+    """Open a checkpoint of sft or rft, or one system of a demo's folder.
+
+    Parameters
+    ----------
+    run
+        Folder of the checkpoint or of the demo.
+    system
+        Which system of a demo.
+    llm
+        Folder or hub id of the base LLM; by default the folder beside the checkpoint that has the name in it, else
+        the hub id that the checkpoint names.
+    split
+        By default ``split.json`` beside the checkpoint, else the store's own preset with the run's checksum.
+    align, targets
+        By default ``align`` and ``targets.safetensors`` beside the checkpoint, where they are.
+    precision
+        Of the frozen LLM.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no checkpoint, no such system, or no base LLM.
+    SplitError
+        If the run was trained on another split than the store's.
+    """
+    folder = checkpoint_folder(Path(run), system)
+    card = _card(folder)
+    found_split = find_split(folder, store, card["split"], given=split)
+    base = load_llm(find_llm(folder, given=llm))
+    loaded = load_system(folder.name, folder, base, precision=precision)
+    if torch.cuda.is_available():
+        loaded.model.to("cuda")
+    aligner, targets_found, not_run = _beside(folder, loaded, align=align, targets=targets)
+    return GroundedRun(folder, loaded, base.name, found_split, aligner, targets_found, not_run)
+
+
+def checkpoint_folder(run: Path, system: str | None) -> Path:
+    """The checkpoint: ``run`` itself, or the system of that name in it.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none.
+    """
+    if not run.is_dir():
+        raise CheckpointError(f"{run}: expected the folder of a run, found none; check the path")
+    names = sorted(path.parent.name for card in _CARDS for path in run.glob(f"*/{card}"))
+    if system is not None:
+        if system not in names:
+            raise CheckpointError(
+                f"{run}: expected a system of the run, found `{system}`; {nearest(system, names)}"
+            )
+        return run / system
+    if any((run / card).is_file() for card in _CARDS):
+        return run
+    if names:
+        raise CheckpointError(
+            f"{run}: expected one checkpoint, found the systems {', '.join(names)}; name one with --system"
+        )
+    raise CheckpointError(
+        f"{run}: expected a checkpoint of sft (bitllm.json) or rft (rft.json), found neither; train the stage "
+        "first"
+    )
+
+
+def find_llm(folder: Path, *, given: str | None) -> str:
+    """Folder or hub id of the base LLM of a checkpoint.
+
+    Raises
+    ------
+    CheckpointError
+        If the path that was given, or the folder that the checkpoint names, is not there.
+    """
+    if given is not None:
+        if not Path(given).exists() and not _is_hub_id(given):
+            raise CheckpointError(f"{given}: expected the folder of a base LLM, found none; check --llm")
+        return given
+    card = _card(folder)
+    sft = folder.parent / card["sft"] if "sft" in card else folder
+    name = str(_card(sft)["base_llm"]["name"])
+    for place in (folder.parent / name, sft.parent / name):
+        if place.exists():
+            return str(place)
+    if _is_hub_id(name):  # the user named it when the run was trained
+        return name
+    raise CheckpointError(
+        f"{folder}: expected its base LLM `{name}` beside it, found no such folder; name it with --llm PATH"
+    )
+
+
+def find_split(folder: Path, store: Store, sha256: str, *, given: Path | None) -> Split:
+    """The split that the run was trained on, if it is one of this store.
+
+    Raises
+    ------
+    SplitError
+        If the checksum of the run's split is not that of the store's, or the split does not fit the store.
+    """
+    # `develop` needs one subject more than `poster`
+    names = PRESETS[: max(0, len(store.subjects) - 1)]
+    own = {name: make_split(store, name) for name in names}
+    for split in own.values():
+        if split.sha256 == sha256:
+            return split
+    beside = [folder.parent / "split.json"] if (folder.parent / "split.json").is_file() else []
+    tried = [f"{name} of {store.path} is {split.sha256[:12]}" for name, split in own.items()]
+    for path in [given] if given is not None else beside:
+        split = load_split(path)
+        if split.sha256 == sha256 and split.name not in own:
+            check_split(store, split)
+            return split
+        tried.append(f"{path} is {split.sha256[:12]}")
+    raise SplitError(
+        f"{folder}: trained on a split with the checksum {sha256[:12]}, found others ({'; '.join(tried)}); "
+        "ground it on the store that it was trained on, or name its split with --split"
+    )
+
+
+def _beside(
+    folder: Path, system: System, *, align: Path | None, targets: Path | None
+) -> tuple[BrainAligner | None, Targets | None, dict[str, str]]:
+    not_run: dict[str, str] = {}
+    aligner = found = None
+    place = align or folder.parent / "align"
+    if align is None and not place.is_dir():
+        not_run["retrieval"] = f"no aligner beside {folder.name}; name one with --align"
+    else:
+        aligner = load_aligner(place).eval()
+        if not same_encoder(aligner.encoder, system.encoder):
+            aligner, not_run["retrieval"] = None, f"the encoder of {folder.name} is not that of {place.name}"
+    where = targets or folder.parent / "targets.safetensors"
+    if targets is None and not where.is_file():
+        reason = f"no embeddings of pictures beside {folder.name}; name them with --targets"
+        not_run |= {"similarity_to_training": reason, "retrieval": not_run.get("retrieval", reason)}
+    else:
+        found = load_targets(where)
+    return aligner, found, not_run
+
+
+def _card(folder: Path) -> dict:
+    return read_json(next(folder / card for card in _CARDS if (folder / card).is_file()))
+
+
+def _is_hub_id(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")

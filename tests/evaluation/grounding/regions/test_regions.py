@@ -1,0 +1,106 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from bitllm.data.batch import Anatomies
+from bitllm.errors import DataError, OutputError
+from bitllm.evaluation.grounding.groups.words import simulated_words
+from bitllm.evaluation.grounding.regions.attribution import attribution, random_weights
+from bitllm.evaluation.grounding.regions.evidence import roi_evidence
+from bitllm.evaluation.grounding.regions.maps import pooling_map, write_maps
+from bitllm.evaluation.grounding.regions.rois import Roi, find_rois
+
+
+@pytest.fixture(scope="module")
+def maps(system, found):
+    """Attribution of the test trials."""
+    return attribution(system, found, seed=0)
+
+
+def test_an_atlas_stands_for_all_its_labels_and_for_each(easy):
+    rois = {roi.name: roi.voxels for roi in find_rois(easy.store, "subj08", ["floc-places"])}
+    labels = easy.store.subject("subj08").voxels["floc-places"].to_numpy()
+    assert np.array_equal(rois["floc-places"], labels > 0)
+    assert sum(voxels.sum() for name, voxels in rois.items() if ":" in name) == rois["floc-places"].sum()
+    (one,) = find_rois(easy.store, "subj08", ["floc-places:PPA"])
+    assert np.array_equal(one.voxels, rois["floc-places:PPA"])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ("floc-place", "expected an atlas of the store, found `floc-place`; did you mean `floc-places`"),
+        ("floc-places:PPB", "expected a label of floc-places, found `PPB`; did you mean `PPA`"),
+    ],
+)
+def test_an_unknown_atlas_or_label_is_refused_with_the_nearest_name(easy, wanted, message):
+    with pytest.raises(DataError, match=message):
+        find_rois(easy.store, "subj08", [wanted])
+
+
+def test_silencing_everything_is_the_zero_control_and_nothing_loses_nothing(system, found):
+    n = found.held_out.betas.shape[1]
+    rois = [Roi("all", "", np.ones(n, dtype=bool)), Roi("none", "", np.zeros(n, dtype=bool))]
+    everything, nothing = roi_evidence(system, found, rois, simulated_words(), seed=0, max_new_tokens=12)[
+        "rows"
+    ]
+    n_words = found.tokens.n_words.sum()
+    lost = (found.log2_probs["real"] - found.log2_probs["zero"]).sum() / n_words
+    assert everything["silenced"]["bits"]["mean"] == pytest.approx(lost, abs=1e-4)
+    gained = (found.log2_probs["real"] - found.log2_probs["permuted"]).sum() / n_words
+    assert everything["alone"]["bits"]["mean"] == pytest.approx(gained, abs=1e-4)
+    assert nothing["silenced"]["bits"]["mean"] == pytest.approx(0, abs=1e-5)
+    assert nothing["alone"]["bits"]["mean"] == pytest.approx(0, abs=1e-5)
+    assert nothing["silenced"]["CIDEr"]["difference"] == 0
+    assert {"animals", "colours", "settings"} <= set(everything["silenced"]["bits_by_category"])
+
+
+def test_attribution_is_beta_times_the_slope_of_the_bits(system, found, maps):
+    held_out = found.held_out
+    voxel = int(np.abs(maps.trained[0]).argmax())
+    betas = np.repeat(held_out.betas[:1], len(held_out.betas), axis=0)
+    step = 0.05
+    log2 = []
+    for sign in (1, -1):
+        moved = betas.copy()
+        moved[0, voxel] += sign * step
+        log2.append(log2_of_first_row(system, found, moved))
+    slope = (log2[0] - log2[1]) / (2 * step)
+    assert maps.trained[0, voxel] == pytest.approx(slope * held_out.betas[0, voxel], rel=0.05, abs=1e-4)
+
+
+def log2_of_first_row(system, found, betas):
+    """Mean log2 p of the first row's references under other betas."""
+    from bitllm.evaluation.grounding.bits import token_log2_probs
+
+    tokens = found.held_out.brain_tokens(system.encoder, system.atlases, betas)
+    return token_log2_probs(system, found.tokens, tokens)[found.tokens.row == 0].sum(axis=1).mean()
+
+
+def test_the_randomised_model_gives_another_map_and_leaves_the_trained_one_as_it_was(system, maps):
+    before = {name: tensor.clone() for name, tensor in system.model.state_dict().items()}
+    with random_weights(system.model, seed=0):
+        assert not torch.equal(system.encoder.queries, before["model.encoder.queries"])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in system.model.state_dict().items())
+    signed = maps.summary([])["rank_correlation_with_randomised"]["signed"]
+    assert abs(signed["mean"]) < 0.2
+    assert signed["N"] == len(maps.trained)
+
+
+def test_the_pooling_map_is_what_the_encoder_pools_with(system, held_out, maps, tmp_path):
+    weights = pooling_map(system.encoder, held_out, system.atlases)
+    anatomies = Anatomies.of(held_out.store, ["subj08"], system.atlases)
+    pooled = system.encoder.pool(
+        torch.from_numpy(held_out.betas), anatomies.coords_mm[0], anatomies.atlas_labels[0]
+    )
+    assert np.allclose(held_out.betas @ weights.T, pooled.detach().numpy(), atol=1e-4)
+    write_maps(system, held_out, maps, tmp_path / "maps")
+    assert np.array_equal(np.load(tmp_path / "maps" / "pooling_map.npy"), weights)
+    table = pd.read_parquet(tmp_path / "maps" / "voxels.parquet")
+    assert np.allclose(table["attribution"], maps.trained.mean(axis=0))
+    assert "fixed map" in json.loads((tmp_path / "maps" / "about.json").read_text())["pooling_map.npy"]
+    with pytest.raises(OutputError, match="expected an empty or a new folder"):
+        write_maps(system, held_out, maps, tmp_path / "maps")
