@@ -1,5 +1,6 @@
 """The road into a store from plain tables: what goes in, what is refused, and going on after a kill."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -139,12 +140,38 @@ def test_broken_contents_are_named_and_leave_nothing(tmp_path, name, message):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_and_a_folder_without_permission_are_named(tmp_path, monkeypatch):
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
     def full(*_):
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OutputError, match="the disk is full"):
+        write_store(tmp_path / "store", contents(), SETTINGS)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EPERM])
+def test_a_folder_without_permission_is_named_and_leaves_nothing(tmp_path, monkeypatch, number):
+    make = Path.mkdir
+
+    def denied(path, *args, **kwargs):  # root may write anywhere, so that chmod would test nothing
+        if "denied" in path.name:
+            raise OSError(number, os.strerror(number), str(path))
+        make(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", denied)
+    out = tmp_path / "denied"
+    with pytest.raises(OutputError, match=r"denied: no permission to write here \(.*name another folder"):
+        write_store(out, contents(), SETTINGS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_permission_lost_while_writing_leaves_nothing(tmp_path, monkeypatch):
+    def denied(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "posix_fallocate", denied)
+    with pytest.raises(OutputError, match="store: no permission to write here"):
         write_store(tmp_path / "store", contents(), SETTINGS)
     assert list(tmp_path.iterdir()) == []
 
