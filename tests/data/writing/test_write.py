@@ -140,6 +140,16 @@ def test_broken_contents_are_named_and_leave_nothing(tmp_path, name, message):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_voxels_without_any_number_in_a_session_are_out_of_view_and_stored_as_0(tmp_path):
+    values = np.random.default_rng(1).normal(2, 3, (2, 24, 5)).astype(np.float32)
+    values[1, :, 3], values[0, :, 4], values[1, :, 4] = np.nan, 0, np.nan
+    write_store(tmp_path / "store", contents(betas=values), SETTINGS)
+    data = open_store(tmp_path / "store").subject("subj01")
+    assert data.voxels["valid"].tolist() == [1, 1, 1, 0.5, 0]
+    assert np.isfinite(data.betas).all()
+    assert (data.betas[24:, 3] == 0).all() and (data.betas[:, 4] == 0).all() and data.betas[:24, 3].std() > 0
+
+
 def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
