@@ -177,7 +177,7 @@ def test_the_same_seed_gives_the_same_captions_and_scores(demo_folder, results, 
     for path in sorted((demo_folder / "judged").rglob("*.jsonl")):
         place = path.relative_to(demo_folder)
         assert (tmp_path / "again" / place).read_bytes() == path.read_bytes(), place
-    for name in ("align/aligner", "sft/trained", "prefix/trained", "rft/adapter_model"):
+    for name in ("align/aligner", "sft/model", "prefix/model", "rft/adapter_model"):
         weights = (tmp_path / "again" / f"{name}.safetensors").read_bytes()
         assert weights == (demo_folder / f"{name}.safetensors").read_bytes(), name
     moving = {"seconds", "peak_memory_gb", "command", "git_revision"}
