@@ -30,6 +30,20 @@ def test_an_inspection_counts_what_is_there(store, written_release):
     assert inspection["bytes"]["pictures.npy"] == (store.path / "pictures.npy").stat().st_size
 
 
+def test_voxels_out_of_view_in_a_session_are_counted_and_0_in_it(store, written_release):
+    for subject, n_sessions in (("subj01", 3), ("subj03", 2)):
+        data = store.subject(subject)
+        # the miniature writes 0 for all trials of session 1 at the mask's last voxel
+        out_of_view = np.flatnonzero(data.voxels["valid"] < 1)
+        assert out_of_view.tolist() == [len(data.voxels) - 1]
+        assert data.voxels["valid"].iloc[-1] == pytest.approx((n_sessions - 1) / n_sessions)
+        assert (data.betas[(data.trials["session"] == 1).to_numpy(), -1] == 0).all()
+        assert data.betas[(data.trials["session"] == 2).to_numpy(), -1].std() > 0
+        assert inspect_store(store)["subjects"][subject]["n_voxels_out_of_view"] == 1
+        assert written_release.mask[subject].sum() == len(data.voxels)
+    assert "unseen" in inspect_text(inspect_store(store))
+
+
 def test_an_inspection_is_json(store):
     inspection = inspect_store(store)
     assert json.loads(json.dumps(inspection)) == inspection

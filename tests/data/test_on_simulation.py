@@ -1,14 +1,20 @@
 """The road of the simulated release: it prepares, and its store passes the checks of real data."""
 
+import nibabel as nib
 import numpy as np
 import pytest
+import scipy.io
 
 from bitllm.data.dataset import select_trials
+from bitllm.data.nsd.betas import percent_signal_change, read_session_betas
 from bitllm.data.prepare import prepare_nsd
 from bitllm.data.splits import check_split, make_split
 from bitllm.data.store import Store, open_store
+from bitllm.simulation import release as release_module
 from bitllm.simulation.parameters import preset
 from bitllm.simulation.release import simulate_release
+
+BETAS = "nsddata_betas/ppdata/{}/func1pt8mm/betas_fithrf_GLMdenoise_RR/betas_session{:02d}"
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +23,82 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Store:
     simulate_release(folder / "nsd", preset("tiny"), seed=1)
     prepare_nsd(folder / "nsd", folder / "store")
     return open_store(folder / "store")
+
+
+@pytest.fixture(scope="module")
+def as_nifti(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[tuple[str, int], np.ndarray]]:
+    """The same release as NIfTI, with the simulation's own betas (trials, X, Y, Z), caught before rounding."""
+    folder = tmp_path_factory.mktemp("nifti")
+    simulate, own = release_module.session_percent, {}
+
+    def caught(config, subject, images, session, *, seed):
+        percent = simulate(config, subject, images, session, seed=seed)
+        volume = np.zeros((len(percent), *subject.cortex.shape))
+        volume[:, subject.cortex.brain] = percent
+        own[config.subjects[subject.index], session + 1] = volume
+        return percent
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(release_module, "session_percent", caught)
+        simulate_release(folder / "nsd", preset("tiny"), seed=1, betas_format="nifti")
+    prepare_nsd(folder / "nsd", folder / "store")
+    return open_store(folder / "store"), own
+
+
+def test_hdf5_and_nifti_prepare_to_bit_equal_stores(simulated, as_nifti):
+    nifti = as_nifti[0]
+    assert nifti.manifest.subjects == simulated.manifest.subjects  # with the checksum of every file
+    assert nifti.manifest.sha256 == simulated.manifest.sha256
+    for subject in simulated.subjects:
+        first, second = (store.path / f"subjects/{subject}/betas.npy" for store in (simulated, nifti))
+        assert first.read_bytes() == second.read_bytes()
+
+
+def test_betas_are_the_simulations_own_to_the_rounding_of_int16(simulated, as_nifti):
+    nifti, own = as_nifti
+    grids = set()
+    for (subject, session), volume in own.items():
+        anatomy = simulated.path.parent / f"nsd/nsddata/ppdata/{subject}/func1pt8mm/roi/nsdgeneral.nii.gz"
+        mask = nib.load(anatomy).get_fdata() > 0
+        grids.add(mask.shape)
+        for store, suffix in ((simulated, ".hdf5"), (nifti, ".nii.gz")):
+            path = store.path.parent / "nsd" / (BETAS.format(subject, session) + suffix)
+            read = percent_signal_change(read_session_betas(path, mask, len(volume)))
+            assert np.abs(read - volume[:, mask]).max() <= 1 / 300 / 2 + 1e-5
+    assert len(own) == sum(preset("tiny").sessions)
+    assert any(len(set(grid)) == 3 for grid in grids)  # no two sides alike: a swap of axes would show
+
+
+def test_trials_of_the_store_are_the_images_of_the_design(simulated):
+    design = scipy.io.loadmat(
+        simulated.path.parent / "nsd/nsddata/experiments/nsd/nsd_expdesign.mat", squeeze_me=True
+    )
+    ordering, images = (design[key].astype(int) for key in ("masterordering", "subjectim"))
+    counts = {}
+    for row, subject in enumerate(simulated.subjects):
+        trials = simulated.subject(subject).trials
+        shown = images[row, ordering[: len(trials)] - 1] - 1
+        np.testing.assert_array_equal(trials["nsd_id"], shown)
+        n_shared = preset("tiny").n_shared
+        np.testing.assert_array_equal(trials["shared"], ordering[: len(trials)] <= n_shared)
+        assert set(trials["nsd_id"][trials["shared"]] + 1) <= set(design["sharedix"].tolist())
+        counts[subject] = trials["nsd_id"].value_counts()
+        assert counts[subject].max() == 3 == trials["repetition"].max() + 1
+    full = [subject for subject in simulated.subjects if len(simulated.subject(subject).trials) == 240]
+    assert all((counts[subject] == 3).all() and len(counts[subject]) == 80 for subject in full)
+
+
+def test_shared_images_come_at_the_same_trials_for_all_subjects(simulated):
+    first = simulated.subject("subj01").trials
+    for subject in simulated.subjects:
+        trials = simulated.subject(subject).trials
+        here = first.iloc[: len(trials)]
+        np.testing.assert_array_equal(trials["shared"], here["shared"])
+        shared = here["shared"].to_numpy()
+        np.testing.assert_array_equal(trials["nsd_id"][shared], here["nsd_id"][shared])
+        if subject != "subj01":
+            own = set(trials["nsd_id"][~shared])
+            assert not own & set(first["nsd_id"])
 
 
 def test_a_simulated_release_is_marked_as_such(simulated):
@@ -47,8 +129,6 @@ def test_splits_of_a_simulated_release_pass_the_check(simulated, name):
 
 def test_the_left_hemisphere_lies_at_negative_x(simulated):
     root = simulated.path.parent / "nsd"
-    import nibabel as nib
-
     for subject in simulated.subjects:
         left = (
             nib.load(root / f"nsddata/ppdata/{subject}/func1pt8mm/roi/lh.nsdgeneral.nii.gz").get_fdata() > 0

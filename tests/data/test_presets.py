@@ -12,7 +12,11 @@ from bitllm.data.presets import (
     without_neighbours,
 )
 from bitllm.data.splits import check_split, load_split, make_split
+from bitllm.data.store import open_store
+from bitllm.data.targets import Targets, save_targets
 from bitllm.errors import SplitError
+
+PARTS = ("train_images", "validation_images", "test_images")
 
 
 def test_any_subject_can_be_held_out(store):
@@ -63,6 +67,49 @@ def test_images_like_a_test_image_are_held_out(store, rng):
         without_neighbours(split, ids[:3], embeddings[:3], cosine=0.9)
     with pytest.raises(SplitError, match="expected images left to train and to choose on"):
         without_neighbours(split, ids, np.ones((len(ids), 2)), cosine=0.9)
+
+
+def test_the_command_holds_out_pictures_like_a_test_picture(store, tmp_path, rng):
+    split = make_split(store, "poster")
+    ids = np.sort(store.stimuli.index.to_numpy())
+    image = rng.normal(size=(len(ids), 8)).astype(np.float32)
+    like, test = max(split.train_images), max(split.test_images)
+    image[ids == like] = image[ids == test] + 1e-3
+    image /= np.linalg.norm(image, axis=1, keepdims=True)
+    save_targets(Targets(ids, image, image), tmp_path / "targets.safetensors")
+    command = ["split", str(store.path), str(tmp_path / "s.json")]
+    main([*command, "--max-cosine", "0.99", "--embeddings", str(tmp_path / "targets.safetensors")])
+    held = load_split(tmp_path / "s.json")
+    assert split.train_images - held.train_images == {like}
+    assert (held.validation_images, held.test_images) == (split.validation_images, split.test_images)
+    assert held.name == "poster-cosine0.99" and held.sha256 != split.sha256
+
+
+def test_a_clip_may_be_named_in_the_place_of_embeddings(
+    easy_release, small_clip_folder, small_clip, tmp_path
+):
+    store = open_store(easy_release / "store")
+    split = make_split(store, "poster")
+    rows = {part: small_clip.pictures(store.pictures(sorted(getattr(split, part)))) for part in PARTS}
+    nearest = {part: (rows[part] @ rows["test_images"].T).max(axis=1) for part in PARTS[:2]}
+    in_order = np.sort(
+        nearest["train_images"]
+    )  # a CLIP of few steps finds all pictures alike: the widest gap
+    widest = 1 + np.argmax(np.diff(in_order[1:-1]))
+    cosine = float(in_order[widest : widest + 2].astype(np.float64).mean())
+    command = ["split", str(store.path), str(tmp_path / "s.json"), "--max-cosine", str(cosine)]
+    main([*command, "--embeddings", str(small_clip_folder)])
+    held = load_split(tmp_path / "s.json")
+    assert 0 < len(held.train_images) == (nearest["train_images"] <= cosine).sum() < len(split.train_images)
+    assert len(held.validation_images) == (nearest["validation_images"] <= cosine).sum()
+
+
+@pytest.mark.parametrize("option", [("--max-cosine", "0.9"), ("--embeddings", "clip")])
+def test_half_of_the_hold_out_is_refused(store, tmp_path, capsys, option):
+    with pytest.raises(SystemExit, match="2"):
+        main(["split", str(store.path), str(tmp_path / "s.json"), *option])
+    assert "expected --max-cosine and --embeddings together, found only one" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_writes_the_split(store, tmp_path):

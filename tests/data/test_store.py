@@ -55,7 +55,7 @@ def test_a_folder_that_is_no_store_is_named(tmp_path):
 def test_a_store_of_another_version_is_refused(copied_store, content):
     (copied_store / "manifest.json").write_text(json.dumps(content))
     with pytest.raises(
-        DataError, match=r"manifest.json: expected a store of version 2, found version (99|None)"
+        DataError, match=r"manifest.json: expected a store of version 3, found version (99|None)"
     ):
         open_store(copied_store)
 

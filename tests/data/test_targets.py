@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from bitllm.data.targets import Targets, load_clip, load_targets, make_targets, save_targets
 from bitllm.errors import ConfigError, DataError
@@ -76,3 +76,9 @@ def test_a_damaged_file_of_targets_is_one_named_error(targets, tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DataError, match=r"targets\.safetensors"):
         load_targets(path)
+
+
+def test_a_file_of_other_arrays_is_one_named_error(tmp_path):
+    save_file({"weights": np.zeros(3)}, tmp_path / "model.safetensors")
+    with pytest.raises(DataError, match="expected whole embeddings, found a damaged file"):
+        load_targets(tmp_path / "model.safetensors")

@@ -1,11 +1,15 @@
 """Commands that make and look at data: simulate, prepare, inspect."""
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from bitllm.cli.terminal import OUT, print_json
+
+if TYPE_CHECKING:
+    from bitllm.data.splits import Split
+    from bitllm.data.store import Store
 
 
 def simulate(
@@ -103,6 +107,8 @@ def split(
     preset: Literal["poster", "develop", "leave-one-subject-out", "within-subject"] = "poster",
     held_out: str | None = None,
     test_images: Literal["all", "1000", "982", "907", "766", "515"] = "all",
+    max_cosine: float | None = None,
+    embeddings: str | None = None,
 ) -> None:
     """Write a split of a store as a file with a checksum.
 
@@ -112,11 +118,18 @@ def split(
         preset: Which subjects train and which are tested.
         held_out: The subject to hold out with leave-one-subject-out (the last).
         test_images: A named set of NSD's shared images.
+        max_cosine: Leave out of training and validation every picture that is more like a test picture.
+        embeddings: For max-cosine: a CLIP (folder or hub id), or the targets.safetensors that a demo wrote.
     """
     from bitllm.data import presets
     from bitllm.data.splits import check_split, make_split, save_split
     from bitllm.data.store import open_store
+    from bitllm.errors import SplitError
 
+    if (max_cosine is None) != (embeddings is None):
+        raise SplitError(
+            "split: expected --max-cosine and --embeddings together, found only one of them; add the other"
+        )
     opened = open_store(store)
     if preset == "leave-one-subject-out":
         made = presets.leave_one_subject_out(opened, held_out or opened.subjects[-1])
@@ -127,9 +140,24 @@ def split(
     if test_images != "all":
         images = presets.named_test_images(opened, test_images)
         made = presets.with_test_images(made, images, name=test_images)
+    if max_cosine is not None and embeddings is not None:
+        made = _without_neighbours(opened, made, embeddings, max_cosine)
     check_split(opened, made)
     save_split(made, out)
     OUT.print(f"{out}: split {made.name} written, {len(made.test_images)} test images, {made.sha256[:12]}")
+
+
+def _without_neighbours(store: "Store", made: "Split", embeddings: str, max_cosine: float) -> "Split":
+    from bitllm.data.presets import without_neighbours
+    from bitllm.data.targets import load_clip, load_targets, make_targets
+
+    path = Path(embeddings)
+    is_file = path.is_file() or path.suffix == ".safetensors"
+    targets = load_targets(path) if is_file else make_targets(store, load_clip(embeddings))
+    held = without_neighbours(made, targets.nsd_id, targets.image, cosine=max_cosine)
+    n_out = len(made.train_images | made.validation_images) - len(held.train_images | held.validation_images)
+    OUT.print(f"{n_out} pictures left out: a cosine above {max_cosine:g} to a test picture")
+    return held
 
 
 def inspect(store: tyro.conf.Positional[Path], /, json: bool = False, verify: bool = False) -> None:

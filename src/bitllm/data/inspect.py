@@ -20,9 +20,10 @@ def inspect_store(store: Store) -> dict[str, Any]:
     -------
     dict
         ``path``, ``source``, ``beta_version``, ``roi``, ``normalisation``; ``subjects`` (sessions, trials,
-        voxels, images by part, mean noise ceiling in percent for one trial and for the mean of three, voxels
-        of each label, bytes, checksums); ``images`` by part; ``captions`` (number, and least, mean and most
-        per image); ``bytes`` and ``sha256`` of the shared files.
+        voxels, voxels out of view in some session, images by part, mean noise ceiling in percent for one
+        trial and for the mean of three, voxels of each label, bytes, checksums); ``images`` by part;
+        ``captions`` (number, and least, mean and most per image); ``bytes`` and ``sha256`` of the shared
+        files.
     """
     manifest = store.manifest
     per_image = np.array([len(captions) for captions in store.captions.values()])
@@ -83,6 +84,7 @@ def _inspect_subject(store: Store, subject: str) -> dict[str, Any]:
         "n_sessions": record.n_sessions,
         "n_trials": record.n_trials,
         "n_voxels": record.n_voxels,
+        "n_voxels_out_of_view": int((data.voxels["valid"] < 1).sum()),
         "images": _count(part.to_numpy()),
         "noise_ceiling_percent": {
             str(n_trials): float(noise_ceiling_percent(ncsnr, n_trials).mean()) for n_trials in (1, 3)
@@ -125,7 +127,7 @@ def _subject_table(inspection: dict[str, Any]) -> Table:
         title="Subjects", title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
     )
     table.add_column("subject", no_wrap=True)
-    for heading in ("sess.", "trials", "voxels", "train", "valid.", "test", "NC1 %", "NC3 %"):
+    for heading in ("sess.", "trials", "voxels", "train", "valid.", "test", "unseen", "NC1 %", "NC3 %"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("sha256", no_wrap=True)
     for name, subject in inspection["subjects"].items():
@@ -134,10 +136,14 @@ def _subject_table(inspection: dict[str, Any]) -> Table:
             subject["n_trials"],
             subject["n_voxels"],
             *subject["images"].values(),
+            subject["n_voxels_out_of_view"],
         ]
         ceilings = [f"{percent:.1f}" for percent in subject["noise_ceiling_percent"].values()]
         table.add_row(name, *(f"{n:,}" for n in counts), *ceilings, subject["sha256"]["betas.npy"][:8])
-    table.caption = "train, valid., test: images seen; NC1, NC3: mean noise ceiling of 1 and of 3 trials"
+    table.caption = (
+        "train, valid., test: images seen; unseen: voxels out of view in some session, 0 there; "
+        "NC1, NC3: mean noise ceiling of 1 and of 3 trials"
+    )
     return table
 
 

@@ -19,7 +19,7 @@ from bitllm.config import StrictConfig, nearest
 from bitllm.errors import ConfigError, DataError
 from bitllm.files import read_json
 
-STORE_VERSION = 2
+STORE_VERSION = 3
 
 SUBJECT_FILES = ("betas.npy", "trials.parquet", "voxels.parquet")
 SHARED_FILES = ("stimuli.parquet", "captions.parquet", "pictures.npy")

@@ -147,7 +147,7 @@ def load_targets(path: Path) -> Targets:
         )
     try:
         return Targets(**load_file(path))
-    except SafetensorError as error:
+    except (SafetensorError, TypeError) as error:
         raise DataError(
             f"{path}: expected whole embeddings, found a damaged file ({error}); make them again"
         ) from None

@@ -25,6 +25,16 @@ def test_the_mask_is_labels_above_zero_without_minus_one(written_release):
     np.testing.assert_array_equal(mask_of(written_release, "streams"), streams)
 
 
+def test_minus_one_inside_the_brain_is_not_in_the_mask(release, write_volume):
+    labelled = np.zeros((5, 7, 4))
+    labelled[1:4, 2:5, 1:3] = 1
+    labelled[2, 3, 1], labelled[0, 0, 0] = -1, -1  # inside the region and outside
+    write_volume(release.roi(SUBJECT), labelled)
+    mask = mask_of(release)
+    assert mask.sum() == 3 * 3 * 2 - 1 == (labelled != 0).sum() - 2
+    assert not mask[2, 3, 1] and not mask[0, 0, 0]
+
+
 def test_the_templates_origin_and_corners_in_mm():
     corners = np.array([[91.0, 127, 73], [1, 1, 1], [182, 218, 182]])
     # FSL's MNI152_T1_1mm has the affine diag(-1, 1, 1) and the offset (90, -126, -72) for 0-based voxels

@@ -6,8 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bitllm.cli import main
 from bitllm.data.nsd.layout import NsdRelease
 from bitllm.data.nsd.trials import Design, read_trials
+from bitllm.data.splits import load_split
+from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents
+from bitllm.data.writing.write import write_store
 
 ROOT = Path(__file__).resolve().parents[3]
 N_SESSIONS = dict(zip([f"subj{n:02d}" for n in range(1, 9)], (40, 40, 32, 30, 40, 32, 40, 30), strict=True))
@@ -84,3 +88,35 @@ def test_counts_of_all_subjects_together(trials):
     n_train = early[~early["shared"]].groupby("nsd_id").size().value_counts()
     assert [n_test[n] for n in (3, 2, 1)] == [839, 110, 33]
     assert [n_train[n] for n in (3, 2, 1)] == [7581, 959, 319]
+
+
+@pytest.fixture(scope="module")
+def real_store(trials, tmp_path_factory) -> Path:
+    """A store of all real trials, with one made-up voxel a subject."""
+    voxel = pd.DataFrame({"x_mm": [0.0], "y_mm": [0.0], "z_mm": [0.0]})
+    people = [SubjectContents(s, t, voxel, made_up_betas, s) for s, t in trials.items()]
+    together = pd.concat(trials.values())[["nsd_id", "shared"]].drop_duplicates()
+    captions = together[["nsd_id"]].assign(caption="a thing")
+    store = tmp_path_factory.mktemp("real") / "store"
+    write_store(store, StoreContents(people, together, captions, "trials"), StoreSettings(source="nsd"))
+    return store
+
+
+def made_up_betas(session: int) -> np.ndarray:
+    return np.random.default_rng(session).normal(3, 5, (750, 1)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", ["1000", "982", "907", "766", "515"])
+def test_the_command_finds_every_named_test_set(real_store, table, tmp_path, name):
+    command = ["split", str(real_store), str(tmp_path / "s.json"), "--preset", "within-subject"]
+    main([*command, "--test-images", name])
+    split = load_split(tmp_path / "s.json")
+    shared = set.intersection(*[set(t["nsd_id"]) for s, t in table.groupby("sub") if len(t) == 30000])
+    counted = table[table["nsd_id"].isin(shared)].groupby(["nsd_id", "sub"]).size().unstack(fill_value=0)
+    early = table[(table["sub"] == "subj01") & (table["ses"] <= 37) & table["nsd_id"].isin(shared)]
+    expected = {"1000": shared, "982": set(early["nsd_id"])}
+    for least, of_all in ((1, "907"), (2, "766"), (3, "515")):
+        expected[of_all] = set(counted.index[(counted >= least).all(axis=1)])
+    assert len(split.test_images) == int(name)
+    assert split.test_images == expected[name]
+    assert not split.test_images & (split.train_images | split.validation_images)

@@ -1,5 +1,6 @@
 """The road into a store from plain tables: what goes in, what is refused, and going on after a kill."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -139,12 +140,48 @@ def test_broken_contents_are_named_and_leave_nothing(tmp_path, name, message):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_and_a_folder_without_permission_are_named(tmp_path, monkeypatch):
+def test_voxels_without_any_number_in_a_session_are_out_of_view_and_stored_as_0(tmp_path):
+    values = np.random.default_rng(1).normal(2, 3, (2, 24, 5)).astype(np.float32)
+    values[1, :, 3], values[0, :, 4], values[1, :, 4] = np.nan, 0, np.nan
+    write_store(tmp_path / "store", contents(betas=values), SETTINGS)
+    data = open_store(tmp_path / "store").subject("subj01")
+    assert data.voxels["valid"].tolist() == [1, 1, 1, 0.5, 0]
+    assert np.isfinite(data.betas).all()
+    assert (data.betas[24:, 3] == 0).all() and (data.betas[:, 4] == 0).all() and data.betas[:24, 3].std() > 0
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
     def full(*_):
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OutputError, match="the disk is full"):
+        write_store(tmp_path / "store", contents(), SETTINGS)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EPERM])
+def test_a_folder_without_permission_is_named_and_leaves_nothing(tmp_path, monkeypatch, number):
+    make = Path.mkdir
+
+    def denied(path, *args, **kwargs):  # root may write anywhere, so that chmod would test nothing
+        if "denied" in path.name:
+            raise OSError(number, os.strerror(number), str(path))
+        make(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", denied)
+    out = tmp_path / "denied"
+    with pytest.raises(OutputError, match=r"denied: no permission to write here \(.*name another folder"):
+        write_store(out, contents(), SETTINGS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_permission_lost_while_writing_leaves_nothing(tmp_path, monkeypatch):
+    def denied(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "posix_fallocate", denied)
+    with pytest.raises(OutputError, match="store: no permission to write here"):
         write_store(tmp_path / "store", contents(), SETTINGS)
     assert list(tmp_path.iterdir()) == []
 

@@ -122,9 +122,7 @@ def nsd_stimuli(beside: Beside, nsd_ids: np.ndarray, shared: np.ndarray, source:
     """
     if nsd_ids.min() < 0:
         raise DataError(f"{source}: expected 0-based NSD ids, found {nsd_ids.min()}; download the file again")
-    stimuli = (
-        pd.DataFrame({"nsd_id": nsd_ids, "shared": shared}).groupby("nsd_id", as_index=False)["shared"].max()
-    )
+    stimuli = pd.DataFrame({"nsd_id": nsd_ids, "shared": shared}).groupby("nsd_id", as_index=False).max()
     stimuli["coco_id"], stimuli["stimulus_id"] = -1, stimuli["nsd_id"].astype(str)
     if beside.stimulus_table is None:
         return stimuli

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Bool, Float32, Num
 
 from bitllm.data.writing.contents import SubjectContents
 from bitllm.data.writing.normalise import Normalisation, in_float16, looks_z_scored, z_scores
 from bitllm.errors import DataError
+from bitllm.files import file_written_whole
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many steps are done, and how many there are."""
@@ -32,7 +34,7 @@ class SessionJob:
 
     @property
     def done_mark(self) -> Path:
-        """The file that says that this session is written."""
+        """The file that says that this session is written, and which voxels were in view in it."""
         return self.folder / f"session{self.session:04d}.done"
 
     @property
@@ -98,8 +100,25 @@ def write_session(job: SessionJob) -> str:
     else:
         scaled = z_scores(betas, job.is_seen)
     _write_at(job.folder / "betas.npy", job.first_row, scaled)
-    job.done_mark.touch()
+    _write_mark(job.done_mark, in_view(betas))
     return job.label
+
+
+def in_view(betas: Num[np.ndarray, "trials voxels"]) -> Bool[np.ndarray, " voxels"]:
+    """Which voxels were in the field of view: NSD writes 0 for all trials of a session (NaN on surfaces)."""
+    return (np.isfinite(betas) & (betas != 0)).any(axis=0)
+
+
+def share_in_view(folder: Path) -> Float32[np.ndarray, " voxels"]:
+    """In which share of a subject's written sessions each voxel was in view, as NSD's ``valid.nii.gz``."""
+    marks = sorted(folder.glob("session*.done"))
+    seen = np.stack([np.frombuffer(mark.read_bytes(), np.bool_) for mark in marks])
+    return np.asarray(seen.mean(axis=0), np.float32)
+
+
+def _write_mark(path: Path, seen: np.ndarray) -> None:
+    with file_written_whole(path) as unfinished:
+        unfinished.write_bytes(seen.tobytes())
 
 
 def _run(jobs: list[SessionJob], workers: int) -> Iterator[str]:

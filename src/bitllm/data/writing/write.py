@@ -16,7 +16,7 @@ from bitllm.data.store import (
 from bitllm.data.writing.complete import complete
 from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents
 from bitllm.data.writing.normalise import NORMALISATIONS
-from bitllm.data.writing.sessions import Progress, run_jobs, session_jobs
+from bitllm.data.writing.sessions import Progress, run_jobs, session_jobs, share_in_view
 from bitllm.errors import DataError
 from bitllm.files import folder_gone_on_with, sha256_of_file, sha256_of_json, write_json
 
@@ -107,7 +107,8 @@ def _folder(store: Path, subject: SubjectContents) -> Path:
 def _finish_subject(store: Path, subject: SubjectContents) -> SubjectRecord:
     folder = _folder(store, subject)
     subject.trials.to_parquet(folder / "trials.parquet", index=False)
-    subject.voxels.to_parquet(folder / "voxels.parquet", index=False)
+    voxels = subject.voxels.assign(valid=share_in_view(folder))
+    voxels.to_parquet(folder / "voxels.parquet", index=False)
     record = SubjectRecord(
         n_trials=len(subject.trials),
         n_voxels=len(subject.voxels),
