@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bitllm.cli import main
 from bitllm.data.formats.glmsingle import read_glmsingle
+from bitllm.data.store import open_store
 from bitllm.errors import DataError
 
 GRID, N_TRIALS = (4, 3, 2), 24
@@ -87,7 +89,7 @@ def save(folder: Path, kind: str, name: str, key: str, values: np.ndarray) -> Pa
 @pytest.mark.parametrize("kind", ["hdf5", "npy", "mat"])
 def test_a_store_holds_the_betas_in_the_order_of_stimorder(made, read, prepared, tmp_path, kind):
     betas, shown, order, expected = made
-    path = save(tmp_path, kind, NAME, "betasmd", betas)
+    path = save(tmp_path, kind, NAME, "modelmd" if kind == "mat" else "betasmd", betas)  # MATLAB says so
     design = save(tmp_path, kind, "DESIGNINFO", "stimorder", order[None])
     store = prepared(read(path, design=design, trust_pickle=kind == "npy"))
     data = store.subject("s1")
@@ -178,3 +180,12 @@ def test_a_npy_that_is_no_dictionary_is_refused(made, read, tmp_path, content, m
         path.write_bytes(stream.getvalue())
     with pytest.raises(DataError, match=match):
         read(path, trust_pickle=True)
+
+
+def test_the_command_prepares_it(made, tmp_path):
+    path = save_pickled(tmp_path / f"{NAME}.npy", {"betasmd": made[0]})
+    words = ["--trials", "trials.tsv", "--captions", "captions.json", "--places", "mask.nii.gz"]
+    words = [word if word.startswith("--") else str(tmp_path / word) for word in words]
+    store = tmp_path / "store"
+    main(["prepare", "glmsingle", str(path), str(store), "--subject", "s1", *words, "--trust-pickle"])
+    assert open_store(store).subject("s1").betas.shape == made[3].shape
