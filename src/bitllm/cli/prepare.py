@@ -1,5 +1,6 @@
 """Commands that prepare a store from the formats that people hold besides NSD's own."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -128,17 +129,26 @@ def prepare_algonauts(
     )
 
 
-def prepare_glmsingle(  # noqa: PLR0913, PLR0917 - one option a file
+@dataclass(frozen=True)
+class StimulusFiles:
+    """Captions and pictures of the stimuli."""
+
+    captions: tuple[Path, ...]
+    """JSON of stimulus_id to captions."""
+    pictures: Path | None = None
+    """Folder of pictures named by stimulus_id."""
+
+
+def prepare_glmsingle(
     betas: tyro.conf.Positional[Path],
     store: tyro.conf.Positional[Path],
     /,
+    *,
     trials: Path,
     subject: str,
-    captions: tuple[Path, ...],
-    mask: Path | None = None,
-    voxels: Path | None = None,
+    stimuli: tyro.conf.OmitArgPrefixes[StimulusFiles],
+    places: Path,
     design: Path | None = None,
-    pictures: Path | None = None,
     trust_pickle: bool = False,
 ) -> None:
     """Prepare a store from GLMsingle's output for one subject.
@@ -148,11 +158,9 @@ def prepare_glmsingle(  # noqa: PLR0913, PLR0917 - one option a file
         store: New folder for the store.
         trials: Trials table (TSV or Parquet).
         subject: The subject's name in the trials table.
-        captions: JSON of stimulus_id to captions.
-        mask: Volume on the grid of the betas.
-        voxels: Table of x_mm, y_mm, z_mm, instead of the mask.
+        stimuli: Captions and pictures.
+        places: Mask on the grid of the betas (values above 0), or table of x_mm, y_mm, z_mm.
         design: DESIGNINFO, whose stimorder is checked against the trials.
-        pictures: Folder of pictures named by stimulus_id.
         trust_pickle: Read GLMsingle's npy, a pickle; only arrays and plain containers are admitted.
     """
     from bitllm.data.formats.glmsingle import read_glmsingle
@@ -160,12 +168,11 @@ def prepare_glmsingle(  # noqa: PLR0913, PLR0917 - one option a file
     reading = read_glmsingle(
         betas,
         trials=trials,
-        captions=captions,
+        captions=stimuli.captions,
         subject=subject,
-        mask=mask,
-        voxels=voxels,
+        places=places,
         design=design,
-        pictures=pictures,
+        pictures=stimuli.pictures,
         trust_pickle=trust_pickle,
     )
     _write(store, reading)

@@ -108,7 +108,8 @@ def places_in_mask(path: Path) -> tuple[np.ndarray, pd.DataFrame]:
     affine = load_image(path, "a mask").affine
     mm = ijk @ affine[:3, :3].T + affine[:3, 3]
     table = pd.DataFrame(ijk, columns=["i", "j", "k"])
-    table[list(PLACES)] = mm
+    for axis, place in enumerate(PLACES):
+        table[place] = mm[:, axis]
     return mask, table
 
 
@@ -122,7 +123,8 @@ def nsd_stimuli(beside: Beside, nsd_ids: np.ndarray, shared: np.ndarray, source:
     """
     if nsd_ids.min() < 0:
         raise DataError(f"{source}: expected 0-based NSD ids, found {nsd_ids.min()}; download the file again")
-    stimuli = pd.DataFrame({"nsd_id": nsd_ids, "shared": shared}).groupby("nsd_id", as_index=False).max()
+    rows = pd.DataFrame({"nsd_id": nsd_ids, "shared": shared})
+    stimuli = rows.groupby("nsd_id")["shared"].max().reset_index()
     stimuli["coco_id"], stimuli["stimulus_id"] = -1, stimuli["nsd_id"].astype(str)
     if beside.stimulus_table is None:
         return stimuli

@@ -22,16 +22,16 @@ from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectCo
 from bitllm.errors import DataError
 
 _ENDINGS = (".hdf5", ".h5", ".npy", ".mat")
+_TABLES = (".tsv", ".csv", ".parquet")
 
 
-def read_glmsingle(  # noqa: PLR0913 - one argument a file
+def read_glmsingle(
     betas: Path,
     *,
     trials: Path,
     captions: tuple[Path, ...],
     subject: str,
-    mask: Path | None = None,
-    voxels: Path | None = None,
+    places: Path,
     design: Path | None = None,
     pictures: Path | None = None,
     trust_pickle: bool = False,
@@ -48,10 +48,9 @@ def read_glmsingle(  # noqa: PLR0913 - one argument a file
         JSON files.
     subject
         Name of the subject, as in the trials table.
-    mask
-        A volume on the grid of the betas.
-    voxels
-        A table of places, where the betas are a list of voxels.
+    places
+        Where the voxels lie: a volume on the grid of the betas, whose values above 0 are the voxels; or a table
+        (x_mm, y_mm, z_mm), where the betas are a list of voxels.
     design
         DESIGNINFO, whose ``stimorder`` is checked against the trials.
     pictures
@@ -80,15 +79,16 @@ def read_glmsingle(  # noqa: PLR0913 - one argument a file
         axis_order="voxels-trials" if is_list else "xyz-trials",
         already_zscored=False,
     )
-    files = SubjectFiles(betas=betas, mask=mask, voxels=voxels)
-    flat, places = flattened(betas, values, "hdf5", header, files, Path())
+    is_table = places.suffix in _TABLES
+    files = SubjectFiles(betas=betas, mask=None if is_table else places, voxels=places if is_table else None)
+    flat, voxels = flattened(betas, values, "hdf5", header, files, Path())
     named = stimuli.assign(coco_id=stimuli["nsd_id"])
     rows = [(n, text) for n, found in captions_by_nsd_id(captions, named).items() for text in found]
     made = blocks(stimuli["nsd_id"].to_numpy(), picture_reader(pictures, named)) if pictures else None
     found = SubjectContents(
         name=subject,
         trials=ordered[["session", "run", "nsd_id"]],
-        voxels=places,
+        voxels=voxels,
         read_session=session_reader(betas, flat, header, ordered),
         origin=str(betas),
         fingerprint=fingerprint(betas),

@@ -3,6 +3,7 @@
 import io
 import tarfile
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -38,28 +39,35 @@ def read_samples(
         If the file is missing, damaged or cut off, or a member is unsafe.
     """
     require_readable(path, "a webdataset tar")
-    key, sample = "", Sample()
     try:
         with tarfile.open(path, "r|*") as archive:
-            for member in archive:
-                _require_safe(path, member, member_bytes)
-                if member.isdir():
-                    continue
-                name, _, extension = PurePosixPath(member.name).name.partition(".")
-                if name != key and sample:
-                    yield sample
-                    sample = Sample()
-                key = name
-                if extension in wanted:
-                    stream = archive.extractfile(member)
-                    assert stream is not None, "a regular file has content"
-                    sample[extension] = stream.read()
+            members = _safe_files(path, archive, member_bytes)
+            for _, of_sample in groupby(members, key=lambda member: _name_parts(member)[0]):
+                found = ((_name_parts(member)[1], member) for member in of_sample)
+                sample = {kind: _content(archive, member) for kind, member in found if kind in wanted}
+                yield from [sample] if sample else []
     except (tarfile.TarError, EOFError, OSError) as error:
         raise DataError(
             f"{path}: expected a whole tar, found one that is damaged or cut off ({error}); download it again"
         ) from None
-    if sample:
-        yield sample
+
+
+def _safe_files(path: Path, archive: tarfile.TarFile, member_bytes: int) -> Iterator[tarfile.TarInfo]:
+    for member in archive:
+        _require_safe(path, member, member_bytes)
+        if not member.isdir():
+            yield member
+
+
+def _name_parts(member: tarfile.TarInfo) -> tuple[str, str]:
+    name, _, extension = PurePosixPath(member.name).name.partition(".")
+    return name, extension
+
+
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    stream = archive.extractfile(member)
+    assert stream is not None, "a regular file has content"
+    return stream.read()
 
 
 def array_of(path: Path, sample: Sample, extension: str) -> np.ndarray:

@@ -1,0 +1,136 @@
+"""The general contract's kinds of files: each gives the store that NIfTI gives."""
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from bitllm.data.formats.contract import read_contract
+from bitllm.errors import DataError
+
+
+@pytest.fixture(name="stored")
+def _stored(table):
+    """The whole numbers in the NIfTI, on the grid and as trials x voxels."""
+    volume = np.asanyarray(nib.load(table.root / "betas.nii.gz").dataobj)
+    mask = np.asanyarray(nib.load(table.root / "mask.nii.gz").dataobj) > 0
+    return volume, mask, volume[mask].T
+
+
+@pytest.fixture(name="require_same")
+def _require_same(table, prepared):
+    """Compare, bit by bit, with the store that NIfTI gives."""
+    nifti = prepared(read_contract(table.root / "header.yaml"), "nifti")
+
+    def require(header) -> None:
+        data, expected = prepared(read_contract(header)).subject("s1"), nifti.subject("s1")
+        np.testing.assert_array_equal(np.asarray(data.betas), np.asarray(expected.betas))
+        pd.testing.assert_frame_equal(data.trials, expected.trials)
+        pd.testing.assert_frame_equal(data.voxels, expected.voxels)
+
+    return require
+
+
+def save_cifti(path, flat, mask, axis=None) -> None:
+    trials = axis or nib.cifti2.ScalarAxis([f"trial {n}" for n in range(len(flat))])
+    voxels = nib.cifti2.BrainModelAxis.from_mask(mask, name="thalamus_left", affine=np.eye(4))
+    nib.save(nib.Cifti2Image(flat, header=(trials, voxels)), path)
+
+
+def test_npy_gives_the_same_store(table, stored, change_header, require_same):
+    np.save(table.root / "betas.npy", stored[2])
+    require_same(change_header(betas="betas.npy", axis_order="trials-voxels"))
+
+
+def test_npy_by_voxels_gives_the_same_store(table, stored, change_header, require_same):
+    np.save(table.root / "betas.npy", stored[2].T)
+    require_same(change_header(betas="betas.npy", axis_order="voxels-trials"))
+
+
+def test_voxels_listed_in_fortran_order_give_the_same_store(table, stored, change_header, require_same):
+    volume, mask, _ = stored
+    listed = np.stack([volume[..., n].ravel(order="F")[mask.ravel(order="F")] for n in range(24)])
+    assert not np.array_equal(listed, stored[2])
+    np.save(table.root / "betas.npy", listed)
+    require_same(change_header(betas="betas.npy", axis_order="trials-voxels", voxel_order="F"))
+
+
+@pytest.mark.parametrize("ending", ["h5", "hdf5"])
+def test_hdf5_with_reversed_axes_gives_the_same_store(
+    table, stored, change_header, require_same, make, ending
+):
+    make.write_h5(table.root / f"b.{ending}", group__values=stored[0].transpose())
+    require_same(change_header(betas=f"b.{ending}", key="group/values", axis_order="trials-zyx"))
+
+
+@pytest.mark.parametrize("ending", ["mgh", "mgz"])
+def test_mgh_gives_the_same_store(table, stored, change_header, require_same, ending):
+    nib.save(nib.MGHImage(stored[0], np.eye(4)), table.root / f"b.{ending}")
+    require_same(change_header(betas=f"b.{ending}"))
+
+
+def test_cifti_gives_the_same_store(table, stored, change_header, require_same):
+    scaled = stored[2].astype(np.float32) * np.float32(1 / 300)
+    save_cifti(table.root / "b.dscalar.nii", scaled, stored[1])
+    require_same(change_header(betas="b.dscalar.nii", scale=1.0, axis_order="trials-voxels"))
+
+
+def test_parquet_trials_give_the_same_store(table, change_header, require_same):
+    pd.read_csv(table.root / "trials.tsv", sep="\t").to_parquet(table.root / "trials.parquet")
+    require_same(change_header(trials="trials.parquet"))
+
+
+def test_cifti_without_an_axis_of_trials_or_places_is_refused(table, stored, change_header):
+    path = table.root / "b.dscalar.nii"
+    flat = stored[2].astype(np.float32)
+    save_cifti(path, flat, stored[1], nib.cifti2.SeriesAxis(start=0, step=1.6, size=24))
+    header = change_header(betas=path.name, scale=1.0, axis_order="trials-voxels", mask=None)
+    with pytest.raises(DataError, match=r"trials as its axis of scalars \(dscalar\), found SeriesAxis"):
+        read_contract(header)
+    surface = nib.cifti2.BrainModelAxis.from_surface(np.arange(flat.shape[1]), 100, "cortex_left")
+    trials = nib.cifti2.ScalarAxis([str(n) for n in range(24)])
+    nib.save(nib.Cifti2Image(flat, header=(trials, surface)), path)
+    with pytest.raises(DataError, match=r"neither `mask` nor `voxels`.*does not hold the coordinates"):
+        read_contract(header)
+
+
+def test_floats_that_are_scaled_already_are_not_scaled_again(table, stored, change_header, require_same):
+    volume = stored[0].astype(np.float32) * np.float32(1 / 300)
+    nib.save(nib.Nifti1Image(volume, np.eye(4)), table.root / "scaled.nii")
+    with pytest.raises(DataError, match=r"expected whole numbers for the scale 0.00333333, found float32"):
+        read_contract(change_header(betas="scaled.nii"))
+    require_same(change_header(scale=1.0))
+
+
+def test_z_scores_are_not_z_scored_twice(table, stored, change_header, prepared, tmp_path):
+    with pytest.raises(DataError, match=r"expected z-scores \(already_zscored: true\), found a deviation of"):
+        prepared(read_contract(change_header(already_zscored=True, scale=1.0)))
+    rng = np.random.default_rng(5)
+    scores = rng.standard_normal((48, stored[2].shape[1]))
+    scores = np.concatenate([(half - half.mean(0)) / half.std(0) for half in (scores[:24], scores[24:])])
+    trials = pd.read_csv(table.root / "trials.tsv", sep="\t")
+    twice = pd.concat([trials, trials]).assign(trial_row=range(48), session=np.repeat([1, 2], 24))
+    twice.to_csv(table.root / "trials.tsv", sep="\t", index=False)
+    np.save(table.root / "z.npy", scores.astype(np.float32))
+    header = change_header(betas="z.npy", axis_order="trials-voxels", scale=1.0, already_zscored=False)
+    with pytest.raises(DataError, match="never z-scored twice"):
+        prepared(read_contract(header))
+    assert not (tmp_path / "store").exists()
+    kept = prepared(read_contract(change_header(already_zscored=True))).subject("s1").betas
+    np.testing.assert_allclose(np.asarray(kept), scores, rtol=2**-10, atol=1e-3)
+
+
+def test_trials_that_are_not_utf8_are_refused(table):
+    path = table.root / "trials.tsv"
+    path.write_bytes(path.read_bytes().replace(b"s1", "Müller".encode("latin-1")))
+    with pytest.raises(DataError, match=r"trials.tsv: expected a table \(TSV in UTF-8.*does not parse"):
+        read_contract(table.root / "header.yaml")
+
+
+def test_a_flat_array_must_fit_mask_and_axes(table, stored, change_header):
+    np.save(table.root / "betas.npy", stored[2][:, 1:])
+    with pytest.raises(DataError, match=r"voxels, as in mask or voxels, found"):
+        read_contract(change_header(betas="betas.npy", axis_order="trials-voxels"))
+    np.save(table.root / "betas.npy", stored[0])
+    with pytest.raises(DataError, match=r"expected two axes \(trials-voxels\), found the shape"):
+        read_contract(change_header())
