@@ -75,6 +75,37 @@ def test_cifti_gives_the_same_store(table, stored, change_header, require_same):
     require_same(change_header(betas="b.dscalar.nii", scale=1.0, axis_order="trials-voxels"))
 
 
+def test_columns_of_cifti_lie_where_its_own_axis_says(table, stored, change_header, require_same):
+    """Grouped by structure, as HCP's files are: the second half of the voxels first, each half reversed."""
+    path, mask = table.root / "b.dscalar.nii", stored[1]
+    scaled = stored[2].astype(np.float32) * np.float32(1 / 300)
+    places = np.argwhere(mask)
+    order = np.concatenate(
+        [np.arange(len(places))[len(places) // 2 :][::-1], np.arange(len(places) // 2)[::-1]]
+    )
+    trials = nib.cifti2.ScalarAxis([f"trial {n}" for n in range(len(scaled))])
+
+    def axis_of(voxels):
+        names = ["thalamus_left"] * (len(voxels) - len(voxels) // 2) + ["thalamus_right"] * (len(voxels) // 2)
+        return nib.cifti2.BrainModelAxis(
+            np.array([f"CIFTI_STRUCTURE_{name.upper()}" for name in names]),
+            voxel=voxels,
+            affine=np.eye(4),
+            volume_shape=mask.shape,
+        )
+
+    nib.save(nib.Cifti2Image(scaled[:, order], header=(trials, axis_of(places[order]))), path)
+    header = change_header(betas=path.name, scale=1.0, axis_order="trials-voxels")
+    require_same(header)
+    elsewhere = places[order].copy()
+    elsewhere[0] = np.argwhere(~mask)[0]
+    nib.save(nib.Cifti2Image(scaled[:, order], header=(trials, axis_of(elsewhere))), path)
+    with pytest.raises(
+        DataError, match=r"expected grayordinates at the \d+ voxels of the mask, .* 1 elsewhere"
+    ):
+        read_contract(header)
+
+
 def test_parquet_trials_give_the_same_store(table, change_header, require_same):
     pd.read_csv(table.root / "trials.tsv", sep="\t").to_parquet(table.root / "trials.parquet")
     require_same(change_header(trials="trials.parquet"))

@@ -15,7 +15,7 @@ from bitllm.data.formats.beside import (
     places_in_mask,
     read_voxel_table,
 )
-from bitllm.data.formats.files.arrays import cifti_places, read_betas
+from bitllm.data.formats.files.arrays import cifti_order, cifti_places, read_betas
 from bitllm.data.formats.files.tables import captions_by_nsd_id, picture_reader, read_table
 from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents
 from bitllm.errors import DataError
@@ -261,7 +261,11 @@ def flattened(
             )
         is_last = header.axis_order == "voxels-trials" and kind != "cifti"
         flat = betas.T if is_last else betas
-        if header.voxel_order == "F" and mask is not None and flat.shape[1] == mask.sum():
+        if kind == "cifti" and mask is not None:
+            flat = flat[
+                :, cifti_order(path, mask)
+            ]  # CIFTI orders by structure, and says where each column lies
+        elif header.voxel_order == "F" and mask is not None and flat.shape[1] == mask.sum():
             order = np.zeros(mask.shape, np.int64)
             order.T[mask.T] = np.arange(mask.sum())
             flat = flat[:, order[mask]]

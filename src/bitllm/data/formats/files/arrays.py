@@ -167,3 +167,24 @@ def cifti_places(path: Path) -> np.ndarray:
     """Voxel indices (i, j, k) of CIFTI's grayordinates; -1 for vertices of the surface."""
     axis = load_image(path, "betas").header.get_axis(1)
     return np.asarray(axis.voxel)
+
+
+def cifti_order(path: Path, mask: np.ndarray) -> np.ndarray:
+    """Columns of a CIFTI file in the C order of a mask's voxels.
+
+    Raises
+    ------
+    DataError
+        If the file's grayordinates are not the voxels of the mask.
+    """
+    places = cifti_places(path)
+    is_inside = ((places >= 0) & (places < mask.shape)).all(axis=1)
+    flat = np.ravel_multi_index(tuple(places[is_inside].T), mask.shape)
+    wanted = np.flatnonzero(mask)
+    if len(flat) != len(places) or not np.array_equal(np.sort(flat), wanted):
+        raise DataError(
+            f"{path}: expected grayordinates at the {len(wanted)} voxels of the mask, found {len(places)} with "
+            f"{int((~np.isin(flat, wanted)).sum() + (~is_inside).sum())} elsewhere; give the mask of this file, or a "
+            "table of voxels in its order"
+        )
+    return np.argsort(flat)
