@@ -11,7 +11,11 @@ Prediction, written before this script first ran: forward and backward of the ba
 0.4 TFLOP in both; the head 3 · 2 · 28M · 960 = 0.16 TFLOP against 0.03, with 190 MB of float32 logits read and written
 several times; the encoder 4 · 10 GFLOP of pooling and 4 of its head. So 1.6 to 2 times in float32.
 
-Measured: MEASURED
+Measured (2 threads, float32 235 and bfloat16 997 GFLOP/s; median of 5 pairs): float32 1.34 times (2.36 s against 3.13
+s), bfloat16 1.56 times (1.02 s against 1.58 s). The 2 times asked for are NOT met: forward and backward of the frozen
+backbone, which both need, are 72 % of the machine's rate in float32 and most of the step. Against the plain way of
+published code, whose encoder computes its weights for every trial (`encoder.py`), the ratio would be larger; that was
+not timed here.
 """
 
 import sys
@@ -20,17 +24,20 @@ from pathlib import Path
 
 import torch
 from machine import matrix_gflops, print_ceilings, ratio_of_medians
+from transformers import LlamaForCausalLM
 
 from bitllm.data.prompt import pad_answers
 from bitllm.model.build import build_bit_llm, train_interface
 from bitllm.model.checkpoint.base import load_llm
+from bitllm.model.precision import base_dtype, computing
 from bitllm.model.voxels import Anatomy
 from bitllm.neighbours.smollm2 import unpack_smollm2
 from bitllm.stages.sft import answer_loss
 from bitllm.training.embed import encode_betas
 
 BATCH, PROMPT, ANSWER, V, SUBJECTS = 16, 48, 12, 15_724, 4
-TOLERANCE, LEAST_RATIO = 1e-4, 2.0
+LEAST_RATIO = 2.0
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 ENCODER = {
     "n_queries": 1024,
     "rank": 128,
@@ -40,14 +47,10 @@ ENCODER = {
 }
 
 
-def main() -> int:
-    """Check that loss and gradients are equal, then print the ratio."""
-    print_ceilings()
-    with tempfile.TemporaryDirectory() as folder:
-        unpack_smollm2(Path(folder) / "smollm2")
-        llm = load_llm(Path(folder) / "smollm2").llm
+def compare(llm: LlamaForCausalLM, dtype: torch.dtype) -> float:
+    """Check that loss and gradients are equal in this precision of the LLM, then print and return the ratio."""
     torch.manual_seed(0)
-    model = build_bit_llm(llm, encoder=ENCODER, adapter_layers=[3, 7, 11, 15]).eval()
+    model = build_bit_llm(llm, base_dtype=dtype, encoder=ENCODER, adapter_layers=[3, 7, 11, 15]).eval()
     train_interface(model)
     anatomy = Anatomy(
         60 * (torch.rand(SUBJECTS, V, 3) - 0.5),
@@ -73,7 +76,8 @@ def main() -> int:
         model.zero_grad(set_to_none=True)
         with torch.no_grad():
             brain_tokens = model.model.encoder(betas, subject_index, anatomy)
-        loss = model(**batch, brain_tokens=brain_tokens, use_cache=False).loss
+        with computing(model):
+            loss = model(**batch, brain_tokens=brain_tokens, use_cache=False).loss
         loss.backward()
         return loss.detach()
 
@@ -81,22 +85,35 @@ def main() -> int:
     for step in (ours, plain):
         loss = step()
         found.append([loss, *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
-    worst = max(
-        float((a - b).abs().max() / b.abs().max().clamp(min=1e-12)) for a, b in zip(*found, strict=True)
-    )
-    print(f"loss and {len(found[0]) - 1} gradients: largest difference {worst:.1e} of the largest value")
-    if worst > TOLERANCE:
-        print(f"not equal: expected at most {TOLERANCE:.0e}")
-        return 1
-    time = ratio_of_medians(ours, plain, repeats=7)
-    gflop = 4e-9 * 106e6 * BATCH * (PROMPT + ANSWER)
-    share = gflop / time["ours_s"] / matrix_gflops(torch.float32)
+    # of all numbers of a tensor, in units of their own size: bfloat16 has 8 bits
+    worst = max(float((a - b).norm() / b.norm().clamp(min=1e-12)) for a, b in zip(*found, strict=True))
+    name = str(dtype).removeprefix("torch.")
+    print(f"{name}: loss and {len(found[0]) - 1} gradients differ by at most {worst:.1e} of their norm")
+    if worst > TOLERANCE[dtype]:
+        print(f"not equal: expected at most {TOLERANCE[dtype]:.0e}")
+        return 0.0
+    time = ratio_of_medians(ours, plain, repeats=5)
+    share = 4e-9 * 106e6 * BATCH * (PROMPT + ANSWER) / time["ours_s"] / matrix_gflops(dtype)
     print(
-        f"step: {time['ours_s']:.2f} s against {time['theirs_s']:.2f} s, ratio {time['ratio']:.2f} "
-        f"[{time['ratio_range'][0]:.2f}, {time['ratio_range'][1]:.2f}] (asked for: at least {LEAST_RATIO:.0f}); "
-        f"ours does its backbone's products at {100 * share:.0f} % of the machine's float32 rate"
+        f"{name}: {time['ours_s']:.2f} s against {time['theirs_s']:.2f} s, ratio {time['ratio']:.2f} "
+        f"[{time['ratio_range'][0]:.2f}, {time['ratio_range'][1]:.2f}]; ours does its backbone's products at "
+        f"{100 * share:.0f} % of the machine's rate"
     )
-    return 0 if time["ratio"] >= LEAST_RATIO else 1
+    return time["ratio"]
+
+
+def main() -> int:
+    """Compare in both precisions; the one that counts is what `precision: auto` takes here."""
+    print_ceilings()
+    with tempfile.TemporaryDirectory() as folder:
+        unpack_smollm2(Path(folder) / "smollm2")
+        llm = load_llm(Path(folder) / "smollm2").llm
+    ratios = {dtype: compare(llm, dtype) for dtype in TOLERANCE}
+    chosen = base_dtype("auto")
+    print(
+        f"`precision: auto` is {chosen} here: ratio {ratios[chosen]:.2f} (asked for: at least {LEAST_RATIO:.0f})"
+    )
+    return 0 if ratios[chosen] >= LEAST_RATIO else 1
 
 
 if __name__ == "__main__":
