@@ -31,3 +31,7 @@ class OutputError(BitLlmError):
 
 class TrainingError(BitLlmError):
     """A training run that cannot go on: the loss or a reward is not a number."""
+
+
+class StoppedError(BitLlmError):
+    """A run that was asked to end, and stopped after a checkpoint."""

@@ -46,12 +46,14 @@ def test_the_demo_writes_exactly_these_files(demo_folder):
         "store": {"manifest.json", "stimuli.parquet", "captions.parquet", "pictures.npy"},
         "clip": model | {"preprocessor_config.json"},
         "llm": model | {"generation_config.json"},
-        "align": {"aligner.json", "aligner.safetensors", "log.jsonl"},
+        "align": {"aligner.json", "aligner.safetensors", "log.jsonl", "run.json"},
         **{
-            name: {"bitllm.json", "config.json", "generation_config.json", "model.safetensors", "log.jsonl"}
+            name: {"bitllm.json", "config.json", "generation_config.json", "model.safetensors"}
+            | {"log.jsonl", "run.json"}
             for name in ("sft", "prefix", "prefix_mlp", "no_align")
         },
-        "rft": {"rft.json", "adapter_model.safetensors", "adapter_config.json", "README.md", "log.jsonl"},
+        "rft": {"rft.json", "adapter_model.safetensors", "adapter_config.json", "README.md"}
+        | {"log.jsonl", "run.json"},
         "judged/encoder": {"encoder.json"},
         **{
             f"judged/{name}": {"scores.json", *(f"{x}.jsonl" for x in (*INPUTS, "single_trial"))}
@@ -65,7 +67,9 @@ def test_the_demo_writes_exactly_these_files(demo_folder):
 
 
 def test_nothing_half_written_is_left(demo_folder):
-    left = [path for path in demo_folder.rglob("*") if path.name.endswith((".unfinished", ".log", ".tmp"))]
+    left = [
+        path for path in demo_folder.rglob("*") if path.name.endswith((".unfinished", ".training", ".tmp"))
+    ]
     assert left == []
 
 

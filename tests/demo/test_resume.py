@@ -47,6 +47,8 @@ def start(folder, config="smoke"):
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"COLUMNS": "100"},
+        # a shell that runs the tests in the background has them ignore Ctrl-C, which a child inherits
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
     )
 
 
@@ -106,8 +108,8 @@ def test_a_run_killed_three_times_goes_on_and_ends_with_the_same_captions(demo_f
     config.write_text(smoke.replace(ALL, "baselines: []"))
     moments = [
         (out / "nsd.unfinished" / "nsddata" / "ppdata" / "subj03").is_dir,
-        lambda: holds(out / "sft.log" / "log.jsonl") or holds(out / "sft.unfinished" / "log.jsonl"),
-        lambda: holds(out / "rft.unfinished" / "log.jsonl"),
+        lambda: holds(out / "sft.training" / "log.jsonl"),
+        lambda: holds(out / "rft.training" / "log.jsonl"),
     ]
     for moment, step in zip(moments, ["simulate", "sft", "rft"], strict=True):
         code, _, _ = stop_when(start(out, config), moment, signal.SIGKILL)
@@ -123,10 +125,9 @@ def test_a_run_killed_three_times_goes_on_and_ends_with_the_same_captions(demo_f
 
 def test_what_a_killed_run_began_is_not_mixed_into_the_checkpoint(easy, easy_sft, tmp_path):
     """The log of steps that were thrown away would show as a second curve in TensorBoard."""
-    log = tmp_path / "sft.log"
+    log = tmp_path / "sft.training"
     (log / "runs" / "killed").mkdir(parents=True)
     (log / "runs" / "killed" / "events.out.tfevents.1").write_bytes(b"of a run that was killed")
-    (tmp_path / "sft.unfinished").mkdir()
     short = OptimizerConfig(steps=1, batch_size=2, learning_rate=1e-3, warmup_steps=0)
     easy_sft(easy, tmp_path / "sft", SftConfig(adapter_layers=(0,), optimizer=short))
     assert [path.name for path in tmp_path.iterdir()] == ["sft"]

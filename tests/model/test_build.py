@@ -127,19 +127,3 @@ def test_everything_is_frozen_until_the_interface_may_learn(base):
     train_interface(model, with_encoder=True)
     more = {name for name, p in model.named_parameters() if p.requires_grad} - learning
     assert more == {name for name, _ in model.named_parameters() if name.startswith("model.encoder.")}
-
-
-def test_saving_takes_the_log_along_and_replaces_what_was_there(base, checkpoint):
-    log = checkpoint.with_name("log")
-    log.mkdir()
-    (log / "log.jsonl").write_text("{}\n")
-    (checkpoint / "old.txt").write_text("old")
-    save_trained(build_bit_llm(base.llm, **SETTINGS), checkpoint, base=base, log=log)
-    assert {path.name for path in checkpoint.iterdir()} == {
-        "model.safetensors",
-        "config.json",
-        "bitllm.json",
-        "generation_config.json",
-        "log.jsonl",
-    }
-    assert not log.exists()

@@ -8,7 +8,7 @@ from bitllm.errors import TrainingError
 from bitllm.metrics.bertscore import BertScorer
 from bitllm.metrics.cider import DocumentFrequencies, cider_d
 from bitllm.metrics.tokenize import ptb_tokenize
-from bitllm.stages.rewards import CompositeReward, RewardWeights
+from bitllm.stages.rewards import CompositeReward, RewardWeights, checked_reward
 
 
 class OneScorer(BertScorer):
@@ -87,7 +87,7 @@ def test_empty_and_endless_captions_score_and_do_not_crash(easy, make):
 def test_a_reward_that_is_not_a_number_is_refused_with_its_caption(easy, make):
     ids = sorted(easy.split.train_images)[:1]
     with pytest.raises(TrainingError, match=rf"found nan for the caption 'two boats' of image {ids[0]}"):
-        make(OneScorer(np.nan))(ids, ["two boats"], [True])
+        checked_reward(make(OneScorer(np.nan)), ids, ["two boats"], [True])
 
 
 def test_bertscore_reads_references_as_the_llm_says_them(easy, make):

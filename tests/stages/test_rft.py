@@ -90,7 +90,7 @@ def test_rft_saves_lora_of_every_linear_layer_of_the_llm_and_nothing_else(traine
     }
     files = {path.name for path in trained.iterdir()}
     lora = {"adapter_model.safetensors", "adapter_config.json", "README.md"}
-    assert files == lora | {"rft.json", "log.jsonl", "runs"}
+    assert files == lora | {"rft.json", "log.jsonl", "run.json", "runs"}
 
 
 def test_every_lora_tensor_has_moved(trained):
@@ -127,17 +127,18 @@ def test_a_reward_for_one_word_makes_the_word_more_frequent(easy, tmp_path):
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.25
 
 
-def test_a_reward_that_is_not_a_number_stops_the_run_and_leaves_nothing(easy, tmp_path):
-    with pytest.raises(TrainingError, match="step 1: the loss is nan"):
+def test_a_reward_that_is_not_a_number_stops_the_run_after_a_checkpoint(easy, tmp_path):
+    with pytest.raises(TrainingError, match="reward: expected a number, found nan for the caption"):
         train(easy, tmp_path / "rft", reward=NaNReward("on"))
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["rft.training"]
+    assert [path.name for path in (tmp_path / "rft.training" / "checkpoints").iterdir()] == ["step-00000000"]
 
 
 def test_the_log_holds_each_part_of_the_reward_and_the_validation_with_its_control(trained):
     rows = log_of(trained)
     sampled = [row for row in rows if "reward" in row]
     parts = {"reward", "reward_cider", "reward_bertscore", "reward_ip", "length", "distinct", "kl", "ended"}
-    assert [row["step"] for row in sampled] == [0, 1, 2]
+    assert [row["step"] for row in sampled] == [1, 2, 3]
     assert all(parts <= set(row) for row in sampled)
     assert sampled[0]["kl"] == pytest.approx(0, abs=1e-6)  # the policy starts as its reference
     watched = [row for row in rows if "validation_cider" in row]

@@ -6,8 +6,8 @@ from bitllm.data.prompt import Prompter
 from bitllm.evaluation.grounding.system import load_system
 from bitllm.model.build import build_bit_llm
 from bitllm.model.checkpoint.base import load_llm, placeholder_token_id
+from bitllm.stages.examples import prompter_for
 from bitllm.stages.rollout import sample_rollout
-from bitllm.stages.sft import prompter_for
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def system(easy):
 def sample(system, n_inputs=3, n_captions=4, **more):
     torch.manual_seed(7)
     brain_tokens = torch.randn(n_inputs, 4, 32)
-    settings = {"n_captions": n_captions, "max_new_tokens": 12} | more
+    settings = {"n_captions": n_captions, "max_new_tokens": 12, "seeds": range(n_inputs)} | more
     return sample_rollout(system.model, system.prompter, "describe the image .", brain_tokens, **settings)
 
 
@@ -101,6 +101,12 @@ def test_a_prefix_policy_that_would_say_a_placeholder_is_not_stopped_by_it(easy)
     prompter = prompter_for(model, base.tokenizer)
     torch.manual_seed(0)
     rollout = sample_rollout(
-        model.eval(), prompter, "what ?", torch.randn(4, 4, 32), n_captions=64, max_new_tokens=6
+        model.eval(),
+        prompter,
+        "what ?",
+        torch.randn(4, 4, 32),
+        n_captions=64,
+        max_new_tokens=6,
+        seeds=range(4),
     )
     assert rollout.log_probs(model).log_probs.isfinite().all()

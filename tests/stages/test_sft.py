@@ -1,5 +1,6 @@
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from bitllm.model.build import build_bit_llm, load_trained
 from bitllm.model.checkpoint.base import load_llm, placeholder_token_id
 from bitllm.model.configuration import BitLlmConfig
 from bitllm.stages import sft
+from bitllm.stages.examples import CaptionedTrials, prompter_for
 from bitllm.stages.sft import SftConfig, answer_loss
 from bitllm.training.decode import greedy_captions
 from bitllm.training.embed import brain_tokens_of
@@ -117,6 +119,7 @@ def test_the_folder_holds_exactly_the_checkpoint_and_its_log(trained):
         "generation_config.json",
         "bitllm.json",
         "log.jsonl",
+        "run.json",
         "runs",
     }
     assert {path.name for path in trained.parent.iterdir()} == {trained.name}
@@ -169,15 +172,14 @@ def test_captions_of_validation_images_are_likelier_under_their_own_betas(easy):
     rows = [row["validation_loss"] for row in log_of(easy.folder / "sft") if "validation_loss" in row]
     base = load_llm(easy.folder / "llm")
     model = load_trained(easy.folder / "sft", base).eval()
-    examples = sft._Examples(
-        easy.store, easy.split, "validation", model, base.tokenizer, atlases=easy.encoder.atlases, seed=0
-    )
-    right = examples.loss(model)["validation_loss"]
+    trials = select_trials(easy.store, easy.split, "validation", averaged=False)
+    examples = CaptionedTrials.of(trials, model, base.tokenizer, atlases=easy.encoder.atlases, seed=0)
+    right = sft.validation_loss(model, examples)["validation_loss"]
     assert right == pytest.approx(rows[-1], abs=1e-5)
     brain_tokens, wrong = examples.brain_tokens, []
     for seed in range(19):
-        examples.brain_tokens = brain_tokens[np.random.default_rng(seed).permutation(len(brain_tokens))]
-        wrong.append(examples.loss(model)["validation_loss"])
+        other = brain_tokens[np.random.default_rng(seed).permutation(len(brain_tokens))]
+        wrong.append(sft.validation_loss(model, replace(examples, brain_tokens=other))["validation_loss"])
     assert right < min(wrong)  # p = .05 by chance alone; the distance is 20 times their spread
 
 
@@ -216,8 +218,8 @@ def test_a_prefix_prompt_holds_a_placeholder_for_each_brain_token(easy):
     settings = {"encoder": easy.encoder.arguments(easy.store), "brain_token_id": token}
     prefix = build_bit_llm(base.llm, interface="prefix", **settings)
     cross = build_bit_llm(base.llm, interface="cross_attention", adapter_layers=[0], **settings)
-    assert sft.prompter_for(prefix, base.tokenizer).prompt_ids("what ?").count(token) == 4
-    assert sft.prompter_for(cross, base.tokenizer).prompt_ids("what ?").count(token) == 0
+    assert prompter_for(prefix, base.tokenizer).prompt_ids("what ?").count(token) == 4
+    assert prompter_for(cross, base.tokenizer).prompt_ids("what ?").count(token) == 0
 
 
 def test_bf16_trains_the_interface_in_float32_around_a_bf16_llm(easy, tmp_path, easy_sft):

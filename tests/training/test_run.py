@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 import torch
@@ -7,7 +8,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from bitllm.errors import TrainingError
-from bitllm.training.run import EpochOrder, EveryNSteps, OptimizerConfig, StageTrainer, make_trainer
+from bitllm.training.callbacks import Choice, Validation
+from bitllm.training.run import EpochOrder, OptimizerConfig, make_trainer
+from bitllm.training.trainer import StageTrainer
 
 FEW = OptimizerConfig(steps=6, batch_size=4, learning_rate=0.1, warmup_steps=0, log_every=2)
 
@@ -88,12 +91,13 @@ def test_no_checkpoint_of_the_trainer_is_left(tmp_path):
 def test_progress_counts_every_step(tmp_path):
     told = []
     fit(tmp_path / "run", what="align", progress=lambda *step: told.append(step))
-    assert told == [("align", step, 6) for step in range(1, 7)]
+    assert [step for _, *step in told] == [[step, 6] for step in range(1, 7)]
+    assert told[1][0] == "align"
+    assert re.fullmatch(r"align, loss \d\.\d{3}", told[-1][0])
 
 
 def test_measurements_come_every_n_steps_and_at_the_last_one(tmp_path):
     measured = []
-    log = tmp_path / "measured.jsonl"
     trainer = make_trainer(
         StageTrainer,
         Line(),
@@ -103,16 +107,21 @@ def test_measurements_come_every_n_steps_and_at_the_last_one(tmp_path):
         collate=lambda pairs: {"x": torch.ones(len(pairs))},
         seed=0,
     )
-    trainer.add_callback(EveryNSteps(4, lambda: measured.append(1) or {"value": 1.5}, log))
+    choice = Choice("value", greater_is_better=True)
+    trainer.add_callback(
+        Validation(4, lambda: measured.append(1) or {"value": 1.5}, choice, log=trainer.log, keep_best=print)
+    )
     trainer.train()
-    rows = [json.loads(line) for line in log.read_text().splitlines()]
-    assert rows == [{"step": 4, "value": 1.5}, {"step": 6, "value": 1.5}]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [row for row in rows if "value" in row] == [{"step": 4, "value": 1.5}, {"step": 6, "value": 1.5}]
 
 
 @pytest.mark.parametrize(("poison", "name"), [(float("nan"), "nan"), (float("inf"), "inf")])
 def test_a_loss_that_is_not_a_number_stops_the_run_before_the_weights_move(tmp_path, poison, name):
     model = Line(poison)
-    with pytest.raises(TrainingError, match=rf"step 1: the loss is {name}; lower the learning rate"):
+    with pytest.raises(
+        TrainingError, match=rf"step 1: the loss is {name}; the last checkpoint is kept: lower the"
+    ):
         fit(tmp_path / "run", model)
     assert model.w.item() == 0
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import tyro
 
 from bitllm import __version__
-from bitllm.cli import data, demo, evaluation, grounding, model, prepare
-from bitllm.errors import BitLlmError
+from bitllm.cli import data, demo, evaluation, grounding, model, prepare, train
+from bitllm.errors import BitLlmError, StoppedError
 
-_INTERRUPTED = 130
+_INTERRUPTED, _TERMINATED = 130, 143
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo.demo,
@@ -26,6 +26,10 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "prepare table": prepare.prepare_table,
     "inspect": data.inspect,
     "audit": data.audit,
+    "embed": train.embed,
+    "train align": train.train_align,
+    "train sft": train.train_sft,
+    "train rft": train.train_rft,
     "score": evaluation.score,
     "ground": grounding.ground,
     "params": model.params,
@@ -35,7 +39,7 @@ _GROUPS = {name.split()[0] for name in _COMMANDS if " " in name}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; exit status 2 for a user's mistake, 130 when interrupted."""
+    """Run the command line; exit status 2 for a user's mistake, 130 when interrupted, 143 when asked to end."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -52,6 +56,9 @@ def main(arguments: list[str] | None = None) -> None:
             prog="bitllm",
             description="Decode brain activity (fMRI) into language, with controls that show what comes from it.",
         )
+    except StoppedError as error:
+        print(f"bitllm: {error}", file=sys.stderr)
+        sys.exit(_TERMINATED)
     except BitLlmError as error:
         if debug:
             raise

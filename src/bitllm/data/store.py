@@ -17,7 +17,7 @@ from jaxtyping import Float16, Int, UInt8
 
 from bitllm.config import StrictConfig, nearest
 from bitllm.errors import ConfigError, DataError
-from bitllm.files import read_json
+from bitllm.files import read_json, sha256_of_json
 
 STORE_VERSION = 3
 
@@ -86,6 +86,11 @@ class Store:
     def __reduce__(self) -> tuple[Any, ...]:
         # A worker process opens the files anew: a pickled memory map would carry the whole array.
         return open_store, (self.path,)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Checksum of the manifest, which holds those of all files."""
+        return sha256_of_json(self.manifest.model_dump(mode="json"))
 
     @cached_property
     def stimuli(self) -> pd.DataFrame:

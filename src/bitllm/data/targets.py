@@ -4,8 +4,10 @@ Any checkpoint that `transformers.CLIPModel` loads will do (``openai/clip-vit-la
 demo's small one).
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +98,14 @@ class Targets:
     nsd_id: Int[np.ndarray, " n"]
     image: Float[np.ndarray, "n d"]
     text: Float[np.ndarray, "n d"]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Checksum of the embeddings."""
+        digest = hashlib.sha256()
+        for array in (self.nsd_id, self.image, self.text):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
     def rows(self, nsd_id: Int[np.ndarray, " m"]) -> Int[np.ndarray, " m"]:
         """Rows of these images.

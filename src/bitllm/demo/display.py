@@ -39,10 +39,11 @@ class Display:
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` of ``what`` is finished."""
-        if what != self._what:
-            self._what = what
-            self._bars.reset(self._task, description=what, total=total)
-        self._bars.update(self._task, completed=done, total=total)
+        name = what.split(", ", maxsplit=1)[0]  # what follows is a value, such as the loss
+        if name != self._what:
+            self._what = name
+            self._bars.reset(self._task, total=total)
+        self._bars.update(self._task, description=what, completed=done, total=total)
 
     def tell(self, line: str) -> None:
         """Print one line above the bar."""

@@ -12,7 +12,7 @@ from bitllm.demo.config import DemoConfig
 from bitllm.demo.steps import Steps
 from bitllm.evaluation.grounding.inputs.held_out import HeldOut, read_held_out
 from bitllm.model.aligner import BrainAligner, load_aligner
-from bitllm.training.run import Progress
+from bitllm.training.callbacks import Progress
 
 ALL_BASELINES = ("prefix", "prefix_mlp", "no_align")
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -63,9 +64,14 @@ class BrainAligner(nn.Module):
         text: Float[Tensor, "B d"],
         nsd_id: Int[Tensor, " B"],
     ) -> dict[str, Tensor]:
-        """The align loss: mean of symmetric InfoNCE (brain, image) and (brain, text)."""
+        """The align loss: mean of symmetric InfoNCE (brain, image) and (brain, text).
+
+        Under several processes every trial of every process is a negative of every other, with gradient: the loss is
+        that of the whole batch in each of them.
+        """
         brain_tokens = self.encoder(betas, subject_index, Anatomy(coords_mm, atlas_labels, voxel_mask))
-        brain_image, brain_text = self.embed(brain_tokens)
+        brain_image, brain_text = (_of_all_processes(brain) for brain in self.embed(brain_tokens))
+        image, text, nsd_id = (_of_all_processes(one) for one in (image, text, nsd_id))
         scale = self.log_scale.exp().clamp(max=_MAX_SCALE)[0]
         positives = same_image(nsd_id)
         image_loss = info_nce(brain_image, image, scale=scale, positives=positives)
@@ -77,12 +83,41 @@ class BrainAligner(nn.Module):
         }
 
 
+def _of_all_processes(rows: Shaped[Tensor, "B ..."]) -> Shaped[Tensor, "all ..."]:
+    """The rows of all processes, in their order; gradients flow back to the process that each row came from."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return rows
+    return _Gathered.apply(rows)  # type: ignore[no-untyped-call]
+
+
+class _Gathered(torch.autograd.Function):
+    """Concatenation over processes; the gradient of a row is the sum of what all processes have for it."""
+
+    @staticmethod
+    def forward(context: Any, rows: Tensor) -> Tensor:
+        gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, rows.contiguous())
+        context.n_rows = len(rows)
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total[dist.get_rank() * context.n_rows :][: context.n_rows]
+
+
 def save_aligner(
-    aligner: BrainAligner, folder: Path, *, encoder: dict[str, Any], about: dict[str, Any]
+    aligner: BrainAligner,
+    folder: Path,
+    *,
+    encoder: dict[str, Any],
+    about: dict[str, Any],
+    state: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write weights and settings into ``folder``."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in aligner.state_dict().items()}
-    save_file(tensors, folder / _WEIGHTS)
+    """Write weights (those of ``state`` where it is given) and settings into ``folder``."""
+    named = aligner.state_dict() if state is None else state
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}, folder / _WEIGHTS)
     write_json(
         folder / _CARD, {"encoder": encoder, "embedding_width": aligner.image_head.out_features, **about}
     )

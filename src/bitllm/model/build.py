@@ -1,6 +1,5 @@
 """Builders: from a base LLM and plain settings to a BIT-LLM, what learns in it, and the checkpoints of the stages."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from bitllm.errors import CheckpointError
-from bitllm.files import folder_written_whole, write_json
+from bitllm.files import write_json
 from bitllm.model.adapter import start_from_self_attention
 from bitllm.model.checkpoint.base import BaseLlm
 from bitllm.model.checkpoint.weights import (
@@ -85,9 +84,9 @@ def save_trained(
     *,
     base: BaseLlm,
     about: dict[str, Any] | None = None,
-    log: Path | None = None,
+    state: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write encoder and interface with the configuration and the name of the base LLM; whole or not at all.
+    """Write encoder and interface with the configuration and the name of the base LLM into ``folder``.
 
     The folder can be opened with `BitLlmForCausalLM.from_pretrained`.
 
@@ -95,16 +94,12 @@ def save_trained(
     ----------
     about
         What ``bitllm.json`` says of the training besides the base LLM.
-    log
-        A folder whose files move into the checkpoint.
+    state
+        Weights to write instead of the model's own.
     """
     model.config.base_llm = base.reference()
-    with folder_written_whole(folder, replace=True) as unfinished:
-        model.save_pretrained(unfinished)
-        write_json(unfinished / _CARD, {"base_llm": base.reference(), **(about or {})})
-        if log is not None:
-            shutil.copytree(log, unfinished, dirs_exist_ok=True)
-            shutil.rmtree(log)
+    model.save_pretrained(folder, state_dict=state)
+    write_json(folder / _CARD, {"base_llm": base.reference(), **(about or {})})
 
 
 def load_trained(

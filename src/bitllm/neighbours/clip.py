@@ -17,7 +17,9 @@ from bitllm.data.prompt import choose
 from bitllm.data.store import Store
 from bitllm.files import folder_written_whole
 from bitllm.neighbours.vocabulary import make_word_tokenizer
-from bitllm.training.run import OptimizerConfig, Progress, StageTrainer, make_trainer
+from bitllm.training.callbacks import Progress
+from bitllm.training.run import OptimizerConfig, make_trainer
+from bitllm.training.trainer import StageTrainer
 
 
 class SmallClipConfig(StrictConfig):

@@ -19,7 +19,9 @@ from bitllm.data.prompt import INSTRUCTIONS, Prompter, pad_answers, plain_captio
 from bitllm.data.store import Store
 from bitllm.files import folder_written_whole
 from bitllm.neighbours.vocabulary import make_word_tokenizer
-from bitllm.training.run import OptimizerConfig, Progress, StageTrainer, make_trainer
+from bitllm.training.callbacks import Progress
+from bitllm.training.run import OptimizerConfig, make_trainer
+from bitllm.training.trainer import StageTrainer
 
 FUNCTION_WORDS = frozenset(
     [

@@ -124,6 +124,7 @@ def _rft_step(
             brain_tokens,
             n_captions=config.rft.n_captions,
             max_new_tokens=CAPTION_TOKENS,
+            seeds=range(len(brain_tokens)),
         )
         rewards = torch.randn(len(brain_tokens), config.rft.n_captions)
         log_probs, label_mask = rollout.log_probs(model)

@@ -10,6 +10,7 @@ References
 The poster, "Stage 1: Multi-Modal Contrastive Pre-training".
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,16 @@ from bitllm.data.dataset import TrialSet, sealed_test, select_trials
 from bitllm.data.splits import Split, check_split
 from bitllm.data.store import Store
 from bitllm.data.targets import Targets
-from bitllm.files import folder_written_whole
 from bitllm.metrics.retrieval import retrieval
 from bitllm.model.aligner import BrainAligner, save_aligner
 from bitllm.model.encoder import BrainEncoder
+from bitllm.training.callbacks import Choice
 from bitllm.training.embed import brain_tokens_of
-from bitllm.training.run import EveryNSteps, OptimizerConfig, Progress, StageTrainer, make_trainer
+from bitllm.training.ranks import is_main
+from bitllm.training.run import OptimizerConfig, make_trainer, train_to_the_end
+from bitllm.training.sharding import whole_state
+from bitllm.training.trainer import StageTrainer
+from bitllm.training.workspace import Running, workspace
 
 
 class EncoderConfig(StrictConfig):
@@ -116,7 +121,7 @@ def train_align(
     encoder_config: EncoderConfig,
     config: AlignConfig,
     seed: int,
-    progress: Progress | None = None,
+    running: Running = Running(),  # noqa: B008 - frozen
 ) -> None:
     """Train encoder and heads on the training trials of ``split``; write the checkpoint whole or not at all.
 
@@ -126,51 +131,86 @@ def train_align(
         If the split leaks.
     """
     check_split(store, split)
-    with sealed_test(), folder_written_whole(folder, replace=True) as unfinished:
+    learnt_from = align_learns_from(
+        store, split, targets, encoder_config=encoder_config, config=config, seed=seed
+    )
+    choice = Choice("validation_R@10", True, config.optimizer.keep, config.optimizer.patience)
+    about = choice.about(split.train_subjects)
+    with sealed_test(), workspace(folder, learnt_from, about=about, settings=running.settings) as work:
         trials = select_trials(store, split, "train", averaged=False)
         anatomies = Anatomies.of(store, trials.subjects, encoder_config.atlases)
         aligner = BrainAligner(
             make_encoder(store, split, encoder_config, seed=seed), embedding_width=targets.image.shape[1]
         )
-        rows = targets.rows(trials.nsd_id)
-        image, text = torch.from_numpy(targets.image[rows]), torch.from_numpy(targets.text[rows])
-        nsd_id = torch.from_numpy(trials.nsd_id)
-
-        def collate(pairs: list[tuple[int, int]]) -> dict[str, Any]:
-            indices = [index for _, index in pairs]
-            return {
-                **brain_input(trials, anatomies, indices)._asdict(),
-                "image": image[indices],
-                "text": text[indices],
-                "nsd_id": nsd_id[indices],
-            }
-
         trainer = make_trainer(
             StageTrainer,
             aligner,
             config.optimizer,
-            unfinished,
+            work.folder,
             n_examples=len(trials),
-            collate=collate,
+            collate=_collate(trials, anatomies, targets),
             seed=seed,
             what="align",
-            progress=progress,
+            progress=running.progress,
+            settings=running.settings,
         )
         validation = select_trials(store, split, "validation", averaged=True)
-        trainer.add_callback(
-            EveryNSteps(
-                config.validate_every,
-                lambda: validate(aligner, validation, anatomies, targets),
-                unfinished / "log.jsonl",
+        train_to_the_end(
+            trainer,
+            work,
+            every=config.validate_every,
+            measure=lambda: validate(aligner, validation, anatomies, targets),
+            choice=choice,
+        )
+        state = whole_state(aligner)
+        if is_main():
+            save_aligner(
+                aligner,
+                work.folder,
+                encoder=encoder_config.arguments(store),
+                about={"atlases": list(encoder_config.atlases), "split": split.sha256, "seed": seed},
+                state=state,
             )
-        )
-        trainer.train()
-        save_aligner(
-            aligner.eval(),
-            unfinished,
-            encoder=encoder_config.arguments(store),
-            about={"atlases": list(encoder_config.atlases), "split": split.sha256, "seed": seed},
-        )
+
+
+def align_learns_from(
+    store: Store,
+    split: Split,
+    targets: Targets,
+    *,
+    encoder_config: EncoderConfig,
+    config: AlignConfig,
+    seed: int,
+) -> dict[str, Any]:
+    """Everything that decides what the align stage learns."""
+    return {
+        "stage": "align",
+        "encoder": encoder_config.model_dump(mode="json"),
+        "align": config.model_dump(mode="json"),
+        "seed": seed,
+        "split": split.sha256,
+        "store": store.sha256,
+        "targets": targets.sha256,
+    }
+
+
+def _collate(
+    trials: TrialSet, anatomies: Anatomies, targets: Targets
+) -> Callable[[list[tuple[int, int]]], dict[str, Any]]:
+    rows = targets.rows(trials.nsd_id)
+    image, text = torch.from_numpy(targets.image[rows]), torch.from_numpy(targets.text[rows])
+    nsd_id = torch.from_numpy(trials.nsd_id)
+
+    def collate(pairs: list[tuple[int, int]]) -> dict[str, Any]:
+        indices = [index for _, index in pairs]
+        return {
+            **brain_input(trials, anatomies, indices)._asdict(),
+            "image": image[indices],
+            "text": text[indices],
+            "nsd_id": nsd_id[indices],
+        }
+
+    return collate
 
 
 def validate(

@@ -8,7 +8,7 @@ single image 0); BERTScore F1, the best over the references; the inner product o
 picture. All are in natural units (CIDEr 0 to 10, BERTScore and inner product at most 1).
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,6 +45,14 @@ class Rewards(NamedTuple):
     ip: Float[np.ndarray, " n"]
 
 
+Reward = Callable[[Sequence[int], Sequence[str], Sequence[bool]], Rewards]
+"""Scores captions of images, of which it is said whether they came to their end."""
+
+
+class RewardError(TrainingError):
+    """A reward that raises, or is not a number."""
+
+
 class CompositeReward:
     """Scores sampled captions of training images.
 
@@ -56,6 +64,8 @@ class CompositeReward:
         Training images, whose references give the document frequencies.
     targets
         Embeddings of the pictures.
+    bert_scorer
+        Gives BERTScore; None where it is not rewarded.
     """
 
     def __init__(
@@ -65,7 +75,7 @@ class CompositeReward:
         targets: Targets,
         *,
         clip: ClipEmbedder,
-        bert_scorer: BertScorer,
+        bert_scorer: BertScorer | None,
         weights: RewardWeights,
     ) -> None:
         self.weights, self.targets, self.clip, self.bert_scorer = weights, targets, clip, bert_scorer
@@ -76,24 +86,54 @@ class CompositeReward:
         self.cider = Cider(tokenised, DocumentFrequencies.fit(list(tokenised.values())))
 
     def __call__(self, nsd_ids: Sequence[int], captions: Sequence[str], has_ended: Sequence[bool]) -> Rewards:
-        """Rewards of captions of these images; one that did not come to its end scores 0.
-
-        Raises
-        ------
-        TrainingError
-            If a reward is not a number; the message holds the caption.
-        """
+        """Rewards of captions of these images; one that did not come to its end scores 0."""
         ended = np.asarray(has_ended, dtype=np.float64)
         cider = self.cider.score([int(nsd_id) for nsd_id in nsd_ids], ptb_tokenize(captions)) / 100 * ended
         references = [[plain_caption(text) for text in self.references[int(nsd_id)]] for nsd_id in nsd_ids]
-        bertscore = self.bert_scorer.score(captions, references) / 100 * ended
+        bertscore = np.zeros(len(captions))
+        if self.bert_scorer is not None:
+            bertscore = self.bert_scorer.score(captions, references) / 100 * ended
         pictures = self.targets.image[self.targets.rows(np.asarray(nsd_ids))]
         ip = (self.clip.captions(captions) * pictures).sum(axis=1) * ended
         total = self.weights.cider * cider + self.weights.bertscore * bertscore + self.weights.ip * ip
-        bad = np.flatnonzero(~np.isfinite(total))
-        if len(bad):
-            raise TrainingError(
-                f"reward: expected a number, found {total[bad[0]]} for the caption {captions[bad[0]]!r} "
-                f"of image {nsd_ids[bad[0]]}; look at the reward models"
-            )
         return Rewards(total, cider, bertscore, ip)
+
+
+def checked_reward(
+    reward: Reward, nsd_ids: Sequence[int], captions: Sequence[str], has_ended: Sequence[bool]
+) -> Rewards:
+    """Rewards that are numbers.
+
+    Raises
+    ------
+    RewardError
+        If the reward raises, or gives what is not a number; the message holds the caption.
+    """
+    try:
+        rewards = reward(nsd_ids, captions, has_ended)
+    except Exception as error:
+        at = next(
+            (row for row in range(len(captions)) if _raises(reward, nsd_ids, captions, has_ended, row)), 0
+        )
+        raise RewardError(
+            f"reward: failed with {type(error).__name__} ({error}) at the caption {captions[at]!r} of image "
+            f"{nsd_ids[at]}; a checkpoint was written, mend the reward and start again"
+        ) from error
+    bad = np.flatnonzero(~np.isfinite(rewards.total))
+    if len(bad):
+        raise RewardError(
+            f"reward: expected a number, found {rewards.total[bad[0]]} for the caption {captions[bad[0]]!r} of "
+            f"image {nsd_ids[bad[0]]}; a checkpoint was written, look at the reward models"
+        )
+    return rewards
+
+
+def _raises(
+    reward: Reward, nsd_ids: Sequence[int], captions: Sequence[str], has_ended: Sequence[bool], row: int
+) -> bool:
+    one = slice(row, row + 1)
+    try:
+        reward(nsd_ids[one], captions[one], has_ended[one])
+    except Exception:  # noqa: BLE001 - a reward may be anyone's code
+        return True
+    return False

@@ -18,31 +18,36 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from peft import LoraConfig, PeftModel, get_peft_model
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from bitllm.config import StrictConfig
 from bitllm.data.batch import Anatomies
-from bitllm.data.dataset import sealed_test, select_trials
+from bitllm.data.dataset import TrialSet, sealed_test, select_trials
 from bitllm.data.prompt import INSTRUCTIONS, Prompter
 from bitllm.data.splits import Split, check_split
 from bitllm.data.store import Store
-from bitllm.files import folder_written_whole, read_json, write_json
-from bitllm.metrics.cider import cider_d
+from bitllm.files import read_json, sha256_of_file, write_json
 from bitllm.metrics.diversity import mean_length, n_distinct_captions
-from bitllm.metrics.tokenize import ptb_tokenize
 from bitllm.model.build import load_trained, n_trainable
 from bitllm.model.checkpoint.base import load_llm
+from bitllm.model.checkpoint.weights import WEIGHTS
 from bitllm.model.modeling import BitLlmForCausalLM
 from bitllm.model.precision import Precision, base_dtype
 from bitllm.objectives.policy import LossType, group_advantages, policy_loss
-from bitllm.stages.rewards import CompositeReward, Rewards, RewardWeights
+from bitllm.stages.examples import prompter_for
+from bitllm.stages.rewards import Reward, RewardError, Rewards, RewardWeights, checked_reward
 from bitllm.stages.rollout import sample_rollout
-from bitllm.stages.sft import prompter_for
-from bitllm.training.decode import greedy_captions
-from bitllm.training.embed import brain_tokens_of
-from bitllm.training.run import EveryNSteps, OptimizerConfig, Progress, StageTrainer, make_trainer
+from bitllm.stages.watch import RewardWatch
+from bitllm.training.callbacks import Choice
+from bitllm.training.embed import kept_brain_tokens
+from bitllm.training.ranks import device, is_main
+from bitllm.training.run import OptimizerConfig, make_trainer, train_to_the_end
+from bitllm.training.sharding import whole_state
+from bitllm.training.trainer import StageTrainer
+from bitllm.training.workspace import Running, workspace
 
 _LLM_LAYERS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
 _INTERFACE = r".*(\.adapter\.(q|o)_proj|interface\.memory\.(k|v)_proj\.\d+)"
@@ -83,36 +88,62 @@ class RftConfig(StrictConfig):
 
 
 class RftTrainer(StageTrainer):
-    """GRPO on `transformers.Trainer`: sample, score, compare within the group, update."""
-
-    policy: Any
-    prompter: Prompter
-    reward: CompositeReward
-    config: RftConfig
+    """GRPO on `transformers.Trainer`; a reward that fails stops the run after a checkpoint."""
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Tensor:
+    ) -> Any:
         """The GRPO loss of one batch of brain inputs; its rewards go into the log."""
-        config = self.config
+        try:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        except RewardError:
+            self._save_checkpoint(model, None)
+            raise
+
+
+class RftObjective(nn.Module):
+    """What the Trainer calls: sample, score, compare within the group; gives the loss and what explains it.
+
+    Parameters
+    ----------
+    policy
+        The model with LoRA; the reference is the same with LoRA switched off.
+    """
+
+    def __init__(
+        self, policy: PeftModel, prompter: Prompter, reward: Reward, config: RftConfig, *, seed: int
+    ) -> None:
+        super().__init__()
+        self.policy = policy
+        self.prompter, self.reward, self.settings, self.seed = prompter, reward, config, seed
+
+    def forward(
+        self,
+        brain_tokens: Float[Tensor, "B N width"],
+        nsd_id: Int[Tensor, " B"],
+        example: Int[Tensor, "B 2"],
+    ) -> dict[str, Any]:
+        """The GRPO loss of brain inputs whose (epoch, index) are ``example``, and the values for the log."""
+        config, model = self.settings, self.policy.get_base_model()
         rollout = sample_rollout(
-            self.policy,
+            model,
             self.prompter,
             INSTRUCTIONS[0],
-            inputs["brain_tokens"],
+            brain_tokens,
             n_captions=config.n_captions,
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
+            seeds=[rollout_seed(self.seed, *pair) for pair in example.tolist()],
         )
-        nsd_ids = np.repeat(inputs["nsd_id"].cpu().numpy(), config.n_captions)
-        rewards = self.reward(nsd_ids.tolist(), rollout.captions, rollout.has_ended.tolist())
+        nsd_ids = np.repeat(nsd_id.cpu().numpy(), config.n_captions).tolist()
+        rewards = checked_reward(self.reward, nsd_ids, rollout.captions, rollout.has_ended.tolist())
         grouped = torch.from_numpy(rewards.total).float().view(-1, config.n_captions)
         advantages = group_advantages(grouped).flatten().to(rollout.input_ids.device)
-        log_probs, label_mask = rollout.log_probs(self.policy, temperature=config.temperature)
+        log_probs, label_mask = rollout.log_probs(model, temperature=config.temperature)
         ref_log_probs = None
         if config.kl_weight > 0:
-            with torch.no_grad(), self.accelerator.unwrap_model(model).disable_adapter():
-                ref_log_probs = rollout.log_probs(self.policy, temperature=config.temperature).log_probs
+            with torch.no_grad(), self.policy.disable_adapter():
+                ref_log_probs = rollout.log_probs(model, temperature=config.temperature).log_probs
         result = policy_loss(
             log_probs,
             log_probs.detach(),
@@ -124,14 +155,13 @@ class RftTrainer(StageTrainer):
             loss_type=config.loss_type,
             max_length=config.max_new_tokens,
         )
-        self.log(
-            {
-                **_reward_row(rewards, rollout.captions),
-                "kl": float(result.kl),
-                "ended": float(rollout.has_ended.float().mean()),
-            }
-        )
-        return result.loss
+        explained = {"kl": float(result.kl), "ended": float(rollout.has_ended.float().mean())}
+        return {"loss": result.loss, **_reward_row(rewards, rollout.captions), **explained}
+
+
+def rollout_seed(seed: int, epoch: int, index: int) -> int:
+    """Seed of what is sampled for one brain input in one epoch."""
+    return int(np.random.SeedSequence([seed, epoch, index, 3]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _reward_row(rewards: Rewards, captions: list[str]) -> dict[str, float]:
@@ -152,10 +182,10 @@ def train_rft(  # noqa: PLR0913 - the parts of the stage
     *,
     sft_folder: Path,
     llm_path: Path | str,
-    make_reward: Callable[[list[int], RewardWeights], CompositeReward],
+    make_reward: Callable[[list[int], RewardWeights], Reward],
     config: RftConfig,
     seed: int,
-    progress: Progress | None = None,
+    running: Running = Running(),  # noqa: B008 - frozen
 ) -> None:
     """Fine-tune LoRA parameters on the training trials of ``split``; write them whole or not at all.
 
@@ -169,49 +199,71 @@ def train_rft(  # noqa: PLR0913 - the parts of the stage
     check_split(store, split)
     base = load_llm(llm_path, dtype=base_dtype(config.precision))
     model = load_trained(sft_folder, base)
+    nn.Module.to(model, device())
     atlases = tuple(read_json(sft_folder / "bitllm.json")["atlases"])
-    torch.manual_seed(seed)
-    peft_model = with_lora(model, config)
-    with sealed_test(), folder_written_whole(folder, replace=True) as unfinished:
+    learnt_from = rft_learns_from(store, split, sft=sft_folder, config=config, seed=seed)
+    choice = Choice("validation_cider", True, config.optimizer.keep, config.optimizer.patience)
+    about = choice.about(split.train_subjects)
+    with sealed_test(), workspace(folder, learnt_from, about=about, settings=running.settings) as work:
+        torch.manual_seed(seed)
+        policy = with_lora(model, config)
         trials = select_trials(store, split, "train", averaged=False)
         anatomies = Anatomies.of(store, trials.subjects, atlases)
-        brain_tokens = brain_tokens_of(model.model.encoder, trials, anatomies)
-        nsd_id = torch.from_numpy(trials.nsd_id)
-
-        def collate(pairs: list[tuple[int, int]]) -> dict[str, Tensor]:
-            indices = [index for _, index in pairs]
-            return {"brain_tokens": brain_tokens[indices], "nsd_id": nsd_id[indices]}
-
+        prompter = prompter_for(model, base.tokenizer)
+        reward = make_reward(sorted(set(trials.nsd_id.tolist())), config.rewards)
+        watch = RewardWatch(store, split, model, prompter, anatomies, max_new_tokens=config.max_new_tokens)
         trainer = make_trainer(
             RftTrainer,
-            peft_model,
+            RftObjective(policy, prompter, reward, config, seed=seed),
             config.optimizer,
-            unfinished,
+            work.folder,
             n_examples=len(trials),
-            collate=collate,
+            collate=_collate(
+                trials,
+                kept_brain_tokens(
+                    model.model.encoder, trials, anatomies, folder=running.settings.brain_tokens
+                ),
+            ),
             seed=seed,
             what="rft",
-            progress=progress,
+            progress=running.progress,
+            settings=running.settings,
+            micro_batch=running.settings.micro_batch,
         )
-        trainer.policy, trainer.config = model, config
-        trainer.prompter = prompter_for(model, base.tokenizer)
-        trainer.reward = make_reward(sorted(set(trials.nsd_id.tolist())), config.rewards)
-        watch = _Validation(
-            store, split, model, trainer.prompter, anatomies, max_new_tokens=config.max_new_tokens
-        )
-        trainer.add_callback(EveryNSteps(config.validate_every, watch.measure, unfinished / "log.jsonl"))
-        trainer.train()
-        peft_model.save_pretrained(str(unfinished))
-        write_json(
-            unfinished / "rft.json",
-            {
-                "stage": "rft",
-                "sft": sft_folder.name,
-                "split": split.sha256,
-                "seed": seed,
-                "n_trainable": n_trainable(peft_model),
-            },
-        )
+        train_to_the_end(trainer, work, every=config.validate_every, measure=watch.measure, choice=choice)
+        state = whole_state(policy, lambda name: ".lora_" in name)
+        card = {"stage": "rft", "sft": sft_folder.name, "split": split.sha256, "seed": seed}
+        if is_main():
+            policy.save_pretrained(str(work.folder), state_dict=state)
+            write_json(work.folder / "rft.json", card | {"n_trainable": n_trainable(policy)})
+
+
+def rft_learns_from(store: Store, split: Split, *, sft: Path, config: RftConfig, seed: int) -> dict[str, Any]:
+    """Everything that decides what the rft stage learns, besides the models of its rewards."""
+    return {
+        "stage": "rft",
+        "rft": config.model_dump(mode="json"),
+        "seed": seed,
+        "split": split.sha256,
+        "store": store.sha256,
+        "sft": sha256_of_file(sft / WEIGHTS),
+    }
+
+
+def _collate(
+    trials: TrialSet, brain_tokens: Float[Tensor, "n N width"]
+) -> Callable[[list[tuple[int, int]]], dict[str, Tensor]]:
+    nsd_id = torch.from_numpy(trials.nsd_id)
+
+    def collate(pairs: list[tuple[int, int]]) -> dict[str, Tensor]:
+        indices = [index for _, index in pairs]
+        return {
+            "brain_tokens": brain_tokens[indices],
+            "nsd_id": nsd_id[indices],
+            "example": torch.tensor(pairs),
+        }
+
+    return collate
 
 
 def with_lora(model: BitLlmForCausalLM, config: RftConfig) -> PeftModel:
@@ -226,39 +278,3 @@ def with_lora(model: BitLlmForCausalLM, config: RftConfig) -> PeftModel:
         # the re-entrant kind gives no gradient to tensors passed by keyword, as the brain memory is
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return get_peft_model(model, lora)
-
-
-class _Validation:
-    """Greedy captions of validation images: CIDEr under real and under permuted betas, so that hacking shows."""
-
-    def __init__(
-        self,
-        store: Store,
-        split: Split,
-        model: Any,
-        prompter: Prompter,
-        anatomies: Anatomies,
-        *,
-        max_new_tokens: int,
-        n_images: int = 96,
-    ) -> None:
-        trials = select_trials(store, split, "validation", averaged=True)
-        chosen = np.unique(np.linspace(0, len(trials) - 1, n_images).astype(int))
-        self.brain_tokens = brain_tokens_of(model.model.encoder, trials, anatomies)[chosen]
-        self.references = [ptb_tokenize(store.captions[int(trials.nsd_id[index])]) for index in chosen]
-        self.model, self.prompter, self.max_new_tokens = model, prompter, max_new_tokens
-
-    def measure(self) -> dict[str, float]:
-        """Mean CIDEr of real betas, and its distance to that of another image's betas."""
-        captions = greedy_captions(
-            self.model, self.prompter, self.brain_tokens, max_new_tokens=self.max_new_tokens
-        )
-        tokenised = ptb_tokenize(captions)
-        real = float(cider_d(tokenised, self.references).mean())
-        permuted = float(cider_d(tokenised[1:] + tokenised[:1], self.references).mean())
-        return {
-            "validation_cider": real,
-            "validation_real_minus_permuted": real - permuted,
-            "validation_length": mean_length(captions),
-            "validation_distinct": n_distinct_captions(captions) / len(captions),
-        }

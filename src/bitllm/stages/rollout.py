@@ -1,15 +1,18 @@
 """Rollouts: captions sampled from the policy, with the log-probabilities that rft learns from."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from bitllm.data.prompt import Prompter, pad_left
 from bitllm.model.likelihood import TokenLogProbs, token_log_probs
 from bitllm.model.precision import computing
+from bitllm.training.sharding import is_sharded
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,29 @@ class Rollout:
         )
 
 
+class GumbelSampling(LogitsProcessor):
+    """Noise that makes the largest score a sample of the softmax, with a generator for each brain input.
+
+    argmax(logits / T + g) with g = −log(−log u) is distributed as softmax(logits / T) (Gumbel 1954; Maddison et al.
+    2014). So what is sampled for an input depends on its seed alone: not on the batch, the number of processes, nor
+    on where a run was stopped and went on.
+    """
+
+    def __init__(
+        self, seeds: Sequence[int], *, n_captions: int, temperature: float, device: torch.device
+    ) -> None:
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        self.n_captions, self.temperature = n_captions, temperature
+
+    def __call__(
+        self, input_ids: Int[Tensor, "R T"], scores: Float[Tensor, "R vocabulary"]
+    ) -> Float[Tensor, "R vocabulary"]:
+        noise = torch.empty_like(scores, dtype=torch.float32)
+        for rows, generator in zip(noise.split(self.n_captions), self.generators, strict=True):
+            rows.exponential_(generator=generator)
+        return scores / self.temperature - noise.log_()
+
+
 @torch.no_grad()
 def sample_rollout(
     model: Any,
@@ -51,6 +77,7 @@ def sample_rollout(
     *,
     n_captions: int,
     max_new_tokens: int,
+    seeds: Sequence[int],
     temperature: float = 1.0,
 ) -> Rollout:
     """Sample ``n_captions`` captions for each brain input.
@@ -59,27 +86,30 @@ def sample_rollout(
     ----------
     model
         The policy (it is put into evaluation mode, and back).
+    seeds
+        One for each brain input; they decide what is sampled.
     """
     tokenizer = prompter.tokenizer
-    ids, mask = pad_left([prompter.prompt_ids(instruction)] * len(brain_tokens), tokenizer.pad_token_id)
+    prompts = [prompter.prompt_ids(instruction)] * (len(brain_tokens) * n_captions)
+    ids, mask = pad_left(prompts, tokenizer.pad_token_id)
     was_training = model.training
     model.eval()
     device = brain_tokens.device
+    sampling = GumbelSampling(seeds, n_captions=n_captions, temperature=temperature, device=device)
     with computing(model):
+        memory = model.model.brain_memory(brain_tokens=brain_tokens)  # once for all captions of an input
         out = model.generate(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
-            brain_tokens=brain_tokens,
+            brain_memory=memory.repeat_interleave(n_captions, 0),
             use_cache=True,
-            do_sample=True,
-            temperature=temperature,
-            top_k=0,
-            top_p=1.0,
-            num_return_sequences=n_captions,
+            do_sample=False,
+            logits_processor=LogitsProcessorList([sampling]),
             max_new_tokens=max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
             suppress_tokens=prompter.never_said,
+            synced_gpus=is_sharded(model),  # a process whose captions have ended still gives its shards
         )
     model.train(was_training)
     answer = out[:, ids.shape[1] :]
@@ -90,9 +120,7 @@ def sample_rollout(
     labels = torch.cat(
         [torch.full_like(out[:, : ids.shape[1]], -100), answer.masked_fill(~is_label, -100)], dim=-1
     )
-    attention_mask = torch.cat(
-        [mask.to(out.device).repeat_interleave(n_captions, 0), is_label.long()], dim=-1
-    )
+    attention_mask = torch.cat([mask.to(out.device), is_label.long()], dim=-1)
     captions = tokenizer.batch_decode(
         [row[keep] for row, keep in zip(answer, is_label, strict=True)], skip_special_tokens=True
     )

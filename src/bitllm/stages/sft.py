@@ -9,30 +9,33 @@ References
 The poster, "Stage 2: Brain Instruction Fine-Tuning".
 """
 
-import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from bitllm.config import StrictConfig
-from bitllm.data.batch import Anatomies
-from bitllm.data.dataset import TrialSet, sealed_test, select_trials
-from bitllm.data.prompt import INSTRUCTIONS, Prompter, choose, pad_answers, plain_caption
+from bitllm.data.dataset import sealed_test, select_trials
 from bitllm.data.splits import Split, check_split
 from bitllm.data.store import Store
 from bitllm.model.build import build_bit_llm, n_trainable, save_trained, train_interface
-from bitllm.model.checkpoint.base import load_llm, placeholder_token_id
+from bitllm.model.checkpoint.base import BaseLlm, load_llm, placeholder_token_id, weights_hash
 from bitllm.model.encoder import BrainEncoder
 from bitllm.model.interface import Interface, matched_prefix_width
 from bitllm.model.likelihood import token_log_probs
 from bitllm.model.modeling import BitLlmForCausalLM
 from bitllm.model.precision import Precision, base_dtype, computing
-from bitllm.training.embed import brain_tokens_of
-from bitllm.training.run import EveryNSteps, OptimizerConfig, Progress, StageTrainer, make_trainer
+from bitllm.stages.examples import CaptionedTrials
+from bitllm.training.callbacks import Choice
+from bitllm.training.ranks import device, is_main, n_ranks
+from bitllm.training.run import OptimizerConfig, make_trainer, train_to_the_end
+from bitllm.training.sharding import whole_state
+from bitllm.training.trainer import StageTrainer
+from bitllm.training.workspace import Running, workspace
 
 
 class SftConfig(StrictConfig):
@@ -56,12 +59,26 @@ class SftConfig(StrictConfig):
         steps=300, batch_size=64, learning_rate=3e-3, weight_decay=0.01
     )
     """How it learns."""
+    group_by_length: bool = False
+    """Whether examples of like length come into one step, so that less is computed on padding."""
     validate_every: int = Field(default=50, gt=0)
     """Steps between two losses on validation images."""
 
 
 class SftTrainer(StageTrainer):
-    """Cross-entropy of the answer, computed only where an answer token is due."""
+    """Cross-entropy per answer token of the whole step, however its examples are shared out."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.model_accepts_loss_kwargs = True  # lets the Trainer count the answer tokens of all processes
+        self._loss_shifts_labels = True
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW with the groups of `make_optimizer`."""
+        if self.optimizer is None:
+            objective = self.plain_module()
+            self.optimizer = make_optimizer(objective.model, objective.settings)
+        return self.optimizer
 
     def compute_loss(
         self,
@@ -70,8 +87,24 @@ class SftTrainer(StageTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Mean negative log-likelihood per answer token."""
-        return answer_loss(model, inputs)
+        """This process's share of the mean negative log-likelihood per answer token."""
+        mean = model(**inputs)["loss"]
+        if num_items_in_batch is None:
+            return mean
+        own = (inputs["labels"][..., 1:] != -100).sum()
+        return mean * own * n_ranks() / num_items_in_batch  # gradients are averaged over processes
+
+
+class SftObjective(nn.Module):
+    """What the Trainer calls: a batch → the loss of the model that it holds."""
+
+    def __init__(self, model: BitLlmForCausalLM, config: SftConfig) -> None:
+        super().__init__()
+        self.model, self.settings = model, config
+
+    def forward(self, **batch: Tensor) -> dict[str, Tensor]:
+        """Mean negative log-likelihood (nats) per answer token."""
+        return {"loss": answer_loss(self.model, batch)}
 
 
 def answer_loss(model: Any, inputs: dict[str, Tensor]) -> Float[Tensor, ""]:
@@ -88,13 +121,6 @@ def answer_loss(model: Any, inputs: dict[str, Tensor]) -> Float[Tensor, ""]:
     return -log_probs.sum() / label_mask.sum()
 
 
-def prompter_for(model: BitLlmForCausalLM, tokenizer: Any) -> Prompter:
-    """Prompts with room for the brain tokens where the interface is a prefix."""
-    if model.config.interface == "cross_attention":
-        return Prompter(tokenizer)
-    return Prompter(tokenizer, model.model.encoder.n_brain_tokens, model.config.brain_token_id)
-
-
 def train_sft(  # noqa: PLR0913 - the parts of the stage
     store: Store,
     split: Split,
@@ -106,12 +132,74 @@ def train_sft(  # noqa: PLR0913 - the parts of the stage
     llm_path: Path | str,
     config: SftConfig,
     seed: int,
-    progress: Progress | None = None,
+    running: Running = Running(),  # noqa: B008 - frozen
 ) -> None:
     """Train the interface on the training trials of ``split``; write the checkpoint whole or not at all."""
     check_split(store, split)
     base = load_llm(llm_path, dtype=base_dtype(config.precision))
-    torch.manual_seed(seed)
+    learnt_from = sft_learns_from(
+        store, split, encoder=encoder, llm_sha256=base.sha256, config=config, seed=seed
+    )
+    choice = Choice("validation_loss", False, config.optimizer.keep, config.optimizer.patience)
+    about = choice.about(split.train_subjects)
+    with sealed_test(), workspace(folder, learnt_from, about=about, settings=running.settings) as work:
+        torch.manual_seed(seed)
+        model = _untrained(base, encoder, encoder_arguments, config)
+        nn.Module.to(model, device())
+        parts = {
+            part: CaptionedTrials.of(
+                select_trials(store, split, part, averaged=False),
+                model,
+                base.tokenizer,
+                atlases=atlases,
+                seed=seed,
+                kept_in=running.settings.brain_tokens,
+            )
+            for part in ("train", "validation")
+        }
+        training = parts["train"]
+        trainer = make_trainer(
+            SftTrainer,
+            SftObjective(model, config),
+            config.optimizer,
+            work.folder,
+            n_examples=len(training.trials),
+            collate=training.batch,
+            seed=seed,
+            what=f"sft ({config.interface})",
+            progress=running.progress,
+            settings=running.settings,
+            micro_batch=running.settings.micro_batch,
+            lengths=training.lengths if config.group_by_length else None,
+        )
+        measure = partial(validation_loss, model, parts["validation"])
+        train_to_the_end(trainer, work, every=config.validate_every, measure=measure, choice=choice)
+        card = {"stage": "sft", "split": split.sha256, "seed": seed, "atlases": list(atlases)}
+        card["n_trainable"] = n_trainable(model)
+        state = whole_state(model, model.is_ours)
+        if is_main():
+            save_trained(model, work.folder, base=base, about=card, state=state)
+
+
+def sft_learns_from(
+    store: Store, split: Split, *, encoder: BrainEncoder, llm_sha256: str, config: SftConfig, seed: int
+) -> dict[str, Any]:
+    """Everything that decides what the sft stage learns."""
+    return {
+        "stage": "sft",
+        "sft": config.model_dump(mode="json"),
+        "seed": seed,
+        "split": split.sha256,
+        "store": store.sha256,
+        "encoder": weights_hash(encoder),
+        "llm": llm_sha256,
+    }
+
+
+def _untrained(
+    base: BaseLlm, encoder: BrainEncoder, encoder_arguments: dict[str, Any], config: SftConfig
+) -> BitLlmForCausalLM:
+    """The model before its first step: the trained encoder, an interface with first values, which alone learns."""
     model = build_bit_llm(
         base.llm,
         encoder=encoder_arguments,
@@ -127,87 +215,18 @@ def train_sft(  # noqa: PLR0913 - the parts of the stage
     )
     model.model.encoder.load_state_dict(encoder.state_dict())
     train_interface(model)
-    log_folder = folder.with_name(folder.name + ".log")
-    shutil.rmtree(log_folder, ignore_errors=True)  # of a run that was killed
-    with sealed_test():
-        training = _Examples(store, split, "train", model, base.tokenizer, atlases=atlases, seed=seed)
-        validation = _Examples(store, split, "validation", model, base.tokenizer, atlases=atlases, seed=seed)
-        trainer = make_trainer(
-            SftTrainer,
-            model,
-            config.optimizer,
-            log_folder,
-            n_examples=len(training.trials),
-            collate=training.batch,
-            seed=seed,
-            what=f"sft ({config.interface})",
-            progress=progress,
-            optimizers=(make_optimizer(model, config), None),
-        )
-        trainer.add_callback(
-            EveryNSteps(config.validate_every, lambda: validation.loss(model), log_folder / "log.jsonl")
-        )
-        trainer.train()
-    about = {
-        "stage": "sft",
-        "split": split.sha256,
-        "seed": seed,
-        "atlases": list(atlases),
-        "n_trainable": n_trainable(model),
-    }
-    save_trained(model.eval(), folder, base=base, about=about, log=log_folder)
+    return model
 
 
-class _Examples:
-    """Trials with their brain tokens and captions, as batches."""
-
-    def __init__(
-        self,
-        store: Store,
-        split: Split,
-        part: str,
-        model: BitLlmForCausalLM,
-        tokenizer: Any,
-        *,
-        atlases: tuple[str, ...],
-        seed: int,
-    ) -> None:
-        self.trials: TrialSet = select_trials(store, split, part, averaged=False)
-        anatomies = Anatomies.of(store, self.trials.subjects, atlases)
-        self.brain_tokens = brain_tokens_of(model.model.encoder, self.trials, anatomies)
-        self.captions = store.captions
-        self.seed, self.tokenizer, self.prompter = seed, tokenizer, prompter_for(model, tokenizer)
-
-    def batch(self, pairs: list[tuple[int, int]]) -> dict[str, Tensor]:
-        """Prompts, answers and brain tokens of (epoch, index) pairs."""
-        prompts, answers = [], []
-        for epoch, index in pairs:
-            captions = self.captions[int(self.trials.nsd_id[index])]
-            where = {"seed": self.seed, "epoch": epoch, "index": index}
-            prompts.append(
-                self.prompter.prompt_ids(INSTRUCTIONS[choose(len(INSTRUCTIONS), purpose="prompt", **where)])
-            )
-            answers.append(
-                self.prompter.answer_ids(
-                    plain_caption(captions[choose(len(captions), purpose="caption", **where)])
-                )
-            )
-        return {
-            **pad_answers(prompts, answers, self.tokenizer.pad_token_id),
-            "brain_tokens": self.brain_tokens[[index for _, index in pairs]],
-        }
-
-    @torch.no_grad()
-    def loss(self, model: BitLlmForCausalLM) -> dict[str, float]:
-        """Loss on at most 256 trials, evenly spread, always the same."""
-        indices = range(0, len(self.trials), max(1, len(self.trials) // 256))
-        batch = {
-            name: tensor.to(model.device) for name, tensor in self.batch([(0, i) for i in indices]).items()
-        }
-        was_training = model.training
-        loss = answer_loss(model.eval(), batch)
-        model.train(was_training)
-        return {"validation_loss": float(loss)}
+@torch.no_grad()
+def validation_loss(model: BitLlmForCausalLM, examples: CaptionedTrials) -> dict[str, float]:
+    """Loss on at most 256 trials, evenly spread, always the same."""
+    n = len(examples.trials)
+    batch = examples.batch([(0, index) for index in range(0, n, max(1, n // 256))])
+    was_training = model.training
+    loss = answer_loss(model.eval(), {name: tensor.to(model.device) for name, tensor in batch.items()})
+    model.train(was_training)
+    return {"validation_loss": float(loss)}
 
 
 def make_optimizer(model: BitLlmForCausalLM, config: SftConfig) -> torch.optim.Optimizer:

@@ -1,0 +1,231 @@
+"""``bitllm train``: one stage of a run, alone or in several processes; started again, it goes on.
+
+RUN/  split.json  targets.safetensors  align.yaml  align/  sft.yaml  sft/  rft.yaml  rft/  brain_tokens/
+"""
+
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from bitllm.data.splits import PRESETS, Split, load_split, make_split, save_split
+from bitllm.data.store import Store, open_store
+from bitllm.data.targets import Targets, load_clip, load_targets, make_targets, save_targets
+from bitllm.errors import CheckpointError, ConfigError, SplitError
+from bitllm.metrics.bertscore import load_bert_scorer
+from bitllm.model.aligner import load_aligner
+from bitllm.model.checkpoint.base import load_llm
+from bitllm.model.encoder import BrainEncoder
+from bitllm.model.precision import base_dtype
+from bitllm.runs.config import RunConfig
+from bitllm.stages.align import align_learns_from, make_encoder, train_align
+from bitllm.stages.rewards import CompositeReward, RewardWeights
+from bitllm.stages.rft import rft_learns_from, train_rft
+from bitllm.stages.sft import sft_learns_from, train_sft
+from bitllm.training.callbacks import Progress
+from bitllm.training.ranks import is_main, joined_ranks, wait_for_all
+from bitllm.training.workspace import Running, is_finished
+
+_LOG = logging.getLogger("bitllm")
+Stage = Literal["align", "sft", "rft"]
+
+
+def train_stage(
+    stage: Stage,
+    config: RunConfig,
+    *,
+    name: str | None = None,
+    start_from: str = "sft",
+    progress: Progress | None = None,
+) -> tuple[Path, bool]:
+    """Train one stage of a run, or go on with it.
+
+    Parameters
+    ----------
+    stage
+        Which one.
+    config
+        The run.
+    name
+        Of the stage's folder in the run; the stage's own by default.
+    start_from
+        Name of the sft that rft starts from.
+    progress
+        Called with what is under way, how much is done, how much there is.
+
+    Returns
+    -------
+    tuple
+        The folder of the stage, and whether it had been finished before.
+
+    Raises
+    ------
+    BitLlmError
+        If data, models or the stage before are missing or do not fit; nothing is written then.
+    """
+    with joined_ranks():
+        store = open_store(config.store)
+        split = _split(config, store)
+        _require_before(stage, config, start_from)
+        folder = config.run / (name or stage)
+        if is_main():
+            config.run.mkdir(parents=True, exist_ok=True)
+            _keep_split(split, config.run / "split.json")
+            config.write(config.run / f"{folder.name}.yaml")
+        wait_for_all()
+        under_way = _Stage(config, store, split, folder, config.run / start_from, progress)
+        return folder, {"align": under_way.align, "sft": under_way.sft, "rft": under_way.rft}[stage]()
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """One stage of a run; each method trains, and tells whether that had been done before."""
+
+    config: RunConfig
+    store: Store
+    split: Split
+    folder: Path
+    start_from: Path
+    progress: Progress | None
+
+    @property
+    def running(self) -> Running:
+        """How it is run; brain tokens are kept in the run's folder where no other is named."""
+        kept_in = self.config.how.brain_tokens or self.config.run / "brain_tokens"
+        return Running(self.config.how.model_copy(update={"brain_tokens": kept_in}), self.progress)
+
+    def align(self) -> bool:
+        """Stage 1."""
+        config, targets = self.config, _targets(self.config, self.store)
+        parts: Any = {"encoder_config": config.encoder, "config": config.align, "seed": config.seed}
+        if is_finished(self.folder, align_learns_from(self.store, self.split, targets, **parts)):
+            return True
+        train_align(self.store, self.split, targets, self.folder, **parts, running=self.running)
+        return False
+
+    def sft(self) -> bool:
+        """Stage 2."""
+        config = self.config
+        llm_sha256 = load_llm(config.llm, dtype=base_dtype(config.sft.precision)).sha256
+        parts: Any = {
+            "encoder": _encoder(config, self.store, self.split),
+            "config": config.sft,
+            "seed": config.seed,
+        }
+        if is_finished(self.folder, sft_learns_from(self.store, self.split, llm_sha256=llm_sha256, **parts)):
+            return True
+        train_sft(
+            self.store,
+            self.split,
+            self.folder,
+            **parts,
+            encoder_arguments=config.encoder.arguments(self.store),
+            atlases=config.encoder.atlases,
+            llm_path=config.llm,
+            running=self.running,
+        )
+        return False
+
+    def rft(self) -> bool:
+        """Stage 3."""
+        parts: Any = {"config": self.config.rft, "seed": self.config.seed}
+        if is_finished(self.folder, rft_learns_from(self.store, self.split, sft=self.start_from, **parts)):
+            return True
+        train_rft(
+            self.store,
+            self.split,
+            self.folder,
+            **parts,
+            sft_folder=self.start_from,
+            llm_path=self.config.llm,
+            make_reward=_reward_maker(self.config, self.store),
+            running=self.running,
+        )
+        return False
+
+
+def _reward_maker(config: RunConfig, store: Store) -> Callable[[list[int], RewardWeights], CompositeReward]:
+    if config.bertscore is None and config.rft.rewards.bertscore > 0:
+        raise ConfigError(
+            "bertscore: expected a folder or hub id of an encoder (e.g. microsoft/deberta-xlarge-mnli), found none; "
+            "name one, or set rft.rewards.bertscore to 0"
+        )
+    targets, clip = _targets(config, store), load_clip(config.clip)
+    scorer = None if config.bertscore is None else load_bert_scorer(config.bertscore)
+
+    def make_reward(nsd_ids: list[int], weights: RewardWeights) -> CompositeReward:
+        return CompositeReward(store, nsd_ids, targets, clip=clip, bert_scorer=scorer, weights=weights)
+
+    return make_reward
+
+
+def _split(config: RunConfig, store: Store) -> Split:
+    if config.split in PRESETS:
+        return make_split(store, config.split)
+    if not Path(config.split).is_file():
+        raise ConfigError(
+            f"split: expected one of {', '.join(PRESETS)} or the file of a split, found `{config.split}`; make one "
+            "with `bitllm split`"
+        )
+    return load_split(Path(config.split))
+
+
+def _keep_split(split: Split, place: Path) -> None:
+    if place.is_file() and load_split(place).sha256 != split.sha256:
+        raise SplitError(
+            f"{place}: the run has another split ({load_split(place).sha256[:12]}) than its configuration "
+            f"({split.sha256[:12]}); name another run, or go back to that split"
+        )
+    save_split(split, place)
+
+
+def _targets(config: RunConfig, store: Store) -> Targets:
+    if config.targets is not None:
+        return load_targets(config.targets)
+    place = config.run / "targets.safetensors"
+    if is_main() and not place.is_file():
+        save_targets(make_targets(store, load_clip(config.clip)), place)
+    wait_for_all()
+    return load_targets(place)
+
+
+def _encoder(config: RunConfig, store: Store, split: Split) -> BrainEncoder:
+    if config.encoder_from == "random":
+        return make_encoder(store, split, config.encoder, seed=config.seed)
+    aligner = load_aligner(config.run / "align")
+    card = config.encoder.arguments(store)
+    expected = BrainEncoder(**{**card, "n_labels": tuple(card["n_labels"])}).state_dict()
+    found = aligner.encoder.state_dict()
+    for name, tensor in expected.items():
+        if name not in found or found[name].shape != tensor.shape:
+            has = tuple(found[name].shape) if name in found else "nothing"
+            raise CheckpointError(
+                f"{config.run / 'align'}: expected the encoder of this configuration ({name} of shape "
+                f"{tuple(tensor.shape)}), found {has}; its sizes or atlases are others: train align again"
+            )
+    return aligner.encoder
+
+
+def _require_before(stage: Stage, config: RunConfig, start_from: str) -> None:
+    """Refuse a stage whose start is missing, before anything is written."""
+    if stage == "sft" and config.encoder_from == "align" and not (config.run / "align").is_dir():
+        raise CheckpointError(
+            f"{config.run / 'align'}: expected the encoder of the align stage, found no folder; run "
+            "`bitllm train align` first, or set encoder_from to random for the baseline"
+        )
+    if stage == "rft" and not (config.run / start_from / "bitllm.json").is_file():
+        raise CheckpointError(
+            f"{config.run / start_from}: expected a finished sft to start from, found none; run `bitllm train sft` "
+            "first, or name one with --start-from"
+        )
+
+
+def say_warnings() -> None:
+    """Print this package's warnings, such as that of a damaged checkpoint, as lines of the main process."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("bitllm: %(message)s"))
+    handler.addFilter(lambda _: is_main())
+    _LOG.handlers = [handler]
+    _LOG.propagate = False
