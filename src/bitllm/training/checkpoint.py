@@ -64,7 +64,11 @@ class Checkpoints:
             wait_for_all()
             wait_for_all()
             return
-        with folder_written_whole(place, replace=True) as unfinished:
+        for left in self.folder.glob("*.unfinished"):  # of a killed process
+            shutil.rmtree(left)
+        if place.exists():
+            _discard(place)
+        with folder_written_whole(place) as unfinished:
             wait_for_all()
             yield unfinished
             wait_for_all()
@@ -73,7 +77,7 @@ class Checkpoints:
                 _to_disk(file)
             write_json(unfinished / _CHECKSUMS, {file.name: sha256_of_file(file) for file in files})
         for old in self.all()[: -self.keep]:
-            shutil.rmtree(old)
+            _discard(old)
         wait_for_all()
 
     def newest_whole(self) -> Path | None:
@@ -95,7 +99,7 @@ class Checkpoints:
         wait_for_all()
         if is_main():
             for place in damaged:
-                shutil.rmtree(place)
+                _discard(place)
         wait_for_all()
         return found
 
@@ -123,7 +127,9 @@ def random_state() -> dict[str, Tensor]:
         "numpy": torch.from_numpy(np.asarray(mersenne).astype(np.int64)),
         "numpy_rest": torch.tensor([place, has_gauss, gauss], dtype=torch.float64),
         "python": torch.tensor(words, dtype=torch.int64),
-        "python_rest": torch.tensor([version, np.nan if python_gauss is None else python_gauss]).double(),
+        "python_rest": torch.tensor(
+            [version, np.nan if python_gauss is None else python_gauss], dtype=torch.float64
+        ),
     }
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
@@ -141,6 +147,13 @@ def restore_random_state(state: dict[str, Tensor]) -> None:
     random.setstate((int(version), python, None if np.isnan(python_gauss) else python_gauss))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
+
+
+def _discard(checkpoint: Path) -> None:
+    """Remove a checkpoint; it loses its name first, so that a kill leaves none that is half removed."""
+    nameless = checkpoint.with_name(checkpoint.name + ".unfinished")
+    checkpoint.rename(nameless)
+    shutil.rmtree(nameless)
 
 
 def _to_disk(file: Path) -> None:

@@ -1,0 +1,192 @@
+"""A run that is killed again and again against the one that never was: the same weights, bit by bit, and the same log.
+
+    python benchmarks/kills.py                      # 30 SIGKILLs, one process
+    python benchmarks/kills.py --processes 2        # the same under torchrun
+    python benchmarks/kills.py --flip 0.5           # and a byte flipped in half of the newest checkpoints
+
+Each stage (align, sft, rft) is trained once to the end; then again, killed at random moments (a fifth of them while it
+starts, the others while it trains or writes a checkpoint) and started again by the same command. Whatever is found
+under a checkpoint's name after a kill must be whole.
+
+Prediction, written before the first run: all equal, in one process and in two; no checkpoint unreadable.
+
+Measured: see docs/lab-log.md.
+"""
+
+import argparse
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from bitllm.training.checkpoint import damage
+
+STAGES = ("align", "sft", "rft")
+SIZES: dict[str, Any] = {
+    "encoder": {
+        "n_queries": 32,
+        "rank": 16,
+        "n_brain_tokens": 4,
+        "token_width": 16,
+        "n_blocks": 1,
+        "n_frequencies": 16,
+    },
+    "align": {"optimizer": {"steps": 400, "batch_size": 32, "learning_rate": 1e-3, "log_every": 3}},
+    "sft": {
+        "adapter_layers": [0, 1],
+        "optimizer": {"steps": 400, "batch_size": 16, "learning_rate": 3e-3, "log_every": 3},
+    },
+    "rft": {
+        "n_captions": 4,
+        "max_new_tokens": 8,
+        "lora_rank": 2,
+        "optimizer": {"steps": 120, "batch_size": 4, "learning_rate": 1e-3, "log_every": 1},
+    },
+    "how": {"save_every": 7, "keep_checkpoints": 3, "if_changed": "refuse"},
+}
+
+
+def command(stage: str, config: Path, n_processes: int) -> list[str]:
+    """The command of one stage."""
+    python = [sys.executable, "-m"]
+    if n_processes > 1:
+        python += ["torch.distributed.run", "--nproc-per-node", str(n_processes), "--master-port", "0", "-m"]
+    return [*python, "bitllm", "train", stage, str(config)]
+
+
+def start(stage: str, config: Path, n_processes: int) -> subprocess.Popen[bytes]:
+    """Start a stage in a process group of its own."""
+    return subprocess.Popen(
+        command(stage, config, n_processes),
+        stdout=subprocess.DEVNULL,
+        stderr=(config.parent / f"{config.stem}-{stage}.err").open("ab"),
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def make_data(folder: Path) -> None:
+    """A simulated brain with small models, by the demo's own road."""
+    words = [sys.executable, "-m", "bitllm", "demo", "--config", "smoke", "--out", str(folder)]
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+
+
+def write_config(folder: Path, name: str, demo: Path) -> Path:
+    """The configuration of one run."""
+    places = {key: str(demo / key) for key in ("store", "llm", "clip")}
+    places |= {"split": str(demo / "split.json"), "targets": str(demo / "targets.safetensors")}
+    path = folder / f"{name}.yaml"
+    path.write_text(
+        yaml.safe_dump({"run": str(folder / name), **places, "bertscore": places["clip"], **SIZES})
+    )
+    return path
+
+
+def results(folder: Path) -> dict[str, str]:
+    """Checksums of everything that a stage leaves, besides TensorBoard's events and the record of the run."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name != "run.json"
+    }
+
+
+def seconds_to_train(process: subprocess.Popen[bytes], log: Path) -> tuple[float, float]:
+    """Seconds until the stage trains, and until it ended after that."""
+    begun = time.perf_counter()
+    while process.poll() is None and not log.is_file():
+        time.sleep(0.01)
+    trains = time.perf_counter()
+    if process.wait() != 0:
+        raise SystemExit(f"the run that is not killed failed: {process.args}")
+    return trains - begun, time.perf_counter() - trains
+
+
+def kill_once(
+    stage: str, config: Path, n_processes: int, *, rng: np.random.Generator, starts: float, trains: float
+) -> str:
+    """Start the stage and kill it at a random moment; say where, or ``finished``."""
+    under_way = config.parent / config.stem / f"{stage}.training"
+    log = under_way / "log.jsonl"
+    before = log.stat().st_mtime_ns if log.is_file() else 0
+    process = start(stage, config, n_processes)
+    if rng.random() < 0.2:
+        time.sleep(rng.uniform(0, starts))
+    else:
+        while process.poll() is None and not (log.is_file() and log.stat().st_mtime_ns > before):
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.15 * trains))
+    if process.poll() is not None:
+        return "finished" if process.returncode == 0 else f"failed with {process.returncode}"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    checkpoints = sorted((under_way / "checkpoints").glob("step-*"))
+    for place in checkpoints:
+        if not place.suffix and damage(place) is not None:
+            raise SystemExit(f"{place}: {damage(place)}")
+    writing = any(place.suffix for place in checkpoints)
+    whole = [place.name for place in checkpoints if not place.suffix]
+    return f"{whole[-1] if whole else 'before the first checkpoint'}{', writing one' if writing else ''}"
+
+
+def flip(checkpoints: Path, rng: np.random.Generator) -> str:
+    """Flip a byte of the newest checkpoint, if there is one before it."""
+    places = [place for place in sorted(checkpoints.glob("step-*")) if not place.suffix]
+    if len(places) < 2:
+        return ""
+    files = sorted(places[-1].iterdir())
+    file = files[int(rng.integers(len(files)))]
+    content = bytearray(file.read_bytes())
+    content[int(rng.integers(len(content)))] ^= 1 << int(rng.integers(8))
+    file.write_bytes(bytes(content))
+    return f", a byte of {places[-1].name}/{file.name} flipped"
+
+
+def main() -> None:
+    """Run both and compare."""
+    parser = argparse.ArgumentParser(description="Kills against a run that was never stopped.")
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--flip", type=float, default=0.0)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    rng = np.random.default_rng(options.seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_data(folder / "demo")
+        whole, killed = (write_config(folder, run, folder / "demo") for run in ("whole", "killed"))
+        landed = 0
+        for number, stage in enumerate(STAGES):
+            log = folder / "whole" / f"{stage}.training" / "log.jsonl"
+            starts, trains = seconds_to_train(start(stage, whole, options.processes), log)
+            print(f"{stage}: starts in {starts:.1f} s, trains {trains:.1f} s", flush=True)
+            for _ in range(options.kills * (number + 1) // 3 - options.kills * number // 3):
+                where = kill_once(stage, killed, options.processes, rng=rng, starts=starts, trains=trains)
+                if where.startswith("f"):
+                    print(f"  {where}", flush=True)
+                    break
+                landed += 1
+                flipped = ""
+                if rng.random() < options.flip:
+                    flipped = flip(folder / "killed" / f"{stage}.training" / "checkpoints", rng)
+                print(f"  killed after {where}{flipped}", flush=True)
+            if start(stage, killed, options.processes).wait() != 0:
+                raise SystemExit((folder / f"killed-{stage}.err").read_text())
+            one, other = (results(folder / run / stage) for run in ("whole", "killed"))
+            differ = [file for file in one if one[file] != other.get(file)]
+            print(f"  {len(one)} files, {len(differ)} differ {differ or ''}", flush=True)
+            if differ or set(one) != set(other):
+                raise SystemExit(1)
+        print(f"{landed} kills landed; weights and logs are equal in all three stages")
+
+
+if __name__ == "__main__":
+    main()
