@@ -58,7 +58,7 @@ def command(stage: str, config: Path, n_processes: int) -> list[str]:
     """The command of one stage."""
     python = [sys.executable, "-m"]
     if n_processes > 1:
-        python += ["torch.distributed.run", "--nproc-per-node", str(n_processes), "--master-port", "0", "-m"]
+        python += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(n_processes), "-m"]
     return [*python, "bitllm", "train", stage, str(config)]
 
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bitllm.errors import CheckpointError
+from bitllm.errors import CheckpointError, TrainingError
 from bitllm.files import read_json, write_json
 from bitllm.model.encoder import BrainEncoder
 from bitllm.model.voxels import Anatomy
@@ -68,10 +68,20 @@ class BrainAligner(nn.Module):
 
         Under several processes every trial of every process is a negative of every other, with gradient: the loss is
         that of the whole batch in each of them.
+
+        Raises
+        ------
+        TrainingError
+            If all trials show one image.
         """
         brain_tokens = self.encoder(betas, subject_index, Anatomy(coords_mm, atlas_labels, voxel_mask))
         brain_image, brain_text = (_of_all_processes(brain) for brain in self.embed(brain_tokens))
         image, text, nsd_id = (_of_all_processes(one) for one in (image, text, nsd_id))
+        if bool((nsd_id == nsd_id[0]).all()):
+            raise TrainingError(
+                f"align: expected several images in a batch, found image {int(nsd_id[0])} alone in {len(nsd_id)} "
+                "trials, which leaves nothing to tell it from; choose a larger align.optimizer.batch_size"
+            )
         scale = self.log_scale.exp().clamp(max=_MAX_SCALE)[0]
         positives = same_image(nsd_id)
         image_loss = info_nce(brain_image, image, scale=scale, positives=positives)

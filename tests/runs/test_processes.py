@@ -1,0 +1,75 @@
+"""Two processes against one: the same trajectory at the same global batch, as copies (DDP) and as shards (FSDP2)."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from bitllm.training.callbacks import read_log
+
+PROGRAM = Path(__file__).parent / "programs" / "stages.py"
+WEIGHTS = {"align": "aligner.safetensors", "sft": "model.safetensors", "rft": "adapter_model.safetensors"}
+
+
+def train(config, n_processes):
+    """Train the three stages; return the folder of the run."""
+    together = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *(together if n_processes == 2 else []), str(PROGRAM), str(config)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return config.parent / "run"
+
+
+@pytest.fixture(scope="module")
+def runs(write_run, tmp_path_factory):
+    """One process; two with copies, whose share comes in micro-batches; two with shards."""
+    folder = tmp_path_factory.mktemp("processes")
+    how = {"save_every": 2, "if_changed": "refuse"}
+    ddp = write_run(folder / "ddp", how=how | {"micro_batch": 2})
+    fsdp = write_run(folder / "fsdp", how=how | {"parallel": "fsdp"})
+    return {
+        "one": train(write_run(folder / "one"), 1),
+        "ddp": train(ddp, 2),
+        "fsdp": train(fsdp, 2),
+    }
+
+
+def rows(run, stage):
+    """What was logged, without the norm of gradients, which is large and rounds otherwise."""
+    return [
+        {key: value for key, value in row.items() if key != "grad_norm"}
+        for row in read_log(run / stage / "log.jsonl")
+    ]
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+@pytest.mark.parametrize("stage", ["align", "sft", "rft"])
+def test_two_processes_follow_the_trajectory_of_one(runs, stage, how):
+    expected, found = rows(runs["one"], stage), rows(runs[how], stage)
+    assert [row["step"] for row in found] == [row["step"] for row in expected]
+    for one, two in zip(expected, found, strict=True):
+        assert two == pytest.approx(one, rel=2e-3, abs=2e-5)
+    weights, others = (load_file(run / stage / WEIGHTS[stage]) for run in (runs["one"], runs[how]))
+    assert set(weights) == set(others)
+    for name, tensor in weights.items():
+        assert (tensor - others[name]).norm() <= 2e-3 * tensor.norm() + 1e-6, name
+
+
+def test_nothing_is_left_over_and_every_process_wrote_its_own_state(runs):
+    for run in runs.values():
+        assert {path.name for path in run.iterdir() if path.is_dir()} == {*WEIGHTS, "brain_tokens"}
+
+
+def test_captions_that_are_sampled_do_not_depend_on_the_number_of_processes(runs):
+    for key in ("reward", "reward_cider", "length", "distinct", "ended"):
+        values = {how: next(row[key] for row in rows(run, "rft") if key in row) for how, run in runs.items()}
+        assert len({round(value, 5) for value in values.values()}) == 1, values
