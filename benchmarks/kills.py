@@ -113,7 +113,10 @@ def seconds_to_train(process: subprocess.Popen[bytes], log: Path) -> tuple[float
 def kill_once(
     stage: str, config: Path, n_processes: int, *, rng: np.random.Generator, starts: float, trains: float
 ) -> str:
-    """Start the stage and kill it at a random moment; say where, or ``finished``."""
+    """Start the stage and kill it at a random moment; say where, or ``finished``.
+
+    A checkpoint that is not whole ends the script, unless `flip` damaged it and no start has found it yet.
+    """
     under_way = config.parent / config.stem / f"{stage}.training"
     log = under_way / "log.jsonl"
     before = log.stat().st_mtime_ns if log.is_file() else 0
@@ -130,7 +133,7 @@ def kill_once(
     process.wait()
     checkpoints = sorted((under_way / "checkpoints").glob("step-*"))
     for place in checkpoints:
-        if not place.suffix and damage(place) is not None:
+        if not place.suffix and damage(place) is not None and not (place.parent / f".{place.name}").exists():
             raise SystemExit(f"{place}: {damage(place)}")
     writing = any(place.suffix for place in checkpoints)
     whole = [place.name for place in checkpoints if not place.suffix]
@@ -147,6 +150,7 @@ def flip(checkpoints: Path, rng: np.random.Generator) -> str:
     content = bytearray(file.read_bytes())
     content[int(rng.integers(len(content)))] ^= 1 << int(rng.integers(8))
     file.write_bytes(bytes(content))
+    (checkpoints / f".{places[-1].name}").touch()
     return f", a byte of {places[-1].name}/{file.name} flipped"
 
 
