@@ -16,6 +16,7 @@ Measured: see docs/lab-log.md.
 import argparse
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,6 +100,15 @@ def results(folder: Path) -> dict[str, str]:
     }
 
 
+def require_equal(whole: Path, killed: Path) -> None:
+    """End with status 1 unless both stages left the same bytes."""
+    one, other = results(whole), results(killed)
+    differ = sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
+    print(f"  {len(one)} files, {len(differ)} differ {differ or ''}", flush=True)
+    if differ:
+        raise SystemExit(1)
+
+
 def seconds_to_train(process: subprocess.Popen[bytes], log: Path) -> tuple[float, float]:
     """Seconds until the stage trains, and until it ended after that."""
     begun = time.perf_counter()
@@ -172,23 +182,23 @@ def main() -> None:
             log = folder / "whole" / f"{stage}.training" / "log.jsonl"
             starts, trains = seconds_to_train(start(stage, whole, options.processes), log)
             print(f"{stage}: starts in {starts:.1f} s, trains {trains:.1f} s", flush=True)
-            for _ in range(options.kills * (number + 1) // 3 - options.kills * number // 3):
+            due = options.kills * (number + 1) // len(STAGES)
+            place = folder / "killed" / stage
+            while landed < due:
                 where = kill_once(stage, killed, options.processes, rng=rng, starts=starts, trains=trains)
                 if where.startswith("f"):
-                    print(f"  {where}", flush=True)
-                    break
+                    print(f"  {where}; again from the beginning", flush=True)
+                    require_equal(folder / "whole" / stage, place)
+                    shutil.rmtree(place)
+                    continue
                 landed += 1
                 flipped = ""
                 if rng.random() < options.flip:
-                    flipped = flip(folder / "killed" / f"{stage}.training" / "checkpoints", rng)
+                    flipped = flip(place.with_name(f"{stage}.training") / "checkpoints", rng)
                 print(f"  killed after {where}{flipped}", flush=True)
             if start(stage, killed, options.processes).wait() != 0:
                 raise SystemExit((folder / f"killed-{stage}.err").read_text())
-            one, other = (results(folder / run / stage) for run in ("whole", "killed"))
-            differ = [file for file in one if one[file] != other.get(file)]
-            print(f"  {len(one)} files, {len(differ)} differ {differ or ''}", flush=True)
-            if differ or set(one) != set(other):
-                raise SystemExit(1)
+            require_equal(folder / "whole" / stage, place)
         print(f"{landed} kills landed; weights and logs are equal in all three stages")
 
 

@@ -23,7 +23,7 @@ PAGES = [
 _FENCE = re.compile(r"^[ \t]*```(?P<kind>[\w-]*)[^\n]*\n(?P<code>.*?)^[ \t]*```", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\((?P<target>[^)\s]+)\)|!\[[^\]]*\]\((?P<picture>[^)\s]+)\)")
-_TWO_WORDS = ("prepare",)
+_TWO_WORDS = ("prepare", "train")
 
 
 @pytest.mark.parametrize("page", PAGES)
