@@ -1,5 +1,6 @@
 """Commands that make and look at data: simulate, prepare, inspect."""
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,16 +13,28 @@ if TYPE_CHECKING:
     from bitllm.data.store import Store
 
 
+@dataclass(frozen=True)
+class Changes:
+    """What is changed of a preset."""
+
+    signal: float | None = None
+    """Strength of the signal (1); 0 writes betas that know nothing of the images."""
+    noise: float | None = None
+    """Strength of everything in the betas that is no response (1)."""
+    shared_tuning: float | None = None
+    """Share of the tuning that all subjects have in common, 0 to 1."""
+    misalignment_mm: float | None = None
+    """Typical distance between anatomical and functional place, in mm."""
+
+
 def simulate(
     out: tyro.conf.Positional[Path],
     /,
     preset: str = "demo",
     seed: int = 0,
-    signal: float | None = None,
-    noise: float | None = None,
-    shared_tuning: float | None = None,
-    misalignment_mm: float | None = None,
+    changes: tyro.conf.OmitArgPrefixes[Changes] = Changes(),
     betas_format: Literal["hdf5", "nifti"] = "hdf5",
+    fsaverage: bool = False,
 ) -> None:
     """Write a simulated brain in NSD's own file layout.
 
@@ -29,21 +42,24 @@ def simulate(
         out: New folder for the release.
         preset: Size: tiny, demo or bench.
         seed: Of scenes, brains and noise.
-        signal: Strength of the signal (1); 0 writes betas that know nothing of the images.
-        noise: Strength of everything in the betas that is no response (1).
-        shared_tuning: Share of the tuning that all subjects have in common, 0 to 1.
-        misalignment_mm: Typical distance between anatomical and functional place, in mm.
+        changes: What is changed of the preset.
         betas_format: Format of the beta files.
+        fsaverage: Write the betas at the vertices of a simulated fsaverage too.
     """
     from bitllm.demo.display import Display
     from bitllm.simulation.parameters import preset as preset_of
     from bitllm.simulation.release import simulate_release
 
-    config = preset_of(preset).changed(
-        signal=signal, noise=noise, shared_tuning=shared_tuning, misalignment_mm=misalignment_mm
-    )
+    config = preset_of(preset).changed(**asdict(changes))
     with Display(OUT) as display:
-        simulate_release(out, config, seed=seed, betas_format=betas_format, progress=display.progress)
+        simulate_release(
+            out,
+            config,
+            seed=seed,
+            betas_format=betas_format,
+            fsaverage=fsaverage,
+            progress=display.progress,
+        )
     OUT.print(
         f"{out}: simulated release written (preset {preset}, seed {seed}); next: bitllm prepare nsd {out} STORE"
     )
@@ -54,6 +70,7 @@ def prepare_nsd(  # noqa: PLR0913 - tyro reads the signature
     store: tyro.conf.Positional[Path],
     /,
     *,
+    space: Literal["func1pt8mm", "fsaverage"] = "func1pt8mm",
     roi: str = "nsdgeneral",
     subjects: tuple[str, ...] = (),
     sessions: int | None = None,
@@ -69,7 +86,8 @@ def prepare_nsd(  # noqa: PLR0913 - tyro reads the signature
     Args:
         root: Folder that holds nsddata, nsddata_betas and nsddata_stimuli.
         store: New folder for the store.
-        roi: Voxels to keep: a volume of ppdata/subjAA/func1pt8mm/roi, or several joined by +.
+        space: The subjects' own volumes, or the vertices of fsaverage.
+        roi: Voxels to keep: a file of func1pt8mm/roi (freesurfer's label on fsaverage), or several joined by +.
         subjects: Subjects to prepare (all that are there).
         sessions: Only the first so many of every subject (all); -3 leaves out the last three, as before 2023.
         beta_version: NSD's version of the betas.
@@ -86,6 +104,7 @@ def prepare_nsd(  # noqa: PLR0913 - tyro reads the signature
         prepare(
             root,
             store,
+            space=space,
             roi=roi,
             subjects=subjects or None,
             n_sessions=sessions,
