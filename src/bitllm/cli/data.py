@@ -100,6 +100,7 @@ def prepare_nsd(  # noqa: PLR0913 - tyro reads the signature
     from bitllm.data.prepare import prepare_nsd as prepare
     from bitllm.demo.display import Display
 
+    notes: list[str] = []
     with Display(OUT) as display:
         prepare(
             root,
@@ -115,7 +116,10 @@ def prepare_nsd(  # noqa: PLR0913 - tyro reads the signature
             picture_px=picture_px,
             workers=workers,
             progress=display.progress,
+            note=notes.append,
         )
+    for line in notes:
+        OUT.print(f"note: {line}", markup=False, soft_wrap=True)
     OUT.print(f"{store}: store written; look at it with: bitllm inspect {store}")
 
 

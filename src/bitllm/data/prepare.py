@@ -1,6 +1,6 @@
 """From an NSD release to a store: every subject's betas as z-scores, beside what they were responses to."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool
 
-from bitllm.data.nsd.anatomy import Labels, read_voxel_mask, read_voxels
+from bitllm.data.nsd.anatomy import Labels, read_views, read_voxel_mask, read_voxels
 from bitllm.data.nsd.betas import percent_signal_change, read_session_betas
 from bitllm.data.nsd.layout import NsdRelease
 from bitllm.data.nsd.stimuli import read_captions, read_pictures, read_stimuli, resized
 from bitllm.data.nsd.surface import VertexMasks, read_surface_betas, read_vertex_masks, read_vertices
 from bitllm.data.nsd.trials import Design, read_design, read_trials
-from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents
+from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents, View
 from bitllm.data.writing.normalise import Normalisation
 from bitllm.data.writing.sessions import Progress
 from bitllm.data.writing.write import write_store
@@ -67,6 +67,7 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
     picture_px: int | None = None,
     workers: int = 1,
     progress: Progress | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> None:
     """Write the store of an NSD release, whole or not at all.
 
@@ -103,6 +104,8 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
         How many processes read sessions at the same time.
     progress
         Called with what is being done, how many steps are done and how many there are.
+    note
+        Called with one line about each thing that is no mistake but should be known.
 
     Raises
     ------
@@ -142,7 +145,7 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
         validation_fraction=validation_fraction,
         seed=seed,
     )
-    write_store(Path(out), contents, settings, workers=workers, progress=progress)
+    write_store(Path(out), contents, settings, workers=workers, progress=progress, note=note)
 
 
 def _read_subject(
@@ -154,6 +157,7 @@ def _read_subject(
     trials = read_trials(release, design, name, len(files))
     n_trials = {int(str(s)): int(n) for s, n in trials["session"].value_counts().items()}
     read_session: VolumeSessions | SurfaceSessions
+    views: Mapping[int, View] = {}  # vertices out of view are NaN
     if is_surface:
         masks = read_vertex_masks(release, name, roi)
         voxels, labels = read_vertices(release, name, masks, release.surface_atlases(name, besides=roi))
@@ -161,6 +165,7 @@ def _read_subject(
     else:
         mask = read_voxel_mask(release, name, roi)
         voxels, labels = read_voxels(release, name, mask, release.atlases(name, besides=roi))
+        views = read_views(release, name, mask, n_trials)
         read_session = VolumeSessions(tuple(path for (path,) in files), mask, n_trials)
     stats = [path.stat() for of_session in files for path in of_session]
     subject = SubjectContents(
@@ -170,6 +175,7 @@ def _read_subject(
         read_session=read_session,
         origin=str(release.betas_folder(name)),
         fingerprint=" ".join(f"{s.st_size}:{s.st_mtime_ns}" for s in stats),
+        views=views,
     )
     return subject, labels
 

@@ -1,5 +1,6 @@
 """Where the voxels of a mask lie, what they are called and how reliable they are."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from scipy.spatial import KDTree
 
 from bitllm.data.nsd.layout import NsdRelease
 from bitllm.data.nsd.volumes import open_volume, volume_values
+from bitllm.data.writing.contents import View
 from bitllm.errors import DataError
 
 INVALID_MNI = 9999
@@ -76,6 +78,33 @@ def read_voxels(
         labels[atlas] = read_labels(path, release.label_tables(subject, atlas), number)
         voxels[atlas] = number[voxel_mask]
     return voxels, labels
+
+
+def read_views(
+    release: NsdRelease, subject: str, voxel_mask: Bool[np.ndarray, "x y z"], sessions: Iterable[int]
+) -> dict[int, View]:
+    """Which voxels of the mask NSD says were in the field of view, for those sessions that have such a volume.
+
+    Raises
+    ------
+    DataError
+        If a volume is damaged, lies on another grid, or holds other values than 0 and 1.
+    """
+    views = {}
+    for session in sessions:
+        path = release.valid(subject, session)
+        if not path.is_file():
+            continue
+        volume = _read_volume(path, f"the valid voxels of {subject}", shape=voxel_mask.shape)
+        marked = np.nan_to_num(volume[voxel_mask], nan=0.0)
+        wrong = marked[(marked != 0) & (marked != 1)]
+        if wrong.size:
+            raise DataError(
+                f"{path}: expected 1 (in the field of view) and 0, found {wrong[0]:g}; download it again, or take "
+                "it away: the betas tell it too"
+            )
+        views[session] = View(str(path), marked == 1)
+    return views
 
 
 def mni_mm(mni_voxels: Float[np.ndarray, "voxels 3"]) -> Float[np.ndarray, "voxels 3"]:

@@ -97,6 +97,10 @@ class NsdRelease:
         """The volume that marks a subject's brain."""
         return self.root / f"nsddata/ppdata/{subject}/{_VOLUME}/brainmask.nii.gz"
 
+    def valid(self, subject: str, session: int) -> Path:
+        """The volume that marks the voxels in the field of view of a session."""
+        return self.root / f"nsddata/ppdata/{subject}/{_VOLUME}/valid_session{session:02d}.nii.gz"
+
     def roi(self, subject: str, roi: str) -> Path:
         """The volume of a region of interest or an atlas."""
         return self.root / f"nsddata/ppdata/{subject}/{_VOLUME}/roi/{roi}.nii.gz"

@@ -1,11 +1,11 @@
 """What a store is made of, whatever format it came from: plain tables, and betas that are read by session."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 
 from bitllm.config import StrictConfig
 from bitllm.data.writing.normalise import Normalisation
@@ -32,6 +32,15 @@ class StoreSettings(StrictConfig):
     validation_fraction: float = 0.08
     seed: int = 0
     """Of the choice of validation images."""
+
+
+@dataclass(frozen=True)
+class View:
+    """Which voxels were in the field of view of a session, as a file says."""
+
+    origin: str
+    """The file that notes name."""
+    voxels: Bool[np.ndarray, " voxels"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,7 @@ class SubjectContents:
     origin: str
     is_z_scored: bool = False
     fingerprint: str = ""
+    views: Mapping[int, View] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

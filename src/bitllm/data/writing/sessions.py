@@ -16,6 +16,9 @@ from bitllm.data.writing.normalise import Normalisation, in_float16, looks_z_sco
 from bitllm.errors import DataError
 from bitllm.files import file_written_whole
 
+_IN_VIEW, _CONTRADICTED = 1, 2
+"""Bits of a voxel in the mark of a finished session."""
+
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many steps are done, and how many there are."""
 
@@ -99,8 +102,10 @@ def write_session(job: SessionJob) -> str:
         )
     else:
         scaled = z_scores(betas, job.is_seen)
+    seen, contradicted = _views(job, betas)
+    scaled[:, ~seen] = 0
     _write_at(job.folder / "betas.npy", job.first_row, scaled)
-    _write_mark(job.done_mark, in_view(betas))
+    _write_mark(job.done_mark, seen * _IN_VIEW + contradicted * _CONTRADICTED)
     return job.label
 
 
@@ -111,14 +116,41 @@ def in_view(betas: Num[np.ndarray, "trials voxels"]) -> Bool[np.ndarray, " voxel
 
 def share_in_view(folder: Path) -> Float32[np.ndarray, " voxels"]:
     """In which share of a subject's written sessions each voxel was in view, as NSD's ``valid.nii.gz``."""
-    marks = sorted(folder.glob("session*.done"))
-    seen = np.stack([np.frombuffer(mark.read_bytes(), np.bool_) for mark in marks])
+    seen = np.stack([mark & _IN_VIEW for mark in _read_marks(folder).values()])
     return np.asarray(seen.mean(axis=0), np.float32)
 
 
-def _write_mark(path: Path, seen: np.ndarray) -> None:
+def contradictions(subject: SubjectContents, folder: Path) -> str | None:
+    """One line about voxels that a file says were out of view though they vary, or in view though they do not."""
+    counts = {session: int((mark & _CONTRADICTED > 0).sum()) for session, mark in _read_marks(folder).items()}
+    sessions = [session for session, count in counts.items() if count]
+    if not sessions:
+        return None
+    return (
+        f"{subject.views[sessions[0]].origin}: expected it to fit the betas, found {counts[sessions[0]]} voxels "
+        f"that vary though said to be out of view, or the reverse ({len(sessions)} sessions of {subject.name} "
+        "have such voxels); a voxel is taken as in view where both say so"
+    )
+
+
+def _views(job: SessionJob, betas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which voxels were in view, and of which of them file and betas say otherwise."""
+    seen = in_view(betas)
+    told = job.subject.views.get(job.session)
+    if told is None:
+        return seen, np.zeros_like(seen)
+    varies = seen & (betas.max(axis=0) > betas.min(axis=0))
+    return seen & told.voxels, told.voxels != varies
+
+
+def _read_marks(folder: Path) -> dict[int, np.ndarray]:
+    marks = sorted(folder.glob("session*.done"))
+    return {int(mark.stem[len("session") :]): np.frombuffer(mark.read_bytes(), np.uint8) for mark in marks}
+
+
+def _write_mark(path: Path, marked: np.ndarray) -> None:
     with file_written_whole(path) as unfinished:
-        unfinished.write_bytes(seen.tobytes())
+        unfinished.write_bytes(marked.astype(np.uint8).tobytes())
 
 
 def _run(jobs: list[SessionJob], workers: int) -> Iterator[str]:
