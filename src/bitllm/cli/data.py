@@ -75,7 +75,7 @@ def prepare_nsd(  # noqa: PLR0913 - tyro reads the signature
     subjects: tuple[str, ...] = (),
     sessions: int | None = None,
     beta_version: Literal["b1", "b2", "b3"] = "b3",
-    normalisation: Literal["training", "not-shared", "session"] = "training",
+    normalisation: Literal["training", "not-shared", "session", "across-sessions", "none"] = "training",
     validation_fraction: float = 0.08,
     seed: int = 0,
     picture_px: int | None = None,
@@ -91,7 +91,7 @@ def prepare_nsd(  # noqa: PLR0913 - tyro reads the signature
         subjects: Subjects to prepare (all that are there).
         sessions: Only the first so many of every subject (all); -3 leaves out the last three, as before 2023.
         beta_version: NSD's version of the betas.
-        normalisation: Whose trials of a session the statistics of its z-scores see.
+        normalisation: Whose trials the z-scores' statistics see; session sees test trials (a leak, says audit).
         validation_fraction: Share of the training images set aside for choices.
         seed: Of the choice of validation images.
         picture_px: Side to which pictures are resized (as they are: 425 in NSD, 39 GB for all).

@@ -17,7 +17,14 @@ from bitllm.data.store import (
 from bitllm.data.writing.complete import complete
 from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents
 from bitllm.data.writing.normalise import NORMALISATIONS
-from bitllm.data.writing.sessions import Progress, contradictions, run_jobs, session_jobs, share_in_view
+from bitllm.data.writing.sessions import (
+    Progress,
+    remove_marks,
+    run_jobs,
+    run_statistics,
+    session_jobs,
+)
+from bitllm.data.writing.views import contradictions, share_in_view
 from bitllm.errors import DataError
 from bitllm.files import folder_gone_on_with, sha256_of_file, sha256_of_json, write_json
 
@@ -67,7 +74,10 @@ def write_store(
                 subject, contents.stimuli, _folder(store, subject), settings.normalisation
             )
         ]
-        steps = _Steps(progress, len(jobs) + 1)
+        is_across = settings.normalisation == "across-sessions"
+        steps = _Steps(progress, len(jobs) * (1 + is_across) + 1)
+        if is_across:
+            run_statistics(jobs, workers=workers, done=steps.done)
         run_jobs(jobs, workers=workers, done=steps.done)
         for subject in contents.subjects:
             line = contradictions(subject, _folder(store, subject))
@@ -123,8 +133,7 @@ def _finish_subject(store: Path, subject: SubjectContents) -> SubjectRecord:
         n_sessions=subject.trials["session"].nunique(),
         sha256={file: sha256_of_file(folder / file) for file in SUBJECT_FILES},
     )
-    for mark in folder.glob("*.done"):
-        mark.unlink()
+    remove_marks(folder)
     return record
 
 
