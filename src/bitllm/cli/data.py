@@ -207,24 +207,29 @@ def audit(
     store: tyro.conf.Positional[Path],
     run: tyro.conf.Positional[Path | None] = None,
     /,
+    split: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Look for leaks in a store, and in a run's split and results; exit status 1 if there is one.
+    """Look for leaks in a store, and in a run's split, results and choices; exit status 1 if there is one.
 
     Args:
         store: Folder of the store.
-        run: Folder with the run's split.json and results.
+        run: Folder with the run's results, its split.json and run.json.
+        split: The split to audit by; the run's own split.json by default.
         json: Print JSON instead of lines.
     """
     from bitllm.data.checks.audit import audit as look
+    from bitllm.data.splits import load_split
     from bitllm.data.store import open_store
 
-    found = look(open_store(store), run=run)
+    found = look(open_store(store), split=load_split(split) if split else None, run=run)
     if json:
         print_json(found)
     else:
         for leak in found["leaks"]:
             OUT.print(f"leak: {leak}", markup=False, soft_wrap=True)
+        for line in found["notes"]:
+            OUT.print(f"note: {line}", markup=False, soft_wrap=True)
         OUT.print(f"{store}: {len(found['leaks'])} leaks found")
     if found["leaks"]:
         raise SystemExit(1)
