@@ -141,7 +141,7 @@ def split(
         preset: Which subjects train and which are tested.
         held_out: The subject to hold out with leave-one-subject-out (the last).
         test_images: A named set of NSD's shared images.
-        max_cosine: Leave out of training and validation every picture that is more like a test picture.
+        max_cosine: Keep pictures that are more alike than this on one side of training, validation and test.
         embeddings: For max-cosine: a CLIP (folder or hub id), or the targets.safetensors that a demo wrote.
     """
     from bitllm.data import presets
@@ -179,7 +179,7 @@ def _without_neighbours(store: "Store", made: "Split", embeddings: str, max_cosi
     targets = load_targets(path) if is_file else make_targets(store, load_clip(embeddings))
     held = without_neighbours(made, targets.nsd_id, targets.image, cosine=max_cosine)
     n_out = len(made.train_images | made.validation_images) - len(held.train_images | held.validation_images)
-    OUT.print(f"{n_out} pictures left out: a cosine above {max_cosine:g} to a test picture")
+    OUT.print(f"{n_out} pictures left out: a cosine above {max_cosine:g} to a picture of another part")
     return held
 
 
