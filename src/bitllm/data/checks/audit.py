@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from bitllm.data.checks.leaks import split_leaks, store_leaks
+from bitllm.data.checks.leaks import split_leaks, store_leaks, store_notes
 from bitllm.data.checks.runs import run_leaks, run_notes
 from bitllm.data.splits import Split, load_split
 from bitllm.data.store import Store
@@ -36,7 +36,7 @@ def audit(store: Store, *, split: Split | None = None, run: Path | None = None) 
         If ``run`` holds no split and none is given.
     """
     leaks = list(store_leaks(store))
-    notes: list[str] = []
+    notes = store_notes(store)
     if run is not None:
         path = Path(run) / "split.json"
         if not path.is_file() and split is None:
@@ -51,7 +51,7 @@ def audit(store: Store, *, split: Split | None = None, run: Path | None = None) 
             )
         split = split or of_run
         leaks += run_leaks(store, Path(run), split)
-        notes = run_notes(Path(run))
+        notes += run_notes(Path(run))
     if split is not None:
         leaks += split_leaks(store, split)
     return {

@@ -13,6 +13,8 @@ from bitllm.data.writing.normalise import Normalisation
 TRIAL_COLUMNS = ("session", "run", "trial", "nsd_id", "repetition", "shared")
 VOXEL_COLUMNS = ("i", "j", "k", "x_mm", "y_mm", "z_mm", "ncsnr")
 STIMULUS_COLUMNS = ("nsd_id", "coco_id", "shared", "part")
+STIMULUS_OPTIONAL = ("stimulus_name",)
+"""The name of an image where its makers did not count it; the store counts it all the same."""
 
 SessionReader = Callable[[int], np.ndarray]
 """Reads a session's betas [trials, voxels] by the session's number; picklable, for worker processes."""
@@ -88,7 +90,8 @@ class StoreContents:
         At least one.
     stimuli
         One row an image: ``nsd_id`` and ``shared`` (whether it is a test image) at least; ``coco_id`` where
-        it is known; ``part`` (train, validation, test) where the format fixes it.
+        it is known; ``part`` (train, validation, test) where the format fixes it; ``stimulus_name`` where
+        images have names.
     captions
         ``nsd_id`` and ``caption``, one or more for each image.
     pictures
