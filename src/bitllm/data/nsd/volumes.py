@@ -19,7 +19,16 @@ Image = nib.Nifti1Image | nib.MGHImage
 
 _MGH = (".mgh", ".mgz")
 
-_DAMAGE = (OSError, EOFError, ValueError, TypeError, KeyError, zlib.error, ImageFileError, HeaderDataError)
+IMAGE_DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    KeyError,
+    zlib.error,
+    ImageFileError,
+    HeaderDataError,
+)
 """What nibabel raises for files that are no images, or not whole (a short MGH header is a TypeError)."""
 
 
@@ -77,7 +86,7 @@ def stored_volumes(image: Image, path: Path, what: str) -> Iterator[np.ndarray]:
 def _damage_named(path: Path, what: str) -> Iterator[None]:
     try:
         yield
-    except _DAMAGE as error:
+    except IMAGE_DAMAGE as error:
         reason = str(error).replace("\n", " ")
         kind = "MGH" if path.suffix in _MGH else "NIfTI"
         raise DataError(
