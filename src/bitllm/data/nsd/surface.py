@@ -130,8 +130,9 @@ def _read_hemisphere(path: Path, mask: np.ndarray, betas: np.ndarray) -> None:
             f"{path}: expected floats in percent signal change, found {image.get_data_dtype()}; use the betas of "
             "fsaverage as NSD distributes them"
         )
+    inside = np.flatnonzero(mask)
     for trial, vertices in enumerate(stored_volumes(image, path, what)):
-        betas[trial] = vertices[mask]
+        betas[trial] = vertices[inside]
 
 
 def _read_places(path: Path) -> np.ndarray:
