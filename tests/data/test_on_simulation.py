@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import scipy.io
 
+from bitllm.data.batch import Anatomies, brain_input
 from bitllm.data.dataset import select_trials
 from bitllm.data.nsd.betas import percent_signal_change, read_session_betas
 from bitllm.data.prepare import prepare_nsd
@@ -163,3 +164,6 @@ def test_vertices_of_fsaverage_have_the_z_scores_of_the_simulations_own_betas(tm
             np.testing.assert_allclose(data.betas[rows], expected, rtol=2**-10, atol=1e-3)
         assert 0 < (data.voxels["valid"] < 1).mean() < 0.5
     assert ids["subj01"] == ids["subj02"]  # the vertices are common to all
+    trials = select_trials(store, make_split(store, "poster"), "train", averaged=True)
+    batch = brain_input(trials, Anatomies.of(store, trials.subjects, ("streams", "floc-faces")), [0, 5])
+    assert batch.betas.shape == (2, len(ids["subj01"])) and batch.atlas_labels.max() == 7
