@@ -98,6 +98,20 @@ def test_a_record_of_another_split_is_named(store, run, split):
     ]
 
 
+def test_split_and_store_may_stand_under_what_a_stage_learnt_from(store, run, split):
+    record = json.loads((run / "sft/run.json").read_text())
+    record["learnt_from"] = {"split": record.pop("split"), "store": store.sha256}
+    (run / "sft/run.json").write_text(json.dumps(record))
+    assert (audit(store, run=run)["leaks"], audit(store, run=run)["notes"]) == ([], [])
+    record["learnt_from"] = {"split": "0" * 64, "store": "1" * 64}
+    (run / "sft/run.json").write_text(json.dumps(record))
+    found = audit(store, run=run)
+    assert found["leaks"][0].startswith(f"result of another split: {run / 'sft/run.json'} carries {'0' * 12}")
+    assert found["notes"] == [
+        f"{run / 'sft/run.json'}: learnt from the store {'1' * 12}, this audit is of {store.sha256[:12]}"
+    ]
+
+
 def test_a_test_measure_before_the_end_of_training_is_named(store, run):
     write_log(run, [{"step": 10, "test_cider": 3.0}, {"step": 20, "loss": 1.0}])
     assert audit(store, run=run)["leaks"] == [

@@ -51,7 +51,7 @@ def audit(store: Store, *, split: Split | None = None, run: Path | None = None) 
             )
         split = split or of_run
         leaks += run_leaks(store, Path(run), split)
-        notes += run_notes(Path(run))
+        notes += run_notes(store, Path(run))
     if split is not None:
         leaks += split_leaks(store, split)
     return {

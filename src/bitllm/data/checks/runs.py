@@ -9,8 +9,8 @@ from bitllm.data.splits import WITHIN_SUBJECT, Split
 from bitllm.data.store import Store
 
 RECORD = "run.json"
-"""How a run was made: ``split`` (checksum), ``config`` and ``selection`` (``part``, ``metric``, ``subjects`` and
-perhaps ``nsd_ids``: by what its checkpoint or settings were chosen)."""
+"""How a stage was trained: ``split`` (checksum; or under ``learnt_from``) and ``selection`` (``part``, ``metric``,
+``subjects`` and perhaps ``nsd_ids``: by what its checkpoint or its settings were chosen)."""
 
 
 def run_leaks(store: Store, run: Path, split: Split) -> Iterator[str]:
@@ -26,21 +26,28 @@ def run_leaks(store: Store, run: Path, split: Split) -> Iterator[str]:
         yield from _log_leaks(path)
 
 
-def run_notes(run: Path) -> list[str]:
-    """What cannot be checked since a run does not say it."""
+def run_notes(store: Store, run: Path) -> list[str]:
+    """What cannot be checked, since a run does not say it or learnt from another store."""
     records = sorted(run.rglob(RECORD))
     if not records:
         return [f"{run}: no record of how this run was chosen ({RECORD})"]
-    return [
-        f"{path}: no record of how this run was chosen (`selection`)"
-        for path in records
-        if not isinstance(_read(path).get("selection"), dict)
-    ]
+    notes = []
+    for path in records:
+        record = _read(path)
+        if not isinstance(record.get("selection"), dict):
+            notes.append(f"{path}: no record of how this run was chosen (`selection`)")
+        learnt_from = _learnt_from(record).get("store")
+        if learnt_from not in (None, store.sha256):
+            notes.append(
+                f"{path}: learnt from the store {str(learnt_from)[:12]}, this audit is of {store.sha256[:12]}"
+            )
+    return notes
 
 
 def _record_leaks(store: Store, path: Path, record: dict[str, Any], split: Split) -> Iterator[str]:
-    if record.get("split") not in (None, split.sha256):
-        yield _of_another_split(path, record["split"], split)
+    written = record.get("split", _learnt_from(record).get("split"))
+    if written not in (None, split.sha256):
+        yield _of_another_split(path, written, split)
     selection = record.get("selection")
     if not isinstance(selection, dict):
         return
@@ -74,6 +81,11 @@ def _of_another_split(path: Path, written: Any, split: Split) -> str:
     return (
         f"result of another split: {path} carries {str(written)[:12]}, the run's split is {split.sha256[:12]}"
     )
+
+
+def _learnt_from(record: dict[str, Any]) -> dict[str, Any]:
+    found = record.get("learnt_from")
+    return found if isinstance(found, dict) else {}
 
 
 def _listed(selection: dict[str, Any], key: str) -> list[Any]:
