@@ -126,7 +126,8 @@ def test_betas_are_the_files_percent_and_nan_stays(surface):
 
 
 def test_the_store_has_z_scores_of_a_loop_zeros_for_nan_and_the_share_in_view(surface, tmp_path):
-    prepare_nsd(surface.root, tmp_path / "store", space="fsaverage", validation_fraction=0.3, seed=2)
+    settings = {"space": "fsaverage", "validation_fraction": 0.3, "seed": 2}
+    prepare_nsd(surface.root, tmp_path / "store", workers=2, **settings)
     store = open_store(tmp_path / "store")
     assert (store.manifest.space, store.manifest.roi) == ("fsaverage", "nsdgeneral")
     for subject in store.subjects:
@@ -141,6 +142,9 @@ def test_the_store_has_z_scores_of_a_loop_zeros_for_nan_and_the_share_in_view(su
                 np.testing.assert_allclose(data.betas[rows, column], expected, rtol=2**-10, atol=1e-3)
         share = np.where(data.voxels["i"] == 1, 2 / 3, np.where(data.voxels["i"] == 2, 0, 1))
         np.testing.assert_allclose(data.voxels["valid"], share)
+    prepare_nsd(surface.root, tmp_path / "two", n_sessions=2, subjects=["subj02"], **settings)
+    data, two = store.subject("subj02"), open_store(tmp_path / "two").subject("subj02")
+    np.testing.assert_array_equal(two.betas, data.betas[: 2 * N_TRIALS])
 
 
 def cut(path: Path, kept: float = 0.5) -> None:
