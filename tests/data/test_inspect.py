@@ -58,6 +58,7 @@ def test_the_noise_ceiling_follows_the_manual():
 def test_the_text_shows_every_subject_and_label(store):
     inspection = inspect_store(store)
     text = inspect_text(inspection)
+    assert "betas b3 in func1pt8mm, nsdgeneral" in " ".join(text.split())
     words = ["subj01", "subj02", "subj03", "V1v", "ventral", "per image", str(store.path)[:20]]
     assert all(word in text for word in words)
     assert inspection["subjects"]["subj01"]["sha256"]["betas.npy"][:8] in text

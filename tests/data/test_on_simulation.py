@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import scipy.io
 
+from bitllm.data.batch import Anatomies, brain_input
 from bitllm.data.dataset import select_trials
 from bitllm.data.nsd.betas import percent_signal_change, read_session_betas
 from bitllm.data.prepare import prepare_nsd
@@ -136,3 +137,33 @@ def test_the_left_hemisphere_lies_at_negative_x(simulated):
         voxels = simulated.subject(subject).voxels
         is_left = left[tuple(voxels[axis].to_numpy() for axis in "ijk")]
         assert voxels["x_mm"][is_left].mean() < 0 < voxels["x_mm"][~is_left].mean()
+
+
+def test_vertices_of_fsaverage_have_the_z_scores_of_the_simulations_own_betas(tmp_path):
+    config = preset("tiny").model_copy(update={"sessions": (4, 3)})
+    simulate_release(tmp_path / "nsd", config, seed=1, fsaverage=True)
+    prepare_nsd(tmp_path / "nsd", tmp_path / "store", space="fsaverage")
+    store = open_store(tmp_path / "store")
+    ids = {}
+    for subject in store.subjects:
+        data = store.subject(subject)
+        folder = tmp_path / f"nsd/nsddata_betas/ppdata/{subject}/fsaverage/betas_fithrf_GLMdenoise_RR"
+        is_training = store.stimuli["part"].loc[data.trials["nsd_id"]].to_numpy() == "train"
+        ids[subject] = data.voxels[["i", "j", "x_mm", "y_mm", "z_mm"]].to_numpy().tolist()
+        for session in range(1, 1 + store.manifest.subjects[subject].n_sessions):
+            rows = (data.trials["session"] == session).to_numpy()
+            halves = [
+                np.squeeze(nib.load(folder / f"{side}.betas_session{session:02d}.mgh").get_fdata())[
+                    data.voxels["i"][data.voxels["j"] == number]
+                ]
+                for number, side in enumerate(("lh", "rh"))
+            ]
+            percent = np.concatenate(halves).T
+            train = percent[is_training[rows]]
+            expected = np.nan_to_num((percent - train.mean(0)) / train.std(0))
+            np.testing.assert_allclose(data.betas[rows], expected, rtol=2**-10, atol=1e-3)
+        assert 0 < (data.voxels["valid"] < 1).mean() < 0.5
+    assert ids["subj01"] == ids["subj02"]  # the vertices are common to all
+    trials = select_trials(store, make_split(store, "poster"), "train", averaged=True)
+    batch = brain_input(trials, Anatomies.of(store, trials.subjects, ("streams", "floc-faces")), [0, 5])
+    assert batch.betas.shape == (2, len(ids["subj01"])) and batch.atlas_labels.max() == 7

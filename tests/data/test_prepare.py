@@ -49,6 +49,59 @@ def test_betas_equal_a_loop_over_trials_and_voxels(written_release, store, subje
     np.testing.assert_allclose(betas, expected, rtol=2**-10, atol=1e-6)  # float16 has 11 bits
 
 
+def test_across_sessions_has_one_mean_and_deviation_from_all_training_trials_of_a_voxel(
+    written_release, tmp_path
+):
+    told = []
+    prepare_nsd(
+        written_release.root,
+        tmp_path / "store",
+        normalisation="across-sessions",
+        workers=2,
+        progress=lambda *step: told.append(step),
+        **PREPARE,
+    )
+    store = open_store(tmp_path / "store")
+    assert (
+        store.manifest.statistics == "across-sessions"
+        and "all sessions together" in store.manifest.normalisation
+    )
+    for subject in store.subjects:
+        mask = written_release.mask[subject]
+        sessions = range(1, 1 + sum(key[0] == subject for key in written_release.volumes))
+        percent = [written_release.volumes[subject, s][mask].T / 300 for s in sessions]
+        shown = written_release.nsd_id[subject][: sum(map(len, percent))]
+        is_train = np.array([part_of(store, n) == "train" for n in shown])
+        for voxel in range(mask.sum()):
+            in_view = np.concatenate([np.full(len(p), p[:, voxel].any()) for p in percent])
+            values = np.concatenate([p[:, voxel] for p in percent])
+            known = values[is_train & in_view]
+            expected = np.where(in_view, (values - known.mean()) / known.std(), 0)
+            found = store.subject(subject).betas[:, voxel]
+            np.testing.assert_allclose(found, expected, rtol=2**-10, atol=1e-3)
+    assert told[-1][1:] == (2 * 8 + 1, 2 * 8 + 1)  # eight sessions, each read twice
+    assert not list((tmp_path / "store").rglob("*moments*")) and not list(
+        (tmp_path / "store").rglob("statistics.npy")
+    )
+
+
+def test_without_normalisation_the_store_holds_percent_signal_change(written_release, tmp_path):
+    prepare_nsd(written_release.root, tmp_path / "store", normalisation="none", **PREPARE)
+    store = open_store(tmp_path / "store")
+    for session in (1, 2):
+        volume = written_release.volumes["subj03", session][written_release.mask["subj03"]].T
+        rows = slice(12 * (session - 1), 12 * session)
+        found = store.subject("subj03").betas[rows]
+        np.testing.assert_array_equal(found, (volume.astype(np.float32) / 300).astype(np.float16))
+
+
+def test_across_sessions_needs_a_training_trial(written_release, tmp_path):
+    with pytest.raises(DataError, match=r"\(subj01\): expected trials of training images, found none; lower"):
+        prepare_nsd(
+            written_release.root, tmp_path / "store", normalisation="across-sessions", validation_fraction=1.0
+        )
+
+
 def test_a_voxel_out_of_view_in_a_session_is_zero_there(written_release, store):
     betas = store.subject("subj01").betas
     assert (betas[:12, -1] == 0).all()

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bitllm.cli import main
 from bitllm.data.presets import (
@@ -63,10 +65,41 @@ def test_images_like_a_test_image_are_held_out(store, rng):
     held = without_neighbours(split, ids, embeddings, cosine=0.999)
     assert split.train_images - held.train_images == {like}
     check_split(store, held)
+    also, choice = max(split.train_images), min(split.validation_images)
+    embeddings[ids == also] = embeddings[ids == choice] * 2
+    held = without_neighbours(split, ids, embeddings, cosine=0.999)
+    assert split.train_images - held.train_images == {like, also}
+    assert held.validation_images == split.validation_images
     with pytest.raises(SplitError, match="expected an embedding of every image, found none"):
         without_neighbours(split, ids[:3], embeddings[:3], cosine=0.9)
     with pytest.raises(SplitError, match="expected images left to train and to choose on"):
         without_neighbours(split, ids, np.ones((len(ids), 2)), cosine=0.9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.2, 0.95))
+def test_no_two_parts_have_images_that_are_alike_and_no_more_are_taken_out(store, seed, cosine):
+    split = make_split(store, "poster")
+    ids = store.stimuli.index.to_numpy()
+    embeddings = np.random.default_rng(seed).normal(size=(len(ids), 3))
+    try:
+        held = without_neighbours(split, ids, embeddings, cosine=cosine)
+    except SplitError:
+        return  # a low cosine may leave nothing
+    vector = dict(zip(ids.tolist(), embeddings, strict=True))
+
+    def alike(one: int, others: frozenset[int]) -> bool:
+        a = vector[one]
+        return any(
+            float(a @ vector[o]) / (np.linalg.norm(a) * np.linalg.norm(vector[o])) > cosine + 1e-12
+            for o in others
+        )
+
+    assert held.test_images == split.test_images
+    kept = {i for i in split.validation_images if not alike(i, split.test_images)}
+    assert held.validation_images == kept
+    far = {i for i in split.train_images if not alike(i, split.test_images | held.validation_images)}
+    assert held.train_images == far
 
 
 def test_the_command_holds_out_pictures_like_a_test_picture(store, tmp_path, rng):
@@ -90,18 +123,19 @@ def test_a_clip_may_be_named_in_the_place_of_embeddings(
 ):
     store = open_store(easy_release / "store")
     split = make_split(store, "poster")
-    rows = {part: small_clip.pictures(store.pictures(sorted(getattr(split, part)))) for part in PARTS}
-    nearest = {part: (rows[part] @ rows["test_images"].T).max(axis=1) for part in PARTS[:2]}
-    in_order = np.sort(
-        nearest["train_images"]
-    )  # a CLIP of few steps finds all pictures alike: the widest gap
+    train, validation, test = (
+        small_clip.pictures(store.pictures(sorted(getattr(split, part)))) for part in PARTS
+    )
+    in_order = np.sort((train @ test.T).max(axis=1))  # a CLIP of few steps finds all pictures alike
     widest = 1 + np.argmax(np.diff(in_order[1:-1]))
     cosine = float(in_order[widest : widest + 2].astype(np.float64).mean())
+    kept = validation[(validation @ test.T).max(axis=1) <= cosine]
+    far = (train @ np.concatenate([test, kept]).T).max(axis=1) <= cosine
     command = ["split", str(store.path), str(tmp_path / "s.json"), "--max-cosine", str(cosine)]
     main([*command, "--embeddings", str(small_clip_folder)])
     held = load_split(tmp_path / "s.json")
-    assert 0 < len(held.train_images) == (nearest["train_images"] <= cosine).sum() < len(split.train_images)
-    assert len(held.validation_images) == (nearest["validation_images"] <= cosine).sum()
+    assert 0 < len(held.train_images) == far.sum() < len(split.train_images)
+    assert len(held.validation_images) == len(kept)
 
 
 @pytest.mark.parametrize("option", [("--max-cosine", "0.9"), ("--embeddings", "clip")])

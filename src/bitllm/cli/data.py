@@ -1,5 +1,6 @@
 """Commands that make and look at data: simulate, prepare, inspect."""
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,16 +13,28 @@ if TYPE_CHECKING:
     from bitllm.data.store import Store
 
 
+@dataclass(frozen=True)
+class Changes:
+    """What is changed of a preset."""
+
+    signal: float | None = None
+    """Strength of the signal (1); 0 writes betas that know nothing of the images."""
+    noise: float | None = None
+    """Strength of everything in the betas that is no response (1)."""
+    shared_tuning: float | None = None
+    """Share of the tuning that all subjects have in common, 0 to 1."""
+    misalignment_mm: float | None = None
+    """Typical distance between anatomical and functional place, in mm."""
+
+
 def simulate(
     out: tyro.conf.Positional[Path],
     /,
     preset: str = "demo",
     seed: int = 0,
-    signal: float | None = None,
-    noise: float | None = None,
-    shared_tuning: float | None = None,
-    misalignment_mm: float | None = None,
+    changes: tyro.conf.OmitArgPrefixes[Changes] = Changes(),
     betas_format: Literal["hdf5", "nifti"] = "hdf5",
+    fsaverage: bool = False,
 ) -> None:
     """Write a simulated brain in NSD's own file layout.
 
@@ -29,21 +42,24 @@ def simulate(
         out: New folder for the release.
         preset: Size: tiny, demo or bench.
         seed: Of scenes, brains and noise.
-        signal: Strength of the signal (1); 0 writes betas that know nothing of the images.
-        noise: Strength of everything in the betas that is no response (1).
-        shared_tuning: Share of the tuning that all subjects have in common, 0 to 1.
-        misalignment_mm: Typical distance between anatomical and functional place, in mm.
+        changes: What is changed of the preset.
         betas_format: Format of the beta files.
+        fsaverage: Write the betas at the vertices of a simulated fsaverage too.
     """
     from bitllm.demo.display import Display
     from bitllm.simulation.parameters import preset as preset_of
     from bitllm.simulation.release import simulate_release
 
-    config = preset_of(preset).changed(
-        signal=signal, noise=noise, shared_tuning=shared_tuning, misalignment_mm=misalignment_mm
-    )
+    config = preset_of(preset).changed(**asdict(changes))
     with Display(OUT) as display:
-        simulate_release(out, config, seed=seed, betas_format=betas_format, progress=display.progress)
+        simulate_release(
+            out,
+            config,
+            seed=seed,
+            betas_format=betas_format,
+            fsaverage=fsaverage,
+            progress=display.progress,
+        )
     OUT.print(
         f"{out}: simulated release written (preset {preset}, seed {seed}); next: bitllm prepare nsd {out} STORE"
     )
@@ -54,11 +70,12 @@ def prepare_nsd(  # noqa: PLR0913 - tyro reads the signature
     store: tyro.conf.Positional[Path],
     /,
     *,
+    space: Literal["func1pt8mm", "fsaverage"] = "func1pt8mm",
     roi: str = "nsdgeneral",
     subjects: tuple[str, ...] = (),
     sessions: int | None = None,
     beta_version: Literal["b1", "b2", "b3"] = "b3",
-    normalisation: Literal["training", "not-shared", "session"] = "training",
+    normalisation: Literal["training", "not-shared", "session", "across-sessions", "none"] = "training",
     validation_fraction: float = 0.08,
     seed: int = 0,
     picture_px: int | None = None,
@@ -69,11 +86,12 @@ def prepare_nsd(  # noqa: PLR0913 - tyro reads the signature
     Args:
         root: Folder that holds nsddata, nsddata_betas and nsddata_stimuli.
         store: New folder for the store.
-        roi: Voxels to keep: a volume of ppdata/subjAA/func1pt8mm/roi, or several joined by +.
+        space: The subjects' own volumes, or the vertices of fsaverage.
+        roi: Voxels to keep: a file of func1pt8mm/roi (freesurfer's label on fsaverage), or several joined by +.
         subjects: Subjects to prepare (all that are there).
         sessions: Only the first so many of every subject (all); -3 leaves out the last three, as before 2023.
         beta_version: NSD's version of the betas.
-        normalisation: Whose trials of a session the statistics of its z-scores see.
+        normalisation: Whose trials the z-scores' statistics see; session sees test trials (a leak, says audit).
         validation_fraction: Share of the training images set aside for choices.
         seed: Of the choice of validation images.
         picture_px: Side to which pictures are resized (as they are: 425 in NSD, 39 GB for all).
@@ -82,10 +100,12 @@ def prepare_nsd(  # noqa: PLR0913 - tyro reads the signature
     from bitllm.data.prepare import prepare_nsd as prepare
     from bitllm.demo.display import Display
 
+    notes: list[str] = []
     with Display(OUT) as display:
         prepare(
             root,
             store,
+            space=space,
             roi=roi,
             subjects=subjects or None,
             n_sessions=sessions,
@@ -96,7 +116,10 @@ def prepare_nsd(  # noqa: PLR0913 - tyro reads the signature
             picture_px=picture_px,
             workers=workers,
             progress=display.progress,
+            note=notes.append,
         )
+    for line in notes:
+        OUT.print(f"note: {line}", markup=False, soft_wrap=True)
     OUT.print(f"{store}: store written; look at it with: bitllm inspect {store}")
 
 
@@ -118,7 +141,7 @@ def split(
         preset: Which subjects train and which are tested.
         held_out: The subject to hold out with leave-one-subject-out (the last).
         test_images: A named set of NSD's shared images.
-        max_cosine: Leave out of training and validation every picture that is more like a test picture.
+        max_cosine: Keep pictures that are more alike than this on one side of training, validation and test.
         embeddings: For max-cosine: a CLIP (folder or hub id), or the targets.safetensors that a demo wrote.
     """
     from bitllm.data import presets
@@ -156,7 +179,7 @@ def _without_neighbours(store: "Store", made: "Split", embeddings: str, max_cosi
     targets = load_targets(path) if is_file else make_targets(store, load_clip(embeddings))
     held = without_neighbours(made, targets.nsd_id, targets.image, cosine=max_cosine)
     n_out = len(made.train_images | made.validation_images) - len(held.train_images | held.validation_images)
-    OUT.print(f"{n_out} pictures left out: a cosine above {max_cosine:g} to a test picture")
+    OUT.print(f"{n_out} pictures left out: a cosine above {max_cosine:g} to a picture of another part")
     return held
 
 
@@ -184,24 +207,29 @@ def audit(
     store: tyro.conf.Positional[Path],
     run: tyro.conf.Positional[Path | None] = None,
     /,
+    split: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Look for leaks in a store, and in a run's split and results; exit status 1 if there is one.
+    """Look for leaks in a store, and in a run's split, results and choices; exit status 1 if there is one.
 
     Args:
         store: Folder of the store.
-        run: Folder with the run's split.json and results.
+        run: Folder with the run's results, its split.json and run.json.
+        split: The split to audit by; the run's own split.json by default.
         json: Print JSON instead of lines.
     """
     from bitllm.data.checks.audit import audit as look
+    from bitllm.data.splits import load_split
     from bitllm.data.store import open_store
 
-    found = look(open_store(store), run=run)
+    found = look(open_store(store), split=load_split(split) if split else None, run=run)
     if json:
         print_json(found)
     else:
         for leak in found["leaks"]:
             OUT.print(f"leak: {leak}", markup=False, soft_wrap=True)
+        for line in found["notes"]:
+            OUT.print(f"note: {line}", markup=False, soft_wrap=True)
         OUT.print(f"{store}: {len(found['leaks'])} leaks found")
     if found["leaks"]:
         raise SystemExit(1)

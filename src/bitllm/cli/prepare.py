@@ -9,17 +9,35 @@ import tyro
 from bitllm.cli.terminal import OUT
 
 if TYPE_CHECKING:
-    from bitllm.data.formats.beside import Reading
+    from bitllm.data.formats.beside import Beside, Reading
+
+
+@dataclass(frozen=True)
+class Images:
+    """What was seen."""
+
+    captions: tuple[Path, ...] = ()
+    """COCO's annotations, or JSON of the format's own image numbers (NSD's; MindLLM: COCO's) to captions."""
+    stimulus_table: Path | None = None
+    """nsd_stim_info_merged.csv: ties NSD's numbers to COCO's, and tells the shared images."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the voxels lie."""
+
+    nsd: Path | None = None
+    """Root of an NSD release with masks and transforms."""
+    voxels: Path | None = None
+    """Folder with subj01.tsv and so on (x_mm, y_mm, z_mm), instead of nsd."""
 
 
 def prepare_mindeye(
     root: tyro.conf.Positional[Path],
     store: tyro.conf.Positional[Path],
     /,
-    captions: tuple[Path, ...] = (),
-    stimulus_table: Path | None = None,
-    nsd: Path | None = None,
-    voxels: Path | None = None,
+    images: tyro.conf.OmitArgPrefixes[Images] = Images(),
+    places: tyro.conf.OmitArgPrefixes[Places] = Places(),
     subjects: tuple[str, ...] = (),
 ) -> None:
     """Prepare a store from MindEye1's webdataset tars (UMBRAE, MindBridge).
@@ -27,27 +45,21 @@ def prepare_mindeye(
     Args:
         root: Folder webdataset_avg_split, with train, val and test.
         store: New folder for the store.
-        captions: COCO's annotations, or JSON of NSD id to captions.
-        stimulus_table: nsd_stim_info_merged.csv, needed for COCO's annotations.
-        nsd: Root of an NSD release with masks and transforms: the places of the voxels.
-        voxels: Folder with subj01.tsv and so on (x_mm, y_mm, z_mm), instead of nsd.
+        images: What was seen.
+        places: Where the voxels lie.
         subjects: Some of the subjects; all by default.
     """
-    from bitllm.data.formats.beside import Beside
     from bitllm.data.formats.mindeye import read_mindeye
 
-    beside = Beside(captions=captions, stimulus_table=stimulus_table, nsd=nsd, voxels=voxels)
-    _write(store, read_mindeye(root, beside, subjects=subjects or None))
+    _write(store, read_mindeye(root, _beside(images, places), subjects=subjects or None))
 
 
 def prepare_mindeye2(
     root: tyro.conf.Positional[Path],
     store: tyro.conf.Positional[Path],
     /,
-    captions: tuple[Path, ...] = (),
-    stimulus_table: Path | None = None,
-    nsd: Path | None = None,
-    voxels: Path | None = None,
+    images: tyro.conf.OmitArgPrefixes[Images] = Images(),
+    places: tyro.conf.OmitArgPrefixes[Places] = Places(),
     subjects: tuple[str, ...] = (),
 ) -> None:
     """Prepare a store from MindEye2's HDF5 betas and behaviour arrays.
@@ -55,28 +67,22 @@ def prepare_mindeye2(
     Args:
         root: Folder with betas_all_subj01_fp32_renorm.hdf5 and wds.
         store: New folder for the store.
-        captions: COCO's annotations, or JSON of NSD id to captions.
-        stimulus_table: nsd_stim_info_merged.csv, needed for COCO's annotations.
-        nsd: Root of an NSD release with masks and transforms: the places of the voxels.
-        voxels: Folder with subj01.tsv and so on (x_mm, y_mm, z_mm), instead of nsd.
+        images: What was seen.
+        places: Where the voxels lie.
         subjects: Some of the subjects; all by default.
     """
-    from bitllm.data.formats.beside import Beside
     from bitllm.data.formats.mindeye2 import read_mindeye2
 
-    beside = Beside(captions=captions, stimulus_table=stimulus_table, nsd=nsd, voxels=voxels)
-    _write(store, read_mindeye2(root, beside, subjects=subjects or None))
+    _write(store, read_mindeye2(root, _beside(images, places), subjects=subjects or None))
 
 
 def prepare_mindllm(
     root: tyro.conf.Positional[Path],
     store: tyro.conf.Positional[Path],
     /,
-    captions: tuple[Path, ...] = (),
-    stimulus_table: Path | None = None,
+    images: tyro.conf.OmitArgPrefixes[Images] = Images(),
+    places: tyro.conf.OmitArgPrefixes[Places] = Places(),
     pictures: Path | None = None,
-    nsd: Path | None = None,
-    voxels: Path | None = None,
     subjects: tuple[str, ...] = (),
 ) -> None:
     """Prepare a store from MindLLM's HDF5 files.
@@ -84,26 +90,21 @@ def prepare_mindllm(
     Args:
         root: MindLLM's data folder, with nsd0/subject_1.h5 and so on.
         store: New folder for the store.
-        captions: COCO's annotations, or JSON of COCO id to captions.
-        stimulus_table: nsd_stim_info_merged.csv, to count the images by NSD ids.
+        images: What was seen.
+        places: Where the voxels lie.
         pictures: Folder of COCO's pictures.
-        nsd: Root of an NSD release with masks and transforms: the places of the voxels.
-        voxels: Folder with subj01.tsv and so on (x_mm, y_mm, z_mm), instead of nsd.
         subjects: Some of the subjects; all by default.
     """
-    from bitllm.data.formats.beside import Beside
     from bitllm.data.formats.mindllm import read_mindllm
 
-    beside = Beside(captions, stimulus_table, pictures, nsd, voxels)
-    _write(store, read_mindllm(root, beside, subjects=subjects or None))
+    _write(store, read_mindllm(root, _beside(images, places, pictures), subjects=subjects or None))
 
 
 def prepare_algonauts(
     root: tyro.conf.Positional[Path],
     store: tyro.conf.Positional[Path],
     /,
-    captions: tuple[Path, ...] = (),
-    stimulus_table: Path | None = None,
+    images: tyro.conf.OmitArgPrefixes[Images] = Images(),
     surfaces: Path | None = None,
     labels: Path | None = None,
     subjects: tuple[str, ...] = (),
@@ -113,16 +114,14 @@ def prepare_algonauts(
     Args:
         root: Folder with subj01 and so on.
         store: New folder for the store.
-        captions: COCO's annotations, or JSON of NSD id to captions.
-        stimulus_table: nsd_stim_info_merged.csv, which tells the shared images.
+        images: What was seen.
         surfaces: FreeSurfer's folder fsaverage/surf: the places of the vertices.
         labels: JSON of label names instead of NSD's own.
         subjects: Some of the subjects; all by default.
     """
     from bitllm.data.formats.algonauts import read_algonauts
-    from bitllm.data.formats.beside import Beside
 
-    beside = Beside(captions=captions, stimulus_table=stimulus_table)
+    beside = _beside(images, Places())
     _write(
         store,
         read_algonauts(root, beside, surfaces=surfaces, labels=labels, subjects=subjects or None),
@@ -190,12 +189,18 @@ def prepare_table(header: tyro.conf.Positional[Path], store: tyro.conf.Positiona
     _write(store, read_contract(header))
 
 
+def _beside(images: Images, places: Places, pictures: Path | None = None) -> "Beside":
+    from bitllm.data.formats.beside import Beside
+
+    return Beside(images.captions, images.stimulus_table, pictures, places.nsd, places.voxels)
+
+
 def _write(store: Path, reading: "Reading") -> None:
     from bitllm.data.writing.write import write_store
     from bitllm.demo.display import Display
 
     for note in reading.notes:
-        OUT.print(f"note: {note}")
+        OUT.print(f"note: {note}", markup=False, soft_wrap=True)
     with Display(OUT) as display:
         write_store(store, reading.contents, reading.settings, progress=display.progress)
     OUT.print(f"{store}: store written; look at it with: bitllm inspect {store}")

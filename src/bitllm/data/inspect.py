@@ -108,7 +108,10 @@ def _overview(inspection: dict[str, Any]) -> Table:
     overview = Table.grid(padding=(0, 2))
     for name, value in (
         ("store", inspection["path"]),
-        ("data", f"{inspection['source']}, betas {inspection['beta_version']}, {inspection['roi']}"),
+        (
+            "data",
+            f"{inspection['source']}, betas {inspection['beta_version']} in {inspection['space']}, {inspection['roi']}",
+        ),
         ("betas", inspection["normalisation"]),
         ("images", ", ".join(f"{n:,} {part}" for part, n in images.items())),
         (

@@ -1,6 +1,6 @@
 """From an NSD release to a store: every subject's betas as z-scores, beside what they were responses to."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool
 
-from bitllm.data.nsd.anatomy import Labels, read_voxel_mask, read_voxels
+from bitllm.data.nsd.anatomy import Labels, read_views, read_voxel_mask, read_voxels
 from bitllm.data.nsd.betas import percent_signal_change, read_session_betas
 from bitllm.data.nsd.layout import NsdRelease
 from bitllm.data.nsd.stimuli import read_captions, read_pictures, read_stimuli, resized
+from bitllm.data.nsd.surface import VertexMasks, read_surface_betas, read_vertex_masks, read_vertices
 from bitllm.data.nsd.trials import Design, read_design, read_trials
-from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents
+from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents, View
 from bitllm.data.writing.normalise import Normalisation
 from bitllm.data.writing.sessions import Progress
 from bitllm.data.writing.write import write_store
@@ -21,8 +22,8 @@ from bitllm.errors import DataError
 
 
 @dataclass(frozen=True)
-class NsdSessions:
-    """Reads the sessions of one subject, in percent signal change; picklable, for worker processes."""
+class VolumeSessions:
+    """Reads the sessions of one subject's voxels, in percent signal change; picklable, for worker processes."""
 
     files: tuple[Path, ...]
     """One a session, from the first."""
@@ -36,10 +37,26 @@ class NsdSessions:
         return percent_signal_change(stored)
 
 
+@dataclass(frozen=True)
+class SurfaceSessions:
+    """Reads the sessions of one subject's vertices, in percent signal change; picklable too."""
+
+    files: tuple[tuple[Path, ...], ...]
+    """Both hemispheres of each session, from the first."""
+    masks: VertexMasks
+    n_trials: dict[int, int]
+    """By session."""
+
+    def __call__(self, session: int) -> np.ndarray:
+        """Betas [trials, vertices] of a session."""
+        return read_surface_betas(self.files[session - 1], self.masks, self.n_trials[session])
+
+
 def prepare_nsd(  # noqa: PLR0913 - the settings of one command
     root: Path,
     out: Path,
     *,
+    space: str = "func1pt8mm",
     roi: str = "nsdgeneral",
     subjects: Sequence[str] | None = None,
     validation_fraction: float = 0.08,
@@ -50,6 +67,7 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
     picture_px: int | None = None,
     workers: int = 1,
     progress: Progress | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> None:
     """Write the store of an NSD release, whole or not at all.
 
@@ -62,8 +80,11 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
         The folder with ``nsddata``, ``nsddata_betas`` and ``nsddata_stimuli``.
     out
         The store's folder, new or empty.
+    space
+        ``func1pt8mm``, the subject's own volume, or ``fsaverage``, the vertices that all subjects have in
+        common.
     roi
-        The region whose voxels are kept.
+        The region whose voxels or vertices are kept.
     subjects
         The subjects to prepare; all that are there by default.
     n_sessions
@@ -83,6 +104,8 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
         How many processes read sessions at the same time.
     progress
         Called with what is being done, how many steps are done and how many there are.
+    note
+        Called with one line about each thing that is no mistake but should be known.
 
     Raises
     ------
@@ -96,7 +119,7 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
     NSD Data Manual; Allen et al. 2022. Test images are NSD's shared images; z-scores leave them and the
     validation images out of their statistics.
     """
-    release = NsdRelease(Path(root), beta_version)
+    release = NsdRelease(Path(root), beta_version, space)
     design = read_design(release.design)
     read = [_read_subject(release, design, name, roi, n_sessions) for name in release.subjects(subjects)]
     people = [person for person, _ in read]
@@ -116,30 +139,43 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
         source="nsd" if simulation is None else "simulated",
         simulation=simulation,
         beta_version=beta_version,
+        space=space,
         roi=roi,
         normalisation=normalisation,
         validation_fraction=validation_fraction,
         seed=seed,
     )
-    write_store(Path(out), contents, settings, workers=workers, progress=progress)
+    write_store(Path(out), contents, settings, workers=workers, progress=progress, note=note)
 
 
 def _read_subject(
     release: NsdRelease, design: Design, name: str, roi: str, n_sessions: int | None
 ) -> tuple[SubjectContents, Labels]:
-    files = release.session_files(name)[:n_sessions]
+    is_surface = release.space == "fsaverage"
+    in_volume = () if is_surface else tuple((path,) for path in release.session_files(name))
+    files = (in_volume or release.surface_session_files(name))[:n_sessions]
     trials = read_trials(release, design, name, len(files))
-    voxel_mask = read_voxel_mask(release, name, roi)
-    voxels, labels = read_voxels(release, name, voxel_mask, release.atlases(name, besides=roi))
     n_trials = {int(str(s)): int(n) for s, n in trials["session"].value_counts().items()}
-    stats = [path.stat() for path in files]
+    read_session: VolumeSessions | SurfaceSessions
+    views: Mapping[int, View] = {}  # vertices out of view are NaN
+    if is_surface:
+        masks = read_vertex_masks(release, name, roi)
+        voxels, labels = read_vertices(release, name, masks, release.surface_atlases(name, besides=roi))
+        read_session = SurfaceSessions(files, masks, n_trials)
+    else:
+        mask = read_voxel_mask(release, name, roi)
+        voxels, labels = read_voxels(release, name, mask, release.atlases(name, besides=roi))
+        views = read_views(release, name, mask, n_trials)
+        read_session = VolumeSessions(tuple(path for (path,) in files), mask, n_trials)
+    stats = [path.stat() for of_session in files for path in of_session]
     subject = SubjectContents(
         name=name,
         trials=trials,
         voxels=voxels,
-        read_session=NsdSessions(files, voxel_mask, n_trials),
+        read_session=read_session,
         origin=str(release.betas_folder(name)),
         fingerprint=" ".join(f"{s.st_size}:{s.st_mtime_ns}" for s in stats),
+        views=views,
     )
     return subject, labels
 
@@ -157,14 +193,14 @@ def _merged_labels(release: NsdRelease, people: Sequence[tuple[str, Labels]]) ->
             atlas = min(labels.keys() ^ of_first.keys())
             lacks = name if atlas in of_first else first
             raise DataError(
-                f"{release.roi(lacks, atlas)}: expected the atlas `{atlas}`, which another subject has, "
+                f"{release.atlas_file(lacks, atlas)}: expected the atlas `{atlas}`, which another subject has, "
                 "found none; download it, or take it away for all"
             )
         found = ((atlas, n, label) for atlas, names in labels.items() for n, label in names.items())
         for atlas, number, label in found:
             if merged[atlas].setdefault(number, label) != label:
                 raise DataError(
-                    f"{release.roi(name, atlas)}: expected the label {number} to be "
+                    f"{release.atlas_file(name, atlas)}: expected the label {number} to be "
                     f"`{merged[atlas][number]}`, as in {first}, found `{label}`; check the .ctab files"
                 )
     return merged

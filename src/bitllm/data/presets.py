@@ -16,6 +16,7 @@ least twice, three times."""
 
 _WITHHELD_SESSIONS = 3
 _ALL_SUBJECTS = 8
+_BLOCK = 4096
 
 
 def leave_one_subject_out(store: Store, subject: str) -> Split:
@@ -98,19 +99,22 @@ def with_test_images(split: Split, images: frozenset[int], *, name: str) -> Spli
 def without_neighbours(
     split: Split, nsd_ids: Int[np.ndarray, " n"], embeddings: Float[np.ndarray, "n d"], *, cosine: float
 ) -> Split:
-    """The same split without training and validation images that are like a test image.
+    """The same split with similar images on one side only.
+
+    The test images stay. A validation image that is like a test image is taken out, then a training image that is
+    like a test image or like a validation image that stayed.
 
     Parameters
     ----------
     nsd_ids, embeddings
         An embedding of every image of the split.
     cosine
-        Images with a higher cosine than this to any test image are taken out.
+        Two images with a higher cosine than this are alike.
 
     Raises
     ------
     SplitError
-        If an image has no embedding, or no training image is left.
+        If an image has no embedding, or no training or validation image is left.
     """
     row = {int(nsd_id): n for n, nsd_id in enumerate(nsd_ids)}
     missing = (split.train_images | split.validation_images | split.test_images) - row.keys()
@@ -120,12 +124,17 @@ def without_neighbours(
             f"{min(missing)} ({len(missing)} lack one); embed all images of the store"
         )
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-    tests = unit[[row[i] for i in sorted(split.test_images)]]
 
-    def far(images: frozenset[int]) -> frozenset[int]:
-        return frozenset(i for i in images if (tests @ unit[row[i]]).max() <= cosine)
+    def far(images: frozenset[int], others: frozenset[int]) -> frozenset[int]:
+        ids = sorted(images)
+        against = unit[[row[i] for i in sorted(others)]].T
+        nearest_cosine = np.concatenate(
+            [(unit[[row[i] for i in block]] @ against).max(axis=1) for block in _blocks(ids)]
+        )
+        return frozenset(i for i, found in zip(ids, nearest_cosine.tolist(), strict=True) if found <= cosine)
 
-    train, validation = far(split.train_images), far(split.validation_images)
+    validation = far(split.validation_images, split.test_images) if split.validation_images else frozenset()
+    train = far(split.train_images, split.test_images | validation) if split.train_images else frozenset()
     if not train or not validation:
         raise SplitError(
             f"split `{split.name}`: expected images left to train and to choose on with a cosine of at most "
@@ -133,6 +142,10 @@ def without_neighbours(
         )
     name = f"{split.name}-cosine{cosine:g}"
     return with_checksum(replace(split, name=name, train_images=train, validation_images=validation))
+
+
+def _blocks(ids: list[int]) -> list[list[int]]:
+    return [ids[first : first + _BLOCK] for first in range(0, len(ids), _BLOCK)]
 
 
 def _split(store: Store, name: str, train: tuple[str, ...], test: tuple[str, ...]) -> Split:

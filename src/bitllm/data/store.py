@@ -46,7 +46,7 @@ class StoreManifest(StrictConfig):
     beta_version: str
     space: str
     roi: str
-    statistics: Literal["training", "not-shared", "session", "as-delivered"]
+    statistics: Literal["training", "not-shared", "session", "across-sessions", "none", "as-delivered"]
     """Whose trials the z-scores' statistics saw."""
     normalisation: str
     """The same, in words."""

@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from safetensors.numpy import save_file
 
 from bitllm.files import folder_written_whole, write_json
-from bitllm.simulation import tables, volumes
+from bitllm.simulation import surfaces, tables, volumes
 from bitllm.simulation.brain.cortex import make_cortex
 from bitllm.simulation.brain.responses import NoiseCeiling, Subject, as_stored, make_subject, session_percent
 from bitllm.simulation.brain.tuning import CELLS, Tuning, make_tuning, standardised
@@ -40,12 +40,23 @@ class _World:
     features: Float[np.ndarray, "images features"]
 
 
+@dataclass(frozen=True)
+class _Files:
+    """What the files of a release are made with, besides its parameters."""
+
+    root: Path
+    seed: int
+    betas_format: BetasFormat
+    fsaverage: bool
+
+
 def simulate_release(
     out: Path,
     config: SimulationConfig,
     *,
     seed: int,
     betas_format: BetasFormat = "hdf5",
+    fsaverage: bool = False,
     progress: Progress | None = None,
 ) -> None:
     """Write a simulated release in NSD's layout, whole or not at all.
@@ -63,6 +74,8 @@ def simulate_release(
         Seed of every random choice.
     betas_format
         ``hdf5`` (as most readers want) or ``nifti``; NSD has both.
+    fsaverage
+        Whether the betas are written at the vertices of a simulated fsaverage too.
     progress
         Called as ``progress(what, done, total)`` for pictures and for sessions.
 
@@ -73,28 +86,30 @@ def simulate_release(
     """
     report = progress or _silent
     with folder_written_whole(Path(out)) as root:
+        files = _Files(root, seed, betas_format, fsaverage)
         world = _write_stimuli(root, config, seed, report)
+        if fsaverage:
+            surfaces.write_template(root, config)
         done = 0
         for index in range(len(config.sessions)):
             subject, tuning = _make_subject(config, world, index, seed)
-            _write_subject(root, config, world.design, (subject, tuning), seed)
+            _write_subject(files, config, world.design, (subject, tuning))
             ceiling = NoiseCeiling(config.images_per_subject, int(subject.cortex.brain.sum()))
+            nearest = surfaces.nearest_voxels(config, subject.cortex) if fsaverage else {}
             for session in range(config.sessions[index]):
-                _write_session(root, config, world.design, subject, session, ceiling, (seed, betas_format))
+                _write_session(files, config, world.design, subject, session, (ceiling, nearest))
                 done += 1
                 report("sessions", done, sum(config.sessions))
-            volume = np.full(subject.cortex.shape, np.nan)
-            volume[subject.cortex.brain] = ceiling.ncsnr()
-            volumes.write_nifti(_betas_folder(root, config, index) / "ncsnr.nii.gz", volume, config.voxel_mm)
-        _write_parameters(root, config, seed, betas_format)
+            _write_ceiling(root, config, subject, ceiling.ncsnr(), nearest)
+        _write_parameters(files, config)
 
 
 def _silent(what: str, done: int, total: int) -> None:
     """Report nothing."""
 
 
-def _betas_folder(root: Path, config: SimulationConfig, index: int) -> Path:
-    return root / "nsddata_betas" / "ppdata" / config.subjects[index] / "func1pt8mm" / BETAS_FOLDER
+def _betas_folder(root: Path, config: SimulationConfig, index: int, space: str = "func1pt8mm") -> Path:
+    return root / "nsddata_betas" / "ppdata" / config.subjects[index] / space / BETAS_FOLDER
 
 
 def _write_stimuli(root: Path, config: SimulationConfig, seed: int, report: Progress) -> _World:
@@ -160,17 +175,19 @@ def _make_subject(config: SimulationConfig, world: _World, index: int, seed: int
 
 
 def _write_subject(
-    root: Path, config: SimulationConfig, design: Design, made: tuple[Subject, Tuning], seed: int
+    files: _Files, config: SimulationConfig, design: Design, made: tuple[Subject, Tuning]
 ) -> None:
     """Anatomy, behaviour and truth of one subject."""
     subject, tuning = made
-    name = config.subjects[subject.index]
-    volumes.write_anatomy(root, name, subject.cortex, subject.in_view.mean(0))
+    root, name = files.root, config.subjects[subject.index]
+    volumes.write_anatomy(root, name, subject.cortex, subject.in_view)
     behaviour = root / "nsddata" / "ppdata" / name / "behav" / "responses.tsv"
     behaviour.parent.mkdir(parents=True)
-    table: pd.DataFrame = tables.responses_table(config, design, subject.index, seed=seed)
+    table: pd.DataFrame = tables.responses_table(config, design, subject.index, seed=files.seed)
     table.to_csv(behaviour, sep="\t", index=False, na_rep="NaN")
     _betas_folder(root, config, subject.index).mkdir(parents=True)
+    if files.fsaverage:
+        surfaces.write_native_labels(root, config, subject.index, seed=files.seed)
     _write_tuning_truth(root / TRUTH_FOLDER / f"{name}.safetensors", subject, tuning)
 
 
@@ -195,34 +212,51 @@ def _write_tuning_truth(path: Path, subject: Subject, tuning: Tuning) -> None:
 
 
 def _write_session(
-    root: Path,
+    files: _Files,
     config: SimulationConfig,
     design: Design,
     subject: Subject,
     session: int,
-    ceiling: NoiseCeiling,
-    how: tuple[int, BetasFormat],
+    gathers: tuple[NoiseCeiling, surfaces.NearestVoxels],
 ) -> None:
-    seed, betas_format = how
+    ceiling, nearest = gathers
     first = session * config.trials_per_session
     images = design.masterordering[first : first + config.trials_per_session] - 1
-    betas = as_stored(session_percent(config, subject, images, session, seed=seed))
+    percent = session_percent(config, subject, images, session, seed=files.seed)
+    betas = as_stored(percent)
     ceiling.add(betas, images)
-    path = _betas_folder(root, config, subject.index) / f"betas_session{session + 1:02d}"
-    if betas_format == "hdf5":
+    path = _betas_folder(files.root, config, subject.index) / f"betas_session{session + 1:02d}"
+    if files.betas_format == "hdf5":
         volumes.write_betas_hdf5(path.with_suffix(".hdf5"), betas, subject.cortex.brain)
     else:
         volumes.write_betas_nifti(path.with_suffix(".nii.gz"), betas, subject.cortex.brain, config.voxel_mm)
+    if nearest:
+        folder = _betas_folder(files.root, config, subject.index, "fsaverage")
+        surfaces.write_betas(folder, session + 1, percent, subject.in_view[session], nearest)
 
 
-def _write_parameters(root: Path, config: SimulationConfig, seed: int, betas_format: BetasFormat) -> None:
+def _write_ceiling(
+    root: Path,
+    config: SimulationConfig,
+    subject: Subject,
+    ncsnr: Float[np.ndarray, " brain"],
+    nearest: surfaces.NearestVoxels,
+) -> None:
+    volume = np.full(subject.cortex.shape, np.nan)
+    volume[subject.cortex.brain] = ncsnr
+    volumes.write_nifti(_betas_folder(root, config, subject.index) / "ncsnr.nii.gz", volume, config.voxel_mm)
+    if nearest:
+        surfaces.write_ncsnr(_betas_folder(root, config, subject.index, "fsaverage"), ncsnr, nearest)
+
+
+def _write_parameters(files: _Files, config: SimulationConfig) -> None:
     write_json(
-        root / "simulation.json",
+        files.root / "simulation.json",
         {
             "simulation_version": SIMULATION_VERSION,
             "preset": config.preset,
-            "seed": seed,
-            "betas_format": betas_format,
+            "seed": files.seed,
+            "betas_format": files.betas_format,
             "parameters": json.loads(config.model_dump_json()),
         },
     )

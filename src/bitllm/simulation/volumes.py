@@ -51,7 +51,9 @@ def write_betas_nifti(
     write_nifti(path, volume, voxel_mm)
 
 
-def write_anatomy(root: Path, subject: str, cortex: Cortex, valid: Num[np.ndarray, " brain"]) -> None:
+def write_anatomy(
+    root: Path, subject: str, cortex: Cortex, in_view: Bool[np.ndarray, "sessions brain"]
+) -> None:
     """Write the masks, atlases and transform of one subject.
 
     Parameters
@@ -62,15 +64,19 @@ def write_anatomy(root: Path, subject: str, cortex: Cortex, valid: Num[np.ndarra
         Name of the subject.
     cortex
         Its anatomy.
-    valid
-        Share of the sessions that each voxel of the brain mask was in view, 0 to 1.
+    in_view
+        Whether each voxel of the brain mask was in view, by session.
     """
     folder = root / "nsddata" / "ppdata" / subject
     functional = folder / "func1pt8mm"
     write_nifti(functional / "brainmask.nii.gz", cortex.brain.astype(np.int16), cortex.voxel_mm)
     share = np.zeros(cortex.shape)
-    share[cortex.brain] = valid
+    share[cortex.brain] = in_view.mean(0)
     write_nifti(functional / "valid.nii.gz", share, cortex.voxel_mm)
+    for session, seen in enumerate(in_view, start=1):
+        valid = np.zeros(cortex.shape, np.int16)
+        valid[cortex.brain] = seen
+        write_nifti(functional / f"valid_session{session:02d}.nii.gz", valid, cortex.voxel_mm)
     for atlas in ATLASES:
         for prefix, hemisphere in (("", None), ("lh.", LEFT), ("rh.", RIGHT)):
             path = functional / "roi" / f"{prefix}{atlas}.nii.gz"

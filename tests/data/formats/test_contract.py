@@ -1,8 +1,11 @@
 """The general contract against the arrays that were put into it."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from bitllm.data.formats.contract import read_contract
 from bitllm.errors import DataError
@@ -52,3 +55,26 @@ def test_odd_captions_are_refused(table, captions, match):
 def test_axes_in_another_order_are_refused(table, change_header):
     with pytest.raises(DataError, match=r"expected axes trials-zyx on the mask's grid"):
         read_contract(change_header(axis_order="trials-zyx"))
+
+
+def test_names_that_are_no_numbers_stay_in_the_store(table, prepared):
+    path = table.root / "trials.tsv"
+    trials = pd.read_csv(path, sep="\t", dtype={"stimulus_id": str})
+    name = {one: f"scene {9 - int(one)}/{one}" for one in trials["stimulus_id"]}
+    trials.assign(stimulus_id=trials["stimulus_id"].map(name)).to_csv(path, sep="\t", index=False)
+    captions = json.loads(table.captions_file.read_text())
+    table.captions_file.write_text(json.dumps({name[one]: found for one, found in captions.items()}))
+    header = yaml.safe_load((table.root / "header.yaml").read_text())
+    header.pop("pictures", None)
+    (table.root / "header.yaml").write_text(yaml.safe_dump(header))
+    store = prepared(read_contract(table.root / "header.yaml"))
+    assert store.stimuli["stimulus_name"].tolist() == sorted(name.values())
+    shown = store.stimuli["stimulus_name"].loc[store.subject("s1").trials["nsd_id"]].tolist()
+    assert shown == [name[str(one)] for one in table.nsd_id]
+    assert {store.stimuli["stimulus_name"][n]: list(c) for n, c in store.captions.items()} == {
+        name[one]: found for one, found in captions.items() if one in name
+    }
+
+
+def test_images_with_numbers_have_no_other_name(table, prepared):
+    assert "stimulus_name" not in prepared(read_contract(table.root / "header.yaml")).stimuli

@@ -69,6 +69,21 @@ def test_mgh_gives_the_same_store(table, stored, change_header, require_same, en
     require_same(change_header(betas=f"b.{ending}"))
 
 
+@pytest.mark.parametrize("kept", [0.02, 0.6])
+@pytest.mark.parametrize("ending", ["nii", "nii.gz", "mgh", "mgz"])
+def test_an_image_cut_off_is_named_whatever_its_kind(table, stored, change_header, ending, kept):
+    kind = nib.MGHImage if ending.startswith("mg") else nib.Nifti1Image
+    path = table.root / f"cut.{ending}"
+    nib.save(kind(stored[0], np.eye(4)), path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * kept)])
+    message = (
+        rf"cut.{ending}: expected betas, found a file that nibabel cannot read to its end \(.*\); copy it"
+    )
+    with pytest.raises(DataError, match=message):
+        read_contract(change_header(betas=path.name))
+
+
 def test_cifti_gives_the_same_store(table, stored, change_header, require_same):
     scaled = stored[2].astype(np.float32) * np.float32(1 / 300)
     save_cifti(table.root / "b.dscalar.nii", scaled, stored[1])

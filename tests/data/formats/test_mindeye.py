@@ -84,6 +84,24 @@ def test_a_bomb_is_refused_by_its_declared_size(tmp_path):
         list(read_samples(path, ("nsdgeneral.npy",), member_bytes=1_000_000))
 
 
+def test_a_bomb_of_many_moderate_members_is_refused_by_their_sum(tmp_path):
+    path = tmp_path / "bomb.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for number in range(9):
+            member = tarfile.TarInfo(f"sample{number}.nsdgeneral.npy")
+            member.size = 10_000_000
+            archive.addfile(member, io.BytesIO(bytes(member.size)))
+    assert path.stat().st_size < 100_000
+    with pytest.raises(
+        DataError, match=r"at most 25,000,000 bytes of nsdgeneral.npy, .* `sample2.nsdgeneral.npy`; do"
+    ):
+        list(read_samples(path, ("nsdgeneral.npy",), kept_bytes=25_000_000))
+    with pytest.raises(
+        DataError, match=r"unpack to at most 200 times as much, .* `sample6.nsdgeneral.npy`; do not"
+    ):
+        list(read_samples(path, ("coco73k.npy",)))  # though none of it is kept
+
+
 def test_a_tar_cut_off_is_refused(mindeye):
     path = mindeye.root / "train/train_subj01_0.tar"
     path.write_bytes(path.read_bytes()[:2000])

@@ -4,9 +4,12 @@ import h5py
 import numpy as np
 import pytest
 
+from bitllm.cli import main
+from bitllm.data.checks.audit import audit
 from bitllm.data.formats.beside import Beside
 from bitllm.data.formats.mindeye2 import read_mindeye2
 from bitllm.data.formats.mindllm import read_mindllm
+from bitllm.data.store import open_store
 from bitllm.errors import DataError
 
 
@@ -78,6 +81,20 @@ def test_mindeye2_gives_the_rows_in_chronological_order(mindeye2, prepared, requ
     assert store.subject("subj01").trials["session"].tolist() == [1] * 12 + [2] * 12
     assert store.stimuli["shared"].tolist() == [False] * 10 + [True] * 2
     assert store.manifest.source == "mindeye2"
+
+
+def test_mindeye2_says_that_its_statistics_may_hold_test_trials_and_so_does_the_audit(
+    mindeye2, prepared, tmp_path, capsys
+):
+    words = ["--captions", str(mindeye2.captions_file), "--voxels", str(mindeye2.voxels)]
+    main(["prepare", "mindeye2", str(mindeye2.root), str(tmp_path / "by command"), *words])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "note: these betas were z-scored by their makers, perhaps with test trials" in said
+    found = audit(open_store(tmp_path / "by command"))
+    assert len(found["notes"]) == 1 and found["is_clean"]
+    assert (
+        "z-scored by whoever made the betas (mindeye2); whether test trials are in the" in found["notes"][0]
+    )
 
 
 def test_mindeye2_without_the_older_test_tar_of_a_release_takes_it(mindeye2):

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitllm.data.writing.normalise import z_scores
+from bitllm.data.writing.normalise import moments, pooled, scaled_by, z_scores
 
 
 def test_training_trials_have_the_z_scores_of_scipy(rng):
@@ -45,3 +45,26 @@ def test_held_out_trials_do_not_move_the_statistics(rng):
 def test_a_session_without_training_trials_is_refused():
     with pytest.raises(ValueError, match="at least one training trial"):
         z_scores(np.ones((3, 2), np.float32), np.zeros(3, bool))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(0, 10_000))
+def test_pooled_statistics_are_those_of_all_sessions_laid_together(lengths, seed):
+    rng = np.random.default_rng(seed)
+    sessions = [rng.normal(50, 3, (n, 4)).astype(np.float32) for n in lengths]
+    training = [rng.random(n) < 0.7 for n in lengths]
+    in_view = [rng.random(4) < 0.8 for _ in lengths]
+    found = pooled([moments(*of_session) for of_session in zip(sessions, training, in_view, strict=True)])
+    for voxel in range(4):
+        kept = [s[t, voxel] for s, t, v in zip(sessions, training, in_view, strict=True) if v[voxel]]
+        values = np.concatenate([*kept, np.empty(0)]).astype(np.float64)
+        if values.size and np.ptp(values) > 0:
+            np.testing.assert_allclose(found[:, voxel], [values.mean(), values.std()], rtol=1e-9)
+        else:
+            assert found[:, voxel].tolist() == [0, np.inf]
+
+
+def test_scaling_by_statistics_gives_zero_for_a_voxel_that_never_varies():
+    statistics = np.array([[1.0, 0.0], [2.0, np.inf]])
+    betas = np.array([[3.0, 7.0], [np.nan, 7.0]], np.float32)
+    assert scaled_by(betas, statistics).tolist() == [[1.0, 0.0], [0.0, 0.0]]

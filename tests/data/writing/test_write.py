@@ -192,26 +192,39 @@ sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 from test_write import SETTINGS, contents, write_store
 def read(session):
-    if session == 2:
+    reads.append(session)
+    if reads == killed_after:
         os.kill(os.getpid(), signal.SIGKILL)
     return whole.subjects[0].read_session(session)
-whole = contents()
-write_store(Path(sys.argv[1]), contents(read_session=read), SETTINGS)
+whole, reads, killed_after = contents(), [], [int(n) for n in sys.argv[4]]
+settings = SETTINGS.model_copy(update={"normalisation": sys.argv[3]})
+write_store(Path(sys.argv[1]), contents(read_session=read), settings)
 """
 
 
-def test_after_a_kill_a_finished_session_is_not_read_again(tmp_path):
-    arguments = [sys.executable, "-c", KILLED, str(tmp_path / "é store"), str(Path(__file__).parent)]
+@pytest.mark.parametrize(
+    ("normalisation", "killed_after", "left"),
+    [
+        ("training", "12", [2]),
+        ("across-sessions", "12", [2, 1, 2]),  # statistics of both sessions first, then both are written
+        ("across-sessions", "1212", [2]),
+    ],
+)
+def test_after_a_kill_a_finished_session_is_not_read_again(tmp_path, normalisation, killed_after, left):
+    here = str(Path(__file__).parent)
+    arguments = [sys.executable, "-c", KILLED, str(tmp_path / "é store"), here, normalisation, killed_after]
     assert subprocess.run(arguments, check=False).returncode == -signal.SIGKILL
     assert [path.name for path in tmp_path.iterdir()] == ["é store.unfinished"]
     whole, read = contents(), []
+    settings = SETTINGS.model_copy(update={"normalisation": normalisation})
 
     def counted(session: int) -> np.ndarray:
         read.append(session)
         return whole.subjects[0].read_session(session)
 
-    write_store(tmp_path / "é store", contents(read_session=counted), SETTINGS)
-    assert read == [2]
-    write_store(tmp_path / "at once", whole, SETTINGS)
+    write_store(tmp_path / "é store", contents(read_session=counted), settings)
+    assert read == left
+    write_store(tmp_path / "at once", whole, settings)
     assert open_store(tmp_path / "é store").manifest == open_store(tmp_path / "at once").manifest
-    assert not list((tmp_path / "é store").rglob("*.done"))
+    names = {path.name for path in (tmp_path / "é store/subjects/subj01").iterdir()}
+    assert names == {"betas.npy", "trials.parquet", "voxels.parquet"}

@@ -62,6 +62,16 @@ def store_leaks(store: Store) -> Iterator[str]:
     yield from _picture_leaks(store)
 
 
+def store_notes(store: Store) -> list[str]:
+    """What cannot be checked since the store does not say it."""
+    if store.manifest.statistics != "as-delivered":
+        return []
+    return [
+        f"{store.path}: z-scored by whoever made the betas ({store.manifest.source}); whether test trials are in the "
+        "statistics is not known"
+    ]
+
+
 def _trial_leaks(store: Store, subject: str) -> Iterator[str]:
     trials = store.subject(subject).trials
     shared = store.stimuli["shared"].reindex(trials["nsd_id"]).to_numpy()

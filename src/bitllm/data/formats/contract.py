@@ -138,7 +138,7 @@ def read_trials(path: Path, *, subjects: tuple[str, ...]) -> pd.DataFrame:
 def stimuli_of(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """The images of a trials table: their numbers, which are shared, and the part where `split` tells.
 
-    Whole numbers are kept; other names are numbered in sorted order.
+    Whole numbers are kept; other names are numbered in sorted order, and stay as ``stimulus_name``.
 
     Raises
     ------
@@ -149,6 +149,8 @@ def stimuli_of(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, tuple[str
     is_number = all(name.isascii() and name.isdigit() and str(int(name)) == name for name in names)
     numbers = [int(name) for name in names] if is_number else list(range(len(names)))
     stimuli = pd.DataFrame({"stimulus_id": names, "nsd_id": numbers})
+    if not is_number:
+        stimuli["stimulus_name"] = names
     if "split" in table:
         parts = table["split"].map(_PARTS)
         if parts.isna().any():

@@ -23,6 +23,11 @@ from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectCo
 from bitllm.errors import DataError
 
 _COLUMNS = 17
+_STATISTICS = (
+    "these betas were z-scored by their makers, perhaps with test trials: MindEye2's notebook takes mean and "
+    "deviation from whole sessions, its paper from the training set; `bitllm prepare nsd` makes z-scores that see "
+    "training trials only"
+)
 _NSD_ID, _SESSION, _RUN, _TRIAL, _ROW, _SHARED = 0, 2, 3, 4, 5, 16
 
 
@@ -67,8 +72,10 @@ def read_mindeye2(root: Path, beside: Beside, *, subjects: tuple[str, ...] | Non
     settings = StoreSettings(
         source="mindeye2", beta_version="b2 (MindEye2 renorm)", normalisation="as-delivered"
     )
-    notes = () if pictures else ("no coco_images_224_float16.hdf5: the store is without pictures",)
-    return Reading(contents, settings, notes)
+    notes = [_STATISTICS]
+    if pictures is None:
+        notes.append("no coco_images_224_float16.hdf5: the store is without pictures")
+    return Reading(contents, settings, tuple(notes))
 
 
 def _trials(folder: Path) -> pd.DataFrame:

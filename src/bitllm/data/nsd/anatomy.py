@@ -1,14 +1,16 @@
 """Where the voxels of a mask lie, what they are called and how reliable they are."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int16
 from scipy.spatial import KDTree
 
 from bitllm.data.nsd.layout import NsdRelease
 from bitllm.data.nsd.volumes import open_volume, volume_values
+from bitllm.data.writing.contents import View
 from bitllm.errors import DataError
 
 INVALID_MNI = 9999
@@ -70,13 +72,39 @@ def read_voxels(
     voxels["ncsnr"] = np.nan_to_num(ncsnr[voxel_mask], nan=0.0).astype(np.float32)
     labels: Labels = {}
     for atlas in atlases:
-        volume = _read_volume(
-            release.roi(subject, atlas), f"the atlas `{atlas}` of {subject}", shape=voxel_mask.shape
-        )
+        path = release.roi(subject, atlas)
+        volume = _read_volume(path, f"the atlas `{atlas}` of {subject}", shape=voxel_mask.shape)
         number = np.maximum(np.nan_to_num(volume), 0).astype(np.int16)
-        labels[atlas] = _read_labels(release, subject, atlas, number)
+        labels[atlas] = read_labels(path, release.label_tables(subject, atlas), number)
         voxels[atlas] = number[voxel_mask]
     return voxels, labels
+
+
+def read_views(
+    release: NsdRelease, subject: str, voxel_mask: Bool[np.ndarray, "x y z"], sessions: Iterable[int]
+) -> dict[int, View]:
+    """Which voxels of the mask NSD says were in the field of view, for those sessions that have such a volume.
+
+    Raises
+    ------
+    DataError
+        If a volume is damaged, lies on another grid, or holds other values than 0 and 1.
+    """
+    views = {}
+    for session in sessions:
+        path = release.valid(subject, session)
+        if not path.is_file():
+            continue
+        volume = _read_volume(path, f"the valid voxels of {subject}", shape=voxel_mask.shape)
+        marked = np.nan_to_num(volume[voxel_mask], nan=0.0)
+        wrong = marked[(marked != 0) & (marked != 1)]
+        if wrong.size:
+            raise DataError(
+                f"{path}: expected 1 (in the field of view) and 0, found {wrong[0]:g}; download it again, or take "
+                "it away: the betas tell it too"
+            )
+        views[session] = View(str(path), marked == 1)
+    return views
 
 
 def mni_mm(mni_voxels: Float[np.ndarray, "voxels 3"]) -> Float[np.ndarray, "voxels 3"]:
@@ -94,6 +122,42 @@ def mni_mm(mni_voxels: Float[np.ndarray, "voxels 3"]) -> Float[np.ndarray, "voxe
     return (mni_voxels - MNI_ORIGIN) * np.array([-1, 1, 1])
 
 
+def read_labels(path: Path, tables: tuple[Path, ...], number: Int16[np.ndarray, "*places"]) -> dict[int, str]:
+    """The names of the labels of an atlas.
+
+    Parameters
+    ----------
+    path
+        The file of the labels: its name, without the ending, is the atlas.
+    tables
+        Where the table of names may lie.
+    number
+        The labels themselves, all of which must have a name; 0 is unlabelled.
+
+    Raises
+    ------
+    DataError
+        If a label has no name in the first table that there is.
+    """
+    table = next((path for path in tables if path.is_file()), None)
+    present = [int(n) for n in np.unique(number) if n > 0]
+    if table is None:  # NSD has no table for a few atlases (MTL, thalamus): the numbers are all there is
+        atlas = path.name.removesuffix(".nii.gz")
+        return {n: f"{atlas}-{n}" for n in present}
+    names: dict[int, str] = {}
+    for line in filter(str.strip, table.read_text(encoding="utf-8", errors="replace").splitlines()):
+        key, *name = line.split()  # names may carry a trailing tab
+        if key.isdecimal() and int(key) > 0 and name:
+            names[int(key)] = name[0]
+    for n in present:
+        if n not in names:
+            raise DataError(
+                f"{table}: expected a name for the label {n}, which {path} holds, "
+                f"found {len(names)} names; check that table and volume are of one atlas"
+            )
+    return names
+
+
 def _read_mni(path: Path, voxel_mask: np.ndarray) -> np.ndarray:
     volume = _read_volume(path, "the MNI coordinates", shape=(*voxel_mask.shape, 3))
     mni_voxels = volume[voxel_mask].astype(np.float64)
@@ -108,25 +172,6 @@ def _read_mni(path: Path, voxel_mask: np.ndarray) -> np.ndarray:
     ijk = np.argwhere(voxel_mask)
     nearest = KDTree(ijk[is_valid]).query(ijk)[1]
     return mni_mm(mni_voxels[is_valid][nearest])
-
-
-def _read_labels(release: NsdRelease, subject: str, atlas: str, number: np.ndarray) -> dict[int, str]:
-    table = next((path for path in release.label_tables(subject, atlas) if path.is_file()), None)
-    present = [int(n) for n in np.unique(number) if n > 0]
-    if table is None:  # NSD has no table for a few atlases (MTL, thalamus): the numbers are all there is
-        return {n: f"{atlas}-{n}" for n in present}
-    names: dict[int, str] = {}
-    for line in filter(str.strip, table.read_text(encoding="utf-8", errors="replace").splitlines()):
-        key, *name = line.split()  # names may carry a trailing tab
-        if key.isdecimal() and int(key) > 0 and name:
-            names[int(key)] = name[0]
-    for n in present:
-        if n not in names:
-            raise DataError(
-                f"{table}: expected a name for the label {n}, which {release.roi(subject, atlas)} holds, "
-                f"found {len(names)} names; check that table and volume are of one atlas"
-            )
-    return names
 
 
 def _read_volume(path: Path, what: str, *, shape: tuple[int, ...] | None = None) -> np.ndarray:

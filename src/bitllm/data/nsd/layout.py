@@ -18,8 +18,13 @@ BETA_FOLDERS = {
 }
 """NSD's names of its three versions of the single-trial responses."""
 
-_SPACE = "func1pt8mm"
-_SESSION_FILE = re.compile(r"betas_session(\d+)\.(hdf5|nii\.gz)")
+SPACES = ("func1pt8mm", "fsaverage")
+"""Where NSD's responses that are read lie: the subject's own volume, or the surface that all have in common."""
+
+HEMISPHERES = ("lh", "rh")
+"""The order of the hemispheres on a surface."""
+
+_VOLUME = "func1pt8mm"
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,13 @@ class NsdRelease:
         The folder that holds ``nsddata``, ``nsddata_betas`` and ``nsddata_stimuli``.
     beta_version
         ``b1``, ``b2`` or ``b3``.
+    space
+        ``func1pt8mm`` or ``fsaverage``: where the responses lie.
 
     Raises
     ------
     DataError
-        If the folder is missing or the version has another name.
+        If the folder is missing, or the version or the space has another name.
 
     References
     ----------
@@ -45,8 +52,14 @@ class NsdRelease:
 
     root: Path
     beta_version: str = "b3"
+    space: str = _VOLUME
 
     def __post_init__(self) -> None:
+        if self.space not in SPACES:
+            raise DataError(
+                f"{self.root}: expected a space of NSD's betas, found `{self.space}`; "
+                f"{nearest(self.space, list(SPACES))}"
+            )
         if self.beta_version not in BETA_FOLDERS:
             hint = nearest(self.beta_version, list(BETA_FOLDERS))
             raise DataError(
@@ -82,11 +95,15 @@ class NsdRelease:
 
     def brainmask(self, subject: str) -> Path:
         """The volume that marks a subject's brain."""
-        return self.root / f"nsddata/ppdata/{subject}/{_SPACE}/brainmask.nii.gz"
+        return self.root / f"nsddata/ppdata/{subject}/{_VOLUME}/brainmask.nii.gz"
+
+    def valid(self, subject: str, session: int) -> Path:
+        """The volume that marks the voxels in the field of view of a session."""
+        return self.root / f"nsddata/ppdata/{subject}/{_VOLUME}/valid_session{session:02d}.nii.gz"
 
     def roi(self, subject: str, roi: str) -> Path:
         """The volume of a region of interest or an atlas."""
-        return self.root / f"nsddata/ppdata/{subject}/{_SPACE}/roi/{roi}.nii.gz"
+        return self.root / f"nsddata/ppdata/{subject}/{_VOLUME}/roi/{roi}.nii.gz"
 
     def mni(self, subject: str) -> Path:
         """The transform that gives each voxel's place in MNI space."""
@@ -94,11 +111,28 @@ class NsdRelease:
 
     def betas_folder(self, subject: str) -> Path:
         """The folder of a subject's beta files."""
-        return self.root / f"nsddata_betas/ppdata/{subject}/{_SPACE}/{BETA_FOLDERS[self.beta_version]}"
+        return self.root / f"nsddata_betas/ppdata/{subject}/{self.space}/{BETA_FOLDERS[self.beta_version]}"
 
-    def ncsnr(self, subject: str) -> Path:
-        """The volume of a subject's noise-ceiling signal-to-noise ratios."""
-        return self.betas_folder(subject) / "ncsnr.nii.gz"
+    def ncsnr(self, subject: str, hemisphere: str | None = None) -> Path:
+        """The noise-ceiling signal-to-noise ratios of a subject's voxels, or of a hemisphere's vertices."""
+        name = f"{hemisphere}.ncsnr.mgh" if hemisphere else "ncsnr.nii.gz"
+        return self.betas_folder(subject) / name
+
+    def white_surface(self, hemisphere: str) -> Path:
+        """Where the vertices of fsaverage lie."""
+        return self.root / f"nsddata/freesurfer/fsaverage/surf/{hemisphere}.white"
+
+    def label(self, owner: str, hemisphere: str, atlas: str) -> Path:
+        """Labels of a hemisphere's vertices, on ``fsaverage`` or on a subject's own surface."""
+        return self.root / f"nsddata/freesurfer/{owner}/label/{hemisphere}.{atlas}.mgz"
+
+    def atlas_file(self, subject: str, atlas: str) -> Path:
+        """The file that a message about an atlas of a subject names."""
+        return self.label(subject, "lh", atlas) if self.space == "fsaverage" else self.roi(subject, atlas)
+
+    def to_fsaverage(self, subject: str, hemisphere: str) -> Path:
+        """For each vertex of fsaverage, the vertex (from 1) of the subject's own surface."""
+        return self.root / f"nsddata/ppdata/{subject}/transforms/{hemisphere}.white-to-fsaverage.mgz"
 
     def label_tables(self, subject: str, atlas: str) -> tuple[Path, ...]:
         """Where the names of an atlas may lie: some tables are kept with the subject, some with fsaverage."""
@@ -112,6 +146,17 @@ class NsdRelease:
         return tuple(
             name for name in names if name not in besides.split("+") and not name.startswith(("lh.", "rh."))
         )
+
+    def surface_atlases(self, subject: str, *, besides: str) -> tuple[str, ...]:
+        """Names of the label files of a subject or of fsaverage that have a table of names.
+
+        Those without are maps of numbers (the angle of receptive fields, for example) and no atlases.
+        """
+        folders = [self.root / "nsddata/freesurfer" / owner / "label" for owner in (subject, "fsaverage")]
+        files = {path.name for folder in folders for path in folder.glob("lh.*.mgz")}
+        names = {name.removeprefix("lh.").removesuffix(".mgz") for name in files}
+        named = {name for name in names if any(table.is_file() for table in self.label_tables(subject, name))}
+        return tuple(sorted(named - set(besides.split("+"))))
 
     def simulation(self) -> dict[str, Any] | None:
         """What the simulator wrote about itself, or ``None`` for a release that carries no such file."""
@@ -130,7 +175,7 @@ class NsdRelease:
         found = sorted(path.name for path in folder.glob("subj*") if self.betas_folder(path.name).is_dir())
         if not found:
             raise DataError(
-                f"{folder}: expected folders subjNN/{_SPACE}/{BETA_FOLDERS[self.beta_version]}, found none; "
+                f"{folder}: expected folders subjNN/{self.space}/{BETA_FOLDERS[self.beta_version]}, found none; "
                 "download the betas or name the root folder of the release"
             )
         for subject in wanted or ():
@@ -149,22 +194,44 @@ class NsdRelease:
         DataError
             If there is no session, or one in the middle is missing.
         """
+        return self._files_by_session(subject, "", ("hdf5", "nii.gz"))
+
+    def surface_session_files(self, subject: str) -> tuple[tuple[Path, ...], ...]:
+        """The beta files of a subject's vertices: left and right hemisphere of each session.
+
+        Raises
+        ------
+        DataError
+            If there is no session, or a file of a session is missing.
+        """
+        left, right = (self._files_by_session(subject, f"{side}.", ("mgh",)) for side in HEMISPHERES)
+        if len(left) != len(right):
+            missing = min(len(left), len(right)) + 1
+            raise DataError(
+                f"{self.betas_folder(subject)}: expected both hemispheres of every session, found {len(left)} "
+                f"of lh and {len(right)} of rh; download the missing betas_session{missing:02d}.mgh and after, or "
+                "take away those without the other hemisphere"
+            )
+        return tuple(zip(left, right, strict=True))
+
+    def _files_by_session(self, subject: str, prefix: str, endings: tuple[str, ...]) -> tuple[Path, ...]:
         folder = self.betas_folder(subject)
+        pattern = re.compile(rf"{re.escape(prefix)}betas_session(\d+)\.({'|'.join(map(re.escape, endings))})")
         files: dict[int, Path] = {}
         for path in sorted(folder.iterdir()):
-            match = _SESSION_FILE.fullmatch(path.name)
+            match = pattern.fullmatch(path.name)
             if match:
                 files.setdefault(int(match[1]), path)
         if not files:
             raise DataError(
-                f"{folder}: expected betas_sessionNN.hdf5 or .nii.gz, found none; download the betas of "
-                f"{subject}"
+                f"{folder}: expected {prefix}betas_sessionNN.{' or .'.join(endings)}, found none; download the "
+                f"betas of {subject}"
             )
         for session in range(1, max(files) + 1):
             if session not in files:
                 raise DataError(
                     f"{folder}: expected the sessions 1 to {max(files)}, found no file of session {session}; "
-                    f"download betas_session{session:02d}.hdf5, or take away the sessions after it"
+                    f"download {prefix}betas_session{session:02d}.{endings[0]}, or take away the sessions after it"
                 )
         return tuple(files[session] for session in sorted(files))
 

@@ -1,4 +1,4 @@
-"""NIfTI volumes, opened with errors that name the file."""
+"""Volumes (NIfTI) and maps of surfaces (MGH), opened with errors that name the file."""
 
 import gzip
 import zlib
@@ -10,27 +10,44 @@ import nibabel as nib
 import numpy as np
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 
 from bitllm.data.nsd.layout import require_file
 from bitllm.errors import DataError
 
+Image = nib.Nifti1Image | nib.MGHImage
 
-def open_volume(path: Path, what: str) -> nib.Nifti1Image:
-    """Open a NIfTI file without reading its values.
+_MGH = (".mgh", ".mgz")
+
+IMAGE_DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    KeyError,
+    zlib.error,
+    ImageFileError,
+    HeaderDataError,
+)
+"""What nibabel raises for files that are no images, or not whole (a short MGH header is a TypeError)."""
+
+
+def open_volume(path: Path, what: str) -> Image:
+    """Open a NIfTI or MGH file without reading its values.
 
     Raises
     ------
     DataError
-        If the file is missing, damaged or not NIfTI.
+        If the file is missing, damaged or of another kind.
     """
     require_file(path, what)
     with _damage_named(path, what):
         image = nib.load(path)
-    assert isinstance(image, nib.Nifti1Image), f"{path}: not named .nii or .nii.gz"
+    assert isinstance(image, Image), f"{path}: not named .nii, .nii.gz, .mgh or .mgz"
     return image
 
 
-def volume_values(image: nib.Nifti1Image, path: Path, what: str) -> np.ndarray:
+def volume_values(image: Image, path: Path, what: str) -> np.ndarray:
     """The values of an open volume, in the type they are stored in unless the header scales them.
 
     Raises
@@ -42,7 +59,7 @@ def volume_values(image: nib.Nifti1Image, path: Path, what: str) -> np.ndarray:
         return np.asanyarray(image.dataobj)
 
 
-def stored_volumes(image: nib.Nifti1Image, path: Path, what: str) -> Iterator[np.ndarray]:
+def stored_volumes(image: Image, path: Path, what: str) -> Iterator[np.ndarray]:
     """The volumes of an open series as they are stored, one after the other, flat (first axis fastest).
 
     One volume is in memory at a time, and a compressed file is unpacked once.
@@ -55,7 +72,7 @@ def stored_volumes(image: nib.Nifti1Image, path: Path, what: str) -> Iterator[np
     assert isinstance(image.dataobj, ArrayProxy), f"{path}: not read from a file"
     n_values = int(np.prod(image.shape[:3]))
     dtype = image.get_data_dtype()
-    opener = gzip.open if path.suffix == ".gz" else open
+    opener = gzip.open if path.suffix in (".gz", ".mgz") else open
     with _damage_named(path, what), opener(path, "rb") as file:
         file.seek(image.dataobj.offset)
         for number in range(image.shape[3]):
@@ -69,8 +86,9 @@ def stored_volumes(image: nib.Nifti1Image, path: Path, what: str) -> Iterator[np
 def _damage_named(path: Path, what: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
+    except IMAGE_DAMAGE as error:
         reason = str(error).replace("\n", " ")
+        kind = "MGH" if path.suffix in _MGH else "NIfTI"
         raise DataError(
-            f"{path}: expected {what} as NIfTI, found a damaged file ({reason}); download it again"
+            f"{path}: expected {what} as {kind}, found a damaged file ({reason}); download it again"
         ) from None

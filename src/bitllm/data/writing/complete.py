@@ -8,6 +8,7 @@ import pandas as pd
 
 from bitllm.data.writing.contents import (
     STIMULUS_COLUMNS,
+    STIMULUS_OPTIONAL,
     TRIAL_COLUMNS,
     VOXEL_COLUMNS,
     StoreContents,
@@ -68,7 +69,7 @@ def _complete_stimuli(contents: StoreContents, settings: StoreSettings) -> pd.Da
             f"{contents.origin}: expected images of the parts {', '.join(PARTS)}, found `{wrong.iloc[0]}`; "
             "name the parts so"
         )
-    return stimuli[list(STIMULUS_COLUMNS)]
+    return stimuli[[*STIMULUS_COLUMNS, *(name for name in STIMULUS_OPTIONAL if name in stimuli)]]
 
 
 def _complete_captions(contents: StoreContents, stimuli: pd.DataFrame) -> pd.DataFrame:

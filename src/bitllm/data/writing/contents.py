@@ -1,11 +1,11 @@
 """What a store is made of, whatever format it came from: plain tables, and betas that are read by session."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 
 from bitllm.config import StrictConfig
 from bitllm.data.writing.normalise import Normalisation
@@ -13,6 +13,8 @@ from bitllm.data.writing.normalise import Normalisation
 TRIAL_COLUMNS = ("session", "run", "trial", "nsd_id", "repetition", "shared")
 VOXEL_COLUMNS = ("i", "j", "k", "x_mm", "y_mm", "z_mm", "ncsnr")
 STIMULUS_COLUMNS = ("nsd_id", "coco_id", "shared", "part")
+STIMULUS_OPTIONAL = ("stimulus_name",)
+"""The name of an image where its makers did not count it; the store counts it all the same."""
 
 SessionReader = Callable[[int], np.ndarray]
 """Reads a session's betas [trials, voxels] by the session's number; picklable, for worker processes."""
@@ -32,6 +34,15 @@ class StoreSettings(StrictConfig):
     validation_fraction: float = 0.08
     seed: int = 0
     """Of the choice of validation images."""
+
+
+@dataclass(frozen=True)
+class View:
+    """Which voxels were in the field of view of a session, as a file says."""
+
+    origin: str
+    """The file that notes name."""
+    voxels: Bool[np.ndarray, " voxels"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,7 @@ class SubjectContents:
     origin: str
     is_z_scored: bool = False
     fingerprint: str = ""
+    views: Mapping[int, View] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,7 +90,8 @@ class StoreContents:
         At least one.
     stimuli
         One row an image: ``nsd_id`` and ``shared`` (whether it is a test image) at least; ``coco_id`` where
-        it is known; ``part`` (train, validation, test) where the format fixes it.
+        it is known; ``part`` (train, validation, test) where the format fixes it; ``stimulus_name`` where
+        images have names.
     captions
         ``nsd_id`` and ``caption``, one or more for each image.
     pictures

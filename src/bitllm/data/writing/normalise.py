@@ -1,12 +1,13 @@
-"""Z-scores of one session: per voxel, with statistics that see training trials only."""
+"""Z-scores: per voxel and session or across sessions, with statistics that see training trials only."""
 
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Float16
+from jaxtyping import Bool, Float, Float16, Float64
 
-Normalisation = Literal["training", "not-shared", "session", "as-delivered"]
-"""Whose trials the mean and the deviation of a session's z-scores come from."""
+Normalisation = Literal["training", "not-shared", "session", "across-sessions", "none", "as-delivered"]
+"""How betas become what the store holds; see `NORMALISATIONS`."""
 
 NORMALISATIONS: dict[str, str] = {
     "training": (
@@ -14,9 +15,19 @@ NORMALISATIONS: dict[str, str] = {
     ),
     "not-shared": "z-score per voxel and session (ddof 0), statistics from all trials of images not shared",
     "session": "z-score per voxel and session (ddof 0), statistics from ALL trials, test trials included",
+    "across-sessions": (
+        "z-score per voxel (ddof 0), mean and deviation from trials of training images of all sessions together"
+    ),
+    "none": "no z-score: the betas in the unit of the input (NSD: percent signal change)",
     "as-delivered": "the values as they were delivered; whoever made them chose the normalisation",
 }
 """What the store says about its betas, by the name of the normalisation."""
+
+SCORED_BY_US = frozenset({"training", "not-shared", "session", "across-sessions"})
+"""The normalisations that make z-scores, which must not be made twice."""
+
+Moments = Float64[np.ndarray, "5 voxels"]
+"""Of each voxel: number of trials, mean, sum of squared deviations, least and greatest value."""
 
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 _BLOCK_VALUES = 4 * 2**20
@@ -53,9 +64,56 @@ def z_scores(
     if not is_training.any():
         raise ValueError("z-scores need at least one training trial in the session, found none")
     scaled = np.empty(betas.shape, np.float16)
-    width = max(1, _BLOCK_VALUES // max(1, len(betas)))  # a whole cortex in float64 would be gigabytes
-    for first in range(0, betas.shape[1], width):
-        scaled[:, first : first + width] = _z_scores(betas[:, first : first + width], is_training)
+    for columns in _blocks(betas):
+        scaled[:, columns] = _z_scores(betas[:, columns], is_training)
+    return scaled
+
+
+def moments(
+    betas: Float[np.ndarray, "trials voxels"],
+    is_training: Bool[np.ndarray, " trials"],
+    is_in_view: Bool[np.ndarray, " voxels"],
+) -> Moments:
+    """What a session's training trials add to statistics across sessions; nothing for voxels out of view."""
+    found = np.zeros((5, betas.shape[1]))
+    found[3], found[4] = np.inf, -np.inf
+    columns = np.flatnonzero(is_in_view)
+    if is_training.any() and columns.size:
+        training = betas[np.ix_(is_training, columns)].astype(np.float64)
+        mean = training.mean(axis=0)
+        deviations = ((training - mean) ** 2).sum(axis=0)
+        parts = (np.full(len(columns), len(training)), mean, deviations, training.min(0), training.max(0))
+        found[:, columns] = parts
+    return found
+
+
+def pooled(sessions: Sequence[Moments]) -> Float64[np.ndarray, "2 voxels"]:
+    """Mean and deviation (ddof 0) of all sessions' training trials; 0 and infinity where a voxel never varies.
+
+    References
+    ----------
+    Chan, Golub & LeVeque 1983, the pairwise update of sums of squares.
+    """
+    n, mean, squares, low, high = sessions[0].copy()
+    for n_more, mean_more, squares_more, low_more, high_more in sessions[1:]:
+        total = np.maximum(n + n_more, 1)
+        apart = mean_more - mean
+        squares += squares_more + apart**2 * n * n_more / total
+        mean += apart * n_more / total
+        n, low, high = n + n_more, np.minimum(low, low_more), np.maximum(high, high_more)
+    varies = high > low
+    deviation = np.sqrt(squares / np.maximum(n, 1))
+    return np.stack([np.where(varies, mean, 0), np.where(varies, deviation, np.inf)])
+
+
+def scaled_by(
+    betas: Float[np.ndarray, "trials voxels"], statistics: Float64[np.ndarray, "2 voxels"]
+) -> Float16[np.ndarray, "trials voxels"]:
+    """Betas in standard deviations from a mean that were worked out elsewhere."""
+    mean, deviation = statistics
+    scaled = np.empty(betas.shape, np.float16)
+    for columns in _blocks(betas):
+        scaled[:, columns] = in_float16((betas[:, columns] - mean[columns]) / deviation[columns])
     return scaled
 
 
@@ -77,6 +135,12 @@ def looks_z_scored(betas: Float[np.ndarray, "trials voxels"]) -> bool:
 
 
 _FEWEST_TRIALS, _MEAN_SLACK, _DEVIATION_SLACK, _MOST = 20, 0.01, 0.01, 0.95
+
+
+def _blocks(betas: np.ndarray) -> Iterator[slice]:
+    width = max(1, _BLOCK_VALUES // max(1, len(betas)))  # a whole cortex in float64 would be gigabytes
+    for first in range(0, betas.shape[1], width):
+        yield slice(first, first + width)
 
 
 def _z_scores(betas: np.ndarray, is_training: np.ndarray) -> np.ndarray:

@@ -9,13 +9,23 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float32, Num
 
 from bitllm.data.writing.contents import SubjectContents
-from bitllm.data.writing.normalise import Normalisation, in_float16, looks_z_scored, z_scores
+from bitllm.data.writing.normalise import (
+    SCORED_BY_US,
+    Normalisation,
+    in_float16,
+    looks_z_scored,
+    moments,
+    pooled,
+    scaled_by,
+    z_scores,
+)
+from bitllm.data.writing.views import contradicted, seen_in_both, write_mark
 from bitllm.errors import DataError
 from bitllm.files import file_written_whole
 
+_STATISTICS = "statistics.npy"
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many steps are done, and how many there are."""
 
@@ -36,6 +46,11 @@ class SessionJob:
     def done_mark(self) -> Path:
         """The file that says that this session is written, and which voxels were in view in it."""
         return self.folder / f"session{self.session:04d}.done"
+
+    @property
+    def moments(self) -> Path:
+        """What this session adds to the statistics across sessions."""
+        return self.folder / f"session{self.session:04d}.moments.npy"
 
     @property
     def label(self) -> str:
@@ -67,14 +82,32 @@ def run_jobs(jobs: list[SessionJob], *, workers: int, done: Callable[[str], None
     DataError
         If a session cannot be read, or its betas do not fit the tables.
     """
-    left = []
-    for job in jobs:
-        if job.done_mark.exists():
-            done(job.label)
-        else:
-            left.append(job)
-    for label in _run(left, workers):
-        done(label)
+    _run_left(jobs, write_session, lambda job: job.done_mark, workers=workers, done=done)
+
+
+def run_statistics(jobs: list[SessionJob], *, workers: int, done: Callable[[str], None]) -> None:
+    """Work out mean and deviation across the sessions of each subject, reading every session once.
+
+    Raises
+    ------
+    DataError
+        If a session cannot be read, or a subject has no trial of a training image.
+    """
+    _run_left(jobs, write_moments, lambda job: job.moments, workers=workers, done=done)
+    for folder in dict.fromkeys(job.folder for job in jobs):
+        of_subject = [job for job in jobs if job.folder == folder]
+        if not any(job.is_seen.any() for job in of_subject):
+            raise DataError(
+                f"{of_subject[0].subject.origin} ({of_subject[0].subject.name}): expected trials of training "
+                "images, found none; lower the validation fraction"
+            )
+        np.save(folder / _STATISTICS, pooled([np.load(job.moments) for job in of_subject]))
+
+
+def remove_marks(folder: Path) -> None:
+    """Take away what only an unfinished store needs."""
+    for path in (*folder.glob("session*.done"), *folder.glob("session*.moments.npy"), folder / _STATISTICS):
+        path.unlink(missing_ok=True)
 
 
 def allocate_rows(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
@@ -90,8 +123,10 @@ def allocate_rows(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
 def write_session(job: SessionJob) -> str:
     """Read, normalise and write one session, then mark it as done."""
     betas = _read(job)
-    if job.normalisation == "as-delivered":
+    if job.normalisation not in SCORED_BY_US:
         scaled = in_float16(betas)
+    elif job.normalisation == "across-sessions":
+        scaled = scaled_by(betas, np.load(job.folder / _STATISTICS))
     elif not job.is_seen.any():
         raise DataError(
             f"{job.subject.origin} ({job.label}): expected trials of training images in the session, found "
@@ -99,34 +134,47 @@ def write_session(job: SessionJob) -> str:
         )
     else:
         scaled = z_scores(betas, job.is_seen)
+    view = job.subject.views.get(job.session)
+    seen = seen_in_both(betas, view)
+    scaled[:, ~seen] = 0
     _write_at(job.folder / "betas.npy", job.first_row, scaled)
-    _write_mark(job.done_mark, in_view(betas))
+    write_mark(job.done_mark, seen, contradicted(betas, view))
     return job.label
 
 
-def in_view(betas: Num[np.ndarray, "trials voxels"]) -> Bool[np.ndarray, " voxels"]:
-    """Which voxels were in the field of view: NSD writes 0 for all trials of a session (NaN on surfaces)."""
-    return (np.isfinite(betas) & (betas != 0)).any(axis=0)
+def write_moments(job: SessionJob) -> str:
+    """Read one session and write what it adds to the statistics across sessions."""
+    betas = _read(job)
+    seen = seen_in_both(betas, job.subject.views.get(job.session))
+    with file_written_whole(job.moments) as unfinished, unfinished.open("wb") as file:
+        np.save(file, moments(betas, job.is_seen, seen))
+    return f"{job.label} (statistics)"
 
 
-def share_in_view(folder: Path) -> Float32[np.ndarray, " voxels"]:
-    """In which share of a subject's written sessions each voxel was in view, as NSD's ``valid.nii.gz``."""
-    marks = sorted(folder.glob("session*.done"))
-    seen = np.stack([np.frombuffer(mark.read_bytes(), np.bool_) for mark in marks])
-    return np.asarray(seen.mean(axis=0), np.float32)
+def _run_left(
+    jobs: list[SessionJob],
+    work: Callable[[SessionJob], str],
+    made: Callable[[SessionJob], Path],
+    *,
+    workers: int,
+    done: Callable[[str], None],
+) -> None:
+    left = []
+    for job in jobs:
+        if made(job).exists():
+            done(job.label)
+        else:
+            left.append(job)
+    for label in _run(left, work, workers):
+        done(label)
 
 
-def _write_mark(path: Path, seen: np.ndarray) -> None:
-    with file_written_whole(path) as unfinished:
-        unfinished.write_bytes(seen.tobytes())
-
-
-def _run(jobs: list[SessionJob], workers: int) -> Iterator[str]:
+def _run(jobs: list[SessionJob], work: Callable[[SessionJob], str], workers: int) -> Iterator[str]:
     if workers <= 1 or len(jobs) <= 1:
-        yield from map(write_session, jobs)
+        yield from map(work, jobs)
         return
     with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(write_session, job) for job in jobs]
+        futures = [pool.submit(work, job) for job in jobs]
         try:
             for future in as_completed(futures):
                 yield future.result()
@@ -137,7 +185,7 @@ def _run(jobs: list[SessionJob], workers: int) -> Iterator[str]:
 
 def _is_seen(subject: SubjectContents, stimuli: pd.DataFrame, normalisation: Normalisation) -> np.ndarray:
     of_trials = stimuli.set_index("nsd_id").loc[subject.trials["nsd_id"]]
-    if normalisation == "training":
+    if normalisation in ("training", "across-sessions"):
         return np.asarray(of_trials["part"] == "train")
     if normalisation == "not-shared":
         return np.asarray(of_trials["part"] != "test")
@@ -160,7 +208,7 @@ def _read(job: SessionJob) -> np.ndarray:
             f"{where}: expected numbers, found NaN or infinity in some trials of {partly.sum()} voxels; "
             "mend or leave out those voxels (a voxel without any number in a session becomes 0)"
         )
-    if job.normalisation != "as-delivered" and looks_z_scored(betas):
+    if job.normalisation in SCORED_BY_US and looks_z_scored(betas):
         raise DataError(
             f"{where}: expected betas to be z-scored, found mean 0 and deviation 1 in nearly every voxel; "
             "they are never z-scored twice, use the normalisation `as-delivered`"

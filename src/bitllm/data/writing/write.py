@@ -1,5 +1,6 @@
 """The one road into a store, for every format: checked, normalised, checksummed, whole or not at all."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,14 @@ from bitllm.data.store import (
 from bitllm.data.writing.complete import complete
 from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents
 from bitllm.data.writing.normalise import NORMALISATIONS
-from bitllm.data.writing.sessions import Progress, run_jobs, session_jobs, share_in_view
+from bitllm.data.writing.sessions import (
+    Progress,
+    remove_marks,
+    run_jobs,
+    run_statistics,
+    session_jobs,
+)
+from bitllm.data.writing.views import contradictions, share_in_view
 from bitllm.errors import DataError
 from bitllm.files import folder_gone_on_with, sha256_of_file, sha256_of_json, write_json
 
@@ -28,6 +36,7 @@ def write_store(
     *,
     workers: int = 1,
     progress: Progress | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> None:
     """Write a store from plain tables and betas, session by session.
 
@@ -46,6 +55,8 @@ def write_store(
         How many processes read sessions at the same time.
     progress
         Called with what is being done, how many steps are done and how many there are.
+    note
+        Called with one line about each thing that is no mistake but should be known.
 
     Raises
     ------
@@ -63,8 +74,15 @@ def write_store(
                 subject, contents.stimuli, _folder(store, subject), settings.normalisation
             )
         ]
-        steps = _Steps(progress, len(jobs) + 1)
+        is_across = settings.normalisation == "across-sessions"
+        steps = _Steps(progress, len(jobs) * (1 + is_across) + 1)
+        if is_across:
+            run_statistics(jobs, workers=workers, done=steps.done)
         run_jobs(jobs, workers=workers, done=steps.done)
+        for subject in contents.subjects:
+            line = contradictions(subject, _folder(store, subject))
+            if line and note:
+                note(line)
         records = {subject.name: _finish_subject(store, subject) for subject in contents.subjects}
         shared_files = _write_images(store, contents)
         steps.done("pictures and captions")
@@ -115,8 +133,7 @@ def _finish_subject(store: Path, subject: SubjectContents) -> SubjectRecord:
         n_sessions=subject.trials["session"].nunique(),
         sha256={file: sha256_of_file(folder / file) for file in SUBJECT_FILES},
     )
-    for mark in folder.glob("*.done"):
-        mark.unlink()
+    remove_marks(folder)
     return record
 
 
@@ -143,9 +160,14 @@ def _fingerprint(contents: StoreContents, settings: StoreSettings) -> str:
         {
             "settings": settings.model_dump(mode="json"),
             "files": [subject.fingerprint for subject in contents.subjects],
+            "views": [_views(subject) for subject in contents.subjects],
             "tables": {name: _hash(table) for name, table in tables.items()},
         }
     )
+
+
+def _views(subject: SubjectContents) -> dict[str, str]:
+    return {str(session): view.voxels.tobytes().hex() for session, view in subject.views.items()}
 
 
 def _hash(table: pd.DataFrame) -> str:

@@ -68,9 +68,9 @@ class Cortex:
 def make_cortex(config: SimulationConfig, subject: int, *, seed: int) -> Cortex:
     """Anatomy of the subject with this index (0-based)."""
     head = _Head(stream(seed, "head", subject))
-    sphere = _even_sphere(int(1.5 * 41_000 / (config.voxel_mm / 4) ** 2))
-    function = _displaced(sphere, config.misalignment_mm, stream(seed, "misalignment", subject))
-    depths = [_sheet_mm(sphere, depth) for depth in _RIBBON_MM]
+    sphere = even_sphere(int(1.5 * 41_000 / (config.voxel_mm / 4) ** 2))
+    function = displaced(sphere, config.misalignment_mm, stream(seed, "misalignment", subject))
+    depths = [sheet_mm(sphere, depth) for depth in _RIBBON_MM]
     native = {
         side: head.from_mni(np.concatenate(depths) * ([-1, 1, 1] if side == LEFT else [1, 1, 1]))
         for side in (LEFT, RIGHT)
@@ -117,7 +117,7 @@ class _Head:
         return native
 
 
-def _even_sphere(n_points: int) -> Float[np.ndarray, "points 3"]:
+def even_sphere(n_points: int) -> Float[np.ndarray, "points 3"]:
     """Points spread evenly over the unit sphere, along a Fibonacci spiral."""
     index = np.arange(n_points) + 0.5
     y = 1 - 2 * index / n_points
@@ -126,7 +126,7 @@ def _even_sphere(n_points: int) -> Float[np.ndarray, "points 3"]:
     return np.stack([radius * np.cos(turn), y, radius * np.sin(turn)], 1)
 
 
-def _sheet_mm(sphere: Float[np.ndarray, "points 3"], depth_mm: float) -> Float[np.ndarray, "points 3"]:
+def sheet_mm(sphere: Float[np.ndarray, "points 3"], depth_mm: float) -> Float[np.ndarray, "points 3"]:
     """MNI position of the right hemisphere's sheet: an ellipsoid folded about every 27 mm."""
     rng = np.random.default_rng(27)  # the folds belong to the template: every seed has the same
     waves = rng.normal(size=(8, 3))
@@ -137,7 +137,7 @@ def _sheet_mm(sphere: Float[np.ndarray, "points 3"], depth_mm: float) -> Float[n
     return _CENTRE_MM + radial + outward * (4.5 * fold + depth_mm)[:, None]
 
 
-def _displaced(
+def displaced(
     sphere: Float[np.ndarray, "points 3"], typical_mm: float, rng: np.random.Generator
 ) -> Float[np.ndarray, "points 3"]:
     """Functional places: the anatomical ones moved along the sheet by a smooth field of this size."""

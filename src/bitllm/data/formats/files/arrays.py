@@ -1,14 +1,16 @@
 """Arrays from files of several kinds, none of which may run code."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import h5py
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 
+from bitllm.data.nsd.volumes import IMAGE_DAMAGE
 from bitllm.errors import DataError
 
 _SUFFIXES = (".npy", ".h5", ".hdf5", ".dscalar.nii", ".nii", ".nii.gz", ".mgh", ".mgz")
@@ -101,13 +103,8 @@ def load_image(path: Path, what: str) -> Any:
         If it is missing or damaged.
     """
     require_readable(path, what)
-    try:
+    with _damage_named(path, what):
         return nib.load(path)
-    except (ImageFileError, OSError, EOFError, ValueError) as error:
-        reason = str(error).replace("\n", " ")
-        raise DataError(
-            f"{path}: expected {what}, found a file that nibabel cannot read ({reason}); copy it again"
-        ) from None
 
 
 def image_values(path: Path, what: str) -> np.ndarray:
@@ -119,11 +116,18 @@ def image_values(path: Path, what: str) -> np.ndarray:
         If it is missing, damaged or cut off.
     """
     image = load_image(path, what)
-    try:
+    with _damage_named(path, what):
         return np.asanyarray(image.dataobj)
-    except (OSError, EOFError, ValueError) as error:
+
+
+@contextmanager
+def _damage_named(path: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except IMAGE_DAMAGE as error:
+        reason = str(error).replace("\n", " ")
         raise DataError(
-            f"{path}: expected {what}, found a file that ends too early ({error}); copy it again"
+            f"{path}: expected {what}, found a file that nibabel cannot read to its end ({reason}); copy it again"
         ) from None
 
 

@@ -14,11 +14,19 @@ from bitllm.errors import DataError
 MEMBER_BYTES = 512 * 2**20
 """No member of the known tars comes near this (a whole brain, three repeats, is 150 MB)."""
 
+KEPT_BYTES = 8 * 2**30
+"""All that is kept of one tar comes into memory; the known ones keep about 0.1 GB (500 images, three repeats)."""
+
+_MOST_UNPACKED = 200
+"""An archive that unpacks to more than so many times its size on disk holds next to nothing."""
+
+_ALWAYS_UNPACKED = 64 * 2**20
+
 Sample = dict[str, bytes]
 
 
 def read_samples(
-    path: Path, wanted: tuple[str, ...], *, member_bytes: int = MEMBER_BYTES
+    path: Path, wanted: tuple[str, ...], *, member_bytes: int = MEMBER_BYTES, kept_bytes: int = KEPT_BYTES
 ) -> Iterator[Sample]:
     """The samples of a tar in its order, each as ``{extension: bytes}``.
 
@@ -32,6 +40,8 @@ def read_samples(
         Extensions to keep, such as ``nsdgeneral.npy``; others are passed over.
     member_bytes
         The largest size that a member may declare.
+    kept_bytes
+        The largest size that all members to keep may declare together.
 
     Raises
     ------
@@ -41,7 +51,7 @@ def read_samples(
     require_readable(path, "a webdataset tar")
     try:
         with tarfile.open(path, "r|*") as archive:
-            members = _safe_files(path, archive, member_bytes)
+            members = _within(path, _safe_files(path, archive, member_bytes), wanted, kept_bytes)
             for _, of_sample in groupby(members, key=lambda member: _name_parts(member)[0]):
                 found = ((_name_parts(member)[1], member) for member in of_sample)
                 sample = {kind: _content(archive, member) for kind, member in found if kind in wanted}
@@ -57,6 +67,29 @@ def _safe_files(path: Path, archive: tarfile.TarFile, member_bytes: int) -> Iter
         _require_safe(path, member, member_bytes)
         if not member.isdir():
             yield member
+
+
+def _within(
+    path: Path, members: Iterator[tarfile.TarInfo], wanted: tuple[str, ...], kept_bytes: int
+) -> Iterator[tarfile.TarInfo]:
+    """The same members, as long as they are not too much together."""
+    on_disk = path.stat().st_size
+    unpacked = kept = 0
+    for member in members:
+        unpacked += member.size
+        kept += member.size if _name_parts(member)[1] in wanted else 0
+        if kept > kept_bytes:
+            raise DataError(
+                f"{path}: expected at most {kept_bytes:,} bytes of {', '.join(wanted)}, found more up to the member "
+                f"`{member.name}`; do not use this archive, download it from its source again"
+            )
+        if unpacked > max(_ALWAYS_UNPACKED, _MOST_UNPACKED * on_disk):
+            raise DataError(
+                f"{path}: expected an archive of {on_disk:,} bytes to unpack to at most {_MOST_UNPACKED} times as "
+                f"much, found more up to the member `{member.name}`; do not use this archive, download it from its "
+                "source again"
+            )
+        yield member
 
 
 def _name_parts(member: tarfile.TarInfo) -> tuple[str, str]:

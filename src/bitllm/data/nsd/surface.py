@@ -1,0 +1,186 @@
+"""Vertices of fsaverage: which are kept, where they lie, and their single-trial responses.
+
+Both hemispheres follow one another, the left one first, each in the order of its vertices.
+"""
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float32, Int16
+
+from bitllm.data.nsd.anatomy import Labels, read_labels
+from bitllm.data.nsd.layout import HEMISPHERES, NsdRelease, require_file
+from bitllm.data.nsd.volumes import open_volume, stored_volumes, volume_values
+from bitllm.errors import DataError
+
+VertexMasks = tuple[Bool[np.ndarray, " left"], Bool[np.ndarray, " right"]]
+"""The vertices to keep, of the left and of the right hemisphere."""
+
+
+def read_vertex_masks(release: NsdRelease, subject: str, roi: str) -> VertexMasks:
+    """The vertices of a region or of several joined by ``+``: label above 0.
+
+    Raises
+    ------
+    DataError
+        If a file is missing or has another number of vertices than fsaverage's surface, or the region is empty.
+    """
+    left, right = (np.zeros(len(_read_places(release.white_surface(side))), bool) for side in HEMISPHERES)
+    for name in roi.split("+"):
+        found = [
+            _read_numbers(release, subject, side, name, len(union)) > 0
+            for side, union in zip(HEMISPHERES, (left, right), strict=True)
+        ]
+        if not any(mask.any() for mask in found):
+            raise DataError(
+                f"{_label_file(release, subject, 'lh', name)}: expected vertices with a label above 0 in one "
+                f"hemisphere at least, found none; check that it is the region `{name}`"
+            )
+        left |= found[0]
+        right |= found[1]
+    return left, right
+
+
+def read_vertices(
+    release: NsdRelease, subject: str, masks: VertexMasks, atlases: tuple[str, ...]
+) -> tuple[pd.DataFrame, Labels]:
+    """The table of the vertices that are kept, and the names of the labels.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``i`` (0-based vertex), ``j`` (0 left, 1 right), ``k`` (0), ``x_mm``, ``y_mm``, ``z_mm`` (on the white
+        surface of fsaverage, whose space is MNI305), ``ncsnr`` (0 where NSD has none) and one column for each
+        atlas (0 = unlabelled).
+    dict
+        The name of every label, by atlas.
+
+    Raises
+    ------
+    DataError
+        If a file is missing or has another number of vertices, or a label has no name.
+    """
+    halves, labels = [], dict[str, dict[int, str]]()
+    for number, (side, mask) in enumerate(zip(HEMISPHERES, masks, strict=True)):
+        half = pd.DataFrame({"i": np.flatnonzero(mask).astype(np.int32)}).assign(j=number, k=0)
+        half[["x_mm", "y_mm", "z_mm"]] = _read_places(release.white_surface(side))[mask].astype(np.float32)
+        path = release.ncsnr(subject, side)
+        ncsnr = _read_map(path, f"the noise ceilings of {subject}", len(mask))
+        half["ncsnr"] = np.nan_to_num(ncsnr[mask], nan=0.0).astype(np.float32)
+        for atlas in atlases:
+            of_atlas = _read_numbers(release, subject, side, atlas, len(mask))
+            tables = release.label_tables(subject, atlas)
+            names = read_labels(_label_file(release, subject, side, atlas), tables, of_atlas)
+            labels.setdefault(atlas, {}).update(names)
+            half[atlas] = of_atlas[mask]
+        halves.append(half)
+    return pd.concat(halves, ignore_index=True), labels
+
+
+def read_surface_betas(
+    paths: tuple[Path, ...], masks: VertexMasks, n_trials: int
+) -> Float32[np.ndarray, "trials vertices"]:
+    """Betas of one session at the vertices of the masks, in percent signal change as NSD stores them.
+
+    Parameters
+    ----------
+    paths
+        ``lh.betas_sessionNN.mgh`` and ``rh.betas_sessionNN.mgh``.
+    masks
+        The vertices to keep.
+    n_trials
+        How many trials the design has in this session.
+
+    Returns
+    -------
+    numpy.ndarray
+        NaN at vertices without data, as NSD has them.
+
+    Raises
+    ------
+    DataError
+        If a file is missing or truncated, or its shape or its type is not NSD's.
+
+    References
+    ----------
+    NSD Data Manual, "Betas": on fsaverage they are floats in percent signal change, not 300 times that.
+    """
+    betas = np.empty((n_trials, sum(int(mask.sum()) for mask in masks)), np.float32)
+    first = 0
+    for path, mask in zip(paths, masks, strict=True):
+        last = first + int(mask.sum())
+        _read_hemisphere(path, mask, betas[:, first:last])
+        first = last
+    return betas
+
+
+def _read_hemisphere(path: Path, mask: np.ndarray, betas: np.ndarray) -> None:
+    what = "a session of betas"
+    image = open_volume(path, what)
+    expected = (len(mask), 1, 1, len(betas))
+    if image.shape != expected:
+        raise DataError(
+            f"{path}: expected the shape {expected} (from fsaverage's surface and the design), found "
+            f"{image.shape}; check that it is this subject's session on fsaverage, or download it again"
+        )
+    if image.get_data_dtype().kind != "f":
+        raise DataError(
+            f"{path}: expected floats in percent signal change, found {image.get_data_dtype()}; use the betas of "
+            "fsaverage as NSD distributes them"
+        )
+    inside = np.flatnonzero(mask)
+    for trial, vertices in enumerate(stored_volumes(image, path, what)):
+        betas[trial] = vertices[inside]
+
+
+def _read_places(path: Path) -> np.ndarray:
+    require_file(path, "fsaverage's white surface")
+    try:
+        return np.asarray(nib.freesurfer.read_geometry(path)[0])
+    except (ValueError, OSError, IndexError) as error:
+        reason = str(error).replace("\n", " ")
+        raise DataError(
+            f"{path}: expected a surface of FreeSurfer, found a damaged file ({reason}); copy it again from "
+            "FreeSurfer's subjects/fsaverage/surf"
+        ) from None
+
+
+def _label_file(release: NsdRelease, subject: str, hemisphere: str, atlas: str) -> Path:
+    """On fsaverage if the atlas is there, else on the subject's own surface."""
+    common = release.label("fsaverage", hemisphere, atlas)
+    own = release.label(subject, hemisphere, atlas)
+    return own if own.is_file() and not common.is_file() else common
+
+
+def _read_numbers(
+    release: NsdRelease, subject: str, hemisphere: str, atlas: str, n_vertices: int
+) -> Int16[np.ndarray, " vertices"]:
+    path = _label_file(release, subject, hemisphere, atlas)
+    what = f"the labels `{atlas}`"
+    if path == release.label("fsaverage", hemisphere, atlas):
+        number = _read_map(path, what, n_vertices)
+    else:
+        own = _read_map(path, what, None)
+        transform = release.to_fsaverage(subject, hemisphere)
+        vertex = (
+            _read_map(transform, "the way to fsaverage", n_vertices).astype(np.int64) - 1
+        )  # from 1 in NSD
+        if vertex.min() < 0 or vertex.max() >= len(own):
+            raise DataError(
+                f"{transform}: expected vertices between 1 and {len(own)}, as {path} has, found "
+                f"{vertex.min() + 1} to {vertex.max() + 1}; check that both are of one subject and hemisphere"
+            )
+        number = own[vertex]
+    return np.maximum(np.nan_to_num(number), 0).astype(np.int16)
+
+
+def _read_map(path: Path, what: str, n_vertices: int | None) -> np.ndarray:
+    values = volume_values(open_volume(path, what), path, what).reshape(-1)
+    if n_vertices is not None and len(values) != n_vertices:
+        raise DataError(
+            f"{path}: expected {n_vertices} vertices, as fsaverage's white surface has, found {len(values)}; check "
+            "that it is the file of fsaverage and of this hemisphere"
+        )
+    return values
