@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitllm.objectives.contrastive import info_nce, same_image
+from bitllm.objectives.contrastive import info_nce, mixed_images, same_image
 
 
 def loop_info_nce(brain: torch.Tensor, target: torch.Tensor, scale: float, nsd_id: list[int]) -> float:
@@ -48,3 +48,31 @@ def test_repeats_of_an_image_are_not_pushed_apart() -> None:
     assert float(together) == pytest.approx(
         2 / 3 * math.log(2), abs=1e-4
     )  # two positives share the probability
+
+
+def test_mixtures_count_as_much_of_an_image_as_they_hold() -> None:
+    """Against a loop: brain i is share_i of image first_i and the rest of second_i; targets are those of first."""
+    generator = torch.Generator().manual_seed(0)
+    brain, target = (
+        F.normalize(torch.randn(5, 4, generator=generator, dtype=torch.float64), dim=-1) for _ in range(2)
+    )
+    first, second = [3, 3, 7, 8, 9], [7, 9, 3, 8, 3]
+    share = torch.tensor([0.9, 0.25, 0.5, 0.1, 1.0], dtype=torch.float64)
+    weights = [
+        [
+            float(share[i]) * (first[i] == first[j]) + (1 - float(share[i])) * (second[i] == first[j])
+            for j in range(5)
+        ]
+        for i in range(5)
+    ]
+    found = mixed_images(torch.tensor(first), torch.tensor(second), share)
+    assert found.tolist() == weights
+    total, scale = 0.0, 4.0
+    for i in range(5):
+        rows = [scale * float(brain[i] @ target[j]) for j in range(5)]
+        columns = [scale * float(brain[j] @ target[i]) for j in range(5)]
+        for scores, own in ((rows, weights[i]), (columns, [weights[j][i] for j in range(5)])):
+            log_sum = math.log(sum(math.exp(score) for score in scores))
+            total -= sum(w * (score - log_sum) for w, score in zip(own, scores, strict=True)) / sum(own)
+    loss = info_nce(brain, target, scale=torch.tensor(scale, dtype=torch.float64), positives=found)
+    assert float(loss) == pytest.approx(total / 10, abs=1e-10)

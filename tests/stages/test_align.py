@@ -174,3 +174,41 @@ def test_only_training_subjects_and_images_reach_the_encoder(easy, tmp_path, mon
     )
     assert {subject for subject, _ in seen} <= set(easy.split.train_subjects)
     assert {image for _, image in seen} <= easy.split.train_images
+
+
+def test_mixtures_are_of_two_trials_of_one_subject_and_a_function_of_seed_and_example(easy):
+    trials = select_trials(easy.store, easy.split, "train", averaged=False)
+    anatomies = Anatomies.of(easy.store, trials.subjects, easy.encoder.atlases)
+    pairs = [(0, index) for index in range(0, len(trials), len(trials) // 12)]
+    settings = {"mix_epochs": 1, "seed": 4}
+    mixed = align._collate(trials, anatomies, easy.targets, **settings)(pairs)
+    plain = align._collate(trials, anatomies, easy.targets)(pairs)
+    for row in range(len(pairs)):
+        own = (plain["subject_index"] == plain["subject_index"][row]).nonzero()[:, 0].tolist()
+        other = own[(own.index(row) + 1) % len(own)]
+        share = mixed["share"][row]
+        expected = share * plain["betas"][row] + (1 - share) * plain["betas"][other]
+        assert torch.allclose(mixed["betas"][row], expected)
+        assert int(mixed["mixed_with"][row]) == int(plain["nsd_id"][other])
+    again = align._collate(trials, anatomies, easy.targets, **settings)(pairs)
+    assert torch.equal(again["share"], mixed["share"])
+    later = align._collate(trials, anatomies, easy.targets, **settings)([(1, index) for _, index in pairs])
+    assert "share" not in later
+
+
+def test_align_with_mixtures_still_learns(easy, tmp_path):
+    config = SIXTY_STEPS.model_copy(update={"mix_epochs": 100})
+    train_align(
+        easy.store,
+        easy.split,
+        easy.targets,
+        tmp_path / "a",
+        encoder_config=easy.encoder,
+        config=config,
+        seed=0,
+    )
+    rows = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
+    scores = [
+        row["validation_R@10"] / row["validation_chance_R@10"] for row in rows if "validation_R@10" in row
+    ]
+    assert scores[-1] > 1.3  # of at most 1.41: chance is .71 among so few

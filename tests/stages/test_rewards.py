@@ -100,3 +100,21 @@ def test_bertscore_reads_references_as_the_llm_says_them(easy, make):
 def test_weights_are_not_negative():
     with pytest.raises(ValidationError, match="greater than or equal to 0"):
         RewardWeights(cider=-1.0)
+
+
+def test_a_reward_that_raises_is_named_with_the_caption_that_it_raised_at():
+    def reward(nsd_ids, captions, has_ended):
+        if "boat" in captions:
+            raise ZeroDivisionError("nothing to divide by")
+        return np.zeros(len(captions))
+
+    message = r"failed with ZeroDivisionError \(nothing to divide by\) at the caption 'boat' of image 8; a checkpoint"
+    with pytest.raises(TrainingError, match=message):
+        checked_reward(reward, [7, 8], ["dog", "boat"], [True, True])
+
+
+def test_without_a_scorer_there_is_no_bertscore(easy, make):
+    reward = make()
+    reward.bert_scorer = None
+    rewards = reward(sorted(easy.split.train_images)[:1], ["a dog"], [True])
+    assert rewards.bertscore.tolist() == [0.0]

@@ -110,3 +110,26 @@ def test_a_prefix_policy_that_would_say_a_placeholder_is_not_stopped_by_it(easy)
         seeds=range(4),
     )
     assert rollout.log_probs(model).log_probs.isfinite().all()
+
+
+def test_what_is_sampled_for_an_input_depends_on_its_seed_alone(system):
+    """Neither on the other inputs of the batch, nor on their order, nor on the global generator."""
+    brain_tokens = torch.randn(4, 4, 32, generator=torch.Generator().manual_seed(1))
+
+    def draw(rows, seeds):
+        torch.manual_seed(len(rows))
+        return sample_rollout(
+            system.model,
+            system.prompter,
+            "describe the image .",
+            brain_tokens[rows],
+            n_captions=3,
+            max_new_tokens=10,
+            seeds=seeds,
+        ).captions
+
+    whole = draw([0, 1, 2, 3], [10, 11, 12, 13])
+    assert draw([2, 0], [12, 10]) == whole[6:9] + whole[0:3]
+    assert draw([1], [11]) == whole[3:6]
+    assert draw([1], [99]) != whole[3:6]
+    assert len(set(whole[0:3])) > 1

@@ -230,3 +230,38 @@ def test_bf16_trains_the_interface_in_float32_around_a_bf16_llm(easy, tmp_path, 
     assert system.model.lm_head.weight.dtype is torch.bfloat16
     captions = greedy_captions(system.model, system.prompter, torch.randn(2, 4, 32), max_new_tokens=4)
     assert len(captions) == 2
+
+
+def test_sft_on_shuffled_pairs_does_not_learn_to_read_the_brain(easy, easy_sft, tmp_path, monkeypatch):
+    """Captions of other images: betas of validation images are then worth nothing over another image's."""
+    images = sorted(easy.store.captions)
+    others = np.random.default_rng(0).permutation(images)
+    shuffled = {image: easy.store.captions[int(other)] for image, other in zip(images, others, strict=True)}
+    with monkeypatch.context() as patch:
+        patch.setattr(easy.store, "captions", shuffled)
+        steps = OptimizerConfig(steps=60, batch_size=16, learning_rate=5e-3, warmup_steps=5)
+        easy_sft(easy, tmp_path / "sft", FEW_STEPS.model_copy(update={"optimizer": steps}))
+    base = load_llm(easy.folder / "llm")
+    model = load_trained(tmp_path / "sft", base).eval()
+    trials = select_trials(easy.store, easy.split, "validation", averaged=False)
+    examples = CaptionedTrials.of(trials, model, base.tokenizer, atlases=easy.encoder.atlases, seed=0)
+    own = sft.validation_loss(model, examples)["validation_loss"]
+    wrong = []
+    for seed in range(19):
+        order = np.random.default_rng(seed).permutation(len(trials))
+        other = replace(examples, brain_tokens=examples.brain_tokens[order])
+        wrong.append(sft.validation_loss(model, other)["validation_loss"])
+    assert own > min(wrong) - 0.002  # the honest stage is ahead by ten times that
+
+
+def test_trials_of_like_length_come_together_and_the_loss_is_that_of_the_same_captions(
+    easy, easy_sft, tmp_path
+):
+    easy_sft(easy, tmp_path / "grouped", FEW_STEPS.model_copy(update={"group_by_length": True}))
+    base = load_llm(easy.folder / "llm")
+    model = load_trained(tmp_path / "grouped", base)
+    trials = select_trials(easy.store, easy.split, "validation", averaged=False)
+    examples = CaptionedTrials.of(trials, model, base.tokenizer, atlases=easy.encoder.atlases, seed=0)
+    lengths = examples.lengths(3)
+    for index in range(0, len(trials), 7):
+        assert int(examples.batch([(3, index)])["attention_mask"].sum()) == lengths[index]

@@ -1,6 +1,8 @@
 import json
 import re
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -140,3 +142,19 @@ def test_the_learning_rate_warms_up_and_falls_along_a_cosine(tmp_path):
 def test_sizes_must_be_positive(wrong):
     with pytest.raises(ValidationError, match="greater than 0"):
         OptimizerConfig(**({"steps": 1, "batch_size": 1, "learning_rate": 1.0} | wrong))
+
+
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(0, 1000))
+def test_grouping_by_length_keeps_every_example_and_brings_like_lengths_together(n, batch_size, seed):
+    def lengths(epoch):
+        return np.random.default_rng([seed, epoch]).integers(5, 30, n)
+
+    order = EpochOrder(n, 2 * n, seed=seed, batch_size=batch_size, lengths=lengths)
+    for epoch in range(2):
+        indices = [order[epoch * n + place][1] for place in range(n)]
+        assert sorted(indices) == list(range(n))
+        if batch_size <= n <= 16 * batch_size:  # one pool: batches hold neighbours of the sorted lengths
+            batches = [lengths(epoch)[indices[i : i + batch_size]] for i in range(0, n, batch_size)]
+            bounds = sorted((batch.min(), batch.max()) for batch in batches)
+            if n % batch_size == 0:
+                assert all(high <= low for (_, high), (low, _) in pairwise(bounds))

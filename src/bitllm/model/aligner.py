@@ -21,7 +21,7 @@ from bitllm.errors import CheckpointError, TrainingError
 from bitllm.files import read_json, write_json
 from bitllm.model.encoder import BrainEncoder
 from bitllm.model.voxels import Anatomy
-from bitllm.objectives.contrastive import info_nce, same_image
+from bitllm.objectives.contrastive import info_nce, mixed_images, same_image
 
 _MAX_SCALE = 100.0
 _WEIGHTS, _CARD = "aligner.safetensors", "aligner.json"
@@ -63,11 +63,13 @@ class BrainAligner(nn.Module):
         image: Float[Tensor, "B d"],
         text: Float[Tensor, "B d"],
         nsd_id: Int[Tensor, " B"],
+        **mixture: Shaped[Tensor, " B"],
     ) -> dict[str, Tensor]:
         """The align loss: mean of symmetric InfoNCE (brain, image) and (brain, text).
 
         Under several processes every trial of every process is a negative of every other, with gradient: the loss is
-        that of the whole batch in each of them.
+        that of the whole batch in each of them. Where betas are mixtures of two trials, ``mixture`` holds
+        the second one's image (``mixed_with``) and the ``share`` of the first.
 
         Raises
         ------
@@ -84,6 +86,9 @@ class BrainAligner(nn.Module):
             )
         scale = self.log_scale.exp().clamp(max=_MAX_SCALE)[0]
         positives = same_image(nsd_id)
+        if mixture:
+            second, share = (_of_all_processes(mixture[name]) for name in ("mixed_with", "share"))
+            positives = mixed_images(nsd_id, second, share)
         image_loss = info_nce(brain_image, image, scale=scale, positives=positives)
         text_loss = info_nce(brain_text, text, scale=scale, positives=positives)
         return {

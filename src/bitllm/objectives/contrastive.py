@@ -16,12 +16,28 @@ def same_image(nsd_id: Int[Tensor, " B"]) -> Bool[Tensor, "B B"]:
     return nsd_id[:, None] == nsd_id[None, :]
 
 
+def mixed_images(
+    first: Int[Tensor, " B"], second: Int[Tensor, " B"], share: Float[Tensor, " B"]
+) -> Float[Tensor, "B B"]:
+    """How much of brain i's mixture is the image of target j: ``share`` of its first image, the rest its second.
+
+    Targets are those of the first images.
+
+    References
+    ----------
+    Kim et al. 2020 (MixCo); as used for fMRI by Scotti et al. 2023 (MindEye), section 3.2.
+    """
+    of_first = (first[:, None] == first[None, :]).to(share.dtype)
+    of_second = (second[:, None] == first[None, :]).to(share.dtype)
+    return share[:, None] * of_first + (1 - share)[:, None] * of_second
+
+
 def info_nce(
     brain: Float[Tensor, "B d"],
     target: Float[Tensor, "B d"],
     *,
     scale: Float[Tensor, ""],
-    positives: Bool[Tensor, "B B"],
+    positives: Bool[Tensor, "B B"] | Float[Tensor, "B B"],
 ) -> Float[Tensor, ""]:
     """Symmetric InfoNCE between brain embeddings and targets.
 
@@ -32,7 +48,8 @@ def info_nce(
     scale
         Inverse temperature.
     positives
-        ``positives[i, j]``: brain i and target j show the same image. The diagonal is true.
+        ``positives[i, j]``: brain i and target j show the same image, or how much of it (`mixed_images`). The diagonal
+        is not 0.
 
     Returns
     -------

@@ -88,6 +88,8 @@ class AlignConfig(StrictConfig):
         steps=300, batch_size=224, learning_rate=1e-3, weight_decay=0.05
     )
     """How it learns."""
+    mix_epochs: int = Field(default=0, ge=0)
+    """First epochs in which each trial is mixed with another of its subject in the batch (MixCo)."""
     validate_every: int = Field(default=50, gt=0)
     """Steps between two retrievals on validation images."""
 
@@ -148,7 +150,7 @@ def train_align(
             config.optimizer,
             work.folder,
             n_examples=len(trials),
-            collate=_collate(trials, anatomies, targets),
+            collate=_collate(trials, anatomies, targets, mix_epochs=config.mix_epochs, seed=seed),
             seed=seed,
             what="align",
             progress=running.progress,
@@ -195,7 +197,7 @@ def align_learns_from(
 
 
 def _collate(
-    trials: TrialSet, anatomies: Anatomies, targets: Targets
+    trials: TrialSet, anatomies: Anatomies, targets: Targets, *, mix_epochs: int = 0, seed: int = 0
 ) -> Callable[[list[tuple[int, int]]], dict[str, Any]]:
     rows = targets.rows(trials.nsd_id)
     image, text = torch.from_numpy(targets.image[rows]), torch.from_numpy(targets.text[rows])
@@ -203,14 +205,31 @@ def _collate(
 
     def collate(pairs: list[tuple[int, int]]) -> dict[str, Any]:
         indices = [index for _, index in pairs]
-        return {
+        batch = {
             **brain_input(trials, anatomies, indices)._asdict(),
             "image": image[indices],
             "text": text[indices],
             "nsd_id": nsd_id[indices],
         }
+        return mixed(batch, pairs, seed=seed) if pairs[0][0] < mix_epochs else batch
 
     return collate
+
+
+def mixed(batch: dict[str, Any], pairs: list[tuple[int, int]], *, seed: int) -> dict[str, Any]:
+    """A batch whose betas are mixtures: each trial with the next one of its subject, by a share of its own.
+
+    Shares are drawn from Beta(.15, .15), as published, by (seed, epoch, index).
+    """
+    subject, second = batch["subject_index"], torch.arange(len(pairs))
+    for row in subject.unique():
+        own = (subject == row).nonzero()[:, 0]
+        second[own] = own.roll(-1)
+    share = torch.tensor(
+        [np.random.default_rng([seed, epoch, index, 5]).beta(0.15, 0.15) for epoch, index in pairs]
+    ).float()
+    betas = share[:, None] * batch["betas"] + (1 - share)[:, None] * batch["betas"][second]
+    return batch | {"betas": betas, "mixed_with": batch["nsd_id"][second], "share": share}
 
 
 def validate(

@@ -80,7 +80,9 @@ class StageTrainer(Trainer):
                 f"step {self.state.global_step + 1}: the loss is {mean}{self._blame(inputs)}; the last checkpoint is "
                 "kept: lower the learning rate, or look at these betas with `bitllm inspect`"
             )
-        self.since_last_log["loss"].append(value * self.current_gradient_accumulation_steps)  # micro-batches add up
+        self.since_last_log["loss"].append(
+            value * self.current_gradient_accumulation_steps
+        )  # micro-batches add up
         return loss
 
     def _blame(self, inputs: dict[str, Any]) -> str:
