@@ -9,11 +9,14 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from bitllm.errors import DataError, OutputError
 
@@ -161,18 +164,27 @@ def sha256_of_json(content: Any) -> str:
 def _disk_errors_named(path: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, SafetensorError) as error:
+        number = _error_number(error)
+        if number in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(_nearest_folder(path)).free / 1e9
             raise OutputError(
                 f"{path}: the disk is full ({free:.2f} GB free); nothing half-written was left, "
                 "free some room or name a folder on another disk"
             ) from None
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if number in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise OutputError(
-                f"{path}: no permission to write here ({os.strerror(error.errno)}); name another folder"
+                f"{path}: no permission to write here ({os.strerror(number)}); name another folder"
             ) from None
         raise
+
+
+def _error_number(error: Exception) -> int:
+    """The system's number of an error; safetensors has it only in its words, as ``(os error 28)``."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found.group(1)) if found else 0
 
 
 def _nearest_folder(path: Path) -> Path:
