@@ -5,7 +5,6 @@ import random
 import numpy as np
 import pytest
 import torch
-from safetensors import SafetensorError
 
 from bitllm.errors import OutputError
 from bitllm.training.checkpoint import Checkpoints, damage, random_state, restore_random_state
