@@ -1,0 +1,102 @@
+"""Two processes with one thread each against one process with one thread: the same global batch, the same steps.
+
+    make demo && python benchmarks/two_processes.py demo
+
+Sizes of the demo. Timed from the fifth step to the last, so that starting and reading are left out; validations and
+checkpoints are off. That both follow one trajectory is a test (tests/runs/test_processes.py).
+
+Prediction, written before the first run: a step is bound by products that halve; what does not halve is the exchange of
+gradients (align 5 MB, sft 1 MB, rft 0.3 MB over gloo: milliseconds against steps of a tenth of a second to a second),
+the optimiser, and in rft the slower of two samplings. So 1.8 times for align and sft, 1.7 for rft.
+
+Measured: see docs/lab-log.md.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+
+from bitllm.runs.config import read_run_config
+from bitllm.runs.train import Stage, train_stage
+from bitllm.training.ranks import is_main
+
+STEPS: dict[Stage, int] = {"align": 40, "sft": 60, "rft": 20}
+FIRST, LEAST = 5, 1.6
+
+
+def train(stage: Stage, config: Path) -> None:
+    """Train one stage in this process and print the seconds from the fifth step to the last."""
+    at: dict[int, float] = {}
+    train_stage(
+        stage,
+        read_run_config(config, []),
+        progress=lambda _, step, __: at.setdefault(step, time.perf_counter()),
+    )
+    if is_main():
+        print(f"seconds {at[max(at)] - at[FIRST]:.3f}", flush=True)
+
+
+def measure(stage: Stage, config: Path, n_processes: int) -> float:
+    """Seconds of a stage in so many processes of one thread."""
+    together = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_processes)]
+    words = [*(together if n_processes > 1 else []), __file__, "--worker", stage, str(config)]
+    done = subprocess.run(
+        [sys.executable, *words],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("seconds ")]
+    if not found:
+        raise SystemExit(done.stderr[-2000:])
+    return found[0]
+
+
+def write_config(folder: Path, demo: Path, name: str) -> Path:
+    """The demo's configuration with few steps, in a run of its own."""
+    template = Path(__file__).parents[1] / "configs" / "train" / "demo.yaml"
+    values = yaml.safe_load(template.read_text().replace("demo/", f"{demo.resolve()}/"))
+    values["run"] = str(folder / name)
+    values["how"] = {"save_every": 10_000, "report_to": [], "if_changed": "refuse"}
+    for stage, steps in STEPS.items():
+        values[stage]["optimizer"]["steps"] = steps
+        values[stage]["validate_every"] = 10_000
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def main() -> int:
+    """Print the three ratios."""
+    parser = argparse.ArgumentParser(description="Two processes against one.")
+    parser.add_argument("demo", type=Path, help="folder of a finished demo")
+    parser.add_argument("--repeats", type=int, default=2)
+    options = parser.parse_args()
+    fastest: dict[Stage, dict[int, float]] = {stage: {} for stage in STEPS}
+    with tempfile.TemporaryDirectory() as name:
+        for repeat in range(options.repeats):
+            for n_processes in (1, 2):
+                config = write_config(Path(name), options.demo, f"{n_processes}-{repeat}")
+                for stage in STEPS:
+                    seconds = measure(stage, config, n_processes)
+                    best = fastest[stage].get(n_processes, seconds)
+                    fastest[stage][n_processes] = min(best, seconds)
+    ratios = {stage: times[1] / times[2] for stage, times in fastest.items()}
+    for stage, ratio in ratios.items():
+        times = fastest[stage]
+        print(f"{stage}: one process {times[1]:.1f} s, two {times[2]:.1f} s, {ratio:.2f} times as fast")
+    return 0 if min(ratios.values()) >= LEAST else 1
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        train(sys.argv[2], Path(sys.argv[3]))  # type: ignore[arg-type]
+    else:
+        sys.exit(main())
