@@ -13,14 +13,14 @@ the peak of memory grows by 0.1 GB over what the imports take.
 Added later, and predicted before it was measured: on fsaverage (one hemisphere of a session, 163,842 vertices x
 750 float32, of which 18,992 are kept) the reader takes at most 3 times as long as reading the file's bytes.
 
-Measured on 2 cores at a load of 7 (other work), 31 s in all: the reader takes 0.14 s, the whole dataset 14.1 s (99
-times as long), the mask's chunks alone 0.12 s (reader by chunks 1.22); NIfTI, of 40 trials, 0.95 of unpacking
-it; a row of the store 2.8 µs, .98 of the memory map, and 82 ms from chunks of one voxel (29,000 times as
-long); a session is prepared, normalised and written in 0.55 s. The peak of memory is 0.18 GB after the
-imports, 0.19 GB after reading a session, 0.38 GB after preparing. In a run before it, at about the same load,
-reader by chunks was 1.28, NIfTI 1.04, and store rows .73 of the memory map: the two were then timed one after
-the other and not by turns, as now, although both do the same. The prediction was too careful for the dataset
-and for single trials.
+Measured on 2 cores at a load of 4 (other work; one thread of our own), 29 s in all: the reader takes 0.13 s, the
+whole dataset 9.4 s (73 times as long), the mask's chunks alone 0.12 s (reader by chunks 1.09); NIfTI, of 40
+trials, 1.01 of unpacking it; a row of the store 2.8 µs, 1.00 of the memory map, and 67 ms from chunks of one voxel
+(24,000 times as long); a session is prepared, normalised and written in 0.62 s; fsaverage 0.05 s a hemisphere, 1.90
+of reading the bytes. The peak of memory is 0.21 GB after the imports, 0.21 GB after reading a session, 0.41 GB
+after preparing. The prediction was too careful for the dataset and for single trials, and too low for the memory
+of preparing. Two runs before, at a load of 7: reader by chunks 1.22 and 1.28, NIfTI 0.95 and 1.04, store rows .98
+and (timed one after the other, not by turns) .73 of the memory map.
 
 Not like for like: the dataset is read once, the others are the best of three. The chunks alone are now also
 gathered in an array, so as to be compared; when they were only counted (an earlier, partial run, before this
