@@ -14,10 +14,10 @@ Measured: see docs/lab-log.md.
 """
 
 import argparse
+import contextlib
 import hashlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import yaml
 
 from bitllm.training.checkpoint import damage
@@ -64,14 +65,24 @@ def command(stage: str, config: Path, n_processes: int) -> list[str]:
 
 
 def start(stage: str, config: Path, n_processes: int) -> subprocess.Popen[bytes]:
-    """Start a stage in a process group of its own."""
+    """Start a stage."""
     return subprocess.Popen(
         command(stage, config, n_processes),
         stdout=subprocess.DEVNULL,
         stderr=(config.parent / f"{config.stem}-{stage}.err").open("ab"),
-        start_new_session=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
+
+
+def kill_all(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to the process and to all that it started (torchrun gives its workers sessions of their own)."""
+    family = [psutil.Process(process.pid)]
+    family += family[0].children(recursive=True)
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    psutil.wait_procs(family)
+    process.wait()
 
 
 def make_data(folder: Path) -> None:
@@ -139,8 +150,7 @@ def kill_once(
         time.sleep(rng.uniform(0, 0.15 * trains))
     if process.poll() is not None:
         return "finished" if process.returncode == 0 else f"failed with {process.returncode}"
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill_all(process)
     checkpoints = sorted((under_way / "checkpoints").glob("step-*"))
     for place in checkpoints:
         if not place.suffix and damage(place) is not None and not (place.parent / f".{place.name}").exists():

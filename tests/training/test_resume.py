@@ -228,3 +228,17 @@ def test_batches_that_cannot_be_shared_out_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(TrainingError.__base__, match="multiple of the 3 processes, found 8; choose 6 or 9"):
         batch_shares(8, None)
+
+
+def test_a_second_process_in_the_same_folder_is_refused(tmp_path):
+    with workspace(tmp_path / "toy", LEARNT_FROM, about={}, settings=SETTINGS) as work:
+        (work.folder / "log.jsonl").write_text("mine")
+        with (
+            pytest.raises(
+                TrainingError, match=r"toy.training: another process is training here; wait for its end"
+            ),
+            workspace(tmp_path / "toy", LEARNT_FROM, about={}, settings=SETTINGS),
+        ):
+            pass
+        assert work.log.read_text() == "mine"
+    assert {path.name for path in (tmp_path / "toy").iterdir()} == {"run.json", "log.jsonl"}

@@ -191,7 +191,9 @@ def make_trainer(  # noqa: PLR0913 - the parts of one run
         **more,
     )
     if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # several GPUs are for torchrun: nn.DataParallel would copy the model at each step
+        arguments._n_gpu = (
+            1  # several GPUs are for torchrun: nn.DataParallel would copy the model at each step
+        )
     settings: RunSettings | None = more.get("settings")
     if settings is not None and settings.parallel == "fsdp" and n_ranks() > 1:
         shard(model)

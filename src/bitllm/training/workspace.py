@@ -16,7 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 from pydantic import Field
 
@@ -29,7 +34,7 @@ from bitllm.training.checkpoint import Checkpoints
 from bitllm.training.ranks import is_main, n_ranks, wait_for_all
 
 _CODE = ("torch", "transformers", "peft", "accelerate")
-_RUN = "run.json"
+_RUN, _LOCK = "run.json", "lock"
 _LOG = logging.getLogger("bitllm")
 
 
@@ -107,10 +112,12 @@ def workspace(
     Raises
     ------
     TrainingError
-        If it was begun with other settings, data or versions, and ``settings.if_changed`` is ``refuse``.
+        If it was begun with other settings, data or versions, and ``settings.if_changed`` is ``refuse``; or if another
+        process trains in it.
     """
     folder = Path(folder)
     under_way = folder.with_name(folder.name + ".training")
+    lock = _locked(under_way) if is_main() else None
     if is_main():
         _open(under_way, {"learnt_from": learnt_from, "versions": versions()}, about, settings)
     wait_for_all()
@@ -121,8 +128,12 @@ def workspace(
         if is_main() and not work.checkpoints.all():  # nothing to go on from
             shutil.rmtree(under_way)
         raise
+    finally:
+        if lock is not None:
+            lock.close()
     wait_for_all()
     if is_main():
+        (under_way / _LOCK).unlink()
         shutil.rmtree(folder, ignore_errors=True)
         under_way.rename(folder)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -178,6 +189,24 @@ def git_revision() -> str | None:
         return None
 
 
+def _locked(under_way: Path) -> IO[str]:
+    """A file that no other process holds while this one lives: two that train in one folder would mix."""
+    under_way.mkdir(parents=True, exist_ok=True)
+    file = (under_way / _LOCK).open("w")
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise TrainingError(
+                f"{under_way}: another process is training here; wait for its end, or stop it (a process of torchrun "
+                "can outlive it)"
+            ) from None
+        except OSError:  # a file system without locks
+            _LOG.warning("%s: this file system has no locks; see that only one run trains here", under_way)
+    return file
+
+
 def _open(under_way: Path, record: dict[str, Any], about: dict[str, Any], how: RunSettings) -> None:
     if (under_way / _RUN).is_file():
         before = read_json(under_way / _RUN)
@@ -196,8 +225,11 @@ def _open(under_way: Path, record: dict[str, Any], about: dict[str, Any], how: R
                 f"{under_way}: begun with other settings ({differences}); go back to them, or delete the folder to "
                 "begin anew"
             )
-    shutil.rmtree(under_way, ignore_errors=True)
-    under_way.mkdir(parents=True)
+    for old in under_way.iterdir():
+        if old.is_dir():
+            shutil.rmtree(old)
+        elif old.name != _LOCK:
+            old.unlink()
     write_json(under_way / _RUN, {**record, "processes": n_ranks(), "git": git_revision(), **about})
 
 
