@@ -27,10 +27,10 @@ Measured, intervals that leave out 0, averaged and single trials:
     seeds 120 to 139        3, 0    0, 0    2, 2    0, 0
     the same, bootstrap     4, 0    0, 0    2, 3    0, 0
 
-In all, halves 25 of 480 (5.2 %), bootstrap 31 (6.5 %); CIDEr of averaged trials 6 and 9 of 60. Every block of 20 has
-one or two of its eight counts at 3, so "at most 2" is missed, about as often as intervals that are right would miss it.
-That it is chance shows in the six worlds with an exception for CIDEr of averaged trials (0, 4, 16, 121, 126, 132): their
-captions dealt to their images anew 800 times each, halves leave out 0 in 2.6 to 4.9 %, the bootstrap in 7.0 to 8.3 %.
+In all, halves 25 of 480 (5.2 %), bootstrap 31 (6.5 %); CIDEr of averaged trials 6 and 9 of 60. Of the 24 counts 4 are
+3, where right intervals would have 1.8 above 2: "at most 2" is missed in each block. That it is chance shows in the six
+worlds with an exception for CIDEr of averaged trials (0, 4, 16, 121, 126, 132): their captions dealt to their images
+anew 800 times each, halves leave out 0 in 2.6 to 4.9 %, the bootstrap in 7.0 to 8.3 %.
 Halves were chosen on `benchmarks/coverage.py`, not on these seeds. One world takes 10 to 40 s on a shared CPU.
 
 strength: bits per word against the strength of the signal. Prediction: 0 at 0, rising with every step, less and less.
