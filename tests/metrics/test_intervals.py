@@ -1,14 +1,19 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import permutation_test
 
 from bitllm.errors import DataError
 from bitllm.metrics.intervals import (
     bootstrap_mean,
     bootstrap_of_sums,
+    difference_from_draws,
     paired_difference,
     paired_difference_of_sums,
     resampled_sums,
     sum_by_image,
+    sums_over_halves,
 )
 
 
@@ -59,11 +64,62 @@ def test_pairing_finds_a_small_shift_that_two_intervals_would_hide(rng):
     assert reverse.high == pytest.approx(-found.low)
 
 
-def test_without_a_difference_p_values_are_uniform(rng):
-    p = [paired_difference(*rng.standard_normal((2, 40)), n_boot=200, seed=k).p for k in range(200)]
-    # the bootstrap's tails are a little light at 40 images: 5 % asked for, up to 11 % let pass
-    assert np.mean(np.array(p) <= 0.05) <= 0.11
-    assert 0.35 <= np.median(p) <= 0.65
+def test_random_halves_are_sums_over_images_that_are_in_or_out():
+    sums = sums_over_halves(2 ** np.arange(10).reshape(10, 1), n_draws=4000, seed=5)[:, 0].astype(int)
+    assert sums.min() == 1  # never the empty one
+    assert sums.max() == 1023  # each at most once
+    shares = [(sums >> place & 1).mean() for place in range(10)]
+    assert shares == pytest.approx([0.5] * 10, abs=0.04)  # 5 standard errors
+
+
+def test_the_p_value_is_that_of_exchanging_the_two_systems_on_every_image(rng):
+    for shift in (0.1, 0.4, 0.8):
+        a, b = rng.standard_normal((2, 10))
+        a += shift
+        exact = permutation_test(
+            (a, b), lambda x, y: np.mean(x - y), permutation_type="samples", n_resamples=np.inf
+        )
+        assert paired_difference(a, b, n_draws=20_000).p == pytest.approx(exact.pvalue, abs=0.015)
+
+
+def null_scores(rng, n):
+    """As CIDEr of captions of no brain: mostly 0, a few large."""
+    return np.where(rng.random((2, n)) < 0.25, rng.exponential(size=(2, n)) ** 2, 0.0)
+
+
+def test_without_a_difference_one_interval_in_twenty_leaves_out_zero_however_skewed_the_scores(rng):
+    n_times, out = 800, {"halves": 0, "bootstrap": 0}
+    for seed in range(n_times):
+        a, b = null_scores(rng, 30)
+        found = paired_difference(a, b, n_draws=119, seed=seed)
+        out["halves"] += found.low > 0 or found.high < 0
+        low, high = bootstrap_mean(a - b, n_boot=119, seed=seed)
+        out["bootstrap"] += low > 0 or high < 0
+    # 5 % and three standard errors; the percentile bootstrap lies beyond them, so that the test can tell
+    assert out["halves"] / n_times <= 0.05 + 3 * (0.05 * 0.95 / n_times) ** 0.5 < out["bootstrap"] / n_times
+
+
+@given(st.integers(2, 40), st.integers(0, 10_000), st.sampled_from([7, 60, 200, 999]))
+def test_the_interval_leaves_out_zero_where_p_is_at_most_a_twentieth_and_nowhere_else(n, seed, n_draws):
+    rng = np.random.default_rng(seed)
+    a, b = np.round(2 * rng.standard_normal((2, n)))  # ties too
+    found = paired_difference(a + 1, b, n_draws=n_draws, seed=seed)
+    assert (found.low > 0 or found.high < 0) == (found.p <= 0.05)
+
+
+def test_five_images_are_too_few_for_an_interval_and_theirs_reaches_to_zero():
+    five, six = (np.arange(1.0, n + 1) for n in (5, 6))
+    found = paired_difference(five, np.zeros(5))
+    assert (found.difference, found.low, found.high) == (3, 0, 5)
+    assert found.p == pytest.approx(2 / 32, abs=0.003)
+    found = paired_difference(six, np.zeros(6))
+    assert found.low > 0
+    assert found.p == pytest.approx(2 / 64, abs=0.003)
+
+
+def test_so_few_draws_that_no_p_is_small_give_an_interval_that_reaches_to_zero():
+    found = difference_from_draws(2.0, np.array([1.0, 2.0, 3.0]), n_images=100)
+    assert found == (2.0, 0.0, 3.0, pytest.approx(0.5))
 
 
 def test_two_equal_systems_differ_by_nothing():

@@ -1,9 +1,17 @@
-"""Bootstrap intervals over images, and paired differences between two systems.
+"""Intervals over images: the bootstrap for a score, random halves of the images for a difference of two systems.
 
-Everything works on per-image numbers that may be summed: one resampling of images is one row of counts, and a
-corpus score is a function of the sums. So BLEU, which is no mean, costs no more than a mean.
+Everything works on per-image numbers that may be summed: one drawing of images is one row of counts, and a corpus
+score is a function of the sums. So BLEU, which is no mean, costs no more than a mean.
+
+A difference is judged by its values on random subsets of the images, each image in or out by the toss of a coin. Where
+there is no difference and the sign of each image's difference is a matter of chance, zero is as likely to lie between
+any two neighbours among these values (Hartigan's typical values; the test by random exchange of the two systems on
+each image, turned into an interval). So an interval of 95 % leaves out 0 one time in twenty however the images'
+differences are distributed. A percentile bootstrap promises that for many images only: of 48 images' CIDEr, mostly
+zeros and a few large numbers, it leaves out 0 about one time in eleven (``benchmarks/coverage.py``).
 """
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
@@ -36,7 +44,8 @@ class Difference(NamedTuple):
     high: float
     """Upper end of the interval."""
     p: float
-    """Two-sided p-value of the hypothesis that there is no difference."""
+    """Two-sided p-value of the hypothesis that there is no difference; at most 0.05 where a 95 % interval leaves out 0,
+    and only there."""
 
 
 def sum_by_image(
@@ -120,11 +129,7 @@ def resampled_sums(
     DataError
         If there are fewer than two images.
     """
-    n = len(per_image)
-    if n < 2:
-        raise DataError(
-            f"bootstrap: expected at least 2 images, found {n}; an interval over images needs more"
-        )
+    n = _count_images(per_image)
     rng = np.random.default_rng(seed)
     values = per_image.astype(np.float64)
     blocks = []
@@ -134,8 +139,32 @@ def resampled_sums(
     return np.concatenate(blocks)
 
 
+def sums_over_halves(
+    per_image: Shaped[np.ndarray, "n k"], *, n_draws: int, seed: int
+) -> Float[np.ndarray, "n_draws k"]:
+    """Sums of the columns over random subsets, each image in or out with probability ½; the empty one is left out.
+
+    The same seed and number of images give the same subsets.
+
+    Raises
+    ------
+    DataError
+        If there are fewer than two images.
+    """
+    n = _count_images(per_image)
+    rng = np.random.default_rng(seed)
+    values = per_image.astype(np.float64)
+    blocks = []
+    for start in range(0, n_draws, _ROWS_AT_ONCE):
+        chosen = rng.integers(0, 2, size=(min(_ROWS_AT_ONCE, n_draws - start), n))
+        while (empty := ~chosen.any(axis=1)).any():
+            chosen[empty] = rng.integers(0, 2, size=(int(empty.sum()), n))
+        blocks.append(chosen.astype(np.float64) @ values)
+    return np.concatenate(blocks)
+
+
 def paired_difference(
-    a: Shaped[np.ndarray, " n"], b: Shaped[np.ndarray, " m"], n_boot: int = 1000, seed: int = 0
+    a: Shaped[np.ndarray, " n"], b: Shaped[np.ndarray, " m"], n_draws: int = 1000, seed: int = 0
 ) -> Difference:
     """Difference of the means of two systems that have one number per image each, with a 95 % interval.
 
@@ -144,7 +173,7 @@ def paired_difference(
     DataError
         If the systems do not have the same number of images, or fewer than two.
     """
-    return paired_difference_of_sums(_with_count(a), _with_count(b), _ratio, n_boot=n_boot, seed=seed)
+    return paired_difference_of_sums(_with_count(a), _with_count(b), _ratio, n_draws=n_draws, seed=seed)
 
 
 def paired_difference_of_sums(
@@ -152,14 +181,11 @@ def paired_difference_of_sums(
     b: Shaped[np.ndarray, "m k"],
     statistic: Statistic,
     *,
-    n_boot: int = 1000,
+    n_draws: int = 1000,
     seed: int = 0,
     level: float = 0.95,
 ) -> Difference:
-    """Difference of a statistic of sums between two systems; every resampling draws the same images for both.
-
-    The p-value is the smallest 1 − level whose percentile interval leaves out 0, counted with one more
-    resampling on each side so that it is never 0.
+    """Difference of a statistic of sums between two systems; every draw takes the same images of both.
 
     Raises
     ------
@@ -168,26 +194,47 @@ def paired_difference_of_sums(
 
     References
     ----------
-    Koehn (2004), "Statistical significance tests for machine translation evaluation", EMNLP.
+    Hartigan (1969), "Using subsample values as typical values", JASA 64. Exact for a mean of differences that are as
+    likely to have one sign as the other, image by image; for a ratio of sums alike where both systems have the same
+    counts below the line; an approximation for BLEU.
     """
     if len(a) != len(b):
         raise DataError(
             f"paired difference: expected the same images in both systems, found {len(a)} and {len(b)}; "
             "score both on the same images"
         )
-    sums_a = resampled_sums(a, n_boot=n_boot, seed=seed)
-    sums_b = resampled_sums(b, n_boot=n_boot, seed=seed)
+    sums_a = sums_over_halves(a, n_draws=n_draws, seed=seed)
+    sums_b = sums_over_halves(b, n_draws=n_draws, seed=seed)
     draws = np.array([statistic(x) - statistic(y) for x, y in zip(sums_a, sums_b, strict=True)])
-    return difference_from_draws(statistic(a.sum(axis=0)) - statistic(b.sum(axis=0)), draws, level=level)
+    observed = statistic(a.sum(axis=0)) - statistic(b.sum(axis=0))
+    return difference_from_draws(observed, draws, n_images=len(a), level=level)
 
 
 def difference_from_draws(
-    observed: float, draws: Float[np.ndarray, " n"], *, level: float = 0.95
+    observed: float, draws: Float[np.ndarray, " n_draws"], *, n_images: int, level: float = 0.95
 ) -> Difference:
-    """Interval and p-value of an observed difference from its values in paired resamplings."""
+    """Interval and p-value of an observed difference from its values on the subsets of :func:`sums_over_halves`.
+
+    Few images (five at 95 %) or few draws allow no interval of the level, as the p-value cannot be so small. Then the
+    interval is that of all draws, and reaches to 0.
+    """
+    # the empty subset, which is never drawn, would count on both sides
+    empty = 0.5**n_images
     tail = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
-    p = min(1.0, 2 * (tail + 1) / (len(draws) + 1))
-    return Difference(float(observed), *_percentiles(draws, level), p)
+    p = min(1.0, 2 * (empty + (1 - empty) * (tail + 1) / (len(draws) + 1)))
+    place = math.floor((len(draws) + 1) * ((1 - level) / 2 - empty) / (1 - empty))
+    ordered = np.sort(draws)
+    if place < 1:
+        return Difference(float(observed), min(float(ordered[0]), 0.0), max(float(ordered[-1]), 0.0), p)
+    return Difference(float(observed), float(ordered[place - 1]), float(ordered[-place]), p)
+
+
+def _count_images(per_image: Shaped[np.ndarray, "n k"]) -> int:
+    if len(per_image) < 2:
+        raise DataError(
+            f"interval: expected at least 2 images, found {len(per_image)}; an interval over images needs more"
+        )
+    return len(per_image)
 
 
 def _with_count(values: Shaped[np.ndarray, " n"]) -> Float[np.ndarray, "n 2"]:

@@ -20,8 +20,9 @@ def summary(permuted, constant, distinct=8):
 
 
 def test_differences_are_paired_over_images():
-    own = np.array([3.0, 5.0, 1.0, 1.0])
-    found = cider_differences(own, {"permuted": own - 1, "constant": np.zeros(4)}, ["a", "b", "c", "c"])
+    own = np.array([3.0, 5.0, 1.0, 1.0, 2.0, 7.0, 4.0, 6.0, 9.0])
+    ids = ["a", "b", "c", "c", "d", "e", "f", "g", "h"]
+    found = cider_differences(own, {"permuted": own - 1, "constant": np.zeros(9)}, ids)
     assert found["real - permuted"]["CIDEr"][:3] == pytest.approx((1, 1, 1))
     assert found["real - constant"]["CIDEr"].difference == pytest.approx(own.mean())
 

@@ -34,7 +34,7 @@ def test_without_java_the_published_scores_are_met_too(brainhub):
 def test_a_better_system_differs_with_an_interval_above_zero(rng):
     references, good, bad = made_up(rng)
     a, b = (score_captions(captions, references, n_bootstrap=20) for captions in (good, bad))
-    found = compare_captions(a, b, n_bootstrap=400)
+    found = compare_captions(a, b, n_draws=400)
     assert set(found) == {"CIDEr", "ROUGE-L", "BLEU-4"}
     for name, difference in found.items():
         assert difference.difference == pytest.approx(a.metrics[name] - b.metrics[name])
@@ -55,7 +55,7 @@ def test_single_trials_and_averages_of_the_same_images_compare(rng):
     single = score_captions(
         [bad[i] for i in ids], [references[i] for i in ids], image_ids=ids, n_bootstrap=20
     )
-    found = compare_captions(averaged, single, n_bootstrap=100)["CIDEr"]
+    found = compare_captions(averaged, single, n_draws=100)["CIDEr"]
     assert found.difference == pytest.approx(averaged.metrics["CIDEr"] - single.metrics["CIDEr"])
 
 

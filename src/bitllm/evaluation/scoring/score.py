@@ -8,7 +8,7 @@ import numpy as np
 from bitllm.errors import DataError
 from bitllm.evaluation.scoring.caption_scorer import CaptionScorer, CaptionScores, Tokenizer
 from bitllm.evaluation.scoring.floors import best_constant_caption, score_floors
-from bitllm.metrics.intervals import Difference, difference_from_draws, resampled_sums
+from bitllm.metrics.intervals import Difference, difference_from_draws, sums_over_halves
 
 
 def score_captions(
@@ -59,12 +59,12 @@ def compare_captions(
     b: CaptionScores,
     *,
     names: Sequence[str] = ("CIDEr", "ROUGE-L", "BLEU-4"),
-    n_bootstrap: int = 1000,
+    n_draws: int = 1000,
     seed: int = 0,
 ) -> dict[str, Difference]:
     """Paired differences a − b on the same images, of the metrics named that both have.
 
-    The images are resampled, the same ones for both; BLEU is computed anew from the counts of each sample.
+    Random halves of the images are drawn, the same ones for both; BLEU is computed anew from the counts of each.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def compare_captions(
             f"{b.references_sha256[:8]}; score both on the same references"
         )
     sums_a, sums_b = (
-        resampled_sums(scores.per_image.by_image(), n_boot=n_bootstrap, seed=seed) for scores in (a, b)
+        sums_over_halves(scores.per_image.by_image(), n_draws=n_draws, seed=seed) for scores in (a, b)
     )
     draws_a = [a.per_image.metrics(sums) for sums in sums_a]
     draws_b = [b.per_image.metrics(sums) for sums in sums_b]
@@ -88,6 +88,7 @@ def compare_captions(
         name: difference_from_draws(
             a.metrics[name] - b.metrics[name],
             np.array([x[name] - y[name] for x, y in zip(draws_a, draws_b, strict=True)]),
+            n_images=len(images_a),
         )
         for name in names
         if name in a.metrics and name in b.metrics

@@ -8,7 +8,7 @@ import torch
 from bitllm.data.batch import Anatomies
 from bitllm.errors import DataError, OutputError
 from bitllm.evaluation.grounding.groups.words import simulated_words
-from bitllm.evaluation.grounding.regions.attribution import attribution, random_weights
+from bitllm.evaluation.grounding.regions.attribution import Attribution, attribution, random_weights
 from bitllm.evaluation.grounding.regions.evidence import roi_evidence
 from bitllm.evaluation.grounding.regions.maps import pooling_map, write_maps
 from bitllm.evaluation.grounding.regions.rois import Roi, find_rois
@@ -88,6 +88,15 @@ def test_the_randomised_model_gives_another_map_and_leaves_the_trained_one_as_it
     signed = maps.summary([])["rank_correlation_with_randomised"]["signed"]
     assert abs(signed["mean"]) < 0.2
     assert signed["N"] == len(maps.trained)
+
+
+def test_sizes_of_two_maps_correlate_by_their_betas_alone_and_gradients_do_not(rng):
+    """Two models with nothing in common."""
+    betas, gradient, other = rng.standard_normal((3, 20, 400))
+    found = Attribution(betas, gradient, other).summary([])["rank_correlation_with_randomised"]
+    assert found["absolute"]["mean"] > 0.3
+    assert abs(found["absolute_gradient"]["mean"]) < 0.05
+    assert abs(found["signed"]["mean"]) < 0.05
 
 
 def test_the_pooling_map_is_what_the_encoder_pools_with(system, held_out, maps, tmp_path):

@@ -4,7 +4,8 @@
 
 A first-order estimate of what the references would lose with that voxel at 0. The check: a model whose trained weights
 are replaced by random ones of the same mean and spread must give other maps, or the map shows the input rather than
-what was learned.
+what was learned. The *size* of gradient × input can not pass it wholly: both maps have the factor |beta|, which alone
+makes them correlate. So the gradients are compared too, which have no such factor.
 
 References
 ----------
@@ -38,15 +39,29 @@ _ROWS_AT_ONCE = 32
 class Attribution:
     """Gradient × input of every row and voxel, in bits per reference, of the model and of a randomised one."""
 
-    trained: Float[np.ndarray, "n voxels"]
-    randomised: Float[np.ndarray, "n voxels"]
+    betas: Float[np.ndarray, "n voxels"]
+    gradient: Float[np.ndarray, "n voxels"]
+    """Of the mean log2 p of a row's references, by its betas."""
+    gradient_randomised: Float[np.ndarray, "n voxels"]
+    """The same of the randomised model."""
+
+    @property
+    def trained(self) -> Float[np.ndarray, "n voxels"]:
+        """Attribution by the model."""
+        return self.betas * self.gradient
+
+    @property
+    def randomised(self) -> Float[np.ndarray, "n voxels"]:
+        """Attribution by the randomised model."""
+        return self.betas * self.gradient_randomised
 
     def summary(self, rois: list[Roi]) -> dict[str, Any]:
         """Rank correlation of both models' maps over rows, and the share of each ROI in the absolute attribution."""
-        total = np.abs(self.trained).sum()
+        size, size_randomised = np.abs(self.trained), np.abs(self.randomised)
+        total = size.sum()
         shares = {
             roi.name: {
-                "share": float(np.abs(self.trained[:, roi.voxels]).sum() / total) if total > 0 else 0.0,
+                "share": float(size[:, roi.voxels].sum() / total) if total > 0 else 0.0,
                 "share_of_voxels": float(roi.voxels.mean()),
             }
             for roi in rois
@@ -56,7 +71,8 @@ class Attribution:
             "randomised": "encoder and interface drawn anew with each tensor's own mean and spread",
             "rank_correlation_with_randomised": {
                 "signed": _over_rows(self.trained, self.randomised),
-                "absolute": _over_rows(np.abs(self.trained), np.abs(self.randomised)),
+                "absolute": _over_rows(size, size_randomised),
+                "absolute_gradient": _over_rows(np.abs(self.gradient), np.abs(self.gradient_randomised)),
             },
             "rois": shares,
         }
@@ -74,16 +90,16 @@ def attribution(
     seed
         Of the random weights.
     """
-    trained = gradient_times_input(system, found, what="attribution", progress=progress)
+    trained = gradients(system, found, what="attribution", progress=progress)
     with random_weights(system.model, seed=seed):
-        random = gradient_times_input(system, found, what="attribution, randomised", progress=progress)
-    return Attribution(trained, random)
+        random = gradients(system, found, what="attribution, randomised", progress=progress)
+    return Attribution(found.held_out.betas, trained, random)
 
 
-def gradient_times_input(
+def gradients(
     system: System, found: Outcomes, *, what: str = "attribution", progress: Progress | None = None
 ) -> Float[np.ndarray, "n voxels"]:
-    """Of each row, beta times the gradient of the mean log2 p of its references."""
+    """Of each row, the gradient of the mean log2 p of its references by its betas."""
     held_out, tokens = found.held_out, found.tokens
     anatomies = Anatomies.of(held_out.store, [held_out.subject], system.atlases)
     prompt = system.prompter.prompt_ids(INSTRUCTIONS[0])
@@ -108,7 +124,7 @@ def gradient_times_input(
         n_references = torch.bincount(owner)[owner]
         bits = (log_probs.sum(-1) / np.log(2) / n_references).sum()
         (gradient,) = torch.autograd.grad(bits, brain.betas)
-        rows.append((gradient * brain.betas).detach().numpy()[:, : betas.shape[1]])
+        rows.append(gradient.numpy()[:, : betas.shape[1]])
         if progress is not None:
             progress(what, start + len(betas), len(held_out.betas))
     return np.concatenate(rows)
