@@ -10,7 +10,7 @@ under a checkpoint's name after a kill must be whole.
 
 Prediction, written before the first run: all equal, in one process and in two; no checkpoint unreadable.
 
-Measured: see docs/lab-log.md.
+Measured: 27 kills in one process and 30 in two (with nine bytes flipped) landed; weights and logs equal in all three stages.
 """
 
 import argparse
