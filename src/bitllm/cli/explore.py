@@ -1,0 +1,43 @@
+"""The command that opens the local page: explore."""
+
+from pathlib import Path
+
+import tyro
+
+from bitllm.cli.terminal import OUT
+
+
+def explore(
+    run: tyro.conf.Positional[Path],
+    store: tyro.conf.Positional[Path],
+    /,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8421,
+    names: tuple[str, ...] = (),
+    llm: str | None = None,
+    split: Path | None = None,
+) -> None:
+    """Open a local page: choose a trial, see it decoded word by word, silence a region, decode again.
+
+    Args:
+        run: A checkpoint of sft or rft, or the folder of a demo with all its systems.
+        store: The store that the run was trained on.
+        host: Where to listen; any other than 127.0.0.1 shows the data to the network.
+        port: On which port; 0 takes a free one.
+        names: Further names by which the page may be called, where host is not one.
+        llm: Base LLM, a folder or hub id, where it does not lie beside the run.
+        split: Split of the run, where it does not lie beside it.
+    """
+    from bitllm.explore.server import serve
+
+    serve(
+        run,
+        store,
+        host=host,
+        port=port,
+        names=names,
+        llm=llm,
+        split=split,
+        tell=lambda line: OUT.print(line, markup=False, soft_wrap=True),
+    )
