@@ -8,7 +8,7 @@ from collections.abc import Callable
 import tyro
 
 from bitllm import __version__
-from bitllm.cli import data, demo, evaluation, explore, grounding, model, prepare, train
+from bitllm.cli import data, demo, evaluation, explore, grounding, model, prepare, report, train
 from bitllm.errors import BitLlmError, StoppedError
 
 _INTERRUPTED, _TERMINATED = 130, 143
@@ -33,6 +33,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "score": evaluation.score,
     "ground": grounding.ground,
     "explore": explore.explore,
+    "report": report.report,
     "params": model.params,
     "preflight": model.preflight,
 }
