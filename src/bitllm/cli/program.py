@@ -8,7 +8,8 @@ from collections.abc import Callable
 import tyro
 
 from bitllm import __version__
-from bitllm.cli import data, demo, evaluation, explore, grounding, model, prepare, report, train
+from bitllm.cli import data, demo, evaluation, grounding, model, prepare, train
+from bitllm.cli.results import explore, export, report
 from bitllm.errors import BitLlmError, StoppedError
 
 _INTERRUPTED, _TERMINATED = 130, 143
@@ -34,6 +35,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "ground": grounding.ground,
     "explore": explore.explore,
     "report": report.report,
+    "export": export.export,
     "params": model.params,
     "preflight": model.preflight,
 }

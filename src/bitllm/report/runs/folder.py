@@ -52,6 +52,26 @@ def read_run(folder: Path, *, pictures: bool | None = None) -> RunFiles:
         If the folder holds no results, or they do not parse.
     """
     folder = Path(folder)
+    results, grounded = read_results(folder), _grounded(folder)
+    final = final_system(results)
+    regions = section(grounded.get(final) or next(iter(grounded.values()), {}), "rois")
+    return RunFiles(
+        folder.resolve().name,
+        results,
+        read_curves(folder),
+        read_gallery(folder, results, pictures=pictures),
+        read_brain_maps(folder, text(results, "subject"), regions),
+    )
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """The numbers of a run: a demo's own, else those of its ``grounding.json``.
+
+    Raises
+    ------
+    DataError
+        If the folder holds neither, or they do not parse.
+    """
     grounded = _grounded(folder)
     if (folder / "results.json").is_file():
         results = read_json(folder / "results.json")
@@ -64,15 +84,7 @@ def read_run(folder: Path, *, pictures: bool | None = None) -> RunFiles:
         )
     if not isinstance(results, dict):
         raise DataError(f"{folder}: expected an object in results.json, found {type(results).__name__}")
-    final = final_system(results)
-    regions = section(grounded.get(final) or next(iter(grounded.values()), {}), "rois")
-    return RunFiles(
-        folder.resolve().name,
-        results,
-        read_curves(folder),
-        read_gallery(folder, results, pictures=pictures),
-        read_brain_maps(folder, text(results, "subject"), regions),
-    )
+    return results
 
 
 def read_curves(folder: Path) -> dict[str, list[dict[str, Any]]]:
