@@ -5,6 +5,7 @@ const USES = { test: "never seen in training", validation: "used for choices", t
 const TITLES = { real: "These betas", perturbed: "These betas, changed", control: "Control: another image's betas" };
 const ORDER = ["real", "perturbed", "control"];
 const MOST_IMAGES = 1000;
+const GONE = "The server does not answer; is bitllm explore still running?";
 
 const form = document.getElementById("ask");
 const field = form.elements;
@@ -17,7 +18,9 @@ function say(text, isProblem = false) {
 }
 
 async function get(address, options) {
-  const answer = await fetch(address, options);
+  const answer = await fetch(address, options).catch(() => {
+    throw new Error(GONE);
+  });
   const content = await answer.json();
   if (!answer.ok) throw new Error(typeof content.detail === "string" ? content.detail : `refused (${answer.status})`);
   return content;
@@ -181,7 +184,7 @@ function follow(job, answer) {
       else if (event.kind === "cancelled") end("Stopped.", false);
       else if (event.kind === "failed") end(event.message, true);
     };
-    source.onerror = () => end("The server does not answer; is bitllm explore still running?", true);
+    source.onerror = () => end(GONE, true);
   });
 }
 
