@@ -225,19 +225,7 @@ async function stop() {
   if (jobs.length) say("Stopped.");
 }
 
-async function start() {
-  run = await get("/api/run");
-  const wanted = Object.fromEntries(new URLSearchParams(location.search));
-  const what = run.data === "simulated" ? "simulated brain: nothing here says anything about real ones" : run.data;
-  document.getElementById("about").textContent = `bitllm explore · ${run.run} · base LLM ${run.llm} · split ${run.split} · ${what}`;
-  const systems = run.systems.map((one) => [one.name, `${one.name} (${one.interface})`]);
-  fill(field.system, systems, wanted.system);
-  fill(field.compare, [["", "nothing"], ...systems], wanted.compare);
-  fill(field.subject, run.subjects.map((one) => [one.name, `${one.name}${one.is_trained_on ? ", trained on" : ", never trained on"}`]), wanted.subject);
-  for (const name of ["perturbation", "factor", "seed"]) if (wanted[name]) field[name].value = wanted[name];
-  if (!field.perturbation.value) field.perturbation.value = "none";
-  showFields();
-  await choose(wanted);
+function listen() {
   form.addEventListener("change", changed);
   form.addEventListener("submit", (event) => {
     event.preventDefault();
@@ -252,6 +240,26 @@ async function start() {
   window.addEventListener("resize", showBrain);
   window.addEventListener("pagehide", stop);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", showBrain);
+}
+
+function setReady(isReady) {
+  for (const button of [form.querySelector("[type=submit]"), document.getElementById("next")]) button.disabled = !isReady;
+}
+
+async function start() {
+  run = await get("/api/run");
+  const wanted = Object.fromEntries(new URLSearchParams(location.search));
+  const what = run.data === "simulated" ? "simulated brain: nothing here says anything about real ones" : run.data;
+  document.getElementById("about").textContent = `bitllm explore · ${run.run} · base LLM ${run.llm} · split ${run.split} · ${what}`;
+  const systems = run.systems.map((one) => [one.name, `${one.name} (${one.interface})`]);
+  fill(field.system, systems, wanted.system);
+  fill(field.compare, [["", "nothing"], ...systems], wanted.compare);
+  fill(field.subject, run.subjects.map((one) => [one.name, `${one.name}${one.is_trained_on ? ", trained on" : ", never trained on"}`]), wanted.subject);
+  for (const name of ["perturbation", "factor", "seed"]) if (wanted[name]) field[name].value = wanted[name];
+  if (!field.perturbation.value) field.perturbation.value = "none";
+  showFields();
+  await choose(wanted);
+  setReady(true);
   if (wanted.image && image()) await decode();
   else keepState();
 }
@@ -268,4 +276,5 @@ async function changed(event) {
   }
 }
 
+listen();
 start().catch((error) => say(error.message, true));
