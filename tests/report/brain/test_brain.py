@@ -61,7 +61,7 @@ def test_the_mesh_of_fsaverage_is_read_without_a_network(monkeypatch):
 
 
 def test_a_demo_has_a_map_for_every_subject_the_test_subject_first(demo_folder):
-    maps = read_brain_maps(demo_folder, "subj08", REGIONS)
+    maps = read_brain_maps(demo_folder, "subj08", REGIONS, store=demo_folder / "store")
     assert [figure.title for figure in maps.pooling] == ["subj08", *(f"subj{n:02d}" for n in range(1, 8))]
     assert all(figure.uri.startswith("data:image/png;base64,") for figure in maps.pooling)
     assert "folded ellipsoid" in maps.where
@@ -70,7 +70,7 @@ def test_a_demo_has_a_map_for_every_subject_the_test_subject_first(demo_folder):
 
 
 def test_a_folder_without_a_store_has_no_maps(tmp_path):
-    assert read_brain_maps(tmp_path, "subj08", {}) is None
+    assert read_brain_maps(tmp_path, "subj08", {}, store=tmp_path / "store") is None
 
 
 def test_losses_stand_above_those_of_random_voxels():
@@ -83,5 +83,5 @@ def test_losses_stand_above_those_of_random_voxels():
 
 @pytest.mark.parametrize("regions", [{}, {"rows": []}])
 def test_without_regions_only_pooling_is_drawn(demo_folder, regions):
-    maps = read_brain_maps(demo_folder, "subj08", regions)
+    maps = read_brain_maps(demo_folder, "subj08", regions, store=demo_folder / "store")
     assert (maps.regions, maps.region_chart) == ([], "")

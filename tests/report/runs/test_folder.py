@@ -41,6 +41,15 @@ def test_real_pictures_are_shown_only_if_asked_for(demo_folder, tmp_path):
     assert read_run(copy, pictures=True).gallery[0].picture is not None
 
 
+def test_the_store_may_lie_elsewhere(demo_folder, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(demo_folder, copy, ignore=shutil.ignore_patterns("nsd", "llm", "clip", "store"))
+    assert read_run(copy).brain is None
+    run = read_run(copy, store=demo_folder / "store")
+    assert run.brain is not None
+    assert run.gallery[0].picture is not None
+
+
 def test_rows_are_best_median_worst_and_random():
     cider = [5.0, 1.0, 9.0, 3.0, 7.0, 2.0, 8.0]
     chosen = chosen_rows(cider, seed=0, n_each=2)

@@ -12,6 +12,7 @@ def report(
     /,
     *,
     out: Path = Path("report.html"),
+    store: Path | None = None,
     pictures: bool | None = None,
     json: bool = False,
 ) -> None:
@@ -20,6 +21,7 @@ def report(
     Args:
         runs: Folders of demos, or of runs that `bitllm ground` wrote into.
         out: The page.
+        store: The store of the run, where it does not lie in its folder; for pictures and brain maps.
         pictures: Whether the pictures that were seen are shown; by default only simulated ones.
         json: Print the numbers as JSON, too.
     """
@@ -30,7 +32,7 @@ def report(
 
     if not runs:
         raise ConfigError("report: expected the folder of a run, found none; name one or more")
-    read = [read_run(run, pictures=pictures) for run in runs]
+    read = [read_run(run, pictures=pictures, store=store) for run in runs]
     if len(read) == 1:
         one = read[0]
         write_report(one.results, one.curves, one.gallery, out, brain=one.brain)

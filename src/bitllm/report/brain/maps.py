@@ -39,8 +39,8 @@ class BrainMaps(NamedTuple):
     n_regions_shown: int = 0
 
 
-def read_brain_maps(folder: Path, subject: str, regions: dict[str, Any]) -> BrainMaps | None:
-    """The maps of a run's folder that holds a store and an encoder; None where it does not.
+def read_brain_maps(folder: Path, subject: str, regions: dict[str, Any], *, store: Path) -> BrainMaps | None:
+    """The maps of a run with an encoder in its folder and a store; None where one is missing.
 
     Parameters
     ----------
@@ -50,23 +50,22 @@ def read_brain_maps(folder: Path, subject: str, regions: dict[str, Any]) -> Brai
         The test subject, shown first.
     regions
         The part ``rois`` of ``grounding.json``; may be empty.
+    store
+        Folder of the store that the run was trained on.
     """
-    if (
-        not (folder / "store" / "manifest.json").is_file()
-        or not (folder / "align" / "aligner.json").is_file()
-    ):
+    if not (store / "manifest.json").is_file() or not (folder / "align" / "aligner.json").is_file():
         return None
-    store, mesh = open_store(folder / "store"), load_mesh()
-    names = [subject, *(name for name in store.subjects if name != subject)]
-    weights = {name: _pooling(folder, store, name) for name in names if name in store.subjects}
+    data, mesh = open_store(store), load_mesh()
+    names = [subject, *(name for name in data.subjects if name != subject)]
+    weights = {name: _pooling(folder, data, name) for name in names if name in data.subjects}
     top = float(np.quantile(np.concatenate(list(weights.values())), 0.99))
-    pooling = [_pooling_figure(mesh, store, name, values, top) for name, values in weights.items()]
+    pooling = [_pooling_figure(mesh, data, name, values, top) for name, values in weights.items()]
     rows = region_rows(regions)
-    of_regions = [_region_figure(mesh, store, subject, rows)] if rows and subject in store.subjects else []
+    of_regions = [_region_figure(mesh, data, subject, rows)] if rows and subject in data.subjects else []
     where = (
         "drawn on the flattened cortex of fsaverage5" if mesh else "drawn at the voxels' places in MNI space"
     )
-    if store.manifest.source == "simulated":
+    if data.manifest.source == "simulated":
         where += "; the simulated cortex is a folded ellipsoid, so places are a sketch"
     return BrainMaps(pooling, of_regions, region_chart(rows), where, min(len(rows), _MOST_REGIONS))
 

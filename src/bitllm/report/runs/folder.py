@@ -36,7 +36,7 @@ class RunFiles:
     brain: BrainMaps | None
 
 
-def read_run(folder: Path, *, pictures: bool | None = None) -> RunFiles:
+def read_run(folder: Path, *, pictures: bool | None = None, store: Path | None = None) -> RunFiles:
     """Read a run's folder.
 
     Parameters
@@ -45,6 +45,8 @@ def read_run(folder: Path, *, pictures: bool | None = None) -> RunFiles:
         Of a demo (``results.json``), or one with ``grounding.json`` in it or in its checkpoints.
     pictures
         Whether pictures are shown; by default only simulated ones, which have no licence of others.
+    store
+        The store that the run was trained on, where it does not lie in its folder.
 
     Raises
     ------
@@ -53,14 +55,15 @@ def read_run(folder: Path, *, pictures: bool | None = None) -> RunFiles:
     """
     folder = Path(folder)
     results, grounded = read_results(folder), _grounded(folder)
+    place = folder / "store" if store is None else store
     final = final_system(results)
     regions = section(grounded.get(final) or next(iter(grounded.values()), {}), "rois")
     return RunFiles(
         folder.resolve().name,
         results,
         read_curves(folder),
-        read_gallery(folder, results, pictures=pictures),
-        read_brain_maps(folder, text(results, "subject"), regions),
+        read_gallery(folder, results, pictures=pictures, store=place),
+        read_brain_maps(folder, text(results, "subject"), regions, store=place),
     )
 
 
@@ -95,7 +98,9 @@ def read_curves(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return {name: _lines(path) for name, path in logs.items()}
 
 
-def read_gallery(folder: Path, results: dict[str, Any], *, pictures: bool | None) -> list[GalleryItem]:
+def read_gallery(
+    folder: Path, results: dict[str, Any], *, pictures: bool | None, store: Path
+) -> list[GalleryItem]:
     """Best, median, worst and random images by the final system's CIDEr under real betas."""
     final = final_system(results)
     judged = folder / "judged"
@@ -113,12 +118,14 @@ def read_gallery(folder: Path, results: dict[str, Any], *, pictures: bool | None
         for label, (name, control) in shown.items()
     }
     words = {label: _words(judged / name, control) for label, (name, control) in shown.items()}
-    store = _store_to_show(folder, pictures)
+    shown_store = _store_to_show(store, pictures)
     groups = chosen_rows(cider[final], seed=int(results.get("seed") or 0))
     return [
         GalleryItem(
             nsd_id=captions[final][row]["nsd_id"],
-            picture=None if store is None else store.pictures([captions[final][row]["nsd_id"]])[0],
+            picture=None
+            if shown_store is None
+            else shown_store.pictures([captions[final][row]["nsd_id"]])[0],
             references=tuple(captions[final][row]["references"]),
             label=label,
             captions={name: captions[name][row]["caption"] for name in shown},
@@ -144,10 +151,10 @@ def chosen_rows(cider: Sequence[float], *, seed: int, n_each: int = _N_EACH) -> 
     return {label: [int(row) for row in rows] for label, rows in groups.items()}
 
 
-def _store_to_show(folder: Path, pictures: bool | None) -> Store | None:
-    if pictures is False or not (folder / "store" / "manifest.json").is_file():
+def _store_to_show(place: Path, pictures: bool | None) -> Store | None:
+    if pictures is False or not (place / "manifest.json").is_file():
         return None
-    store = open_store(folder / "store")
+    store = open_store(place)
     has_pictures = "pictures.npy" in store.manifest.sha256
     return store if has_pictures and (pictures or store.manifest.source == "simulated") else None
 
