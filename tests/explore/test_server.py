@@ -6,6 +6,7 @@ import json
 import httpx
 import pytest
 import schemathesis
+import uvicorn
 from hypothesis import HealthCheck, given, seed, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.generation import GenerationMode
@@ -104,3 +105,19 @@ def test_a_port_that_is_none_or_taken_is_one_line(served, demo_folder, capsys):
             main(["explore", str(demo_folder), str(demo_folder / "store"), "--port", port])
         assert ended.value.code == 2
         assert capsys.readouterr().err.splitlines()[-1].startswith("bitllm: --port: expected")
+
+
+def test_the_address_is_told_a_warning_is_given_and_an_interruption_is_the_ordinary_end(
+    demo_folder, monkeypatch, capsys
+):
+    def interrupted(self, sockets):
+        assert self.config.host == "0.0.0.0"
+        assert sockets[0].getsockname()[1] > 0
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(uvicorn.Server, "run", interrupted)
+    words = ["--host", "0.0.0.0", "--port", "0", "--names", "lab.example"]
+    main(["explore", str(demo_folder), str(demo_folder / "store"), *words])
+    said = capsys.readouterr().out
+    assert "http://0.0.0.0:" in said
+    assert "Anyone who reaches this address" in said

@@ -1,6 +1,7 @@
 """Serve the page until it is interrupted."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import uvicorn
@@ -72,6 +73,7 @@ def serve(
     if host not in LOOPBACK:
         tell("Anyone who reaches this address sees pictures and betas of the store.")
     try:
-        uvicorn.Server(config).run(sockets=[listening])
+        with suppress(KeyboardInterrupt):  # the ordinary end
+            uvicorn.Server(config).run(sockets=[listening])
     finally:
         queue.close()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -64,7 +65,11 @@ class Session:
             raise CheckpointError(
                 f"{self.run}: expected a system of the run, found `{name}`; {nearest(name, list(self.folders))}"
             )
-        system = self._loaded.pop(name, None) or load_system(name, self.folders[name], self.base)
+        system = self._loaded.pop(name, None)
+        if system is None:
+            system = load_system(name, self.folders[name], self.base)
+            if torch.cuda.is_available():
+                system.model.to("cuda")
         self._loaded[name] = system
         for old in list(self._loaded)[:-_SYSTEMS_LOADED]:
             del self._loaded[old]
