@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from bitllm.errors import CheckpointError, DataError
@@ -19,8 +21,10 @@ def test_an_unknown_system_or_region_is_named(session):
         session.roi("subj08", "streams:erly")
 
 
-def test_a_checkpoint_alone_is_one_system(demo_folder):
+def test_a_checkpoint_alone_is_one_system(demo_folder, monkeypatch):
     assert list(system_folders(demo_folder / "rft")) == ["rft"]
+    monkeypatch.chdir(demo_folder / "sft")
+    assert list(open_session(Path(), demo_folder / "store", precision="bf16").folders) == ["sft"]
 
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path, demo_folder):

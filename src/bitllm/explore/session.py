@@ -21,6 +21,7 @@ from bitllm.explore.schemas import Brain, ImageInfo, ImageList, RoiInfo, RunInfo
 from bitllm.explore.trials import SubjectTrials
 from bitllm.files import read_json
 from bitllm.model.checkpoint.base import BaseLlm, load_llm
+from bitllm.model.precision import Precision
 from bitllm.training.embed import brain_tokens_of_betas
 
 MAX_SHOWN_VOXELS = 20_000
@@ -43,6 +44,8 @@ class Session:
         The data, and what the run was trained and tested on.
     base
         The base LLM that all systems share.
+    precision
+        That it is kept in.
     """
 
     run: str
@@ -50,6 +53,7 @@ class Session:
     store: Store
     split: Split
     base: BaseLlm
+    precision: Precision = "fp32"
     _loaded: dict[str, System] = field(default_factory=dict)
     _subjects: dict[str, SubjectTrials] = field(default_factory=dict)
 
@@ -67,7 +71,7 @@ class Session:
             )
         system = self._loaded.pop(name, None)
         if system is None:
-            system = load_system(name, self.folders[name], self.base)
+            system = load_system(name, self.folders[name], self.base, precision=self.precision)
             if torch.cuda.is_available():
                 system.model.to("cuda")
         self._loaded[name] = system
@@ -193,7 +197,14 @@ class Session:
         )
 
 
-def open_session(run: Path, store: Path, *, llm: str | None = None, split: Path | None = None) -> Session:
+def open_session(
+    run: Path,
+    store: Path,
+    *,
+    llm: str | None = None,
+    split: Path | None = None,
+    precision: Precision = "fp32",
+) -> Session:
     """Open a checkpoint, or all systems of a demo's folder, on a store.
 
     Parameters
@@ -204,19 +215,23 @@ def open_session(run: Path, store: Path, *, llm: str | None = None, split: Path 
         The store that the run was trained on.
     llm, split
         Where they do not lie beside the run.
+    precision
+        Of the frozen LLM.
 
     Raises
     ------
     BitLlmError
         If run, store, split or base LLM are missing or do not fit each other.
     """
-    run, data = Path(run), open_store(store)
+    run, data = Path(run).resolve(), open_store(store)
     folders = system_folders(run)
-    first = next(iter(folders.values()))
+    chosen, first = next(iter(folders.items()))
     sha256 = {name: _card(folder)["split"] for name, folder in folders.items()}
-    found = find_split(first, data, sha256[first.name], given=split)
+    found = find_split(first, data, sha256[chosen], given=split)
     of_split = {name: folder for name, folder in folders.items() if sha256[name] == found.sha256}
-    session = Session(run.resolve().name, of_split, data, found, load_llm(find_llm(first, given=llm)))
+    # kept as it is stored until a system asks for its precision: a copy in float32 would double Llama's memory
+    base = load_llm(find_llm(first, given=llm), dtype=None)
+    session = Session(run.resolve().name, of_split, data, found, base, precision)
     session.system(next(iter(of_split)))
     return session
 

@@ -1,6 +1,7 @@
 """The command that opens the local page: explore."""
 
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -17,6 +18,7 @@ def explore(
     names: tuple[str, ...] = (),
     llm: str | None = None,
     split: Path | None = None,
+    precision: Literal["fp32", "bf16", "auto"] = "fp32",
 ) -> None:
     """Open a local page: choose a trial, see it decoded word by word, silence a region, decode again.
 
@@ -28,16 +30,17 @@ def explore(
         names: Further names by which the page may be called, where host is not one.
         llm: Base LLM, a folder or hub id, where it does not lie beside the run.
         split: Split of the run, where it does not lie beside it.
+        precision: Of the frozen LLM.
     """
-    from bitllm.explore.server import serve
+    from bitllm.explore.server import listen, serve
+    from bitllm.explore.session import open_session
 
-    serve(
-        run,
-        store,
-        host=host,
-        port=port,
-        names=names,
-        llm=llm,
-        split=split,
-        tell=lambda line: OUT.print(line, markup=False, soft_wrap=True),
-    )
+    with listen(host, port) as listening:
+        session = open_session(run, store, llm=llm, split=split, precision=precision)
+        serve(
+            session,
+            listening,
+            host=host,
+            names=names,
+            tell=lambda line: OUT.print(line, markup=False, soft_wrap=True),
+        )
