@@ -11,12 +11,13 @@ from jaxtyping import install_import_hook
 install_import_hook("bitllm", "beartype.beartype")
 
 import io
+import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -76,6 +77,70 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         main(["demo", "--config", "smoke", "--out", str(out)])
     (out.parent / "said.txt").write_text(said.getvalue(), encoding="utf-8")
     return out
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium, where the machine has one; for one module, since it keeps an event loop running."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next((found for name in names if (found := shutil.which(name))), None)
+    if path is None:
+        pytest.skip("no Chromium on this machine; on Debian: apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as started:
+        launched = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+class Visit:
+    """A page in a browser of its own, with what it complained of and where it went."""
+
+    def __init__(self, browser: Any, *, width: int = 1200, dark: bool = False, offline: bool = False) -> None:
+        self.context = browser.new_context(
+            viewport={"width": width, "height": 900},
+            color_scheme="dark" if dark else "light",
+            offline=offline,
+        )
+        self.page = self.context.new_page()
+        self.complaints: list[str] = []
+        self.requested: list[str] = []
+        self.page.on("console", lambda said: self.complaints.append(f"{said.type}: {said.text}"))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.requested.append(request.url))
+
+    def overflow_px(self) -> int:
+        """By how much the page is wider than the window."""
+        return self.page.evaluate(
+            "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        )
+
+    def violations(self) -> list[str]:
+        """Serious and critical violations that axe-core finds."""
+        axe = pytest.importorskip(
+            "axe_playwright_python.sync_playwright", reason="axe is not installed"
+        ).Axe()
+        found = axe.run(self.page).response["violations"]
+        return [
+            f"{one['id']}: {one['nodes'][0]['html'][:200]}"
+            for one in found
+            if one["impact"] in ("serious", "critical")
+        ]
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[..., Visit]]:
+    """Open a page: ``visit(address, width=360)``."""
+    made: list[Visit] = []
+
+    def open_page(address: str, **how: Any) -> Visit:
+        made.append(Visit(browser, **how))
+        made[-1].page.goto(address)
+        return made[-1]
+
+    yield open_page
+    for one in made:
+        one.context.close()
 
 
 class EasyBrain(NamedTuple):

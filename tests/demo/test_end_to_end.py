@@ -56,7 +56,11 @@ def test_the_demo_writes_exactly_these_files(demo_folder):
         | {"log.jsonl", "run.json"},
         "judged/encoder": {"encoder.json"},
         **{
-            f"judged/{name}": {"scores.json", *(f"{x}.jsonl" for x in (*INPUTS, "single_trial"))}
+            f"judged/{name}": {
+                "scores.json",
+                "words.json",
+                *(f"{x}.jsonl" for x in (*INPUTS, "single_trial")),
+            }
             for name in SYSTEMS
         },
         "steps": {f"{name}.json" for name in STEPS},

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,14 @@ def test_every_page_of_the_docs_is_in_the_menu_once() -> None:
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     pages = [page for entry in site["nav"] for page in _pages_of(entry)]
     assert sorted(f"docs/{page}" for page in pages) == [page for page in PAGES if page.startswith("docs/")]
+
+
+def test_every_name_of_the_reference_is_there() -> None:
+    text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    names = re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE)
+    assert len(names) > 20
+    places = [(import_module(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in names]
+    assert [f"{module.__name__}.{name}" for module, name in places if not hasattr(module, name)] == []
 
 
 def test_every_dependency_is_pinned_to_a_version_it_allows() -> None:

@@ -55,7 +55,7 @@ def test_every_module_imports_without_data_and_network(tmp_path: Path, root: Pat
     assert len(found["names"]) >= len(modules) - 1
     assert found["connected"] == []
     assert found["here"] == [], "an import wrote into the working directory"
-    ours = [path for path in found["opened"] if path.startswith(found["package"])]
+    ours = [path for path in found["opened"] if path.startswith(found["package"] + "/")]
     assert [path for path in ours if not path.endswith((".py", ".pyc")) and ".pyc." not in path] == []
     elsewhere = [p for p in found["opened"] if not p.startswith((*found["prefixes"], found["package"]))]
     assert [path for path in elsewhere if path.endswith(_DATA)] == []

@@ -6,7 +6,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from bitllm.report.gallery import GalleryItem, card_groups, picture_uri
+from bitllm.report.gallery import GalleryItem, WordBits, card_groups, picture_uri
 
 
 def _decoded(uri):
@@ -46,3 +46,15 @@ def test_an_item_may_lack_its_picture_its_references_and_its_scores():
     assert card.picture_uri == ""
     assert card.alt == "Image 7"
     assert card.decoded[0].cider == ""
+
+
+def test_a_word_is_coloured_by_its_bits_up_to_six():
+    strengths = [WordBits("dog", bits).strength for bits in (0.0, 0.3, 0.5, -1.0, 3.0, 6.0, -40.0)]
+    assert strengths == [0, 0, 1, 1, 3, 5, 5]
+
+
+def test_words_with_bits_stand_in_the_card_of_their_caption():
+    item = GalleryItem(
+        7, None, (), {"rft": "a dog"}, words={"rft": (WordBits("a", 0.0), WordBits("dog", 3.2))}
+    )
+    assert card_groups([item], ["rft"])[0].cards[0].decoded[0].words[1] == ("dog", 3.2)

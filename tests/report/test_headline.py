@@ -23,7 +23,7 @@ def test_it_says_yes_by_how_much_and_on_which_data(results):
     assert judged.is_evidence is True
     assert judged.sentence.startswith("Yes, by 69.7 CIDEr points [63.6, 75.8]: rft")
     assert "218 unseen images" in judged.sentence
-    assert "+50.1 [44.0, 56.2] over another subject's betas" in judged.sentence
+    assert "+60.6 [54.5, 66.7] over one constant caption" in judged.sentence
     assert results["data"] in judged.sentence
     assert "these numbers say nothing about NSD" in judged.sentence
 
@@ -117,3 +117,8 @@ def test_chance_is_k_of_n_where_the_results_do_not_write_it(results):
     del results["retrieval"]["real"]["chance_R@10"]
     found = next(one for one in key_numbers(results) if "R@10" in one.name)
     assert ("chance", "0.046") in found.compare
+
+
+def test_losing_to_another_subjects_brain_of_the_same_image_is_no_evidence_against(results):
+    results["differences"]["rft"]["other_subject"] = {"CIDEr": {"difference": -1.0, "low": -6.0, "high": 4.0}}
+    assert headline(results).is_evidence is True

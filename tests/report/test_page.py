@@ -112,7 +112,7 @@ def test_keys_with_markup_are_escaped_in_tables_and_charts(write, results):
 
 
 def test_sections_stand_in_the_order_of_the_questions(write):
-    headings = ["scores", "controls", "diagnostics", "curves", "gallery", "reading", "provenance"]
+    headings = ["scores", "controls", "ablation", "diagnostics", "curves", "gallery", "reading", "provenance"]
     assert [one["id"] for one in _Page(write()).all("h2")] == headings
 
 

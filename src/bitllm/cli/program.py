@@ -9,9 +9,11 @@ import tyro
 
 from bitllm import __version__
 from bitllm.cli import data, demo, evaluation, grounding, model, prepare, train
+from bitllm.cli.examples import under_help
+from bitllm.cli.results import explore, export, report
 from bitllm.errors import BitLlmError, StoppedError
 
-_INTERRUPTED, _TERMINATED = 130, 143
+_INTERRUPTED, _READER_GONE, _TERMINATED = 130, 141, 143
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo.demo,
@@ -32,6 +34,9 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "train rft": train.train_rft,
     "score": evaluation.score,
     "ground": grounding.ground,
+    "explore": explore.explore,
+    "report": report.report,
+    "export": export.export,
     "params": model.params,
     "preflight": model.preflight,
 }
@@ -56,6 +61,13 @@ def main(arguments: list[str] | None = None) -> None:
             prog="bitllm",
             description="Decode brain activity (fMRI) into language, with controls that show what comes from it.",
         )
+    except SystemExit as end:
+        if not end.code and {"-h", "--help"} & set(words):
+            print(f"\n{under_help(words[0] if words[0] in _COMMANDS else None)}")
+        raise
+    except BrokenPipeError:  # whoever read us, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_READER_GONE)
     except StoppedError as error:
         print(f"bitllm: {error}", file=sys.stderr)
         sys.exit(_TERMINATED)

@@ -11,10 +11,11 @@ from rich.console import Console
 from bitllm.demo.config import demo_config
 from bitllm.demo.display import Display
 from bitllm.demo.pipeline import run_steps
-from bitllm.demo.results import make_gallery, make_results, read_curves
+from bitllm.demo.results import make_results
 from bitllm.demo.run import DemoRun
 from bitllm.files import write_json
 from bitllm.report.page import write_report
+from bitllm.report.runs.folder import read_run
 from bitllm.report.terminal import render_table
 
 
@@ -36,7 +37,8 @@ def run_demo(
         run_steps(run)
     results = make_results(run, peak_memory_gb=_peak_memory_gb())
     write_json(run.folder / "results.json", results)
-    write_report(results, read_curves(run), make_gallery(run), run.folder / "report.html")
+    files = read_run(run.folder)
+    write_report(results, files.curves, files.gallery, run.folder / "report.html", brain=files.brain)
     console.print(render_table(results))
     took = time.perf_counter() - start
     console.print(

@@ -21,6 +21,7 @@ from bitllm.evaluation.grounding.inputs.controls import control_betas
 from bitllm.evaluation.grounding.inputs.held_out import HeldOut
 from bitllm.evaluation.grounding.inputs.pairing import other_images
 from bitllm.evaluation.grounding.outcomes import outcomes
+from bitllm.evaluation.grounding.reading.evidence import word_evidence
 from bitllm.evaluation.grounding.system import System
 from bitllm.evaluation.scoring.captions_file import write_captions
 from bitllm.evaluation.scoring.floors import best_constant_caption, human_ceiling, permuted_captions
@@ -31,6 +32,8 @@ from bitllm.model.aligner import BrainAligner
 _CONTROLS = ("zero", "shuffle", "noise")
 _DRAWS = 20
 """Shuffles and permutations that retrieval under a control is averaged over."""
+_OTHERS = 4
+"""Other images that a word's probability is compared with."""
 
 
 def judge_encoder(  # noqa: PLR0913 - what is judged, and on what
@@ -115,7 +118,9 @@ def judge_system(
     scores, differences = score_inputs(averaged, captions, seed=seed)
     log2, images = found.log2_probs, averaged.nsd_id.tolist()
     bits = evidence(log2["real"], log2["permuted"], found.tokens, images, seed=seed)
+    said = _words(system, averaged, {name: captions[name] for name in ("real", "permuted")}, seed=seed)
     with folder_written_whole(folder, replace=True) as unfinished:
+        write_json(unfinished / "words.json", {"n_other_images": _OTHERS, "captions": said})
         for control, texts in captions.items():
             write_captions(unfinished / f"{control}.jsonl", averaged.records(texts, control=control))
         write_captions(unfinished / "single_trial.jsonl", single.records(single_captions, control="real"))
@@ -138,6 +143,22 @@ def judge_system(
                 "versions": scores["real"].versions,
             },
         )
+
+
+def _words(
+    system: System, averaged: HeldOut, captions: dict[str, list[str]], *, seed: int
+) -> dict[str, list[list[list[Any]]]]:
+    """Word and bits of every caption, all weighed by the betas of the image itself against those of others."""
+    real = averaged.brain_tokens(system.encoder, system.atlases)
+    orders = [other_images(averaged, seed=seed + 1 + draw).order for draw in range(_OTHERS)]
+    others = [real[order.tolist()] for order in orders]
+    return {
+        name: [
+            [[word.word, round(word.bits, 2)] for word in row]
+            for row in word_evidence(system, texts, real, others)
+        ]
+        for name, texts in captions.items()
+    }
 
 
 def _single_trials(single: HeldOut, captions: list[str], *, seed: int) -> dict[str, Any]:

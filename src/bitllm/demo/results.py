@@ -1,6 +1,5 @@
 """``results.json`` from the files of a finished demo, and the gallery of its report."""
 
-import json
 import platform
 import subprocess
 import sys
@@ -12,10 +11,9 @@ import numpy as np
 
 from bitllm.demo.config import DEMOS, demo_config
 from bitllm.demo.run import DemoRun
-from bitllm.evaluation.scoring.captions_file import read_captions
 from bitllm.files import read_json
 from bitllm.metrics.intervals import paired_difference
-from bitllm.report.gallery import GalleryItem
+from bitllm.report.runs.folder import read_curves
 
 _PACKAGES = ("bitllm", "torch", "transformers", "peft", "accelerate", "numpy")
 _CHOICES = (
@@ -57,7 +55,7 @@ def make_results(run: DemoRun, *, peak_memory_gb: float) -> dict[str, Any]:
         "retrieval": encoder["retrieval"],
         "cosine_real_zero": encoder["cosine_real_zero"],
         "bits": {name: scores["bits"] for name, scores in judged.items()},
-        "rft_reward": _reward_rise(read_curves(run)["rft"]),
+        "rft_reward": _reward_rise(read_curves(run.folder)["rft"]),
         "parameters": {
             name: read_json(run.folder / name / "bitllm.json")["n_trainable"]
             for name in run.systems
@@ -72,62 +70,6 @@ def make_results(run: DemoRun, *, peak_memory_gb: float) -> dict[str, Any]:
         "command": " ".join(["bitllm", *sys.argv[1:]]),
         "git_revision": _git_revision(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
-    }
-
-
-def make_gallery(run: DemoRun, *, n_each: int = 4) -> list[GalleryItem]:
-    """Best, median, worst and random images by the final system's CIDEr under real betas."""
-    captions = {
-        label: read_captions(run.folder / "judged" / name / f"{control}.jsonl")
-        for label, (name, control) in _SHOWN.items()
-    }
-    cider = {
-        label: read_json(run.folder / "judged" / name / "scores.json")["cider_per_image"][control]
-        for label, (name, control) in _SHOWN.items()
-    }
-    order = np.argsort(cider["rft"], kind="stable")
-    middle = len(order) // 2 - n_each // 2
-    rng = np.random.default_rng(run.seed)
-    groups = {
-        "best": order[::-1][:n_each],
-        "median": order[middle : middle + n_each],
-        "worst": order[:n_each],
-        "random": np.sort(rng.choice(len(order), size=min(n_each, len(order)), replace=False)),
-    }
-    items = []
-    for label, rows in groups.items():
-        for row in rows:
-            record = captions["rft"][row]
-            items.append(
-                GalleryItem(
-                    nsd_id=record.nsd_id,
-                    picture=run.store.pictures(np.array([record.nsd_id]))[0],
-                    references=record.references,
-                    label=label,
-                    captions={shown: captions[shown][row].caption for shown in _SHOWN},
-                    cider={shown: cider[shown][row] for shown in _SHOWN},
-                )
-            )
-    return items
-
-
-_SHOWN = {
-    "rft": ("rft", "real"),
-    "sft": ("sft", "real"),
-    "rft, permuted betas": ("rft", "permuted"),
-    "rft, shuffled betas": ("rft", "shuffle"),
-    "rft, zero betas": ("rft", "zero"),
-    "nearest training caption": ("rft", "nearest"),
-}
-
-
-def read_curves(run: DemoRun) -> dict[str, list[dict[str, Any]]]:
-    """Rows of the log of every run."""
-    logs = {name: run.folder / name / "log.jsonl" for name in ("align", *run.systems, "clip", "llm")}
-    return {
-        name: [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-        for name, log in logs.items()
-        if log.exists()
     }
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -17,6 +18,18 @@ MAX_SIDE_PX = 320  # a card is at most that wide on a screen; keeps 24 photograp
 LOSSLESS_SIDE_PX = (
     128  # up to here a PNG is small, and simulated pictures have hard edges that JPEG would blur
 )
+
+
+class WordBits(NamedTuple):
+    """A word of a caption with its brain evidence: log2 p under its own betas less that under other images'."""
+
+    word: str
+    bits: float
+
+    @property
+    def strength(self) -> int:
+        """How strongly it is coloured, 0 to 5; from 6 bits on the colour does not grow."""
+        return min(5, math.ceil(abs(self.bits) / 6 * 5 - 0.3)) if abs(self.bits) >= 0.36 else 0
 
 
 @dataclass(frozen=True)
@@ -35,6 +48,8 @@ class GalleryItem:
         Name of a system, or of a system under a control → the caption.
     cider
         The same names → that caption's CIDEr, in points.
+    words
+        The same names → that caption's words with their bits, where they are known.
     label
         Why it is shown: ``best``, ``median``, ``worst`` or ``random``.
     """
@@ -45,6 +60,7 @@ class GalleryItem:
     captions: dict[str, str]
     cider: dict[str, float] = field(default_factory=dict)
     label: str = "random"
+    words: dict[str, tuple[WordBits, ...]] = field(default_factory=dict)
 
 
 class Decoded(NamedTuple):
@@ -54,6 +70,7 @@ class Decoded(NamedTuple):
     caption: str
     cider: str
     is_control: bool
+    words: tuple[WordBits, ...] = ()
 
 
 class Card(NamedTuple):
@@ -113,7 +130,11 @@ def _card(item: GalleryItem, systems: Sequence[str]) -> Card:
     said = f", of which a person said: {item.references[0]}" if item.references else ""
     decoded = [
         Decoded(
-            name, caption, plain(number(item.cider, name)) if name in item.cider else "", name not in systems
+            name,
+            caption,
+            plain(number(item.cider, name)) if name in item.cider else "",
+            name not in systems,
+            item.words.get(name, ()),
         )
         for name, caption in item.captions.items()
     ]

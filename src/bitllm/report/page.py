@@ -8,13 +8,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bitllm.files import file_written_whole
 from bitllm.report import values
+from bitllm.report.brain.maps import BrainMaps
 from bitllm.report.charts import Bar, bar_chart, difference_chart
 from bitllm.report.curves import stage_curves
 from bitllm.report.gallery import GalleryItem, card_groups
 from bitllm.report.headline import Verdict, headline, key_numbers, verdict
+from bitllm.report.sections.ablation import METRICS, ablation_rows
+from bitllm.report.sections.retrieval import retrieval_charts
 from bitllm.report.tables import (
     Group,
-    RetrievalRow,
     between_systems,
     metrics_of,
     retrieval_rows,
@@ -53,6 +55,8 @@ def write_report(
     curves: Mapping[str, Sequence[Mapping[str, Any]]],
     gallery: Sequence[GalleryItem],
     out: Path,
+    *,
+    brain: BrainMaps | None = None,
 ) -> None:
     """Write the report of a run as one self-contained HTML file, whole or not at all.
 
@@ -67,21 +71,16 @@ def write_report(
         Test images with their captions; may be empty.
     out
         The file to be written.
+    brain
+        Maps, where there are any.
 
     Raises
     ------
     OutputError
         If the disk is full or the place cannot be written.
     """
-    environment = Environment(
-        loader=PackageLoader("bitllm.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html").render(
-        n=values,
+    page = render(
+        "report.html",
         subject=values.text(results, "subject"),
         headline=headline(results),
         key_numbers=key_numbers(results),
@@ -89,13 +88,17 @@ def write_report(
         groups=score_groups(results),
         between=between_systems(results),
         system_charts=system_charts(results),
+        ablation=ablation_rows(results),
+        ablation_metrics=METRICS,
         retrieval=retrieval_rows(results),
-        retrieval_chart=_retrieval_chart(retrieval_rows(results)),
+        retrieval_charts=retrieval_charts(retrieval_rows(results), results.get("identification") or ()),
         cosine=section(results, "cosine_real_zero"),
         bits=_bits(results),
+        brain=brain,
         reward=section(results, "rft_reward"),
         stages=stage_curves(curves),
         card_groups=card_groups(gallery, list(section(results, "systems"))),
+        has_words=any(item.words for item in gallery),
         facts=facts(results),
         seconds=_known_numbers(results, "seconds"),
         versions=section(results, "versions"),
@@ -104,6 +107,18 @@ def write_report(
     )
     with file_written_whole(out) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
+
+
+def render(template: str, **content: Any) -> str:
+    """A page from one of the package's templates, which may use the functions of `bitllm.report.values` as ``n``."""
+    environment = Environment(
+        loader=PackageLoader("bitllm.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(n=values, **content)
 
 
 def system_charts(results: dict[str, Any]) -> list[SystemCharts]:
@@ -169,19 +184,6 @@ def _leads(group: Group) -> list[Bar]:
         for row in group.rows
         if row.difference is not None and row.difference.has_interval
     ]
-
-
-def _retrieval_chart(rows: list[RetrievalRow]) -> str:
-    bars = [
-        Bar(row.short, row.r_at_10, "real" if row.name in ("real", "single_trial") else "control")
-        for row in rows
-        if row.r_at_10 is not None
-    ]
-    chance = next((row.chance_r_at_10 for row in rows if row.chance_r_at_10 is not None), None)
-    if not bars:
-        return ""
-    line = ("chance", chance) if chance is not None else None
-    return bar_chart("Share of pictures found among the first 10 (R@10)", bars, digits=3, line=line)
 
 
 def _bits(results: dict[str, Any]) -> list[Bits]:

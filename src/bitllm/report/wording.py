@@ -21,7 +21,9 @@ CONTROLS = {
     "other_subject": Control(
         "another subject's betas",
         "another subject",
-        "Another subject's betas put on this subject's voxels: what is left if places are not respected.",
+        "What another subject's brain did for the same image, on the nearest voxels of this subject. No null: where "
+        "subjects share their tuning it may do as well as the real betas, so it is a rival, not evidence against "
+        "decoding.",
     ),
     "shuffle": Control(
         "betas shuffled over voxels",
@@ -58,8 +60,8 @@ CONTROLS = {
     ),
 }
 
-# A rival uses the betas: losing to it does not mean that the captions come from elsewhere.
-RIVALS = frozenset({"nearest"})
+# A rival uses betas of the image: losing to it does not mean that the captions come from elsewhere.
+RIVALS = frozenset({"nearest", "other_subject"})
 
 SYSTEMS = {
     "rft": "all three stages: aligned, supervised, then reinforced on sampled captions",

@@ -93,7 +93,7 @@ def checkpoint_folder(run: Path, system: str | None) -> Path:
     """
     if not run.is_dir():
         raise CheckpointError(f"{run}: expected the folder of a run, found none; check the path")
-    names = sorted(path.parent.name for card in _CARDS for path in run.glob(f"*/{card}"))
+    names = system_names(run)
     if system is not None:
         if system not in names:
             raise CheckpointError(
@@ -110,6 +110,13 @@ def checkpoint_folder(run: Path, system: str | None) -> Path:
         f"{run}: expected a checkpoint of sft (bitllm.json) or rft (rft.json), found neither; train the stage "
         "first"
     )
+
+
+def system_names(run: Path) -> list[str]:
+    """Names of the checkpoints in a run's folder."""
+    cards = [path for card in _CARDS for path in run.glob(f"*/{card}")]
+    # the demo marks its step "rft" as done with a file of the same name
+    return sorted(path.parent.name for path in cards if any(path.parent.glob("*.safetensors")))
 
 
 def find_llm(folder: Path, *, given: str | None) -> str:

@@ -1,0 +1,59 @@
+"""What stands under the help: an example or two of each command, and under the list of commands the exit statuses."""
+
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "demo": ("bitllm demo --out demo", "bitllm demo --signal 0 --out demo-no-signal"),
+    "simulate": ("bitllm simulate release --preset demo --seed 0",),
+    "prepare nsd": (
+        "bitllm prepare nsd release store",
+        "bitllm prepare nsd NSD store --sessions -3 --workers 4",
+    ),
+    "split": (
+        "bitllm split store split.json",
+        "bitllm split store split.json --preset leave-one-subject-out --held-out subj05",
+    ),
+    "prepare mindeye": ("bitllm prepare mindeye webdataset_avg_split store --nsd NSD --captions coco.json",),
+    "prepare mindeye2": ("bitllm prepare mindeye2 mindeye2 store --nsd NSD --captions captions.json",),
+    "prepare mindllm": ("bitllm prepare mindllm data store --nsd NSD --captions captions.json",),
+    "prepare algonauts": ("bitllm prepare algonauts algonauts_2023 store --surfaces fsaverage/surf",),
+    "prepare glmsingle": (
+        "bitllm prepare glmsingle TYPED_FITHRF_GLMDENOISE_RR.hdf5 store --subject sub-01 --trials trials.tsv "
+        "--places mask.nii.gz --captions captions.json",
+    ),
+    "prepare table": ("bitllm prepare table header.yaml store",),
+    "inspect": ("bitllm inspect store", "bitllm inspect store --verify"),
+    "audit": ("bitllm audit store", "bitllm audit store demo"),
+    "embed": ("bitllm embed store --clip openai/clip-vit-large-patch14",),
+    "train align": (
+        "bitllm train align run.yaml",
+        "bitllm train align run.yaml --set align.optimizer.steps=100",
+    ),
+    "train sft": (
+        "bitllm train sft run.yaml",
+        "bitllm train sft run.yaml --set sft.interface=prefix --name prefix",
+    ),
+    "train rft": ("bitllm train rft run.yaml",),
+    "score": (
+        "bitllm score demo/judged/rft/real.jsonl",
+        "bitllm score captions.json --references references.json --per-image each.parquet",
+    ),
+    "ground": (
+        "bitllm ground demo/sft demo/store",
+        "bitllm ground demo demo/store --system rft --rois floc-places,prf-visualrois:V1v",
+    ),
+    "explore": ("bitllm explore demo demo/store",),
+    "report": ("bitllm report demo --out report.html", "bitllm report demo demo-seed1 --out both.html"),
+    "export": ("bitllm export demo model", "bitllm export demo/sft model --whole"),
+    "params": ("bitllm params configs/paper/cross_attention.yaml",),
+    "preflight": ("bitllm preflight configs/paper/cross_attention.yaml --limit-gb 16",),
+}
+
+EXIT_STATUSES = """Exit status: 0 done; 1 something was found (audit: a leak); 2 a mistake in the input, and one line
+that says which; 130 interrupted, 143 asked to end: the same command goes on. --debug shows the traceback."""
+
+
+def under_help(command: str | None) -> str:
+    """What is printed under the help of a command, or of all of them."""
+    if command is None:
+        first = "\n  ".join(EXAMPLES[name][0] for name in ("demo", "report", "explore"))
+        return f"First steps:\n  {first}\n\n{EXIT_STATUSES}"
+    return "Example:\n  " + "\n  ".join(EXAMPLES.get(command, ()))

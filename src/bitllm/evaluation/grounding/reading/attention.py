@@ -1,0 +1,104 @@
+"""Which brain tokens each word read: the attention weights of the adapters while the caption was written.
+
+They say where an adapter looked, not what it took from there or whether that changed the word: for that, see the bits
+and silence something. How far an adapter is open at all is tanh of its gate.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bitllm.data.prompt import INSTRUCTIONS, pad_answers
+from bitllm.evaluation.grounding.bits import reference_tokens
+from bitllm.evaluation.grounding.system import System
+from bitllm.model.adapter import CrossAttentionAdapter
+from bitllm.model.likelihood import token_log_probs
+from bitllm.model.precision import computing
+
+
+class AdapterReading(NamedTuple):
+    """What one adapter read."""
+
+    layer: int
+    """Decoder layer that it stands behind, 0-based."""
+    openness: float
+    """tanh of its gate: 0 is closed."""
+    weights: Float[Tensor, "words N"]
+    """Share of each brain token, averaged over heads and over the tokens of a word; rows sum to 1."""
+
+
+@torch.no_grad()
+def adapter_readings(
+    system: System, caption: str, brain_tokens: Float[Tensor, "1 N width"]
+) -> list[AdapterReading]:
+    """Attention of every adapter on the brain tokens at each word of a caption; none for a prefix interface.
+
+    Parameters
+    ----------
+    caption
+        What is read through, as in decoding: each word is written from the place before it.
+    brain_tokens
+        The input.
+    """
+    tokens = reference_tokens(system.prompter, [[caption]])
+    n_words = len(tokens.words[0])
+    if system.model.config.interface != "cross_attention" or n_words == 0:
+        return []
+    prompt = system.prompter.prompt_ids(INSTRUCTIONS[0])
+    text = pad_answers([prompt], tokens.answers, system.prompter.tokenizer.pad_token_id)
+    device = system.model.device
+    with computing(system.model):
+        memory = system.model.model.brain_memory(brain_tokens=brain_tokens.to(device))
+    with _watched(system.model) as seen:
+        token_log_probs(
+            system.model,
+            input_ids=text["input_ids"].to(device),
+            attention_mask=text["attention_mask"].to(device),
+            labels=text["labels"].to(device),
+            brain_memory=memory,
+        )
+    owner = torch.from_numpy(tokens.word[0])
+    membership = torch.stack([(owner == word).float() for word in range(n_words)])
+    membership = membership / membership.sum(-1, keepdim=True)
+    first = len(prompt) - 1
+    return [
+        AdapterReading(layer, openness, membership @ weights[first : first + len(owner)].float().cpu())
+        for layer, openness, weights in seen
+    ]
+
+
+def attention_weights(
+    adapter: CrossAttentionAdapter,
+    hidden: Float[Tensor, "B T d"],
+    memory: Float[Tensor, "B 2 kv_heads N head"],
+) -> Float[Tensor, "B heads T N"]:
+    """The weights that an adapter's attention gives to the brain tokens, which its fast kernel keeps to itself."""
+    normed = adapter.norm(hidden).to(adapter.q_proj.weight.dtype)
+    query = adapter.q_proj(normed).unflatten(-1, (-1, adapter.head_dim)).transpose(1, 2)
+    keys = memory[:, 0].to(query.dtype)
+    keys = keys.repeat_interleave(query.shape[1] // keys.shape[1], dim=1)
+    return (query @ keys.transpose(-1, -2) * adapter.head_dim**-0.5).softmax(-1)
+
+
+@contextmanager
+def _watched(model: Any) -> Iterator[list[tuple[int, float, Tensor]]]:
+    """While the block runs, every adapter's weights (layer, openness, tokens × brain tokens) are kept."""
+    seen: list[tuple[int, float, Tensor]] = []
+    handles = []
+    for number, layer in enumerate(model.model.language_model.layers):
+        if layer.adapter_slot is not None:
+
+            def keep(adapter: Any, given: tuple, _: Tensor, number: int = number) -> None:
+                weights = attention_weights(adapter, *given)[0].mean(0)
+                seen.append((number, float(adapter.gate.detach().tanh()), weights))
+
+            handles.append(layer.adapter.register_forward_hook(keep))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

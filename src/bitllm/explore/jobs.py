@@ -1,0 +1,159 @@
+"""Decodes, one at a time in a thread of their own, behind a short queue.
+
+A slow decode never blocks the page: asking puts a job into the queue and comes back at once, or is refused if the
+queue is full; what becomes of the job is read from its events.
+"""
+
+import logging
+import secrets
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from bitllm.errors import BitLlmError
+from bitllm.explore.schemas import Ask, JobInfo, JobState
+
+MAX_WAITING = 8
+MAX_KEPT = 200
+
+_LOG = logging.getLogger(__name__)
+
+
+class QueueFullError(Exception):
+    """There is no place left in the queue."""
+
+
+class CancelledError(Exception):
+    """Somebody wants no answer any more; raised within the work."""
+
+
+@dataclass
+class Job:
+    """A decode that was asked for, with all that was told about it so far."""
+
+    ask: Ask
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
+    state: JobState = "waiting"
+    events: list[dict[str, Any]] = field(default_factory=list)
+    """Only ever grows, so that a reader may go on from where it was."""
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will be told."""
+        return self.state in ("done", "failed", "cancelled")
+
+    def tell(self, kind: str, **content: Any) -> None:
+        """Add an event; where the job was cancelled, end the work.
+
+        Raises
+        ------
+        CancelledError
+            If the job was cancelled.
+        """
+        if self.cancelled.is_set():
+            raise CancelledError
+        self.events.append({"kind": kind, **content})
+
+    def end(self, state: JobState, **content: Any) -> None:
+        """Add the last event."""
+        self.events.append({"kind": state, **content})
+        self.state = state
+
+
+class DecodeQueue:
+    """Jobs that wait, the one that runs, and those that are over.
+
+    Parameters
+    ----------
+    work
+        Does a job and tells about it; runs in the queue's own thread.
+    """
+
+    def __init__(self, work: Callable[[Job], None]) -> None:
+        self._work = work
+        self._jobs: dict[str, Job] = {}
+        self._waiting: deque[Job] = deque()
+        self._change = threading.Condition()
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._run, name="decodes", daemon=True)
+        self._thread.start()
+
+    def submit(self, ask: Ask) -> Job:
+        """Put a decode into the queue.
+
+        Raises
+        ------
+        QueueFullError
+            If `MAX_WAITING` jobs wait already.
+        """
+        with self._change:
+            if len(self._waiting) >= MAX_WAITING or self._is_closed:
+                raise QueueFullError
+            job = Job(ask)
+            self._forget_old()
+            self._jobs[job.id] = job
+            self._waiting.append(job)
+            self._change.notify()
+            return job
+
+    def get(self, job_id: str) -> Job | None:
+        """A job that is still known."""
+        return self._jobs.get(job_id)
+
+    def cancel(self, job: Job) -> None:
+        """End a job: at once if it waits, at its next token if it runs."""
+        with self._change:
+            job.cancelled.set()
+            if job in self._waiting:
+                self._waiting.remove(job)
+                job.end("cancelled")
+
+    def info(self, job: Job) -> JobInfo:
+        """Where a job stands."""
+        with self._change:
+            ahead = self._waiting.index(job) + 1 if job in self._waiting else 0
+        return JobInfo(id=job.id, state=job.state, n_ahead=ahead)
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Cancel everything and end the thread."""
+        with self._change:
+            self._is_closed = True
+            for job in self._jobs.values():
+                job.cancelled.set()
+            self._change.notify()
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while (job := self._next()) is not None:
+            self._do(job)
+
+    def _next(self) -> Job | None:
+        with self._change:
+            self._change.wait_for(lambda: self._waiting or self._is_closed)
+            if self._is_closed:
+                return None
+            job = self._waiting.popleft()
+            job.state = "running"
+            return job
+
+    def _do(self, job: Job) -> None:
+        try:
+            job.tell("running")
+            self._work(job)
+            job.end("done")
+        except CancelledError:
+            job.end("cancelled")
+        except BitLlmError as error:
+            job.end("failed", message=str(error))
+        except Exception:  # noqa: BLE001 - whatever goes wrong in one decode, the next one is still made
+            _LOG.exception("decode %s failed", job.id)
+            job.end("failed", message="the decode failed; the terminal of bitllm explore says why")
+
+    def _forget_old(self) -> None:
+        """Keep the newest jobs that are over."""
+        over = [job.id for job in self._jobs.values() if job.is_over]
+        for job_id in over[: max(0, len(self._jobs) - MAX_KEPT + 1)]:
+            del self._jobs[job_id]

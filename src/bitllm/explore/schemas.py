@@ -1,0 +1,112 @@
+"""What the page asks and what it is told: every field bounded, nothing unknown admitted."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bitllm.explore.perturbation import Kind
+
+Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
+RoiName = Annotated[str, Field(min_length=1, max_length=120)]
+NsdId = Annotated[int, Field(ge=0, le=10_000_000)]
+JobId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+Use = Literal["test", "validation", "train", "unused"]
+JobState = Literal["waiting", "running", "done", "failed", "cancelled"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Ask(_Strict):
+    """One decode: which system reads which trial, and what is done to its betas."""
+
+    system: Name
+    subject: Name
+    nsd_id: NsdId
+    repetition: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """One repetition, counted from 1; none for the mean of all."""
+    perturbation: Kind = "none"
+    roi: RoiName | None = None
+    factor: Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)] = 1.0
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+
+
+class SystemInfo(_Strict):
+    """A system that the run holds."""
+
+    name: str
+    interface: str
+    stage: str
+
+
+class RoiInfo(_Strict):
+    """A region of a subject."""
+
+    name: str
+    n_voxels: int
+
+
+class SubjectInfo(_Strict):
+    """A subject of the store."""
+
+    name: str
+    n_voxels: int
+    is_trained_on: bool
+    n_images: dict[str, int]
+    """How many images of each use the subject saw."""
+    rois: list[RoiInfo]
+
+
+class RunInfo(_Strict):
+    """What can be chosen."""
+
+    run: str
+    data: str
+    llm: str
+    split: str
+    has_pictures: bool
+    systems: list[SystemInfo]
+    subjects: list[SubjectInfo]
+
+
+class ImageInfo(_Strict):
+    """An image that a subject saw."""
+
+    nsd_id: int
+    n_repetitions: int
+    references: list[str]
+
+
+class ImageList(_Strict):
+    """A part of the images of one use."""
+
+    total: int
+    images: list[ImageInfo]
+
+
+class Brain(_Strict):
+    """Places of a subject's voxels in mm (right, anterior, superior), and which are shown of how many."""
+
+    n_voxels: int
+    shown: list[int]
+    x_mm: list[float]
+    y_mm: list[float]
+    z_mm: list[float]
+    rois: dict[str, list[int]]
+    """Positions within ``shown`` of each region's voxels."""
+
+
+class JobInfo(_Strict):
+    """Where a decode stands."""
+
+    id: str
+    state: JobState
+    n_ahead: int
+    """Decodes that are to be made first."""
+
+
+class Problem(_Strict):
+    """Why something was refused, in one line."""
+
+    detail: str

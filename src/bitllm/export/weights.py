@@ -1,0 +1,49 @@
+"""A run's checkpoint as an ordinary model folder that `AutoModelForCausalLM` loads."""
+
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from bitllm.evaluation.grounding.system import load_system
+from bitllm.files import read_json
+from bitllm.model.checkpoint.base import BaseLlm
+
+BRAIN_FILE = "brain.json"
+"""What must be known to feed the model: the atlases of its labels, in their order."""
+
+
+def export_model(folder: Path, base: BaseLlm, *, whole: bool) -> tuple[Any, bool]:
+    """The model of a checkpoint, and whether it must be written with its base LLM.
+
+    The LoRA weights of rft are merged into the base LLM, which is then no longer the base LLM that its name says: such
+    a model is always whole.
+
+    Parameters
+    ----------
+    folder
+        Checkpoint of sft or rft.
+    base
+        Its base LLM; after rft its weights are changed in place.
+    whole
+        Whether the base LLM is wanted with it.
+    """
+    if not (folder / "rft.json").is_file():
+        return load_system(folder.name, folder, base).model, whole
+    sft = load_system(folder.name, folder.parent / read_json(folder / "rft.json")["sft"], base)
+    merged: Any = PeftModel.from_pretrained(sft.model, str(folder))
+    return merged.merge_and_unload(), True
+
+
+def brain_of(folder: Path) -> dict[str, Any]:
+    """What `BRAIN_FILE` holds: atlases, stage, split's checksum, seed."""
+    card = read_json(folder / "rft.json") if (folder / "rft.json").is_file() else {}
+    sft = read_json((folder.parent / card["sft"] if card else folder) / "bitllm.json")
+    return {
+        "stage": str((card or sft)["stage"]),
+        "atlases": list(sft["atlases"]),
+        "coordinates": "MNI space, mm",
+        "betas": "z-scores by voxel and session",
+        "split_sha256": str((card or sft)["split"]),
+        "seed": (card or sft)["seed"],
+    }

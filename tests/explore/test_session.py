@@ -1,0 +1,41 @@
+from pathlib import Path
+
+import pytest
+
+from bitllm.errors import CheckpointError, DataError
+from bitllm.explore.session import open_session, system_folders
+
+
+def test_two_systems_stay_in_memory(session):
+    sft = session.system("sft")
+    session.system("prefix")
+    assert session.system("sft") is sft
+    session.system("rft")
+    assert set(session._loaded) == {"sft", "rft"}
+
+
+def test_an_unknown_system_or_region_is_named(session):
+    with pytest.raises(CheckpointError, match="expected a system of the run, found `stf`"):
+        session.system("stf")
+    with pytest.raises(DataError, match="expected a label of streams, found `erly`"):
+        session.roi("subj08", "streams:erly")
+
+
+def test_a_checkpoint_alone_is_one_system(demo_folder, monkeypatch):
+    assert list(system_folders(demo_folder / "rft")) == ["rft"]
+    monkeypatch.chdir(demo_folder / "sft")
+    assert list(open_session(Path(), demo_folder / "store", precision="bf16").folders) == ["sft"]
+
+
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path, demo_folder):
+    with pytest.raises(CheckpointError, match="expected the folder of a run, found none"):
+        open_session(tmp_path / "none", demo_folder / "store")
+    with pytest.raises(CheckpointError, match="expected a checkpoint of sft"):
+        open_session(tmp_path, demo_folder / "store")
+
+
+def test_images_are_listed_by_their_use(session):
+    listed = session.images("subj01", "train", offset=2, limit=3)
+    assert listed.total > 3
+    assert len(listed.images) == 3
+    assert all(session.split.train_images >= {image.nsd_id} for image in listed.images)

@@ -1,0 +1,45 @@
+"""The report of the demo in a real browser: no network, no complaint, nothing too wide, readable for everyone."""
+
+import pytest
+
+from bitllm.report.runs.compare import write_comparison
+from bitllm.report.runs.folder import read_run
+
+
+@pytest.fixture(scope="module")
+def pages(demo_folder, tmp_path_factory):
+    """Addresses of the page about one run and of that about two."""
+    out = tmp_path_factory.mktemp("pages") / "compare.html"
+    run = read_run(demo_folder)
+    write_comparison([run, run], out)
+    return {"one": (demo_folder / "report.html").as_uri(), "two": out.as_uri()}
+
+
+@pytest.mark.parametrize("page", ["one", "two"])
+def test_it_opens_without_a_network_and_without_a_complaint(visit, pages, page):
+    seen = visit(pages[page], offline=True)
+    assert seen.complaints == []
+    assert [url for url in seen.requested if not url.startswith(("data:", "file:"))] == []
+    assert len([url for url in seen.requested if url.startswith("file:")]) == 1
+    assert "decoding the brain" in seen.page.inner_text("h1")
+    broken = "[...document.images].filter((one) => !one.complete || one.naturalWidth === 0).length"
+    assert seen.page.evaluate(broken) == 0
+
+
+@pytest.mark.parametrize("page", ["one", "two"])
+@pytest.mark.parametrize("dark", [False, True])
+def test_nothing_is_wider_than_a_phone(visit, pages, page, dark):
+    assert visit(pages[page], width=360, dark=dark).overflow_px() == 0
+
+
+@pytest.mark.parametrize("page", ["one", "two"])
+@pytest.mark.parametrize("dark", [False, True])
+def test_axe_finds_no_serious_violation(visit, pages, page, dark):
+    assert visit(pages[page], dark=dark).violations() == []
+
+
+def test_words_are_coloured_by_their_bits(visit, pages):
+    page = visit(pages["one"]).page
+    words = page.locator(".card .w")
+    assert words.count() > 20
+    assert all("bits" in words.nth(number).get_attribute("title") for number in range(5))
