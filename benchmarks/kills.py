@@ -10,7 +10,8 @@ under a checkpoint's name after a kill must be whole.
 
 Prediction, written before the first run: all equal, in one process and in two; no checkpoint unreadable.
 
-Measured: 27 kills in one process and 30 in two (with nine bytes flipped) landed; weights and logs equal in all three stages.
+Measured: 27 kills in one process and 30 in two (with eight bytes flipped) landed; weights and logs are equal in all
+three stages.
 """
 
 import argparse
