@@ -158,3 +158,12 @@ def test_grouping_by_length_keeps_every_example_and_brings_like_lengths_together
             bounds = sorted((batch.min(), batch.max()) for batch in batches)
             if n % batch_size == 0:
                 assert all(high <= low for (_, high), (low, _) in pairwise(bounds))
+
+
+def test_groups_stand_together_within_a_batch_and_batches_hold_the_same_examples():
+    groups = np.random.default_rng(0).integers(0, 3, 10)
+    plain, grouped = (EpochOrder(10, 24, seed=1, batch_size=4, groups=given) for given in (None, groups))
+    for start in range(0, 24, 4):
+        ours = [grouped[start + place] for place in range(4)]
+        assert sorted(ours) == sorted(plain[start + place] for place in range(4))
+        assert [groups[index] for _, index in ours] == sorted(groups[index] for _, index in ours)

@@ -155,6 +155,7 @@ def train_align(
             what="align",
             progress=running.progress,
             settings=running.settings,
+            groups=trials.subject_index,  # pooling maps are those of subjects: a process computes few of them
         )
         validation = select_trials(store, split, "validation", averaged=True)
         train_to_the_end(

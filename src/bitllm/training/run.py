@@ -62,6 +62,9 @@ class EpochOrder(Dataset):
     batch_size, lengths
         Where ``lengths`` gives the length of each example in an epoch, examples of like length stand together in
         batches of this size: sorted within pools of 16 batches, whose batches then come in random order.
+    groups
+        Where it gives the group (subject) of each example, those of one group stand together within each batch: a
+        process that gets a share of the batch then has few groups to compute what they have in common.
     """
 
     def __init__(
@@ -72,15 +75,27 @@ class EpochOrder(Dataset):
         seed: int,
         batch_size: int = 1,
         lengths: Callable[[int], Int[np.ndarray, " n"]] | None = None,
+        groups: Int[np.ndarray, " n"] | None = None,
     ) -> None:
         self.n_examples, self.n_items, self.seed = n_examples, n_items, seed
-        self.batch_size, self.lengths = batch_size, lengths
+        self.batch_size, self.lengths, self.groups = batch_size, lengths, groups
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+        self._batch, self._pairs = -1, [(0, 0)]
 
     def __len__(self) -> int:
         return self.n_items
 
     def __getitem__(self, item: int) -> tuple[int, int]:
+        if self.groups is None:
+            return self._at(item)
+        batch, place = divmod(item, self.batch_size)
+        if batch != self._batch:
+            pairs = [self._at(batch * self.batch_size + other) for other in range(self.batch_size)]
+            order = np.argsort([self.groups[index] for _, index in pairs], kind="stable")
+            self._batch, self._pairs = batch, [pairs[int(place)] for place in order]
+        return self._pairs[place]
+
+    def _at(self, item: int) -> tuple[int, int]:
         epoch, position = divmod(item, self.n_examples)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._order_of(epoch)
@@ -173,14 +188,14 @@ def make_trainer(  # noqa: PLR0913 - the parts of one run
 ) -> TrainerT:
     """A trainer with our order, log and progress; ``collate`` makes a batch of (epoch, index) pairs.
 
-    Besides ``micro_batch`` and ``lengths``, what is given more goes to `training_arguments`; without ``settings``
-    nothing is saved on the way.
+    Besides ``micro_batch``, ``lengths`` and ``groups`` (see `EpochOrder`), what is given more goes to
+    `training_arguments`; without ``settings`` nothing is saved on the way.
     """
     folder.mkdir(parents=True, exist_ok=True)
     callbacks: list[TrainerCallback] = [JsonLinesLog(folder / "log.jsonl")]
     if progress is not None:
         callbacks.append(StepProgress(what, progress))
-    lengths = more.pop("lengths", None)
+    lengths, groups = more.pop("lengths", None), more.pop("groups", None)
     micro, accumulate = batch_shares(config.batch_size, more.pop("micro_batch", None))
     arguments = training_arguments(
         config,
@@ -207,6 +222,7 @@ def make_trainer(  # noqa: PLR0913 - the parts of one run
             seed=seed,
             batch_size=config.batch_size,
             lengths=lengths,
+            groups=groups if n_ranks() > 1 else None,
         ),
         callbacks=callbacks,
     )
