@@ -9,8 +9,8 @@ Prediction, written before the first run: a step is bound by products that halve
 gradients (align 5 MB, sft 1 MB, rft 0.3 MB over gloo: milliseconds against steps of a tenth of a second to a second),
 the optimiser, and in rft the slower of two samplings. So 1.8 times for align and sft, 1.7 for rft.
 
-Measured (idle machine): sft 1.66, rft 1.84, align 1.20 times as fast; align with batches of 896 1.55. What does not halve
-in align is the pooling map of each subject, which does not depend on the batch: examples of a step are dealt to
+Measured (idle machine): sft 1.66, rft 1.84, align 1.20 times as fast; align with batches of 896 1.55. What does not
+halve in align is the pooling map of each subject, which does not depend on the batch: examples of a step are dealt to
 processes by subject, so that each computes four of the seven maps; before that it was 0.89.
 """
 
