@@ -70,3 +70,11 @@ def test_bad_keys_and_references_are_refused():
         cider_d(["a"], [[]], df)
     with pytest.raises(DataError, match="found none for 1 of 1"):
         mean_cider(["a"], [[]], df)
+
+
+def test_what_is_kept_is_bounded_where_asked_for_and_changes_no_score():
+    df = DocumentFrequencies.fit(TRAINING)
+    keys, captions = [0, 1, 2, 1, 0, 2], ["two cats", "a dog", "a man on a wave", "two cats", "a dog", ""]
+    small, whole = Cider(TRAINING[:3], df, max_cached=1), Cider(TRAINING[:3], df)
+    assert small.score(keys, captions).tolist() == whole.score(keys, captions).tolist()
+    assert (len(small._images), len(whole._images)) == (1, 3)

@@ -56,7 +56,7 @@ class BertScorer:
         tokenizer: PreTrainedTokenizerBase,
         layer: int | None = None,
         batch_size: int = 64,
-        max_cached: int = 5_000,
+        max_cached: int = 256,
     ) -> None:
         encoder: Any = getattr(model, "text_model", model)
         self._encoder = encoder.eval()

@@ -75,17 +75,22 @@ class Cider:
         Document frequencies; by default those of ``references``, as the COCO tools do. A reward gives those
         of all training references: with its own 16 images the idf would be another at every step, and with
         one image every score would be 0.
+    max_cached
+        Number of images whose vectors are kept; those of all where it is not given.
     """
 
     def __init__(
         self,
         references: Mapping[Hashable, Sequence[str]] | Sequence[Sequence[str]],
         df: DocumentFrequencies | None = None,
+        *,
+        max_cached: int | None = None,
     ) -> None:
         items = references.items() if isinstance(references, Mapping) else enumerate(references)
         self._references: dict[Hashable, Sequence[str]] = dict(items)
         self.df = df if df is not None else DocumentFrequencies.fit(list(self._references.values()))
         self._images: dict[Hashable, _Image] = {}
+        self._max_cached = len(self._references) if max_cached is None else max_cached
 
     def score(self, keys: Sequence[Hashable], captions: Sequence[str]) -> Float[np.ndarray, " n"]:
         """CIDEr-D in points of each tokenised caption against the references of its image.
@@ -124,6 +129,8 @@ class Cider:
                 raise DataError(
                     f"CIDEr: expected references of image {key}, found none; add them or leave it out"
                 )
+            while len(self._images) >= max(1, self._max_cached):
+                del self._images[next(iter(self._images))]
             image = self._images[key] = _Image(texts, self.df)
         return image
 

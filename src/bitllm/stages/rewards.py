@@ -25,6 +25,9 @@ from bitllm.metrics.cider import Cider, DocumentFrequencies
 from bitllm.metrics.tokenize import ptb_tokenize
 
 
+_CACHED = 256  # images whose reference vectors are kept: memory does not grow with the images seen
+
+
 class RewardWeights(StrictConfig):
     """Weights of the composite reward."""
 
@@ -83,7 +86,8 @@ class CompositeReward:
         tokenised: dict[Hashable, list[str]] = {
             nsd_id: ptb_tokenize(captions) for nsd_id, captions in self.references.items()
         }
-        self.cider = Cider(tokenised, DocumentFrequencies.fit(list(tokenised.values())))
+        frequencies = DocumentFrequencies.fit(list(tokenised.values()))
+        self.cider = Cider(tokenised, frequencies, max_cached=_CACHED)
 
     def __call__(self, nsd_ids: Sequence[int], captions: Sequence[str], has_ended: Sequence[bool]) -> Rewards:
         """Rewards of captions of these images; one that did not come to its end scores 0."""
