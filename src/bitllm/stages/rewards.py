@@ -24,7 +24,6 @@ from bitllm.metrics.bertscore import BertScorer
 from bitllm.metrics.cider import Cider, DocumentFrequencies
 from bitllm.metrics.tokenize import ptb_tokenize
 
-
 _CACHED = 256  # images whose reference vectors are kept: memory does not grow with the images seen
 
 
