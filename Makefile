@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 
-.PHONY: help setup demo test check docs smollm2 bench clean
+.PHONY: help setup demo results test check docs smollm2 bench clean
 
 help:
 	@echo "make demo    everything from nothing: environment, simulated brain, three stages, report"
 	@echo "make test    the test suite"
 	@echo "make check   ruff, mypy, import-linter"
 	@echo "make smollm2 install SmolLM2-135M-Instruct for: bitllm demo --llm smollm2"
+	@echo "make results docs/results.md from the experiments' results"
 	@echo "make docs    the documentation site"
 
 $(VENV)/.runtime: pyproject.toml constraints.txt
@@ -39,6 +40,9 @@ setup: $(VENV)/.runtime
 
 demo: $(VENV)/.runtime
 	$(BIN)/bitllm demo --out demo
+
+results: $(VENV)/.runtime
+	$(BIN)/python -m bitllm.experiments.results
 
 test: $(VENV)/.dev
 	$(BIN)/pytest

@@ -11,10 +11,10 @@ from importlib.resources import files
 import pytest
 
 from bitllm.cli import main
-from bitllm.demo.steps import Steps
 from bitllm.errors import OutputError
 from bitllm.stages.sft import SftConfig
 from bitllm.training.run import OptimizerConfig
+from bitllm.training.steps import Steps
 
 ALL = "baselines: [prefix, prefix_mlp, no_align]"
 

@@ -2,6 +2,10 @@
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "demo": ("bitllm demo --out demo", "bitllm demo --signal 0 --out demo-no-signal"),
+    "reproduce": (
+        "bitllm reproduce interface",
+        "bitllm reproduce interface --quick --out quick",
+    ),
     "simulate": ("bitllm simulate release --preset demo --seed 0",),
     "prepare nsd": (
         "bitllm prepare nsd release store",

@@ -17,6 +17,7 @@ _INTERRUPTED, _READER_GONE, _TERMINATED = 130, 141, 143
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo.demo,
+    "reproduce": demo.reproduce,
     "simulate": data.simulate,
     "prepare nsd": data.prepare_nsd,
     "split": data.split,

@@ -9,10 +9,10 @@ from bitllm.data.splits import Split, load_split
 from bitllm.data.store import Store, open_store
 from bitllm.data.targets import Targets, load_targets
 from bitllm.demo.config import DemoConfig
-from bitllm.demo.steps import Steps
 from bitllm.evaluation.grounding.inputs.held_out import HeldOut, read_held_out
 from bitllm.model.aligner import BrainAligner, load_aligner
 from bitllm.training.callbacks import Progress
+from bitllm.training.steps import Steps
 
 ALL_BASELINES = ("prefix", "prefix_mlp", "no_align")
 

@@ -13,8 +13,6 @@ from typing import Any
 from bitllm.errors import OutputError
 from bitllm.files import read_json, sha256_of_json, write_json
 
-_OWNER = "bitllm-demo.json"
-
 
 @dataclass
 class Steps:
@@ -26,10 +24,13 @@ class Steps:
         Where results and marks are kept.
     tell
         Called with one line for each step that is done or kept.
+    maker
+        Command that the folder belongs to; a folder of another one is refused.
     """
 
     folder: Path
     tell: Callable[[str], None]
+    maker: str = "demo"
     seconds: dict[str, float] = field(default_factory=dict)
     """Time that each step took when it was made."""
     keys: dict[str, str] = field(default_factory=dict)
@@ -38,15 +39,15 @@ class Steps:
     """Steps that an earlier run had finished."""
 
     def __post_init__(self) -> None:
-        owner = self.folder / _OWNER
+        owner = self.folder / f"bitllm-{self.maker}.json"
         is_taken = self.folder.is_dir() and any(self.folder.iterdir()) and not owner.exists()
         if self.folder.is_file() or is_taken:
             raise OutputError(
-                f"{self.folder}: expected a new folder or that of an earlier demo, found other files; name "
-                "another with --out"
+                f"{self.folder}: expected a new folder or that of an earlier {self.maker}, found other files; "
+                "name another with --out"
             )
         (self.folder / "steps").mkdir(parents=True, exist_ok=True)
-        write_json(owner, {"about": "made by bitllm demo; safe to delete"})
+        write_json(owner, {"about": f"made by bitllm {self.maker}; safe to delete"})
 
     def run(self, name: str, make: Callable[[], None], *, settings: Any, after: tuple[str, ...] = ()) -> None:
         """Make a step unless it is done with the same settings after the same steps.

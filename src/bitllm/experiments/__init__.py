@@ -1,0 +1,1 @@
+"""The poster's claims as experiments on the simulated brain: ``bitllm reproduce``."""
