@@ -1,0 +1,115 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from bitllm.errors import DataError
+from bitllm.experiments.config import Arm, Claim
+from bitllm.experiments.verdict import Effect, draw_means, effect_of, spread, verdict_of
+
+CLAIM = Claim(text="a beats b", more=Arm(system="a"), less=Arm(system="b"), negligible=1.0, poster="2 / 1")
+
+
+def made_rows(rng, *, effect, brain_sd=0.0, n_brains=3, n_models=3, n_images=40, noise=4.0):
+    """Rows of two systems whose true difference is known; what images and brains have in common cancels."""
+    rows = []
+    for brain in range(n_brains):
+        of_brain = effect + brain_sd * rng.standard_normal()
+        of_image = 30 + 20 * rng.standard_normal(n_images)
+        for model in range(n_models):
+            for system, gain in (("a", of_brain), ("b", 0.0)):
+                cider = of_image + gain + noise * rng.standard_normal(n_images)
+                place = {"simulator_seed": brain, "model_seed": model, "system": system, "control": "real"}
+                rows.append(pd.DataFrame({**place, "nsd_id": np.arange(n_images), "cider": cider}))
+    return pd.concat(rows).sample(frac=1, random_state=0)
+
+
+def an_effect(low, high, n_brains=3):
+    return Effect(1.0, 0.0, (low + high) / 2, low, high, 0.5, n_brains, 3, 40)
+
+
+def test_a_large_effect_is_borne_out_and_its_interval_holds_the_truth(rng):
+    found = effect_of(CLAIM, made_rows(rng, effect=6.0))
+    assert found.low < 6.0 < found.high
+    assert found.low > 0
+    assert found.p < 0.05
+    assert found.difference == pytest.approx(found.more - found.less)
+    assert (found.n_brains, found.n_models, found.n_images) == (3, 3, 40)
+    assert verdict_of(found, CLAIM.negligible) == "borne out"
+
+
+def test_an_effect_the_wrong_way_is_not_borne_out(rng):
+    found = effect_of(CLAIM, made_rows(rng, effect=-6.0))
+    assert found.high < 0
+    assert verdict_of(found, CLAIM.negligible) == "not borne out"
+
+
+def test_the_difference_is_the_mean_of_the_paired_differences(rng):
+    rows = made_rows(rng, effect=1.0)
+    means = rows.groupby("system")["cider"].mean()
+    assert effect_of(CLAIM, rows).difference == pytest.approx(means["a"] - means["b"])
+
+
+def test_the_order_of_the_rows_changes_nothing(rng):
+    rows = made_rows(rng, effect=1.0)
+    assert effect_of(CLAIM, rows) == effect_of(CLAIM, rows.sample(frac=1, random_state=5))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (0.1, 5.0, "borne out"),
+        (-0.1, 5.0, "undecided"),
+        (-2.0, 0.9, "not borne out"),
+        (-2.0, 1.0, "undecided"),
+        (0.1, 0.9, "borne out"),
+    ],
+)
+def test_the_rule_of_the_verdict(low, high, verdict):
+    assert verdict_of(an_effect(low, high), 1.0) == verdict
+
+
+def test_fewer_than_three_brains_decide_nothing():
+    assert verdict_of(an_effect(3.0, 4.0, n_brains=2), 1.0) == "undecided"
+
+
+def test_intervals_leave_out_no_effect_about_one_time_in_twenty_when_brains_differ():
+    """240 experiments without an effect but with brains that differ; images alone would call half of them effects."""
+    missed = alone = 0
+    for seed in range(240):
+        rows = made_rows(np.random.default_rng(seed), effect=0.0, brain_sd=2.0, n_models=2, n_images=20)
+        found = effect_of(CLAIM, rows, n_draws=400, seed=seed)
+        missed += found.low > 0 or found.high < 0
+        wide = rows.pivot_table(index=["simulator_seed", "nsd_id"], columns="system", values="cider")
+        difference = wide["a"] - wide["b"]
+        alone += abs(difference.mean()) > 1.96 * difference.std() / np.sqrt(len(difference))
+    assert missed <= 24, "above ten percent"
+    assert alone > 60, "the brains of this test do not differ enough to show it"
+
+
+def test_the_draws_are_those_of_a_loop_written_out(rng):
+    """Mean and standard deviation against brains, models and images drawn one after another."""
+    by_brain = [rng.normal(brain, 2.0, size=(3, 7)) for brain in range(3)]
+    drawn = []
+    for _ in range(6000):
+        means = []
+        for brain in rng.integers(0, 3, size=3):
+            models, images = rng.integers(0, 3, size=3), rng.integers(0, 7, size=7)
+            means.append(by_brain[brain][models][:, images].mean())
+        drawn.append(np.mean(means))
+    ours = draw_means(by_brain, n_draws=6000, seed=0)
+    assert ours.mean() == pytest.approx(np.mean(drawn), abs=0.05)
+    assert ours.std() == pytest.approx(np.std(drawn), rel=0.05)
+
+
+def test_draws_are_spread_by_the_t_of_few_brains_and_not_at_all_for_one():
+    draws = np.array([0.0, 2.0])
+    assert spread(draws, 1.0, 3) == pytest.approx(1 + 2.689 * (draws - 1), abs=1e-3)
+    assert spread(draws, 1.0, 1) is draws
+
+
+def test_arms_without_rows_or_with_other_images_are_refused(rng):
+    rows = made_rows(rng, effect=1.0)
+    with pytest.raises(DataError, match="expected rows of b, found none"):
+        effect_of(CLAIM, rows[rows["system"] == "a"])
+    with pytest.raises(DataError, match="expected the same worlds and images for a and b"):
+        effect_of(CLAIM, rows[(rows["system"] == "a") | (rows["nsd_id"] > 3)])
