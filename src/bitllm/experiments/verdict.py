@@ -1,20 +1,18 @@
 """The effect of a claim with its interval over brains, models and images, and the verdict by a rule set beforehand.
 
-Every image of every world gives one paired difference: both arms have the same brain, model seed and image. The
-interval is a bootstrap in three levels: brains are drawn, then model seeds on each, then images of each (the same ones
-for all its model seeds). So brains, not images, are what a verdict generalises over.
+Every image of every world gives one paired difference: both arms have the same brain, model seed and image. Two
+intervals are made, and the wider one counts. One is Student's t of the brains' mean differences: brains, not images,
+are what a verdict generalises over. The other is a bootstrap of model seeds and images (the same ones for all model
+seeds) within the brains at hand, for brains whose means happen to lie close together. Of one brain there is only the
+second, and no verdict.
 
-A bootstrap of few brains is too narrow: their variance is missed by (k − 1)/k, and three of them do not have a normal's
-tails. So the draws are spread about the observed effect by √(k/(k − 1)) · t(k − 1)/z. Of one brain no spread is known:
-then the interval is over models and images alone, and there is no verdict.
+A bootstrap in three levels (brains, then model seeds, then images) would count the spread within brains twice, as the
+brains' means have it already. Of 300 experiments without an effect on normal numbers, an interval that left out 0 came
+out in none with such a bootstrap of three brains, and in 0 to 3 % (three brains) or 1 to 5 % (five) with the wider of
+the two; the more the brains differ, the more often.
 
 The rule: *borne out* where the interval lies above 0; *not borne out* where it lies below the claim's negligible
 difference; *undecided* otherwise, and where there are fewer than three brains.
-
-References
-----------
-Hesterberg (2015), "What teachers should know about the bootstrap", The American Statistician 69: the expansion of
-percentile intervals for small samples. His is of the levels of a percentile interval, ours of the draws themselves.
 """
 
 from typing import Literal, NamedTuple
@@ -42,7 +40,7 @@ class Effect(NamedTuple):
     low: float
     high: float
     p: float
-    """Two-sided p-value of no difference, from the same draws."""
+    """Two-sided p-value of no difference: the larger one of the two intervals'."""
     n_brains: int
     n_models: int
     """Model seeds on each brain."""
@@ -66,9 +64,12 @@ def effect_of(claim: Claim, rows: pd.DataFrame, *, n_draws: int = 2000, seed: in
         )
     by_brain = _by_brain(arms[0] - arms[1])
     difference = float(np.mean([values.mean() for values in by_brain]))
-    draws = spread(draw_means(by_brain, n_draws=n_draws, seed=seed), difference, len(by_brain))
-    low, high = np.quantile(draws, [0.025, 0.975])
-    tail = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
+    low, high, p = _within_brains(by_brain, n_draws=n_draws, seed=seed)
+    if len(by_brain) > 1:
+        means = np.array([values.mean() for values in by_brain])
+        half = stats.t.ppf(0.975, len(means) - 1) * stats.sem(means)
+        low, high = min(low, difference - half), max(high, difference + half)
+        p = max(p, float(stats.ttest_1samp(means, 0.0).pvalue)) if means.std() > 0 else p
     n_models, n_images = by_brain[0].shape
     return Effect(
         more=float(arms[0].mean()),
@@ -76,7 +77,7 @@ def effect_of(claim: Claim, rows: pd.DataFrame, *, n_draws: int = 2000, seed: in
         difference=difference,
         low=float(low),
         high=float(high),
-        p=min(1.0, 2 * (tail + 1) / (n_draws + 1)),
+        p=p,
         n_brains=len(by_brain),
         n_models=n_models,
         n_images=n_images,
@@ -95,29 +96,23 @@ def verdict_of(effect: Effect, negligible: float) -> Verdict:
 def draw_means(
     by_brain: list[Float[np.ndarray, "models images"]], *, n_draws: int, seed: int
 ) -> Float[np.ndarray, " n_draws"]:
-    """Means over brains drawn with replacement, over models drawn within each, over images drawn within each."""
+    """Mean over all brains of each one's mean over models and images drawn with replacement."""
     rng = np.random.default_rng(seed)
-    k = len(by_brain)
-    means = np.empty((n_draws, k))
-    brains = rng.integers(0, k, size=(n_draws, k))
-    for place in range(k):
-        for brain, values in enumerate(by_brain):
-            chosen = np.flatnonzero(brains[:, place] == brain)
-            n_models, n_images = values.shape
-            models = rng.multinomial(n_models, np.full(n_models, 1 / n_models), size=len(chosen)) / n_models
-            images = rng.multinomial(n_images, np.full(n_images, 1 / n_images), size=len(chosen)) / n_images
-            means[chosen, place] = np.einsum("dm,mi,di->d", models, values, images, optimize=True)
-    return means.mean(axis=1)
+    means = np.zeros(n_draws)
+    for values in by_brain:
+        n_models, n_images = values.shape
+        models = rng.multinomial(n_models, np.full(n_models, 1 / n_models), size=n_draws) / n_models
+        images = rng.multinomial(n_images, np.full(n_images, 1 / n_images), size=n_draws) / n_images
+        means += ((models @ values) * images).sum(axis=1)
+    return means / len(by_brain)
 
 
-def spread(
-    draws: Float[np.ndarray, " n_draws"], observed: float, n_brains: int
-) -> Float[np.ndarray, " n_draws"]:
-    """Draws spread about the observed effect for the small number of brains; as they are for one brain."""
-    if n_brains < 2:
-        return draws
-    factor = np.sqrt(n_brains / (n_brains - 1)) * stats.t.ppf(0.975, n_brains - 1) / stats.norm.ppf(0.975)
-    return observed + factor * (draws - observed)
+def _within_brains(by_brain: list[np.ndarray], *, n_draws: int, seed: int) -> tuple[float, float, float]:
+    """Ends of the percentile interval, and p."""
+    draws = draw_means(by_brain, n_draws=n_draws, seed=seed)
+    tail = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(low), float(high), min(1.0, 2 * (tail + 1) / (n_draws + 1))
 
 
 def _values(rows: pd.DataFrame, arm: Arm, measure: str) -> pd.Series:

