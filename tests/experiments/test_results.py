@@ -29,7 +29,8 @@ def finished(quick, experiments, tmp_path):
     rows = pd.concat([rows.assign(simulator_seed=seed, world=f"brain{seed}") for seed in (1, 2, 3)])
     rows["cider"] = rows["nsd_id"] % 7 + np.where(rows["system"] == "cross_attention", 5.0, 0.0)
     rows.to_parquet(folder / "interface" / "results.parquet", index=False)
-    record = json.loads((quick.folder / "results.json").read_text()) | {"is_quick": False}
+    config = read_experiment("interface", experiments).model_dump(mode="json")
+    record = json.loads((quick.folder / "results.json").read_text()) | {"is_quick": False, "config": config}
     (folder / "interface" / "results.json").write_text(json.dumps(record))
     return folder
 
@@ -71,6 +72,13 @@ def test_rows_and_record_of_two_runs_are_refused(finished):
     change_record(finished, config_sha256="f" * 64)
     with pytest.raises(DataError, match="expected rows of the configuration ffffffffffff"):
         read_results(finished / "interface")
+
+
+def test_a_rule_that_was_changed_after_its_result_is_refused(finished):
+    path = finished / "interface" / "config.yaml"
+    path.write_text(path.read_text().replace("negligible: 1.0", "negligible: 9.0"))
+    with pytest.raises(DataError, match="found other claims; a rule is not changed after its result"):
+        make_page(finished)
 
 
 @pytest.mark.parametrize("name", ["alignment", "interface", "perturbation", "reward"])

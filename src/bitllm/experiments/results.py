@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from bitllm.errors import DataError
-from bitllm.experiments.config import Claim, ExperimentConfig, experiment_names, read_experiment
+from bitllm.experiments.config import CONFIG, Claim, ExperimentConfig, experiment_names, read_experiment
 from bitllm.experiments.engine import RECORD, ROWS
 from bitllm.experiments.verdict import LEAST_BRAINS, Effect, effect_of, verdict_of
 from bitllm.files import file_written_whole, read_json
@@ -69,7 +69,13 @@ def sentences(folder: Path, record: dict[str, Any]) -> list[str]:
 
 
 def make_page(folder: Path) -> str:
-    """The page of results, from the folder of all experiments."""
+    """The page of results, from the folder of all experiments.
+
+    Raises
+    ------
+    DataError
+        If results are not those of a full run of the configuration beside them.
+    """
     parts = [_HEAD]
     for name in experiment_names(folder):
         config = read_experiment(name, folder)
@@ -78,9 +84,21 @@ def make_page(folder: Path) -> str:
             parts.append(f"*{NOT_RUN}*\n\n{_table(config.claims, None)}")
             continue
         rows, record = read_results(folder / name)
+        _require_same(config, record, folder / name)
         effects = [effect_of(claim, rows) for claim in config.claims]
         parts.append(f"{_origin(record, effects[0])}\n\n{_table(config.claims, effects)}\n{_systems(rows)}")
     return "\n".join(parts)
+
+
+def _require_same(config: ExperimentConfig, record: dict[str, Any], folder: Path) -> None:
+    """Refuse results of other claims or systems than the configuration has; some of its brains are enough."""
+    now, then = config.model_dump(mode="json"), record["config"]
+    changed = [key for key in now if key != "simulator_seeds" and now[key] != then.get(key)]
+    if changed:
+        raise DataError(
+            f"{folder / CONFIG}: expected the configuration that {RECORD} was made with, found other "
+            f"{', '.join(changed)}; a rule is not changed after its result: put it back, or run the experiment again"
+        )
 
 
 def _origin(record: dict[str, Any], effect: Effect) -> str:
