@@ -33,7 +33,10 @@ def test_a_quick_run_has_one_row_for_each_system_input_and_image(quick):
     assert rows.loc[rows["control"] == "real", ["cider", "rouge_l", "bits"]].notna().all(axis=None)
 
 
-@pytest.mark.parametrize("name", ["alignment", "perturbation", "reward"])
+@pytest.mark.parametrize(
+    "name",
+    ["alignment", *(pytest.param(name, marks=pytest.mark.slow) for name in ("perturbation", "reward"))],
+)
 def test_every_other_experiment_runs_in_its_quick_version(name, experiments, tmp_path):
     config = quick_version(read_experiment(name, experiments))
     record = reproduce(name, config, tmp_path / name, is_quick=True, tell=quiet, progress=quiet)
