@@ -129,14 +129,11 @@ def resampled_sums(
     DataError
         If there are fewer than two images.
     """
-    n = _count_images(per_image)
-    rng = np.random.default_rng(seed)
-    values = per_image.astype(np.float64)
-    blocks = []
-    for start in range(0, n_boot, _ROWS_AT_ONCE):
-        drawn = rng.integers(0, n, size=(min(_ROWS_AT_ONCE, n_boot - start), n))
-        blocks.append(_times_drawn(drawn, n).astype(np.float64) @ values)
-    return np.concatenate(blocks)
+
+    def weights(rng: np.random.Generator, rows: int, n: int) -> Int[np.ndarray, "rows n"]:
+        return _times_drawn(rng.integers(0, n, size=(rows, n)), n)
+
+    return _weighted_sums(per_image, weights, n_draws=n_boot, seed=seed)
 
 
 def sums_over_halves(
@@ -151,16 +148,30 @@ def sums_over_halves(
     DataError
         If there are fewer than two images.
     """
+
+    def weights(rng: np.random.Generator, rows: int, n: int) -> Int[np.ndarray, "rows n"]:
+        chosen = rng.integers(0, 2, size=(rows, n))
+        while (empty := ~chosen.any(axis=1)).any():
+            chosen[empty] = rng.integers(0, 2, size=(int(empty.sum()), n))
+        return chosen
+
+    return _weighted_sums(per_image, weights, n_draws=n_draws, seed=seed)
+
+
+def _weighted_sums(
+    per_image: Shaped[np.ndarray, "n k"],
+    weights: Callable[[np.random.Generator, int, int], Int[np.ndarray, "rows n"]],
+    *,
+    n_draws: int,
+    seed: int,
+) -> Float[np.ndarray, "n_draws k"]:
+    """Sums of the columns under random weights of the images, some rows of them at a time."""
     n = _count_images(per_image)
     rng = np.random.default_rng(seed)
     values = per_image.astype(np.float64)
-    blocks = []
-    for start in range(0, n_draws, _ROWS_AT_ONCE):
-        chosen = rng.integers(0, 2, size=(min(_ROWS_AT_ONCE, n_draws - start), n))
-        while (empty := ~chosen.any(axis=1)).any():
-            chosen[empty] = rng.integers(0, 2, size=(int(empty.sum()), n))
-        blocks.append(chosen.astype(np.float64) @ values)
-    return np.concatenate(blocks)
+    starts = range(0, n_draws, _ROWS_AT_ONCE)
+    rows = [min(_ROWS_AT_ONCE, n_draws - start) for start in starts]
+    return np.concatenate([weights(rng, n_rows, n).astype(np.float64) @ values for n_rows in rows])
 
 
 def paired_difference(
