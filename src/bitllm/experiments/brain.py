@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bitllm.data.prepare import prepare_nsd
-from bitllm.data.splits import Split, images_seen, make_split, with_checksum
+from bitllm.data.splits import WITHIN_SUBJECT, Split, images_seen, make_split, with_checksum
 from bitllm.data.store import Store, open_store
 from bitllm.errors import ConfigError
 from bitllm.experiments.config import SplitChanges, SystemConfig
@@ -107,9 +107,7 @@ def _make_store(
 ) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     simulate_release(folder / "nsd", simulation, seed=seed, progress=progress)
-    prepare_nsd(
-        folder / "nsd", folder / "store", seed=seed, validation_fraction=share, progress=progress
-    )
+    prepare_nsd(folder / "nsd", folder / "store", seed=seed, validation_fraction=share, progress=progress)
     shutil.rmtree(folder / "nsd")
 
 
@@ -170,12 +168,39 @@ def changed_split(store: Store, name: SplitName, changes: SplitChanges, *, seed:
     if changes.training_share is not None:
         order = np.random.default_rng(seed).permutation(sorted(images["train"]))
         images["train"] = frozenset(order[: round(len(order) * changes.training_share)].tolist())
+    label = split_name(name, changes)
+    if changes.n_shots is not None:
+        (held_out,) = split.test_subjects
+        images["train"] |= _shots(store, held_out, images["train"], changes.n_shots, seed=seed)
+        train, label = (*train, held_out), f"{WITHIN_SUBJECT} {label}"
     return with_checksum(
         replace(
             split,
-            name=split_name(name, changes),
+            name=label,
             train_subjects=train,
             train_images=images["train"],
             validation_images=images["validation"],
         )
     )
+
+
+def _shots(
+    store: Store, subject: str, known: frozenset[int], n_trials: int, *, seed: int
+) -> frozenset[int]:
+    """Training images that this subject alone saw, with about ``n_trials`` trials in all.
+
+    Raises
+    ------
+    ConfigError
+        If it has fewer.
+    """
+    own = sorted(images_seen(store, (subject,), "train") - known)
+    order = np.random.default_rng(seed).permutation(own)
+    counts = store.subject(subject).trials["nsd_id"].value_counts()
+    total = np.cumsum(counts.reindex(order).to_numpy())
+    if not len(total) or total[-1] < n_trials:
+        raise ConfigError(
+            f"n_shots: expected at most {total[-1] if len(total) else 0}, the trials of {subject} on images of its "
+            f"own, found {n_trials}"
+        )
+    return frozenset(order[: int(np.searchsorted(total, n_trials)) + 1].tolist())

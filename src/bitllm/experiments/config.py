@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from bitllm.config import StrictConfig, nearest, read_yaml
 from bitllm.errors import ConfigError
-from bitllm.experiments.recipe import QUICK, Recipe, changed, read_recipe
+from bitllm.experiments.recipe import QUICK, RECIPES, Recipe, changed, read_recipe
 from bitllm.stages.align import EncoderConfig
 from bitllm.stages.rft import RftConfig
 from bitllm.stages.sft import SftConfig
@@ -28,6 +28,8 @@ class SplitChanges(StrictConfig):
     """Number of training subjects: the first ones."""
     training_share: float | None = Field(default=None, gt=0, lt=1)
     """Share of the training images that is used."""
+    n_shots: int | None = Field(default=None, gt=0)
+    """Number of trials of the held-out subject, on images of its own, that join the training (about as many)."""
 
 
 class SystemConfig(StrictConfig):
@@ -46,7 +48,7 @@ class SystemConfig(StrictConfig):
     simulation: dict[str, float] = Field(default_factory=dict)
     """Changes of the simulated brain; pictures and captions are those of the unchanged one."""
     coordinates: Literal["mni", "indices"] = "mni"
-    """What the encoder knows of a voxel's place: MNI coordinates, or the voxel's indices in its subject's own volume."""
+    """What the encoder knows of a voxel's place: MNI coordinates, or its indices in its subject's own volume."""
     split: SplitChanges = SplitChanges()
     """Changes of the split."""
     sizes: dict[str, Any] = Field(default_factory=dict)
@@ -150,9 +152,7 @@ class ExperimentConfig(StrictConfig):
 
     def sizes_of(self, name: str) -> EncoderConfig:
         """The encoder's configuration of a system."""
-        sizes: EncoderConfig = changed(
-            self.recipe.encoder, self.systems[name].sizes, f"system {name}, sizes"
-        )
+        sizes: EncoderConfig = changed(self.recipe.encoder, self.systems[name].sizes, f"system {name}, sizes")
         return sizes
 
     def rates_of(self, name: str) -> tuple[float, ...]:
@@ -207,7 +207,7 @@ def read_experiment(name: str, folder: Path, *, is_quick: bool = False) -> Exper
 def read_experiments(
     names: tuple[str, ...], folder: Path, *, is_quick: bool
 ) -> tuple[str, dict[str, ExperimentConfig]]:
-    """The name of the recipe that some experiments share, and their configurations; ``all`` are those of the recipe small.
+    """The recipe that some experiments share, by name, and their configurations; ``all``: those of the recipe small.
 
     Raises
     ------
@@ -218,11 +218,15 @@ def read_experiments(
     if names == ("all",):
         names = tuple(name for name in known if _read_values(name, folder)[1]["recipe"] == "small")
     if not names:
-        raise ConfigError(f"reproduce: expected experiments ({', '.join(known)}) or all, found none; name one")
+        raise ConfigError(
+            f"reproduce: expected experiments ({', '.join(known)}) or all, found none; name one"
+        )
     recipes = {name: _read_values(name, folder)[1]["recipe"] for name in names}
     if len(set(recipes.values())) > 1 and not is_quick:
         found = ", ".join(f"{name} ({recipe})" for name, recipe in recipes.items())
-        raise ConfigError(f"reproduce: expected experiments of one recipe, found {found}; run them one by one")
+        raise ConfigError(
+            f"reproduce: expected experiments of one recipe, found {found}; run them one by one"
+        )
     configs = {name: read_experiment(name, folder, is_quick=is_quick) for name in names}
     return QUICK if is_quick else next(iter(recipes.values())), configs
 
@@ -237,14 +241,20 @@ def _read_values(name: str, folder: Path) -> tuple[Path, dict[str, Any]]:
     path = Path(folder) / name / CONFIG
     values = read_yaml(path)
     if not isinstance(values.get("recipe"), str):
-        raise ConfigError(f"{path}: expected the name of a recipe, found {values.get('recipe')!r}; name one of recipes/")
+        raise ConfigError(
+            f"{path}: expected the name of a recipe, found {values.get('recipe')!r}; name one of {RECIPES}/"
+        )
     return path, values
 
 
 def _quick_system(system: dict[str, Any]) -> dict[str, Any]:
-    """A system whose own layers fit the quick recipe's LLM of two layers."""
-    layers = {"sft": system["sft"] | {"adapter_layers": [0]}} if "adapter_layers" in system.get("sft", {}) else {}
-    return system | layers
+    """A system that fits the quick recipe: an LLM of two layers, few trials of a subject."""
+    system = {key: dict(value) if isinstance(value, dict) else value for key, value in system.items()}
+    if "adapter_layers" in system.get("sft", {}):
+        system["sft"]["adapter_layers"] = [0]
+    if "n_shots" in system.get("split", {}):
+        system["split"]["n_shots"] //= 10
+    return system
 
 
 def experiment_names(folder: Path) -> list[str]:

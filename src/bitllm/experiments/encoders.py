@@ -10,7 +10,6 @@ References
 The poster, "Encoder diagnostics".
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -35,8 +34,6 @@ from bitllm.training.embed import brain_tokens_of
 _PENALTIES = (1.0, 10.0, 100.0, 1000.0, 10000.0)
 _DRAWS = 20
 """Shuffles and exchanges that a control is averaged over: queries that carry nothing crowd around the same pictures."""
-
-Head = Callable[[Float[np.ndarray, "n width"]], Float[np.ndarray, "n d"]]
 
 
 class LinearHead(NamedTuple):
@@ -78,7 +75,9 @@ def pooled_tokens(encoder: BrainEncoder, trials: TrialSet, atlases: tuple[str, .
     return np.asarray(brain_tokens_of(encoder, trials, anatomies).mean(dim=1).numpy(), dtype=np.float64)
 
 
-def best_head(trained: Trained, encoder: BrainEncoder, atlases: tuple[str, ...], targets: Targets) -> LinearHead:
+def best_head(
+    trained: Trained, encoder: BrainEncoder, atlases: tuple[str, ...], targets: Targets
+) -> LinearHead:
     """The linear head fitted on training trials whose penalty retrieves best among validation images."""
     world, learner = trained.world, trained.learner
     store, split = world.store(learner), world.split(trained.split, learner)
@@ -88,9 +87,7 @@ def best_head(trained: Trained, encoder: BrainEncoder, atlases: tuple[str, ...],
     images, target = np.unique(choose.nsd_id, return_inverse=True)
     gallery = targets.image[targets.rows(images)]
     heads = [fit_head(x, y, penalty) for penalty in _PENALTIES]
-    scores = [
-        recall_at_10(head(queries), gallery, target, seed=world.model_seed).mean() for head in heads
-    ]
+    scores = [recall_at_10(head(queries), gallery, target, seed=world.model_seed).mean() for head in heads]
     return heads[int(np.argmax(scores))]
 
 
@@ -99,7 +96,7 @@ def encoder_rows(trained: Trained) -> pd.DataFrame:
 
     ``recall_at_10`` is by the align stage's own head where there is one and by the linear head otherwise,
     ``recall_at_10_linear`` always by the linear head (both 0 to 1, over draws of a control). ``cosine_zero``: cosine
-    of the mean brain tokens of the real and of all-zero betas; ``cosine_zero_embedding``: of the align stage's embeddings.
+    of the mean brain tokens of real and of all-zero betas; ``cosine_zero_embedding``: of the align stage's embeddings.
     """
     world, system = trained.world, trained.system
     checkpoint = load_system(trained.name, trained.folder, load_llm(world.folder / "llm"))
@@ -107,7 +104,7 @@ def encoder_rows(trained: Trained) -> pd.DataFrame:
     held_out = world.held_out(trained.split, system)
     images, target = np.unique(held_out.nsd_id, return_inverse=True)
     gallery = targets.image[targets.rows(images)]
-    linear: Head = best_head(trained, encoder, atlases, targets)
+    linear = best_head(trained, encoder, atlases, targets)
     is_aligned = system.encoder == "aligned"
     aligner = world.aligner(trained.split, system) if is_aligned else None
     parts, zero = [], held_out.brain_tokens(encoder, atlases, np.zeros_like(held_out.betas[:1]))
@@ -157,4 +154,6 @@ def rows_with_encoder(trained: Trained) -> pd.DataFrame:
     columns = ["control", "nsd_id", "recall_at_10", "recall_at_10_linear", "cosine_zero"]
     found = pd.read_parquet(trained.encoder_path)
     extra = [column for column in ("cosine_zero_embedding",) if column in found]
-    return trained.rows().merge(found[columns + extra], on=["control", "nsd_id"], how="left", validate="one_to_one")
+    return trained.rows().merge(
+        found[columns + extra], on=["control", "nsd_id"], how="left", validate="one_to_one"
+    )

@@ -10,6 +10,7 @@ another terminal (or on another machine of the same file system) and the two div
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +118,9 @@ def reproduce(
         if minutes := plan.minutes_left(laboratory.seconds_done()):
             tell(f"{name} {seeds} done; about {minutes:.0f} min of one core are left")
 
-    units = list(laboratory.units())
-    laboratory.divide({f"unit {name} {seeds}": (lambda n=name, s=seeds: do(n, s)) for name, seeds in units})
+    laboratory.divide(
+        {f"unit {name} {seeds}": partial(do, name, seeds) for name, seeds in laboratory.units()}
+    )
     for name in experiments:
         with laboratory.steps.claim(f"{name} results", waits=True):
             records[name] = _collect(laboratory, name, chosen[name], is_quick=is_quick)
@@ -145,7 +147,7 @@ def choose_rates(laboratory: Laboratory) -> dict[str, Rates]:
             for found in of_system.values():
                 if tried_rates := found.get("CIDEr, validation"):
                     found["chosen"] = best_rate({float(rate): cider for rate, cider in tried_rates.items()})
-        _take_others(laboratory, chosen)
+        _fill_in(laboratory, chosen)
     for name, of_system in chosen.items():
         rates = ", ".join(f"{system} {row['chosen']:g}" for system, row in of_system.items())
         laboratory.tell(f"{name}: learning rates, chosen on subj07: {rates}")
@@ -160,7 +162,7 @@ def _candidates(laboratory: Laboratory, name: str) -> Callable[[bool, Rates], li
         return [
             Trained(world, config, "develop", system, _rates_before(config, system, chosen) | {system: rate})
             for system, changes in config.systems.items()
-            if (changes.after is not None) == of_rft
+            if (changes.after is not None) == of_rft and len(config.rates_of(system)) > 1
             for rate in config.rates_of(system)
         ]
 
@@ -172,13 +174,15 @@ def _rates_before(config: ExperimentConfig, system: str, chosen: Rates) -> dict[
     return {} if after is None else {after: chosen[after]["chosen"]}
 
 
-def _take_others(laboratory: Laboratory, chosen: dict[str, Rates]) -> None:
-    """Systems that take another's rate have it."""
+def _fill_in(laboratory: Laboratory, chosen: dict[str, Rates]) -> None:
+    """Systems whose stage has one learning rate have it without a trial; those that take another's rate have that."""
     for name, config in laboratory.experiments.items():
         for system, changes in config.systems.items():
             if changes.rate_of in chosen[name]:
                 rate = chosen[name][changes.rate_of]["chosen"]
                 chosen[name][system] = {"chosen": rate, "taken from": changes.rate_of}
+            elif len(grid := config.rates_of(system)) == 1:
+                chosen[name][system] = {"chosen": grid[0], "the only one": True}
 
 
 def best_rate(tried: dict[float, float]) -> float:
@@ -210,10 +214,9 @@ def plan_of(laboratory: Laboratory) -> Plan:
         steps += steps_of_world(world)
         for system in config.systems:
             steps += steps_of_system(Trained(world, config, "poster", system, rates))
-            if seeds == config.worlds[0]:
-                tried = [rates | {system: rate} for rate in config.rates_of(system)]
-                for one in tried:
-                    steps += steps_of_system(Trained(world, config, "develop", system, one))
+            tried = config.rates_of(system) if seeds == config.worlds[0] else ()
+            for rate in tried if len(tried) > 1 else ():
+                steps += steps_of_system(Trained(world, config, "develop", system, rates | {system: rate}))
     return Plan(steps, laboratory.recipe.seconds)
 
 
@@ -246,9 +249,7 @@ def _record(name: str, config: ExperimentConfig, steps: Steps, *, is_quick: bool
     }
 
 
-def _collect(
-    laboratory: Laboratory, name: str, chosen: Rates, *, is_quick: bool
-) -> dict[str, Any]:
+def _collect(laboratory: Laboratory, name: str, chosen: Rates, *, is_quick: bool) -> dict[str, Any]:
     """Write the rows of all worlds of a question that are done, and their record."""
     config, parts, done = laboratory.experiments[name], [], []
     for seeds in config.worlds:

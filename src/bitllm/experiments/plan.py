@@ -64,8 +64,8 @@ class Plan:
         n_kept = len(self.kinds) - sum(left.values())
         kept = f" ({n_kept} of an earlier run are kept)" if n_kept else ""
         return (
-            f"{sum(left.values())} steps to do{kept}: {parts or 'none'}; about {self.minutes_left(done):.0f} min of one "
-            f"core like {'this one' if done else 'that of the recipe'}, several processes in this folder share them"
+            f"{sum(left.values())} steps to do{kept}: {parts or 'none'}; about {self.minutes_left(done):.0f} min of "
+            f"one core like {'this one' if done else 'that of the recipe'}, several processes in this folder share them"
         )
 
     def minutes_left(self, done: dict[str, float]) -> float:

@@ -151,9 +151,7 @@ class Trained:
 
     def rows(self) -> pd.DataFrame:
         """Per-image rows under every input."""
-        return pd.read_parquet(self.rows_path).assign(
-            system=self.name, learning_rate=self.rates[self.name]
-        )
+        return pd.read_parquet(self.rows_path).assign(system=self.name, learning_rate=self.rates[self.name])
 
     def _train_sft(self) -> None:
         world, system, sizes = self.world, self.system, self.config.sizes_of(self.name)

@@ -155,7 +155,9 @@ def _numbers(rows: pd.DataFrame, arm: Arm, measure: str) -> pd.DataFrame:
     chosen = chosen[chosen[column].notna()] if column in chosen else chosen[:0]
     if chosen.empty:
         raise DataError(f"results: expected {measure} of {arm}, found none; run the experiment again")
-    values = np.vstack(chosen[column].tolist()) if measure == "bleu_4" else chosen[[column]].to_numpy(np.float64)
+    values = (
+        np.vstack(chosen[column].tolist()) if measure == "bleu_4" else chosen[[column]].to_numpy(np.float64)
+    )
     keys = pd.MultiIndex.from_frame(chosen[_KEYS])
     return pd.DataFrame(values, index=keys).sort_index()
 

@@ -172,9 +172,7 @@ class World:
         changes = named(system.sizes)
         return f"{self.place(name, system)}/align" + (f" {changes}" if changes else "")
 
-    def _train_align(
-        self, store: Store, name: SplitName, system: SystemConfig, sizes: EncoderConfig
-    ) -> None:
+    def _train_align(self, store: Store, name: SplitName, system: SystemConfig, sizes: EncoderConfig) -> None:
         train_align(
             store,
             self.split(name, system),
