@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from bitllm.config import StrictConfig
@@ -80,7 +80,7 @@ class SftConfig(StrictConfig):
 
     @field_validator("encoder_learning_rate")
     @classmethod
-    def _has_an_encoder_to_train(cls, rate: float | None, info: ValidationInfo) -> float | None:
+    def _has_an_encoder_to_train(cls, rate: float | None, info: Any) -> float | None:
         if rate is not None and info.data.get("encoder") == "frozen":
             raise ValueError("expected none beside a frozen encoder; set encoder to trained, or leave it out")
         return rate
