@@ -15,6 +15,7 @@ from bitllm.files import read_json
 from bitllm.model.aligner import load_aligner
 from bitllm.model.build import load_trained, train_interface
 from bitllm.model.checkpoint.base import load_llm
+from bitllm.model.voxels import Anatomy
 from bitllm.stages import sft
 from bitllm.stages.align import make_encoder
 from bitllm.stages.examples import CaptionedTrials
@@ -126,18 +127,12 @@ def test_the_gradient_of_the_encoder_is_that_of_the_plain_chain(learner):
     answer_loss(model, batch).backward()
     found = {name: p.grad.clone() for name, p in encoder.named_parameters()}
     model.zero_grad(set_to_none=True)
-    anatomy = sft_anatomy(batch)
+    anatomy = Anatomy(*(batch[name] for name in Anatomy._fields))
     plain_loss(model, batch, encoder(batch["betas"], batch["subject_index"], anatomy)).backward()
     for name, parameter in encoder.named_parameters():
         assert parameter.grad.norm() > 0, name
         assert (found[name] - parameter.grad).norm() <= 1e-6 + 1e-5 * parameter.grad.norm(), name
     assert all(p.grad is None for name, p in model.named_parameters() if not model.is_ours(name))
-
-
-def sft_anatomy(batch):
-    from bitllm.model.voxels import Anatomy
-
-    return Anatomy(batch["coords_mm"], batch["atlas_labels"], batch["voxel_mask"])
 
 
 def test_dropout_is_on_in_training_and_off_in_validation(easy, trained, monkeypatch):
@@ -172,9 +167,9 @@ def test_beside_a_frozen_encoder_the_loss_is_bit_equal_to_that_of_kept_brain_tok
 def test_records_name_the_encoder_only_where_it_was_set(easy):
     def record(config):
         encoder = load_aligner(easy.folder / "align").encoder
-        return sft_learns_from(
-            easy.store, easy.split, encoder=encoder, llm_sha256="", config=config, seed=0
-        )["sft"]
+        return sft_learns_from(easy.store, easy.split, encoder=encoder, llm_sha256="", config=config, seed=0)[
+            "sft"
+        ]
 
     plain = FEW_STEPS.model_copy(update={"encoder": "frozen"})
     assert {"encoder", "encoder_learning_rate"} & set(record(plain)) == set()
@@ -188,7 +183,9 @@ def test_of_the_encoder_decays_what_decays_in_align_at_a_rate_of_its_own(easy):
     train_interface(model)
     before = sft.make_optimizer(model, FEW_STEPS).param_groups
     train_interface(model, with_encoder=True)
-    groups = sft.make_optimizer(model, FEW_STEPS.model_copy(update={"encoder_learning_rate": 1e-4})).param_groups
+    groups = sft.make_optimizer(
+        model, FEW_STEPS.model_copy(update={"encoder_learning_rate": 1e-4})
+    ).param_groups
     assert [list(map(id, g["params"])) for g in groups[:3]] == [list(map(id, g["params"])) for g in before]
     assert [group["lr"] for group in groups] == [5e-3] * 3 + [1e-4] * 2
     names = {id(p): name for name, p in model.model.encoder.named_parameters()}
@@ -211,16 +208,40 @@ def test_an_untrained_encoder_overfits_four_images_and_reads_which_one_it_is(
     config = FEW_STEPS.model_copy(update={"optimizer": steps, "validate_every": 1000})
     encoder = make_encoder(easy.store, split, easy.encoder, seed=0)
     train(few, tmp_path / "sft", config, encoder=encoder)
+    right, wrong = right_and_wrong(few, tmp_path / "sft", "train")
+    assert right < min(wrong) - 0.3  # .82 against 1.81 when this was written
+
+
+def right_and_wrong(easy, folder, part):
+    """Loss under the trials' own brain tokens, and under those of 19 permutations."""
     base = load_llm(easy.folder / "llm")
-    model = load_trained(tmp_path / "sft", base).eval()
-    examples = examples_of(few, model, base)
+    model = load_trained(folder, base).eval()
+    examples = examples_of(easy, model, base, part)
     right, wrong = sft.validation_loss(model, examples)["validation_loss"], []
     for seed in range(19):
         order = np.random.default_rng(seed).permutation(len(examples.trials))
         other = replace(examples, brain_tokens=examples.brain_tokens[order])
         wrong.append(sft.validation_loss(model, other)["validation_loss"])
-    print(right, min(wrong))
-    assert right < min(wrong)
+    return right, wrong
+
+
+def test_on_shuffled_pairs_an_encoder_that_learns_does_not_learn_to_read_the_brain(
+    easy, tmp_path, monkeypatch
+):
+    images = sorted(easy.store.captions)
+    others = np.random.default_rng(0).permutation(images)
+    shuffled = {image: easy.store.captions[int(other)] for image, other in zip(images, others, strict=True)}
+    steps = OptimizerConfig(steps=60, batch_size=16, learning_rate=5e-3, warmup_steps=5)
+    config = FEW_STEPS.model_copy(update={"optimizer": steps, "validate_every": 1000})
+    margins = {}
+    for name, captions in (("honest", easy.store.captions), ("shuffled", shuffled)):
+        with monkeypatch.context() as patch:
+            patch.setattr(easy.store, "captions", captions)
+            train(easy, tmp_path / name, config)
+        right, wrong = right_and_wrong(easy, tmp_path / name, "validation")
+        margins[name] = min(wrong) - right
+    assert margins["shuffled"] < 0.002  # -.003 when this was written
+    assert margins["honest"] > 0.02  # .040
 
 
 @pytest.mark.parametrize("stop_at", [2, 6])
