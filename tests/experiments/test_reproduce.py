@@ -300,7 +300,7 @@ def test_systems_that_differ_lie_in_different_folders_and_equal_ones_in_one(expe
     ("words", "message"),
     [
         (["interfase"], "found `interfase`; did you mean `interface`?"),
-        (["interface", "--seeds", "6"], "expected --seeds from 1 to 5"),
+        (["interface", "--seeds", "0"], "expected --seeds of at least 1 of the 5 brains"),
         ([], "expected experiments (adapters, alignment,"),
     ],
 )

@@ -45,6 +45,7 @@ def reproduce(
     quick: bool = False,
     out: Path | None = None,
     seeds: int | None = None,
+    model_seeds: int | None = None,
     experiments: Path = Path("experiments"),
 ) -> None:
     """Put the poster's claims to the test on simulated brains; an unfinished run goes on.
@@ -57,15 +58,16 @@ def reproduce(
         out: Folder for the work and the results, shared by questions; reproduce/RECIPE (quick: reproduce/quick) by
             default.
         seeds: Only the first so many simulated brains.
+        model_seeds: Only the first so many model seeds on each.
         experiments: Folder of all experiments; that of the project by default.
     """
     from bitllm.demo.display import Display
-    from bitllm.experiments.config import first_brains, read_experiments
+    from bitllm.experiments.config import fewer_worlds, read_experiments
     from bitllm.experiments.engine import reproduce as run
     from bitllm.experiments.results import sentences
 
     recipe, configs = read_experiments(names, experiments, is_quick=quick)
-    configs = {name: first_brains(config, seeds) for name, config in configs.items()}
+    configs = {name: fewer_worlds(config, seeds, model_seeds) for name, config in configs.items()}
     folder = out or Path("reproduce") / recipe
     with Display(OUT) as display:
         records = run(configs, folder, is_quick=quick, tell=display.tell, progress=display.progress)

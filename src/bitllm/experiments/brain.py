@@ -184,9 +184,7 @@ def changed_split(store: Store, name: SplitName, changes: SplitChanges, *, seed:
     )
 
 
-def _shots(
-    store: Store, subject: str, known: frozenset[int], n_trials: int, *, seed: int
-) -> frozenset[int]:
+def _shots(store: Store, subject: str, known: frozenset[int], n_trials: int, *, seed: int) -> frozenset[int]:
     """Training images that this subject alone saw, with about ``n_trials`` trials in all.
 
     Raises

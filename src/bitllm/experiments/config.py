@@ -274,20 +274,25 @@ def experiment_names(folder: Path) -> list[str]:
     return names
 
 
-def first_brains(config: ExperimentConfig, n: int | None) -> ExperimentConfig:
-    """The same experiment on its first ``n`` simulated brains; None are all.
+def fewer_worlds(config: ExperimentConfig, brains: int | None, models: int | None) -> ExperimentConfig:
+    """The same experiment on its first so many simulated brains and model seeds; None are all.
 
     Raises
     ------
     ConfigError
         If there are not so many.
     """
-    if n is None:
-        return config
-    n_all = len(config.simulator_seeds)
-    if not 1 <= n <= n_all:
+    return config.model_copy(
+        update={
+            "simulator_seeds": _first(config.simulator_seeds, brains, "--seeds", "brains"),
+            "model_seeds": _first(config.model_seeds, models, "--model-seeds", "model seeds"),
+        }
+    )
+
+
+def _first(seeds: tuple[int, ...], n: int | None, option: str, what: str) -> tuple[int, ...]:
+    if n is not None and n < 1:
         raise ConfigError(
-            f"reproduce: expected --seeds from 1 to {n_all}, the brains of the configuration, found {n}; "
-            "name fewer, or add simulator_seeds to its config.yaml"
+            f"reproduce: expected {option} of at least 1 of the {len(seeds)} {what} of the configuration, found {n}"
         )
-    return config.model_copy(update={"simulator_seeds": config.simulator_seeds[:n]})
+    return seeds[:n]
