@@ -20,17 +20,8 @@ from bitllm.experiments.world import World
 from bitllm.stages.rewards import RewardWeights
 from bitllm.training.steps import Steps
 
-OTHERS = (
-    "alignment",
-    "adapters",
-    "coordinates",
-    "few_shot",
-    "leave_one_out",
-    "misalignment",
-    "repetitions",
-    "subjects",
-)
-LONG = ("perturbation", "reward", "signal", "training_data")
+OTHERS = ("alignment", "adapters", "coordinates", "few_shot", "repetitions", "subjects")
+LONG = ("leave_one_out", "misalignment", "perturbation", "reward", "signal", "training_data")
 
 
 def quiet(*said):
@@ -202,23 +193,24 @@ def test_two_runs_in_one_folder_divide_the_work(tmp_path):
 
 def test_the_time_left_is_that_of_the_recipe_corrected_by_what_was_measured():
     plan = Plan(
-        [Step("a", "sft"), Step("b", "sft"), Step("c", "rft"), Step("c", "rft")], {"sft": 10.0, "rft": 60.0}
+        [Step(("a",), "sft"), Step(("b", "b2"), "sft"), Step(("c",), "rft"), Step(("c",), "rft")],
+        {"sft": 10.0, "rft": 60.0},
     )
     assert plan.minutes_left({}) == pytest.approx(80 / 60)
     assert plan.minutes_left({"a": 20.0, "of another question": 500.0}) == pytest.approx(2 * 70 / 60)
     assert "3 steps to do: 2 sft, 1 rft" in plan.in_words({})
-    assert plan.minutes_left({"a": 1.0, "b": 1.0, "c": 1.0}) == 0
+    assert plan.minutes_left({"a": 1.0, "b2": 1.0, "c": 1.0}) == 0
 
 
 def test_the_plan_counts_what_is_shared_once(experiments, tmp_path):
     configs = {name: read_experiment(name, experiments) for name in ("perturbation", "reward")}
     laboratory = Laboratory(tmp_path / "out", configs, tell=quiet, progress=quiet)
-    kinds = list(plan_of(laboratory).kinds.values())
+    kinds = [step.kind for step in plan_of(laboratory).steps]
     assert kinds.count("data") == 5
     assert kinds.count("clip") == kinds.count("llm") == 15
     assert kinds.count("align") == 15 + 1
-    assert kinds.count("sft") == 2 * (15 + 3), "cross_attention and prefix_mlp"
-    assert kinds.count("rft") == 5 * (15 + 2)
+    assert kinds.count("sft") == 2 * (15 + 4), "cross_attention and prefix_mlp"
+    assert kinds.count("rft") == 5 * (15 + 3)
 
 
 def test_places_from_indices_keep_everything_but_the_places(easy, tmp_path):

@@ -206,17 +206,17 @@ def make_systems(laboratory: Laboratory, name: str, seeds: tuple[int, int], chos
 
 
 def plan_of(laboratory: Laboratory) -> Plan:
-    """Every step of all questions, each system at the last learning rate of its grid."""
+    """Every step of all questions."""
     steps: list[Step] = []
     for name, seeds in laboratory.units():
         config, world = laboratory.experiments[name], laboratory.world(seeds)
-        rates = {system: config.grid_of(system)[-1] for system in config.systems}
+        grids = {system: config.grid_of(system) for system in config.systems}
         steps += steps_of_world(world)
         for system in config.systems:
-            steps += steps_of_system(Trained(world, config, "poster", system, rates))
+            steps += steps_of_system(world, config, "poster", system, grids)
             tried = config.rates_of(system) if seeds == config.worlds[0] else ()
             for rate in tried if len(tried) > 1 else ():
-                steps += steps_of_system(Trained(world, config, "develop", system, rates | {system: rate}))
+                steps += steps_of_system(world, config, "develop", system, grids | {system: (rate,)})
     return Plan(steps, laboratory.recipe.seconds)
 
 
