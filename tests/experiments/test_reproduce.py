@@ -21,7 +21,7 @@ from bitllm.stages.rewards import RewardWeights
 from bitllm.training.steps import Steps
 
 OTHERS = ("alignment", "adapters", "coordinates", "few_shot", "repetitions", "subjects")
-LONG = ("leave_one_out", "misalignment", "perturbation", "reward", "signal", "training_data")
+LONG = ("leave_one_out", "misalignment", "perturbation", "reward", "signal", "smollm2", "training_data")
 
 
 def quiet(*said):
@@ -64,7 +64,7 @@ def test_every_other_question_runs_in_its_quick_version(name, quick, experiments
 
 
 def test_every_question_runs_in_a_test_here(experiments):
-    assert {*OTHERS, *LONG, "interface", "encoder"} == set(experiment_names(experiments)) - {"smollm2"}
+    assert {*OTHERS, *LONG, "interface", "encoder"} == set(experiment_names(experiments))
 
 
 def test_what_two_questions_share_is_made_once(quick):
