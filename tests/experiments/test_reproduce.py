@@ -1,6 +1,7 @@
 import json
 import shutil
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from bitllm.data.store import open_store
 from bitllm.errors import ConfigError, OutputError
 from bitllm.experiments.brain import changed_split, places_from_indices
 from bitllm.experiments.config import SplitChanges, experiment_names, read_experiment
-from bitllm.experiments.engine import Laboratory, best_rate, plan_of, reproduce
+from bitllm.experiments.engine import Laboratory, Unit, best_rate, plan_of, reproduce
 from bitllm.experiments.plan import Plan, Step
 from bitllm.experiments.results import sentences
 from bitllm.experiments.systems import Trained, make_reward
@@ -166,7 +167,7 @@ def test_a_second_run_trains_nothing(quick, experiments, tmp_path):
 
 
 def test_two_runs_in_one_folder_divide_the_work(tmp_path):
-    """Each unit is done by one of them, and neither ends before all are."""
+    """Each unit is done by one of them, and neither ends before all are; at first they are at two places."""
     steps = [Steps(tmp_path / "out", quiet, "reproduce") for _ in range(2)]
     done, both_are_in = [], threading.Barrier(2, timeout=20)
 
@@ -179,7 +180,11 @@ def test_two_runs_in_one_folder_divide_the_work(tmp_path):
                 both_are_in.wait()
             steps[which].run(name, lambda: done.append(name), settings=None)
 
-        laboratory.divide({f"unit {number}": (lambda n=number: unit(f"step {n}")) for number in range(4)})
+        units = {
+            f"unit {number}": Unit(f"place {number % 2}", partial(unit, f"step {number}"))
+            for number in range(4)
+        }
+        laboratory.divide(units)
         ended.append(sorted(done))
 
     ended = []

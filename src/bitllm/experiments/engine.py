@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -32,6 +32,14 @@ WORLDS = "worlds"
 
 Experiments = dict[str, ExperimentConfig]
 Rates = dict[str, dict[str, Any]]
+
+
+class Unit(NamedTuple):
+    """What one process does at a time."""
+
+    place: str
+    """Where much is shared with other units."""
+    do: Callable[[], None]
 
 
 class Laboratory:
@@ -72,17 +80,27 @@ class Laboratory:
                 if seeds in config.worlds:
                     yield name, seeds
 
-    def divide(self, units: dict[str, Callable[[], None]]) -> None:
-        """Do all units; those that another process is doing are left to it and looked at again at the end."""
+    def divide(self, units: dict[str, Unit]) -> None:
+        """Do all units; those that another process is doing are left to it and looked at again at the end.
+
+        Units of a place where another process works come last: they would wait for what they share.
+        """
         pending = dict(units)
         while pending:
-            before = len(pending)
-            for name in list(pending):
-                with self.steps.claim(name) as is_mine:
-                    if is_mine:
-                        pending.pop(name)()
-            if len(pending) == before:
+            name = self._do_one(pending, alone=True) or self._do_one(pending, alone=False)
+            if name is None:
                 time.sleep(2)
+            else:
+                del pending[name]
+
+    def _do_one(self, pending: dict[str, Unit], *, alone: bool) -> str | None:
+        """Do the first unit that no other process does (and at whose place none works); its name."""
+        for name, unit in pending.items():
+            with self.steps.claim(name) as is_mine, self.steps.claim(f"at {unit.place}") as is_alone:
+                if is_mine and (is_alone or not alone):
+                    unit.do()
+                    return name
+        return None
 
 
 def reproduce(
@@ -119,7 +137,10 @@ def reproduce(
             tell(f"{name} {seeds} done; about {minutes:.0f} min of one core are left")
 
     laboratory.divide(
-        {f"unit {name} {seeds}": partial(do, name, seeds) for name, seeds in laboratory.units()}
+        {
+            f"unit {name} {seeds}": Unit(f"world {seeds}", partial(do, name, seeds))
+            for name, seeds in laboratory.units()
+        }
     )
     for name in experiments:
         with laboratory.steps.claim(f"{name} results", waits=True):
@@ -137,7 +158,9 @@ def choose_rates(laboratory: Laboratory) -> dict[str, Rates]:
             for name, of_question in tried.items()
             for trained in of_question(of_rft, chosen[name])
         }
-        laboratory.divide({f"unit {step}": trained.make for (step, _), trained in candidates.items()})
+        laboratory.divide(
+            {f"unit {step}": Unit(step, trained.make) for (step, _), trained in candidates.items()}
+        )
         for (_, name), trained in candidates.items():
             found = chosen[name].setdefault(trained.name, {"CIDEr, validation": {}})
             rows = trained.rows()
