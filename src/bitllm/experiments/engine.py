@@ -150,26 +150,22 @@ def reproduce(
 
 def choose_rates(laboratory: Laboratory) -> dict[str, Rates]:
     """For each question and system the learning rate with the highest mean CIDEr on subj07's validation images."""
-    tried = {name: _candidates(laboratory, name) for name in laboratory.experiments}
     chosen: dict[str, Rates] = {name: {} for name in laboratory.experiments}
-    for of_rft in (False, True):
-        candidates = {
-            (trained.step, name): trained
-            for name, of_question in tried.items()
-            for trained in of_question(of_rft, chosen[name])
-        }
-        laboratory.divide(
-            {f"unit {step}": Unit(step, trained.make) for (step, _), trained in candidates.items()}
-        )
-        for (_, name), trained in candidates.items():
+    for of_rft in (False, True):  # rft starts from sft at its chosen rate
+        tried = [
+            (name, trained)
+            for name in laboratory.experiments
+            for trained in _candidates(laboratory, name, chosen[name], of_rft=of_rft)
+        ]
+        laboratory.divide({f"unit {one.step}": Unit(one.step, one.make) for _, one in tried})
+        for name, trained in tried:
             found = chosen[name].setdefault(trained.name, {"CIDEr, validation": {}})
             rows = trained.rows()
-            mean = float(rows[rows["control"] == "real"]["cider"].mean())
-            found["CIDEr, validation"][f"{trained.rates[trained.name]:g}"] = round(mean, 2)
-        for of_system in chosen.values():
-            for found in of_system.values():
-                if tried_rates := found.get("CIDEr, validation"):
-                    found["chosen"] = best_rate({float(rate): cider for rate, cider in tried_rates.items()})
+            scores = found["CIDEr, validation"]
+            scores[f"{trained.rates[trained.name]:g}"] = round(
+                float(rows[rows["control"] == "real"]["cider"].mean()), 2
+            )
+            found["chosen"] = best_rate({float(rate): cider for rate, cider in scores.items()})
         _fill_in(laboratory, chosen)
     for name, of_system in chosen.items():
         rates = ", ".join(f"{system} {row['chosen']:g}" for system, row in of_system.items())
@@ -177,19 +173,16 @@ def choose_rates(laboratory: Laboratory) -> dict[str, Rates]:
     return chosen
 
 
-def _candidates(laboratory: Laboratory, name: str) -> Callable[[bool, Rates], list[Trained]]:
+def _candidates(laboratory: Laboratory, name: str, chosen: Rates, *, of_rft: bool) -> list[Trained]:
+    """Every system of a stage at every learning rate of its grid, in the first world."""
     config = laboratory.experiments[name]
     world = laboratory.world(config.worlds[0])
-
-    def of_stage(of_rft: bool, chosen: Rates) -> list[Trained]:
-        return [
-            Trained(world, config, "develop", system, _rates_before(config, system, chosen) | {system: rate})
-            for system, changes in config.systems.items()
-            if (changes.after is not None) == of_rft and len(config.rates_of(system)) > 1
-            for rate in config.rates_of(system)
-        ]
-
-    return of_stage
+    return [
+        Trained(world, config, "develop", system, _rates_before(config, system, chosen) | {system: rate})
+        for system, changes in config.systems.items()
+        if (changes.after is not None) == of_rft and len(config.rates_of(system)) > 1
+        for rate in config.rates_of(system)
+    ]
 
 
 def _rates_before(config: ExperimentConfig, system: str, chosen: Rates) -> dict[str, float]:

@@ -29,7 +29,7 @@ from bitllm.errors import DataError
 from bitllm.experiments.config import Arm, Claim
 from bitllm.metrics.bleu import bleu_from_counts
 
-Numbers = Float[np.ndarray, "models images numbers"]
+Numbers = Float[np.ndarray, "_models _images _numbers"]
 Verdict = Literal["borne out", "not borne out", "undecided"]
 
 LEAST_BRAINS = 3
