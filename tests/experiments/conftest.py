@@ -1,4 +1,4 @@
-"""One quick run of the interface experiment by the real command; for tests that only read."""
+"""One quick run of two questions by the real command; for tests that only read."""
 
 import io
 from contextlib import redirect_stdout
@@ -10,22 +10,24 @@ import pytest
 from bitllm.cli import main
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
+QUESTIONS = ("interface", "encoder")
 
 
 class QuickRun(NamedTuple):
-    """The folder of a run and what it said."""
+    """The folder of a run, that of its first question, and what it said."""
 
+    out: Path
     folder: Path
     said: str
 
 
 @pytest.fixture(scope="session")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> QuickRun:
-    folder = tmp_path_factory.mktemp("reproduce") / "interface"
+    out = tmp_path_factory.mktemp("reproduce") / "quick"
     said = io.StringIO()
     with redirect_stdout(said):
-        main(["reproduce", "interface", "--quick", "--out", str(folder), "--experiments", str(EXPERIMENTS)])
-    return QuickRun(folder, said.getvalue())
+        main(["reproduce", *QUESTIONS, "--quick", "--out", str(out), "--experiments", str(EXPERIMENTS)])
+    return QuickRun(out, out / "interface", said.getvalue())
 
 
 @pytest.fixture

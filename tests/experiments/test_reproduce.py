@@ -6,46 +6,73 @@ import pandas as pd
 import pytest
 
 from bitllm.cli import main
-from bitllm.data.splits import load_split
+from bitllm.data.store import open_store
 from bitllm.errors import OutputError
-from bitllm.experiments.config import quick_version, read_experiment
-from bitllm.experiments.engine import best_rate, reproduce, seconds_per_world
+from bitllm.experiments.config import experiment_names, read_experiment
+from bitllm.experiments.engine import best_rate, reproduce
 from bitllm.experiments.results import sentences
 from bitllm.experiments.systems import make_reward
 from bitllm.experiments.world import World
 from bitllm.stages.rewards import RewardWeights
 from bitllm.training.steps import Steps
 
+OTHERS = ("alignment", "adapters", "coordinates", "few_shot", "repetitions", "subjects")
+LONG = ("leave_one_out", "misalignment", "perturbation", "reward", "signal", "smollm2", "training_data")
+
 
 def quiet(*said):
     """Nobody listens."""
 
 
+def run(names, out, folder, tell=quiet, progress=quiet):
+    configs = {name: read_experiment(name, folder, is_quick=True) for name in names}
+    return reproduce(configs, out, is_quick=True, tell=tell, progress=progress)
+
+
+def made(told):
+    """The steps that were made, as they were told."""
+    return [line.split("  ")[0] for line in told if line.endswith(" s")]
+
+
 def test_a_quick_run_has_one_row_for_each_system_input_and_image(quick):
     rows = pd.read_parquet(quick.folder / "results.parquet")
     assert set(rows["system"]) == {"cross_attention", "prefix", "prefix_mlp"}
-    assert set(rows["control"]) == {"real", "permuted", "zero", "shuffle", "llm_alone"}
-    split = load_split(quick.folder / "brain11" / "poster.json")
+    assert set(rows["control"]) == {"real", "permuted", "zero", "shuffle", "noise", "llm_alone"}
+    store = open_store(quick.out / "worlds" / "brain11" / "store")
     per_arm = rows.groupby(["system", "control"])["nsd_id"].agg(["nunique", "size"])
     assert (per_arm["nunique"] == per_arm["size"]).all()
-    assert set(rows["nsd_id"]) <= set(split.test_images)
+    assert set(store.stimuli.loc[rows["nsd_id"], "part"]) == {"test"}
     assert set(rows["subject"]) == {"subj08"}
     assert rows.loc[rows["control"] == "real", ["cider", "rouge_l", "bits"]].notna().all(axis=None)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["alignment", *(pytest.param(name, marks=pytest.mark.slow) for name in ("perturbation", "reward"))],
-)
-def test_every_other_experiment_runs_in_its_quick_version(name, experiments, tmp_path):
-    config = quick_version(read_experiment(name, experiments))
-    record = reproduce(name, config, tmp_path / name, is_quick=True, tell=quiet, progress=quiet)
-    rows = pd.read_parquet(tmp_path / name / "results.parquet")
-    assert list(dict.fromkeys(rows["system"])) == list(config.systems)
+@pytest.mark.parametrize("name", [*OTHERS, *(pytest.param(name, marks=pytest.mark.slow) for name in LONG)])
+def test_every_other_question_runs_in_its_quick_version(name, quick, experiments, tmp_path):
+    out = shutil.copytree(quick.out, tmp_path / "quick")  # with the world and the systems that they share
+    record = run([name], out, experiments)[name]
+    config = read_experiment(name, experiments, is_quick=True)
+    rows = pd.read_parquet(out / name / "results.parquet")
+    assert set(rows["system"]) == set(config.systems)
     assert set(record["learning_rates"]) == set(config.systems)
-    said = sentences(tmp_path / name, record)
+    said = sentences(out / name, record)
     assert len(said) == len(config.claims) + 2
     assert all("undecided (1 brains" in line for line in said[:-2])
+
+
+def test_every_question_runs_in_a_test_here(experiments):
+    assert {*OTHERS, *LONG, "interface", "encoder"} == set(experiment_names(experiments))
+
+
+def test_what_two_questions_share_is_made_once(quick):
+    steps = [path.stem for path in (quick.out / "worlds" / "steps").glob("*.json")]
+    assert sum(" align" in step for step in steps) == 2, "develop and poster"
+    plain = [step for step in steps if "poster sft" in step and "=" not in step and "judged" not in step]
+    assert len([step for step in plain if not step.endswith("encoder")]) == 1
+    interface, encoder = (
+        pd.read_parquet(quick.out / name / "results.parquet").query(f"system == '{system}'")
+        for name, system in (("interface", "cross_attention"), ("encoder", "aligned"))
+    )
+    assert interface["caption"].tolist() == encoder["caption"].tolist()
 
 
 def test_the_permuted_rows_are_the_real_captions_dealt_to_other_images(quick):
@@ -71,21 +98,23 @@ def test_rows_and_record_say_where_they_come_from(quick):
     assert {"git_revision", "simulator_seed", "model_seed", "learning_rate"} <= set(rows.columns)
 
 
-def test_it_says_before_it_starts_how_much_it_will_train_and_at_the_end_that_quick_means_nothing(quick):
+def test_it_says_before_it_starts_how_much_it_will_do_and_at_the_end_that_quick_means_nothing(quick):
     said = " ".join(quick.said.split())
-    assert said.index("8 stages will be trained") < said.index("brain11 simulate")
+    assert said.index("steps to do: 1 data, 1 clip, 1 llm, 1 targets") < said.index("brain11 prepare")
     assert said.endswith("these numbers mean nothing but that everything ran")
 
 
 def test_learning_rates_are_chosen_without_the_test_subject_and_the_test_images(quick):
-    develop, poster = (
-        load_split(quick.folder / "brain11" / f"{name}.json") for name in ("develop", "poster")
-    )
-    chosen_on = pd.read_parquet(next((quick.folder / "brain11-models0" / "rows").glob("develop-prefix-*")))
+    models = quick.out / "worlds" / "brain11-models0"
+    chosen_on = pd.read_parquet(next(models.glob("develop/sft*prefix *judged.parquet")))
     assert set(chosen_on["subject"]) == {"subj07"}
-    assert set(chosen_on["nsd_id"]) <= set(develop.test_images)
-    assert not set(chosen_on["nsd_id"]) & (set(poster.test_images) | set(develop.train_images))
-    assert not {"subj07", "subj08"} & set(develop.train_subjects)
+    store = open_store(quick.out / "worlds" / "brain11" / "store")
+    assert set(store.stimuli.loc[chosen_on["nsd_id"], "part"]) == {"validation"}
+    record = json.loads((quick.folder / "results.json").read_text())
+    for row in record["learning_rates"].values():
+        scores = {float(rate): cider for rate, cider in row["CIDEr, validation"].items()}
+        assert set(scores) == {0.003, 0.01}
+        assert row["chosen"] == best_rate(scores)
 
 
 def test_the_best_rate_has_the_highest_score_and_of_equal_ones_is_the_lowest():
@@ -93,55 +122,53 @@ def test_the_best_rate_has_the_highest_score_and_of_equal_ones_is_the_lowest():
     assert best_rate({0.01: 9.0, 0.001: 7.0}) == 0.01
 
 
+def test_a_system_that_takes_anothers_rate_is_not_tried(quick, experiments, tmp_path):
+    out, told = shutil.copytree(quick.out, tmp_path / "quick"), []
+    record = run(["repetitions"], out, experiments, tell=told.append)["repetitions"]
+    rates = record["learning_rates"]
+    assert rates["single"] == {"chosen": rates["averaged"]["chosen"], "taken from": "averaged"}
+    assert [step.rpartition(" ")[2] for step in made(told)] == ["trials"], "only judged on single trials"
+
+
 def test_an_interrupted_run_goes_on_and_ends_with_the_same_rows(quick, experiments, tmp_path):
     """Interrupted in the middle of the last system's training; all before is kept."""
-    out = shutil.copytree(quick.folder, tmp_path / "interface")
-    for path in (*out.glob("results.*"), *(out / "steps").glob("*poster prefix_mlp*")):
+    out = shutil.copytree(quick.out, tmp_path / "quick")
+    (out / "interface" / "results.parquet").unlink()
+    for path in (out / "worlds" / "steps").glob("*poster sft*prefix_mlp*"):
         path.unlink()
-    shutil.rmtree(out / "brain11-models0" / "poster" / "prefix_mlp-0.01")
-    config = quick_version(read_experiment("interface", experiments))
+    shutil.rmtree(next((out / "worlds" / "brain11-models0" / "poster").glob("sft*prefix_mlp ??????")))
     told = []
 
     def interrupt(what, done, total):
         if "sft (prefix_mlp)" in what and done >= 4:
             raise KeyboardInterrupt
 
-    def go(progress, tell=quiet):
-        return reproduce("interface", config, out, is_quick=True, tell=tell, progress=progress)
-
     with pytest.raises(KeyboardInterrupt):
-        go(interrupt)
-    assert not (out / "results.parquet").exists()
-    go(quiet, told.append)
-    made = [line.split("  ")[0] for line in told if line.endswith(" s")]
-    assert [step.split(" ", 1)[1] for step in made] == [
-        "poster prefix_mlp-0.01",
-        "poster prefix_mlp-0.01 judged",
-    ]
-    pd.testing.assert_frame_equal(*(pd.read_parquet(at / "results.parquet") for at in (out, quick.folder)))
+        run(["interface"], out, experiments, progress=interrupt)
+    assert not (out / "interface" / "results.parquet").exists()
+    run(["interface"], out, experiments, tell=told.append)
+    assert [step[-6:] == "judged" for step in made(told)] == [False, True]
+    assert all("poster sft" in step and "prefix_mlp" in step for step in made(told))
+    pd.testing.assert_frame_equal(
+        *(pd.read_parquet(at / "interface" / "results.parquet") for at in (out, quick.out))
+    )
 
 
 def test_a_second_run_trains_nothing(quick, experiments, tmp_path):
-    out = shutil.copytree(quick.folder, tmp_path / "interface")
-    told = []
-    config = quick_version(read_experiment("interface", experiments))
-    reproduce("interface", config, out, is_quick=True, tell=told.append, progress=quiet)
-    assert [line for line in told if line.endswith(" s")] == []
+    out, told = shutil.copytree(quick.out, tmp_path / "quick"), []
+    run(["interface"], out, experiments, tell=told.append)
+    assert made(told) == []
+    assert "0 steps to do" in " ".join(told)
 
 
-def test_the_time_of_a_world_leaves_out_the_choice_of_learning_rates(experiments, tmp_path):
-    config = quick_version(read_experiment("interface", experiments))
-    steps = Steps(tmp_path / "out", quiet, "reproduce")
-    steps.seconds |= {"brain11 simulate": 3.0, "brain11-models0 develop align": 100.0}
-    steps.seconds |= {"brain11-models0 poster align": 4.0, "brain12-models0 poster align": 50.0}
-    assert seconds_per_world(steps, [World(tmp_path, config, 11, 0, steps, quiet)]) == 7.0
-
-
-def test_a_permuted_reward_never_looks_at_the_image_itself(easy, small_clip_folder, experiments, tmp_path):
-    config = quick_version(read_experiment("reward", experiments))
-    world = World(tmp_path, config, 0, 0, Steps(tmp_path / "out", quiet, "reproduce"), quiet)
+def test_a_permuted_reward_never_looks_at_the_image_itself(
+    easy, small_clip_folder, experiments, tmp_path, monkeypatch
+):
+    recipe = read_experiment("reward", experiments, is_quick=True).recipe
+    world = World(tmp_path, recipe, 0, 0, Steps(tmp_path / "out", quiet, "reproduce"), quiet)
     shutil.copytree(small_clip_folder, world.folder / "clip")
-    vars(world).update(store=easy.store, targets=easy.targets)
+    monkeypatch.setattr(World, "store", lambda self, system=None: easy.store)
+    monkeypatch.setattr(World, "targets", lambda self: easy.targets)
     nsd_ids = sorted(easy.split.train_images)
     weights = RewardWeights(cider=1.0, bertscore=0.0, ip=0.0)
     captions = [easy.store.captions[nsd_id][0] for nsd_id in nsd_ids]
@@ -158,7 +185,8 @@ def test_a_permuted_reward_never_looks_at_the_image_itself(easy, small_clip_fold
     ("words", "message"),
     [
         (["interfase"], "found `interfase`; did you mean `interface`?"),
-        (["interface", "--seeds", "6"], "expected --seeds from 1 to 5"),
+        (["interface", "--seeds", "0"], "expected --seeds of at least 1 of the 5 brains"),
+        ([], "expected experiments (adapters, alignment,"),
     ],
 )
 def test_a_wrong_name_or_number_is_one_line(words, message, experiments, capsys):

@@ -5,7 +5,8 @@ from scipy import stats
 
 from bitllm.errors import DataError
 from bitllm.experiments.config import Arm, Claim
-from bitllm.experiments.verdict import Effect, draw_means, effect_of, verdict_of
+from bitllm.experiments.verdict import Effect, draw_differences, effect_of, mean_of, verdict_of
+from bitllm.metrics.bleu import bleu_counts, bleu_from_counts
 
 CLAIM = Claim(text="a beats b", more=Arm(system="a"), less=Arm(system="b"), negligible=1.0, poster="2 / 1")
 
@@ -97,7 +98,8 @@ def test_the_draws_are_those_of_a_loop_written_out(rng):
             models, images = rng.integers(0, 3, size=3), rng.integers(0, 7, size=7)
             means.append(by_brain[brain][models][:, images].mean())
         drawn.append(np.mean(means))
-    ours = draw_means(by_brain, n_draws=6000, seed=0)
+    pairs = [(values[..., None], np.zeros((3, 7, 1))) for values in by_brain]
+    ours = draw_differences(pairs, mean_of, 1.0, n_draws=6000, seed=0)
     assert ours.mean() == pytest.approx(np.mean(drawn), abs=0.05)
     assert ours.std() == pytest.approx(np.std(drawn), rel=0.05)
 
@@ -124,7 +126,46 @@ def test_brains_that_agree_by_chance_do_not_make_the_interval_narrower_than_imag
 
 def test_arms_without_rows_or_with_other_images_are_refused(rng):
     rows = made_rows(rng, effect=1.0)
-    with pytest.raises(DataError, match="expected rows of b, found none"):
+    with pytest.raises(DataError, match="expected cider of b, found none"):
         effect_of(CLAIM, rows[rows["system"] == "a"])
     with pytest.raises(DataError, match="expected the same worlds and images for a and b"):
         effect_of(CLAIM, rows[(rows["system"] == "a") | (rows["nsd_id"] > 3)])
+
+
+def test_a_claim_of_twice_as_much_is_tested_as_that(rng):
+    rows = made_rows(rng, effect=6.0)
+    means = rows.groupby("system")["cider"].mean()
+    found = effect_of(CLAIM.model_copy(update={"factor": 2.0}), rows)
+    assert found.difference == pytest.approx(means["a"] - 2 * means["b"])
+    assert verdict_of(found, 0.0) == "not borne out"
+    assert (found.more, found.less) == pytest.approx((means["a"], means["b"]))
+
+
+def test_bleu_is_that_of_the_corpus_of_each_world(rng):
+    words = [
+        "a cat sits on a red mat",
+        "a dog runs on the long beach",
+        "two birds in the old tree",
+        "a red boat",
+    ]
+    rows, expected = [], []
+    for brain in range(3):
+        for system in ("a", "b"):
+            captions = [" ".join(rng.permutation(text.split())[: 4 + (system == "a")]) for text in words]
+            captions[0] = words[0] if system == "a" else captions[0]
+            counts = bleu_counts(captions, [[text] for text in words])
+            place = {"simulator_seed": brain, "model_seed": 0, "system": system, "control": "real"}
+            rows.append(pd.DataFrame({**place, "nsd_id": range(4), "bleu_counts": counts.tolist()}))
+            expected.append(bleu_from_counts(counts.sum(axis=0))[3])
+    found = effect_of(CLAIM.model_copy(update={"measure": "bleu_4"}), pd.concat(rows))
+    assert found.more == pytest.approx(np.mean(expected[0::2]))
+    assert found.less == pytest.approx(np.mean(expected[1::2]))
+    assert found.by_brain == pytest.approx(np.subtract(expected[0::2], expected[1::2]))
+
+
+def test_rows_without_the_measure_do_not_count(rng):
+    rows = made_rows(rng, effect=1.0)
+    more = rows.assign(system=rows["system"].where(rows["system"] != "b", "c"), cider=np.nan)
+    assert effect_of(CLAIM, pd.concat([rows, more])) == effect_of(CLAIM, rows)
+    with pytest.raises(DataError, match="expected bits of a, found none"):
+        effect_of(CLAIM.model_copy(update={"measure": "bits"}), rows)

@@ -64,6 +64,21 @@ def test_a_table_from_the_configuration_alone_is_that_of_the_built_model(tiny_sy
     assert n_trainable(with_lora(model, config.rft)) == table.trainable["rft"]
 
 
+def test_an_encoder_that_sft_trains_is_counted_in_sft(tiny_system, tmp_path, capsys):
+    frozen = count_parameters(SystemConfig.parse(tiny_system))
+    tiny_system["sft"]["encoder"] = "trained"
+    config = SystemConfig.parse(tiny_system)
+    table, model = count_parameters(config), make_model(config, dtype=torch.float32)
+    train_interface(model, with_encoder=True)
+    assert table.trainable["sft"] == n_trainable(model)
+    assert table.trainable["sft"] - frozen.trainable["sft"] == frozen.parts["encoder"]
+    path = tmp_path / "system.yaml"
+    path.write_text(yaml.safe_dump(tiny_system))
+    main(["params", str(path)])
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["encoder"])
+    assert "align, sft" in line
+
+
 def test_what_sft_trains_is_what_the_table_says_for_a_loaded_llm(easy, easy_sft):
     card = json.loads((easy.folder / "sft" / "bitllm.json").read_text())
     saved = json.loads((easy.folder / "sft" / "config.json").read_text())

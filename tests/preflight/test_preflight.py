@@ -33,6 +33,23 @@ def test_every_stage_takes_a_step_with_every_interface(tiny_system, interface, p
     assert 3.0 < found.measured["sft"].loss < 7.0  # about log 60: random words under random weights
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_of_sft_can_train_the_encoder(tiny_system, precision):
+    before = preflight(SystemConfig.parse(tiny_system))
+    tiny_system["sft"] |= {"encoder": "trained", "precision": precision}
+    found = preflight(SystemConfig.parse(tiny_system))
+    assert found.measured["sft"].n_trainable == found.parameters.trainable["sft"]
+    assert (
+        found.measured["sft"].n_trainable - before.measured["sft"].n_trainable
+        == found.parameters.parts["encoder"]
+    )
+    assert 3.0 < found.measured["sft"].loss < 7.0  # about log 60, as beside a frozen encoder
+    assert found.measured["rft"].n_trainable == before.measured["rft"].n_trainable
+    for part in ("learning", "activations") if precision == "fp32" else ("learning",):
+        assert getattr(found.planned["sft"], part) > getattr(before.planned["sft"], part)
+        assert getattr(found.planned["rft"], part) == getattr(before.planned["rft"], part)
+
+
 def test_the_command_prints_tables_of_80_columns_and_json(tiny_system, tmp_path, capsys):
     path = tmp_path / "system.yaml"
     path.write_text(yaml.safe_dump(tiny_system))

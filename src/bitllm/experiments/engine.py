@@ -1,19 +1,25 @@
-"""Run one experiment: choose a learning rate for every system on subj07, freeze it, train and judge on subj08.
+"""Run experiments: choose a learning rate for every system on subj07, freeze it, train and judge on subj08.
 
 The learning rates are chosen in the first world alone, by the mean CIDEr of subj07's validation images after training
 on subj01 to subj06. Then every world trains every system on subj01 to subj07 at its chosen rate. All systems of a
-world have the same brain, encoder, LLM, seed and number of steps.
+world have the same brain, LLM, seed and number of steps.
+
+Worlds are shared by all questions, and by all processes that run in the same folder: start the same command again in
+another terminal (or on another machine of the same file system) and the two divide the work.
 """
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from bitllm.experiments.config import ExperimentConfig
-from bitllm.experiments.systems import make_system, read_rows
+from bitllm.experiments.encoders import make_diagnostics, rows_with_encoder
+from bitllm.experiments.plan import Plan, Step, seconds_done, steps_of_system, steps_of_world
+from bitllm.experiments.systems import Trained
 from bitllm.experiments.world import World
 from bitllm.files import file_written_whole, sha256_of_json, write_json
 from bitllm.simulation.parameters import SIMULATION_VERSION
@@ -22,84 +28,177 @@ from bitllm.training.steps import Steps
 from bitllm.training.workspace import git_revision, versions
 
 ROWS, RECORD = "results.parquet", "results.json"
+WORLDS = "worlds"
+
+Experiments = dict[str, ExperimentConfig]
+Rates = dict[str, dict[str, Any]]
+
+
+class Unit(NamedTuple):
+    """What one process does at a time."""
+
+    place: str
+    """Where much is shared with other units."""
+    do: Callable[[], None]
+
+
+class Laboratory:
+    """The folder in which questions are put to the test: ``worlds/`` for what they share, one folder for each.
+
+    Parameters
+    ----------
+    out
+        The folder.
+    experiments
+        The questions by name, of one recipe.
+    tell
+        Called with one line for each step.
+    progress
+        Called as ``progress(what, done, total)``.
+    """
+
+    def __init__(
+        self, out: Path, experiments: Experiments, *, tell: Callable[[str], None], progress: Progress
+    ) -> None:
+        self.out, self.experiments, self.tell, self.progress = Path(out), experiments, tell, progress
+        self.steps = Steps(self.out / WORLDS, tell, "reproduce")
+        self.recipe = next(iter(experiments.values())).recipe
+
+    def world(self, seeds: tuple[int, int]) -> World:
+        """One world."""
+        return World(self.out / WORLDS, self.recipe, *seeds, self.steps, self.progress)
+
+    def seconds_done(self) -> dict[str, float]:
+        """Seconds of every step that is done in the folder."""
+        return seconds_done(self.steps.folder)
+
+    def units(self) -> Iterator[tuple[str, tuple[int, int]]]:
+        """Every question in every world of it: all questions in a world before the next world."""
+        every = {seeds: None for config in self.experiments.values() for seeds in config.worlds}
+        for seeds in sorted(every, key=lambda one: (one[1], one[0])):
+            for name, config in self.experiments.items():
+                if seeds in config.worlds:
+                    yield name, seeds
+
+    def divide(self, units: dict[str, Unit]) -> None:
+        """Do all units; those that another process is doing are left to it and looked at again at the end.
+
+        Units of a place where another process works come last: they would wait for what they share.
+        """
+        pending = dict(units)
+        while pending:
+            name = self._do_one(pending, alone=True) or self._do_one(pending, alone=False)
+            if name is None:
+                time.sleep(2)
+            else:
+                del pending[name]
+
+    def _do_one(self, pending: dict[str, Unit], *, alone: bool) -> str | None:
+        """Do the first unit that no other process does (and at whose place none works); its name."""
+        for name, unit in pending.items():
+            with self.steps.claim(name) as is_mine, self.steps.claim(f"at {unit.place}") as is_alone:
+                if is_mine and (is_alone or not alone):
+                    unit.do()
+                    return name
+        return None
 
 
 def reproduce(
-    name: str,
-    config: ExperimentConfig,
+    experiments: Experiments,
     out: Path,
     *,
     is_quick: bool,
     tell: Callable[[str], None],
     progress: Progress,
-) -> dict[str, Any]:
-    """Run an experiment in ``out``; steps that an earlier run finished are kept.
+) -> dict[str, dict[str, Any]]:
+    """Run questions in ``out``; steps that an earlier run finished are kept.
 
-    ``results.parquet`` (one row for each world, system, input and image) and ``results.json`` (where they come from)
-    are written whole after every world.
+    ``NAME/results.parquet`` (one row for each world, system, input and image) and ``NAME/results.json`` (where they
+    come from) are written whole after every world.
 
     Returns
     -------
     dict
-        What stands in ``results.json``.
+        What stands in each question's ``results.json``.
     """
-    steps = Steps(Path(out), tell, "reproduce")
-    worlds = [World(Path(out), config, *seeds, steps, progress) for seeds in config.worlds]
-    tell(f"{name}: {config.question}")
-    tell(plan_of(config))
-    chosen = choose_rates(worlds[0])
-    tell("learning rates, chosen on subj07: " + ", ".join(f"{k} {v['chosen']:g}" for k, v in chosen.items()))
-    rates = {system: row["chosen"] for system, row in chosen.items()}
-    record: dict[str, Any] = {}
-    for n_done, world in enumerate(worlds, start=1):
-        _make_world(world, rates)
-        rows = pd.concat(
-            [read_rows(one, "poster", system, rates[system]) for one in worlds[:n_done] for system in rates],
-            ignore_index=True,
-        )
-        record = _record(name, config, steps, is_quick=is_quick) | {
-            "worlds": [one.name for one in worlds[:n_done]],
-            "is_complete": n_done == len(worlds),
-            "learning_rates": chosen,
+    laboratory = Laboratory(out, experiments, tell=tell, progress=progress)
+    for name, config in experiments.items():
+        tell(f"{name}: {config.question}")
+    plan = plan_of(laboratory)
+    tell(plan.in_words(laboratory.seconds_done()))
+    chosen = choose_rates(laboratory)
+    records: dict[str, dict[str, Any]] = {}
+
+    def do(name: str, seeds: tuple[int, int]) -> None:
+        make_systems(laboratory, name, seeds, chosen[name])
+        with laboratory.steps.claim(f"{name} results", waits=True):
+            records[name] = _collect(laboratory, name, chosen[name], is_quick=is_quick)
+        if minutes := plan.minutes_left(laboratory.seconds_done()):
+            tell(f"{name} {seeds} done; about {minutes:.0f} min of one core are left")
+
+    laboratory.divide(
+        {
+            f"unit {name} {seeds}": Unit(f"world {seeds}", partial(do, name, seeds))
+            for name, seeds in laboratory.units()
         }
-        write_results(Path(out), rows, record)
-        if n_done < len(worlds):
-            minutes = seconds_per_world(steps, worlds[:n_done]) * (len(worlds) - n_done) / 60
-            tell(f"world {n_done} of {len(worlds)} done; the rest will take about {minutes:.0f} min here")
-    return record
-
-
-def plan_of(config: ExperimentConfig) -> str:
-    """How many stages will be trained, in one sentence."""
-    n_worlds, n_systems = len(config.worlds), len(config.systems)
-    n_choices = sum(len(config.rates_of(name)) for name in config.systems)
-    n = n_choices + 1 + n_worlds * (n_systems + 1)
-    return (
-        f"{n} stages will be trained: {n_choices} runs of {n_systems} systems and one align to choose learning rates, "
-        f"then {n_systems} systems and one align in each of {n_worlds} worlds "
-        f"({len(config.simulator_seeds)} brains, {len(config.model_seeds)} model seeds); "
-        "a small CLIP and a small Llama besides in each"
     )
+    for name in experiments:
+        with laboratory.steps.claim(f"{name} results", waits=True):
+            records[name] = _collect(laboratory, name, chosen[name], is_quick=is_quick)
+    return records
 
 
-def choose_rates(world: World) -> dict[str, dict[str, Any]]:
-    """The learning rate of every system with the highest mean CIDEr on subj07's validation images, and all that ran."""
-    world.make_data()
-    world.make_neighbours()
-    world.make_align("develop")
-    found: dict[str, dict[str, Any]] = {}
-    for name, system in world.config.systems.items():
-        before = {} if system.after is None else {system.after: found[system.after]["chosen"]}
-        tried = {}
-        for rate in world.config.rates_of(name):
-            make_system(world, "develop", name, before | {name: rate})
-            rows = read_rows(world, "develop", name, rate)
-            tried[rate] = float(rows[rows["control"] == "real"]["cider"].mean())
-        found[name] = {
-            "chosen": best_rate(tried),
-            "CIDEr, validation": {f"{rate:g}": round(cider, 2) for rate, cider in tried.items()},
-        }
-    return found
+def choose_rates(laboratory: Laboratory) -> dict[str, Rates]:
+    """For each question and system the learning rate with the highest mean CIDEr on subj07's validation images."""
+    chosen: dict[str, Rates] = {name: {} for name in laboratory.experiments}
+    for of_rft in (False, True):  # rft starts from sft at its chosen rate
+        tried = [
+            (name, trained)
+            for name in laboratory.experiments
+            for trained in _candidates(laboratory, name, chosen[name], of_rft=of_rft)
+        ]
+        laboratory.divide({f"unit {one.step}": Unit(one.step, one.make) for _, one in tried})
+        for name, trained in tried:
+            found = chosen[name].setdefault(trained.name, {"CIDEr, validation": {}})
+            rows = trained.rows()
+            scores = found["CIDEr, validation"]
+            scores[f"{trained.rates[trained.name]:g}"] = round(
+                float(rows[rows["control"] == "real"]["cider"].mean()), 2
+            )
+            found["chosen"] = best_rate({float(rate): cider for rate, cider in scores.items()})
+        _fill_in(laboratory, chosen)
+    for name, of_system in chosen.items():
+        rates = ", ".join(f"{system} {row['chosen']:g}" for system, row in of_system.items())
+        laboratory.tell(f"{name}: learning rates, chosen on subj07: {rates}")
+    return chosen
+
+
+def _candidates(laboratory: Laboratory, name: str, chosen: Rates, *, of_rft: bool) -> list[Trained]:
+    """Every system of a stage at every learning rate of its grid, in the first world."""
+    config = laboratory.experiments[name]
+    world = laboratory.world(config.worlds[0])
+    return [
+        Trained(world, config, "develop", system, _rates_before(config, system, chosen) | {system: rate})
+        for system, changes in config.systems.items()
+        if (changes.after is not None) == of_rft and len(config.rates_of(system)) > 1
+        for rate in config.rates_of(system)
+    ]
+
+
+def _rates_before(config: ExperimentConfig, system: str, chosen: Rates) -> dict[str, float]:
+    after = config.systems[system].after
+    return {} if after is None else {after: chosen[after]["chosen"]}
+
+
+def _fill_in(laboratory: Laboratory, chosen: dict[str, Rates]) -> None:
+    """Systems whose stage has one learning rate have it without a trial; those that take another's rate have that."""
+    for name, config in laboratory.experiments.items():
+        for system, changes in config.systems.items():
+            if changes.rate_of in chosen[name]:
+                rate = chosen[name][changes.rate_of]["chosen"]
+                chosen[name][system] = {"chosen": rate, "taken from": changes.rate_of}
+            elif len(grid := config.rates_of(system)) == 1:
+                chosen[name][system] = {"chosen": grid[0], "the only one": True}
 
 
 def best_rate(tried: dict[float, float]) -> float:
@@ -107,24 +206,39 @@ def best_rate(tried: dict[float, float]) -> float:
     return min(tried, key=lambda rate: (-tried[rate], rate))
 
 
-def _make_world(world: World, rates: dict[str, float]) -> None:
-    world.make_data()
-    if f"{world.name} targets" not in world.steps.keys:
-        world.make_neighbours()
-    world.make_align("poster")
-    for name in rates:
-        make_system(world, "poster", name, rates)
+def systems_in(laboratory: Laboratory, name: str, seeds: tuple[int, int], chosen: Rates) -> list[Trained]:
+    """Every system of a question in one world, at its chosen rate."""
+    rates = {system: row["chosen"] for system, row in chosen.items()}
+    config, world = laboratory.experiments[name], laboratory.world(seeds)
+    return [Trained(world, config, "poster", system, rates) for system in config.systems]
 
 
-def seconds_per_world(steps: Steps, done: list[World]) -> float:
-    """Mean time of the worlds so far, the brains' shared data included, the choice of learning rates left out."""
-    names = {one.name for one in done} | {one.brain for one in done}
-    spent = [
-        seconds
-        for step, seconds in steps.seconds.items()
-        if step.split()[0] in names and "develop" not in step.split()
-    ]
-    return float(np.sum(spent)) / len(done)
+def make_systems(laboratory: Laboratory, name: str, seeds: tuple[int, int], chosen: Rates) -> None:
+    """Train and judge every system of a question in one world."""
+    for trained in systems_in(laboratory, name, seeds, chosen):
+        trained.make()
+        if laboratory.experiments[name].diagnostics and trained.before is None:
+            make_diagnostics(trained)
+
+
+def plan_of(laboratory: Laboratory) -> Plan:
+    """Every step of all questions."""
+    steps: list[Step] = []
+    for name, seeds in laboratory.units():
+        config, world = laboratory.experiments[name], laboratory.world(seeds)
+        grids = {system: config.grid_of(system) for system in config.systems}
+        steps += steps_of_world(world)
+        for system in config.systems:
+            steps += steps_of_system(world, config, "poster", system, grids)
+            tried = config.rates_of(system) if seeds == config.worlds[0] else ()
+            for rate in tried if len(tried) > 1 else ():
+                steps += steps_of_system(world, config, "develop", system, grids | {system: (rate,)})
+    return Plan(steps, laboratory.recipe.seconds)
+
+
+def _is_judged(laboratory: Laboratory, name: str, trained: Trained) -> bool:
+    needs_encoder = laboratory.experiments[name].diagnostics and trained.before is None
+    return trained.rows_path.exists() and (not needs_encoder or trained.encoder_path.exists())
 
 
 def write_results(folder: Path, rows: pd.DataFrame, record: dict[str, Any]) -> None:
@@ -141,12 +255,35 @@ def _record(name: str, config: ExperimentConfig, steps: Steps, *, is_quick: bool
     return {
         "question": name,
         "command": f"bitllm reproduce {name}" + (" --quick" if is_quick else ""),
-        "data": f"simulated (preset {config.preset}, simulation version {SIMULATION_VERSION})",
+        "data": f"simulated (preset {config.recipe.preset}, simulation version {SIMULATION_VERSION})",
         "is_quick": is_quick,
         "config_sha256": sha256_of_json(content),
         "config": content,
         "simulation_version": SIMULATION_VERSION,
         "versions": versions(),
         "git_revision": git_revision(),
-        "seconds": round(sum(steps.seconds.values()), 1),
     }
+
+
+def _collect(laboratory: Laboratory, name: str, chosen: Rates, *, is_quick: bool) -> dict[str, Any]:
+    """Write the rows of all worlds of a question that are done, and their record."""
+    config, parts, done = laboratory.experiments[name], [], []
+    for seeds in config.worlds:
+        systems = systems_in(laboratory, name, seeds, chosen)
+        if not all(_is_judged(laboratory, name, trained) for trained in systems):
+            continue
+        done.append(systems[0].world.name)
+        parts += [
+            rows_with_encoder(one) if config.diagnostics and one.before is None else one.rows()
+            for one in systems
+        ]
+    record = _record(name, config, laboratory.steps, is_quick=is_quick) | {
+        "worlds": done,
+        "is_complete": len(done) == len(config.worlds),
+        "learning_rates": chosen,
+    }
+    if parts:
+        write_results(laboratory.out / name, pd.concat(parts, ignore_index=True), record)
+    if 0 < len(done) < len(config.worlds):
+        laboratory.tell(f"{name}: {len(done)} of {len(config.worlds)} worlds are done")
+    return record

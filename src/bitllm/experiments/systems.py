@@ -1,5 +1,6 @@
 """Train one system of a world at one learning rate, decode it under every input, and give one row per image."""
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from bitllm.data.targets import load_clip
 from bitllm.evaluation.grounding.bits import evidence_per_image
 from bitllm.evaluation.grounding.outcomes import Outcomes, outcomes
 from bitllm.evaluation.grounding.system import load_system
-from bitllm.experiments.world import SplitName, World
-from bitllm.files import file_written_whole
+from bitllm.experiments.brain import SplitName, named
+from bitllm.experiments.config import ExperimentConfig, SystemConfig
+from bitllm.experiments.world import World
+from bitllm.files import file_written_whole, sha256_of_json
 from bitllm.metrics.bertscore import load_bert_scorer
 from bitllm.model.checkpoint.base import load_llm
 from bitllm.simulation.parameters import SIMULATION_VERSION
@@ -23,89 +26,209 @@ from bitllm.stages.rft import train_rft
 from bitllm.stages.sft import train_sft
 from bitllm.training.workspace import Running, git_revision
 
-
-def folder_of(world: World, split: SplitName, name: str, rate: float) -> Path:
-    """Where a system at a learning rate lies."""
-    return world.folder / split / f"{name}-{rate:g}"
+_LONGEST_LABEL = 80
 
 
-def make_system(world: World, split: SplitName, name: str, rates: dict[str, float]) -> str:
-    """Train a system at its learning rate, and judge it; the name of the step that judged it.
+@dataclass(frozen=True)
+class Trained:
+    """A system of a question in one world, at the learning rates that it and the one before it have.
 
-    Parameters
-    ----------
-    rates
-        Learning rate of the system, and of the one that it starts from.
+    Its folder is named by what it changes, not by the question's name for it: questions share what is equal.
     """
-    system, rate = world.config.systems[name], rates[name]
-    step = f"{split} {name}-{rate:g}"
-    stage: StrictConfig
-    if system.after is None:
-        stage, after = world.config.sft_of(name, rate), f"{split} align"
-        make = partial(_train_sft, world, split, name, rate)
-    else:
-        stage, after = world.config.rft_of(name, rate), f"{split} {system.after}-{rates[system.after]:g}"
-        make = partial(_train_rft, world, split, name, rates)
-    settings = [stage.model_dump(mode="json"), system.encoder, system.reward_references]
-    world.step(step, make, settings, (after,))
-    controls = world.config.controls if split == "poster" else ()
-    judged = f"{step} judged"
-    world.step(
-        judged,
-        lambda: _judge(world, split, name, rates),
-        [world.config.max_new_tokens, list(controls)],
-        (step,),
+
+    world: World
+    config: ExperimentConfig
+    split: SplitName
+    name: str
+    rates: dict[str, float]
+    """Learning rate of this system, and of the one that it starts from."""
+
+    @property
+    def system(self) -> SystemConfig:
+        """What it changes."""
+        return self.config.systems[self.name]
+
+    @property
+    def before(self) -> "Trained | None":
+        """For rft, the sft system that it starts from."""
+        after = self.system.after
+        return None if after is None else Trained(self.world, self.config, self.split, after, self.rates)
+
+    @property
+    def learner(self) -> SystemConfig:
+        """The system whose data and encoder it has: its own, or of the one that it starts from."""
+        return self.system if self.before is None else self.before.system
+
+    @property
+    def settings(self) -> list[Any]:
+        """Everything of its own that decides what it learns, as JSON; what stands at its default is left out."""
+        rate = self.rates[self.name]
+        if self.before is None:
+            sizes = _as_json(self.config.sizes_of(self.name))
+            return [_as_json(self.config.sft_of(self.name, rate)), self.system.encoder, sizes]
+        stage = _as_json(self.config.rft_of(self.name, rate))
+        return [stage, self.system.reward_references, self.before.settings]
+
+    @property
+    def label(self) -> str:
+        """Name of its folder and of its step."""
+        stage, own = ("sft", self.system.sft) if self.before is None else ("rft", self.system.rft)
+        other = {
+            key: value
+            for key, value, usual in (
+                ("encoder", self.learner.encoder, "aligned"),
+                ("rewarded", self.system.reward_references, "own"),
+            )
+            if value != usual
+        }
+        changes = named({**other, **own})[:_LONGEST_LABEL].replace("/", "")
+        words = [stage, f"{self.rates[self.name]:g}", changes, sha256_of_json(self.settings)[:6]]
+        return " ".join(word for word in words if word)
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self.world.folder / self.world.place(self.split, self.learner) / self.label
+
+    @property
+    def step(self) -> str:
+        """Name of the step that trains it."""
+        place = self.world.place(self.split, self.learner).replace("/", " ")
+        return self.world.step(f"{place} {self.label}")
+
+    @property
+    def kind(self) -> str:
+        """Stage and what learns in it, for estimates of time."""
+        if self.before is not None:
+            return "rft"
+        return "sft with encoder" if self.system.encoder == "trained" else "sft"
+
+    @property
+    def judging_step(self) -> str:
+        """Name of the step that judges it."""
+        return self.step + self._judged
+
+    @property
+    def encoder_step(self) -> str:
+        """Name of the step that judges its encoder alone."""
+        return self.step + " encoder"
+
+    @property
+    def encoder_path(self) -> Path:
+        """Where the rows of its encoder lie."""
+        return self.folder.with_name(self.folder.name + " encoder.parquet")
+
+    @property
+    def rows_path(self) -> Path:
+        """Where its rows lie."""
+        return self.folder.with_name(self.folder.name + self._judged + ".parquet")
+
+    @property
+    def _judged(self) -> str:
+        return " judged" if self.system.averaged else " judged on single trials"
+
+    def make(self) -> None:
+        """Train it, and judge it."""
+        world, steps = self.world, self.world.steps
+        learner_name = self.name if self.system.after is None else self.system.after
+        world.make_neighbours()
+        if self.before is not None:
+            self.before.make()
+            after, make = self.before.step, self._train_rft
+        elif self.system.encoder == "aligned":
+            after, make = world.make_align(self.split, self.config, learner_name), self._train_sft
+        else:
+            after, make = world.step("llm"), self._train_sft
+        data = [world.store(self.learner).sha256, world.split(self.split, self.learner).sha256]
+        steps.run(self.step, make, settings=[self.settings, data], after=(after, world.step("targets")))
+        recipe = self.config.recipe
+        steps.run(
+            self.judging_step,
+            self._judge,
+            settings=[recipe.max_new_tokens, list(recipe.controls)],
+            after=(self.step,),
+        )
+
+    def rows(self) -> pd.DataFrame:
+        """Per-image rows under every input."""
+        return pd.read_parquet(self.rows_path).assign(system=self.name, learning_rate=self.rates[self.name])
+
+    def _train_sft(self) -> None:
+        world, system, sizes = self.world, self.system, self.config.sizes_of(self.name)
+        store = world.store(system)
+        train_sft(
+            store,
+            world.split(self.split, system),
+            self.folder,
+            encoder=world.encoder(self.split, system, sizes),
+            encoder_arguments=sizes.arguments(store),
+            atlases=sizes.atlases,
+            llm_path=world.folder / "llm",
+            config=self.config.sft_of(self.name, self.rates[self.name]),
+            seed=world.model_seed,
+            running=Running(progress=world.progress),
+        )
+
+    def _train_rft(self) -> None:
+        world, before = self.world, self.before
+        assert before is not None
+        train_rft(
+            world.store(before.system),
+            world.split(self.split, before.system),
+            self.folder,
+            sft_folder=before.folder,
+            llm_path=world.folder / "llm",
+            make_reward=partial(make_reward, world, permuted=self.system.reward_references == "permuted"),
+            config=self.config.rft_of(self.name, self.rates[self.name]),
+            seed=world.model_seed,
+            running=Running(progress=world.progress),
+        )
+
+    def _judge(self) -> None:
+        world, recipe = self.world, self.config.recipe
+        system = load_system(
+            self.name, self.folder, load_llm(world.folder / "llm"), precision=recipe.sft.precision
+        )
+        found = outcomes(
+            system,
+            world.held_out(self.split, self.system.model_copy(update=_data_of(self.learner))),
+            seed=world.model_seed,
+            max_new_tokens=recipe.max_new_tokens,
+            controls=recipe.controls if self.split == "poster" else (),
+            likelihood_of=("real",),
+            progress=world.progress,
+        )
+        write_rows(self.rows_path, world, rows_of(found, seed=world.model_seed))
+
+
+def _as_json(config: StrictConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude_defaults=True)
+
+
+def _data_of(learner: SystemConfig) -> dict[str, Any]:
+    return {key: getattr(learner, key) for key in ("simulation", "coordinates", "split")}
+
+
+def write_rows(path: Path, world: World, rows: pd.DataFrame) -> None:
+    """Write rows with where they come from, whole or not at all."""
+    rows = rows.assign(
+        world=world.name,
+        simulator_seed=world.simulator_seed,
+        model_seed=world.model_seed,
+        simulation_version=SIMULATION_VERSION,
+        bitllm_version=__version__,
+        git_revision=git_revision() or "unknown",
     )
-    return judged
-
-
-def read_rows(world: World, split: SplitName, name: str, rate: float) -> pd.DataFrame:
-    """Per-image rows of a judged system."""
-    return pd.read_parquet(_rows_path(world, split, name, rate))
-
-
-def _rows_path(world: World, split: SplitName, name: str, rate: float) -> Path:
-    return world.folder / "rows" / f"{split}-{name}-{rate:g}.parquet"
-
-
-def _train_sft(world: World, split: SplitName, name: str, rate: float) -> None:
-    config = world.config
-    train_sft(
-        world.store,
-        world.split(split),
-        folder_of(world, split, name, rate),
-        encoder=world.encoder(split, config.systems[name].encoder),
-        encoder_arguments=config.encoder.arguments(world.store),
-        atlases=config.encoder.atlases,
-        llm_path=world.folder / "llm",
-        config=config.sft_of(name, rate),
-        seed=world.model_seed,
-        running=Running(progress=world.progress),
-    )
-
-
-def _train_rft(world: World, split: SplitName, name: str, rates: dict[str, float]) -> None:
-    system = world.config.systems[name]
-    assert system.after is not None
-    train_rft(
-        world.store,
-        world.split(split),
-        folder_of(world, split, name, rates[name]),
-        sft_folder=folder_of(world, split, system.after, rates[system.after]),
-        llm_path=world.folder / "llm",
-        make_reward=partial(make_reward, world, permuted=system.reward_references == "permuted"),
-        config=world.config.rft_of(name, rates[name]),
-        seed=world.model_seed,
-        running=Running(progress=world.progress),
-    )
+    with file_written_whole(path) as unfinished:
+        rows.to_parquet(unfinished, index=False)
 
 
 def make_reward(world: World, nsd_ids: list[int], weights: RewardWeights, *, permuted: bool) -> Reward:
     """The composite reward; permuted, each image is rewarded by the references and the picture of another one."""
     reward = CompositeReward(
-        world.store,
+        world.store(),
         nsd_ids,
-        world.targets,
+        world.targets(),
         clip=load_clip(world.folder / "clip"),
         weights=weights,
         bert_scorer=load_bert_scorer(world.folder / "clip"),
@@ -121,36 +244,11 @@ def make_reward(world: World, nsd_ids: list[int], weights: RewardWeights, *, per
     return of_another
 
 
-def _judge(world: World, split: SplitName, name: str, rates: dict[str, float]) -> None:
-    folder, precision = folder_of(world, split, name, rates[name]), world.config.sft.precision
-    system = load_system(name, folder, load_llm(world.folder / "llm"), precision=precision)
-    found = outcomes(
-        system,
-        world.held_out(split),
-        seed=world.model_seed,
-        max_new_tokens=world.config.max_new_tokens,
-        controls=world.config.controls if split == "poster" else (),
-        likelihood_of=("real",),
-        progress=world.progress,
-    )
-    rows = rows_of(found, seed=world.model_seed).assign(
-        world=world.name,
-        simulator_seed=world.simulator_seed,
-        model_seed=world.model_seed,
-        system=name,
-        learning_rate=rates[name],
-        simulation_version=SIMULATION_VERSION,
-        bitllm_version=__version__,
-        git_revision=git_revision() or "unknown",
-    )
-    with file_written_whole(_rows_path(world, split, name, rates[name])) as unfinished:
-        rows.to_parquet(unfinished, index=False)
-
-
 def rows_of(found: Outcomes, *, seed: int) -> pd.DataFrame:
     """One row for each input and image: caption, CIDEr, ROUGE-L (points), words; for real betas the bits per caption.
 
-    The bits of real betas are against those of another image, so no other input has any.
+    ``bleu_counts`` are the counts that corpus BLEU sums over images (see `bitllm.metrics.bleu.bleu_counts`). The bits
+    of real betas are against those of another image, so no other input has any.
     """
     held_out, log2 = found.held_out, found.log2_probs
     n = len(held_out.trials)
@@ -166,6 +264,7 @@ def rows_of(found: Outcomes, *, seed: int) -> pd.DataFrame:
             "caption": captions,
             "cider": score.cider,
             "rouge_l": score.rouge_l,
+            "bleu_counts": score.bleu_counts.tolist(),
             "length": [float(len(caption.split())) for caption in captions],
             "bits": bits if control == "real" else np.full(n, np.nan),
         }

@@ -1,6 +1,8 @@
 """The effect of a claim with its interval over brains, models and images, and the verdict by a rule set beforehand.
 
-Every image of every world gives one paired difference: both arms have the same brain, model seed and image. Two
+Both arms have the same brains, model seeds and images, and so every image of every world gives one paired difference
+(corpus BLEU-4: every resampling of a world's images gives one). A claim of so many *times* as much is tested as the
+difference *more − factor × less*. Two
 intervals are made, and the wider one counts. One is Student's t of the brains' mean differences: brains, not images,
 are what a verdict generalises over. The other is a bootstrap of model seeds and images (the same ones for all model
 seeds) within the brains at hand, for brains whose means happen to lie close together. Of one brain there is only the
@@ -15,6 +17,7 @@ The rule: *borne out* where the interval lies above 0; *not borne out* where it 
 difference; *undecided* otherwise, and where there are fewer than three brains.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -24,7 +27,9 @@ from scipy import stats
 
 from bitllm.errors import DataError
 from bitllm.experiments.config import Arm, Claim
+from bitllm.metrics.bleu import bleu_from_counts
 
+Numbers = Float[np.ndarray, "_models _images _numbers"]
 Verdict = Literal["borne out", "not borne out", "undecided"]
 
 LEAST_BRAINS = 3
@@ -46,6 +51,8 @@ class Effect(NamedTuple):
     """Model seeds on each brain."""
     n_images: int
     """Images of each brain."""
+    by_brain: tuple[float, ...] = ()
+    """The difference of every brain."""
 
 
 def effect_of(claim: Claim, rows: pd.DataFrame, *, n_draws: int = 2000, seed: int = 0) -> Effect:
@@ -56,31 +63,35 @@ def effect_of(claim: Claim, rows: pd.DataFrame, *, n_draws: int = 2000, seed: in
     DataError
         If an arm has no rows, or the two arms do not have the same images.
     """
-    arms = [_values(rows, arm, claim.measure) for arm in (claim.more, claim.less)]
+    arms = [_numbers(rows, arm, claim.measure) for arm in (claim.more, claim.less)]
     if not arms[0].index.equals(arms[1].index):
         raise DataError(
             f"claim `{claim.text}`: expected the same worlds and images for {claim.more} and {claim.less}, found "
             f"{len(arms[0])} and {len(arms[1])} rows that do not match; run the experiment again"
         )
-    by_brain = _by_brain(arms[0] - arms[1])
-    difference = float(np.mean([values.mean() for values in by_brain]))
-    low, high, p = _within_brains(by_brain, n_draws=n_draws, seed=seed)
-    if len(by_brain) > 1:
-        means = np.array([values.mean() for values in by_brain])
-        half = stats.t.ppf(0.975, len(means) - 1) * stats.sem(means)
+    value = bleu_4 if claim.measure == "bleu_4" else mean_of
+    pairs = list(zip(*(_by_brain(numbers) for numbers in arms), strict=True))
+    means = np.array([[_value(numbers, value) for numbers in pair] for pair in pairs])
+    by_brain = means[:, 0] - claim.factor * means[:, 1]
+    difference = float(by_brain.mean())
+    draws = draw_differences(pairs, value, claim.factor, n_draws=n_draws, seed=seed)
+    low, high, p = _percentiles(draws)
+    if len(pairs) > 1:
+        half = stats.t.ppf(0.975, len(pairs) - 1) * stats.sem(by_brain)
         low, high = min(low, difference - half), max(high, difference + half)
-        p = max(p, float(stats.ttest_1samp(means, 0.0).pvalue)) if means.std() > 0 else p
-    n_models, n_images = by_brain[0].shape
+        p = max(p, float(stats.ttest_1samp(by_brain, 0.0).pvalue)) if by_brain.std() > 0 else p
+    n_models, n_images = pairs[0][0].shape[:2]
     return Effect(
-        more=float(arms[0].mean()),
-        less=float(arms[1].mean()),
+        more=float(means[:, 0].mean()),
+        less=float(means[:, 1].mean()),
         difference=difference,
         low=float(low),
         high=float(high),
         p=p,
-        n_brains=len(by_brain),
+        n_brains=len(pairs),
         n_models=n_models,
         n_images=n_images,
+        by_brain=tuple(by_brain.tolist()),
     )
 
 
@@ -93,38 +104,68 @@ def verdict_of(effect: Effect, negligible: float) -> Verdict:
     return "not borne out" if effect.high < negligible else "undecided"
 
 
-def draw_means(
-    by_brain: list[Float[np.ndarray, "models images"]], *, n_draws: int, seed: int
+def mean_of(sums: Float[np.ndarray, "*draws one"], n: int) -> Float[np.ndarray, " *draws"]:
+    """The mean of a measure from its sum over ``n`` images."""
+    return np.asarray(sums[..., 0] / n)
+
+
+def bleu_4(sums: Float[np.ndarray, "*draws counts"], n: int) -> Float[np.ndarray, " *draws"]:
+    """Corpus BLEU-4 in points from the sums of its counts over images."""
+    return np.asarray(np.apply_along_axis(lambda counts: bleu_from_counts(counts)[3], -1, sums))
+
+
+def draw_differences(
+    pairs: Sequence[tuple[Numbers, Numbers]],
+    value: Callable[[np.ndarray, int], np.ndarray],
+    factor: float,
+    *,
+    n_draws: int,
+    seed: int,
 ) -> Float[np.ndarray, " n_draws"]:
-    """Mean over all brains of each one's mean over models and images drawn with replacement."""
+    """Mean over all brains of each one's *more − factor × less*, with models and images drawn with replacement."""
     rng = np.random.default_rng(seed)
-    means = np.zeros(n_draws)
-    for values in by_brain:
-        n_models, n_images = values.shape
+    found = np.zeros(n_draws)
+    for more, less in pairs:
+        n_models, n_images = more.shape[:2]
         models = rng.multinomial(n_models, np.full(n_models, 1 / n_models), size=n_draws) / n_models
-        images = rng.multinomial(n_images, np.full(n_images, 1 / n_images), size=n_draws) / n_images
-        means += ((models @ values) * images).sum(axis=1)
-    return means / len(by_brain)
+        images = rng.multinomial(n_images, np.full(n_images, 1 / n_images), size=n_draws)
+        of_model = [
+            value(np.tensordot(images, numbers, axes=(1, 1)), n_images)  # [draws, models]
+            for numbers in (more, less)
+        ]
+        found += (models * (of_model[0] - factor * of_model[1])).sum(axis=1)
+    return found / len(pairs)
 
 
-def _within_brains(by_brain: list[np.ndarray], *, n_draws: int, seed: int) -> tuple[float, float, float]:
+def _value(numbers: Numbers, value: Callable[[np.ndarray, int], np.ndarray]) -> float:
+    return float(value(numbers.sum(axis=1), numbers.shape[1]).mean())
+
+
+def _percentiles(draws: Float[np.ndarray, " n_draws"]) -> tuple[float, float, float]:
     """Ends of the percentile interval, and p."""
-    draws = draw_means(by_brain, n_draws=n_draws, seed=seed)
     tail = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
     low, high = np.quantile(draws, [0.025, 0.975])
-    return float(low), float(high), min(1.0, 2 * (tail + 1) / (n_draws + 1))
+    return float(low), float(high), min(1.0, 2 * (tail + 1) / (len(draws) + 1))
 
 
-def _values(rows: pd.DataFrame, arm: Arm, measure: str) -> pd.Series:
+def _numbers(rows: pd.DataFrame, arm: Arm, measure: str) -> pd.DataFrame:
+    """Summable numbers of an arm, one row for each world and image."""
     chosen = rows[(rows["system"] == arm.system) & (rows["control"] == arm.control)]
+    column = "bleu_counts" if measure == "bleu_4" else measure
+    chosen = chosen[chosen[column].notna()] if column in chosen else chosen[:0]
     if chosen.empty:
-        raise DataError(f"results: expected rows of {arm}, found none; run the experiment again")
-    return chosen.set_index(_KEYS)[measure].sort_index()
+        raise DataError(f"results: expected {measure} of {arm}, found none; run the experiment again")
+    values = (
+        np.vstack(chosen[column].tolist()) if measure == "bleu_4" else chosen[[column]].to_numpy(np.float64)
+    )
+    keys = pd.MultiIndex.from_frame(chosen[_KEYS])
+    return pd.DataFrame(values, index=keys).sort_index()
 
 
-def _by_brain(values: pd.Series) -> list[np.ndarray]:
-    """One array of models × images for each brain."""
-    return [
-        part.droplevel("simulator_seed").unstack("nsd_id").to_numpy(dtype=np.float64)
-        for _, part in values.groupby(level="simulator_seed")
-    ]
+def _by_brain(numbers: pd.DataFrame) -> list[Numbers]:
+    """One array of models × images × numbers for each brain."""
+    found = []
+    for _, part in numbers.groupby(level="simulator_seed"):
+        n_models = part.index.get_level_values("model_seed").nunique()
+        found.append(part.to_numpy(np.float64).reshape(n_models, -1, part.shape[1]))
+    return found

@@ -1,35 +1,32 @@
-"""One world of an experiment: a simulated brain and the models made on it, up to the aligned encoder.
+"""One world of the experiments: a simulated brain with models of one seed, up to the encoders that systems read.
 
-simulate → prepare → splits      once for each simulator seed
-small CLIP → targets, small Llama, align of each split      once for each model seed on it
+store, splits                        once for each brain (and for each change of it)
+small CLIP → targets, LLM            once for each model seed on a brain: they see pictures and captions, no betas
+align                                once for each split, change of the brain and size of the encoder
+
+Everything is kept under a name that says what was changed, so that all systems and all questions share it.
 """
 
-import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
-from bitllm.data.prepare import prepare_nsd
-from bitllm.data.splits import PRESETS, Split, load_split, make_split, save_split
+from bitllm.data.splits import Split
 from bitllm.data.store import Store, open_store
 from bitllm.data.targets import Targets, load_clip, load_targets, make_targets, save_targets
-from bitllm.evaluation.grounding.inputs.held_out import HeldOut, read_held_out
-from bitllm.experiments.config import ExperimentConfig
-from bitllm.model.aligner import load_aligner
+from bitllm.evaluation.grounding.inputs.held_out import HeldOut, first_trials, read_held_out
+from bitllm.experiments.brain import SplitName, changed_split, data_name, make_data, named, split_name
+from bitllm.experiments.config import ExperimentConfig, SystemConfig
+from bitllm.experiments.recipe import Recipe
+from bitllm.model.aligner import BrainAligner, load_aligner
 from bitllm.model.encoder import BrainEncoder
 from bitllm.neighbours.clip import train_small_clip
 from bitllm.neighbours.llm import train_small_llm
 from bitllm.neighbours.smollm2 import unpack_smollm2
-from bitllm.simulation.parameters import SIMULATION_VERSION, preset
-from bitllm.simulation.release import simulate_release
-from bitllm.stages.align import make_encoder, train_align
+from bitllm.stages.align import EncoderConfig, make_encoder, train_align
 from bitllm.training.callbacks import Progress
 from bitllm.training.steps import Steps
-from bitllm.training.workspace import Running, versions
-
-SplitName = Literal["develop", "poster"]
+from bitllm.training.workspace import Running
 
 
 @dataclass(frozen=True)
@@ -39,164 +36,150 @@ class World:
     Parameters
     ----------
     root
-        Folder of the whole experiment.
-    config
-        Of the experiment.
+        Folder of all worlds.
+    recipe
+        What everything is made with.
     simulator_seed, model_seed
         Of everything random.
     steps
-        Of the whole experiment.
+        Of all worlds.
     progress
         Called as ``progress(what, done, total)``.
     """
 
     root: Path
-    config: ExperimentConfig
+    recipe: Recipe
     simulator_seed: int
     model_seed: int
     steps: Steps
     progress: Progress
-
-    @property
-    def brain(self) -> str:
-        """Name of the simulated brain."""
-        return f"brain{self.simulator_seed}"
+    _stores: dict[str, Store] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
         """Name of the world."""
-        return f"{self.brain}-models{self.model_seed}"
-
-    @property
-    def data(self) -> Path:
-        """Folder of the simulated brain, which all model seeds share."""
-        return self.root / self.brain
+        return f"{data_name(self.simulator_seed)}-models{self.model_seed}"
 
     @property
     def folder(self) -> Path:
         """Folder of the models."""
         return self.root / self.name
 
-    @cached_property
-    def store(self) -> Store:
-        """The prepared store."""
-        return open_store(self.data / "store")
+    def step(self, name: str) -> str:
+        """Name of a step of this world."""
+        return f"{self.name} {name}"
 
-    @cached_property
+    def store(self, system: SystemConfig | None = None) -> Store:
+        """The store that a system learns from, made unless it is there."""
+        name = data_name(self.simulator_seed, system)
+        if name not in self._stores:
+            path = make_data(
+                self.root,
+                self.simulator_seed,
+                system,
+                preset_name=self.recipe.preset,
+                validation_fraction=self.recipe.validation_fraction,
+                steps=self.steps,
+                progress=self.progress,
+            )
+            self._stores[name] = open_store(path)
+        return self._stores[name]
+
     def targets(self) -> Targets:
         """CLIP's embeddings of every picture and caption."""
         return load_targets(self.folder / "targets.safetensors")
 
-    def split(self, name: SplitName) -> Split:
-        """Develop (subj07's validation images) or poster (subj08's test images)."""
-        return load_split(self.data / f"{name}.json")
+    def split(self, name: SplitName, system: SystemConfig) -> Split:
+        """Develop (subj07's validation images) or poster (subj08's test images), as the system changes them."""
+        return changed_split(self.store(system), name, system.split, seed=self.model_seed)
 
-    def held_out(self, name: SplitName) -> HeldOut:
-        """Trials of the held-out subject, averaged over repetitions."""
-        return read_held_out(self.store, self.split(name), averaged=True)
+    def held_out(self, name: SplitName, system: SystemConfig) -> HeldOut:
+        """Trials of the held-out subject: averaged over repetitions, or the first of each image."""
+        store, split = self.store(system), self.split(name, system)
+        if system.averaged:
+            return read_held_out(store, split, averaged=True)
+        return first_trials(read_held_out(store, split, averaged=False))
 
-    def encoder(self, name: SplitName, kind: str) -> BrainEncoder:
-        """The aligned encoder, or the same one as it starts."""
-        if kind == "aligned":
-            return load_aligner(self.folder / name / "align").eval().encoder
-        return make_encoder(self.store, self.split(name), self.config.encoder, seed=self.model_seed)
-
-    def step(self, name: str, make: Callable[[], None], settings: object, after: tuple[str, ...]) -> None:
-        """A step of this world, after steps of this world."""
-        named = tuple(f"{self.name} {step}" for step in after)
-        self.steps.run(f"{self.name} {name}", make, settings=settings, after=named)
-
-    def make_data(self) -> None:
-        """Release, store and splits, unless another world on the same brain made them."""
-        config, seed = self.config, self.simulator_seed
-        simulation = preset(config.preset)
-        if f"{self.brain} splits" in self.steps.keys:
-            return
-        self.steps.run(
-            f"{self.brain} simulate",
-            lambda: simulate_release(
-                _cleared(self.data / "nsd"), simulation, seed=seed, progress=self.progress
-            ),
-            settings=[versions()["bitllm"], SIMULATION_VERSION, simulation.model_dump(mode="json"), seed],
-        )
-        self.steps.run(
-            f"{self.brain} prepare",
-            lambda: prepare_nsd(
-                self.data / "nsd",
-                _cleared(self.data / "store"),
-                seed=seed,
-                validation_fraction=config.validation_fraction,
-                progress=self.progress,
-            ),
-            settings=[seed, config.validation_fraction],
-            after=(f"{self.brain} simulate",),
-        )
-        self.steps.run(
-            f"{self.brain} splits",
-            self._save_splits,
-            settings=PRESETS,
-            after=(f"{self.brain} prepare",),
-        )
-
-    def _save_splits(self) -> None:
-        for name in PRESETS:
-            save_split(make_split(self.store, name), self.data / f"{name}.json")
+    def place(self, name: SplitName, system: SystemConfig) -> str:
+        """Folder, within the world, of what is learnt from one split of one brain."""
+        brain = data_name(self.simulator_seed, system).partition(" ")[2]
+        return "/".join(part for part in (brain, split_name(name, system.split)) if part)
 
     def make_neighbours(self) -> None:
-        """Small CLIP with its targets, and the LLM."""
-        config, seed = self.config, self.model_seed
-        prepared = (f"{self.brain} prepare",)
+        """Small CLIP with its targets, and the LLM; on the unchanged brain, as they never see betas."""
+        store, seed, recipe = self.store(), self.model_seed, self.recipe
+        prepared = (f"{data_name(self.simulator_seed)} prepare",)
         self.steps.run(
-            f"{self.name} clip",
+            self.step("clip"),
             lambda: train_small_clip(
-                self.store, self.folder / "clip", config.small_clip, seed=seed, progress=self.progress
+                store, self.folder / "clip", recipe.small_clip, seed=seed, progress=self.progress
             ),
-            settings=[config.small_clip.model_dump(mode="json"), seed],
+            settings=[recipe.small_clip.model_dump(mode="json"), seed],
             after=prepared,
         )
-        if config.llm == "smollm2":
-            self.steps.run(
-                f"{self.name} llm", lambda: unpack_smollm2(self.folder / "llm"), settings="smollm2"
-            )
+        if recipe.llm == "smollm2":
+            self.steps.run(self.step("llm"), lambda: unpack_smollm2(self.folder / "llm"), settings="smollm2")
         else:
             self.steps.run(
-                f"{self.name} llm",
+                self.step("llm"),
                 lambda: train_small_llm(
-                    self.store, self.folder / "llm", config.small_llm, seed=seed, progress=self.progress
+                    store, self.folder / "llm", recipe.small_llm, seed=seed, progress=self.progress
                 ),
-                settings=[config.small_llm.model_dump(mode="json"), seed],
+                settings=[recipe.small_llm.model_dump(mode="json"), seed],
                 after=prepared,
             )
-        self.step(
-            "targets",
+        self.steps.run(
+            self.step("targets"),
             lambda: save_targets(
-                make_targets(self.store, load_clip(self.folder / "clip")), self.folder / "targets.safetensors"
+                make_targets(store, load_clip(self.folder / "clip")), self.folder / "targets.safetensors"
             ),
-            None,
-            ("clip",),
+            settings=None,
+            after=(self.step("clip"),),
         )
 
-    def make_align(self, name: SplitName) -> None:
-        """Stage 1 on the training subjects of a split."""
-        config = self.config
-        self.step(
-            f"{name} align",
-            lambda: train_align(
-                self.store,
-                self.split(name),
-                self.targets,
-                self.folder / name / "align",
-                encoder_config=config.encoder,
-                config=config.align,
-                seed=self.model_seed,
-                running=Running(progress=self.progress),
-            ),
-            [config.encoder.model_dump(mode="json"), config.align.model_dump(mode="json")],
-            ("targets", "llm"),
+    def make_align(self, name: SplitName, config: ExperimentConfig, system_name: str) -> str:
+        """Stage 1 on the training subjects of a system's split; the name of the step."""
+        system, sizes, recipe = config.systems[system_name], config.sizes_of(system_name), self.recipe
+        store, step = self.store(system), self.align_step(name, system)
+        self.steps.run(
+            step,
+            partial(self._train_align, store, name, system, sizes),
+            settings=[
+                store.sha256,
+                self.split(name, system).sha256,
+                sizes.model_dump(mode="json"),
+                recipe.align.model_dump(mode="json"),
+            ],
+            after=(self.step("targets"),),
         )
+        return step
 
+    def align_step(self, name: SplitName, system: SystemConfig) -> str:
+        """Name of the step that aligns a system's encoder."""
+        return self.step(self._aligned(name, system).replace("/", " "))
 
-def _cleared(folder: Path) -> Path:
-    """The place of a folder, without what a killed run left there."""
-    shutil.rmtree(folder, ignore_errors=True)
-    return folder
+    def aligner(self, name: SplitName, system: SystemConfig) -> BrainAligner:
+        """The aligned encoder with its heads."""
+        return load_aligner(self.folder / self._aligned(name, system)).eval()
+
+    def encoder(self, name: SplitName, system: SystemConfig, sizes: EncoderConfig) -> BrainEncoder:
+        """The encoder that a system's sft starts with: aligned, or as it is made."""
+        if system.encoder == "aligned":
+            return self.aligner(name, system).encoder
+        return make_encoder(self.store(system), self.split(name, system), sizes, seed=self.model_seed)
+
+    def _aligned(self, name: SplitName, system: SystemConfig) -> str:
+        changes = named(system.sizes)
+        return f"{self.place(name, system)}/align" + (f" {changes}" if changes else "")
+
+    def _train_align(self, store: Store, name: SplitName, system: SystemConfig, sizes: EncoderConfig) -> None:
+        train_align(
+            store,
+            self.split(name, system),
+            self.targets(),
+            self.folder / self._aligned(name, system),
+            encoder_config=sizes,
+            config=self.recipe.align,
+            seed=self.model_seed,
+            running=Running(progress=self.progress),
+        )

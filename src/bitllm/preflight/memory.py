@@ -68,12 +68,14 @@ def estimate_memory(
     deep = {"sft": sizes.num_hidden_layers - first, "rft": sizes.num_hidden_layers}
     rows = {"sft": batch["sft"], "rft": batch["rft"] * config.rft.n_captions}
     activations = {"align": _encoder_activations(config, batch["align"])}
+    trained_encoder = _encoder_activations(config, batch["sft"]) if config.sft.encoder == "trained" else 0
     for stage in ("sft", "rft"):
         kept = per_layer * deep[stage]
         if stage == "rft" and config.rft.gradient_checkpointing:
             kept = per_layer + sizes.hidden_size * deep[stage]
         head = _FP32 * 3 * sizes.vocab_size * rows[stage] * (n_tokens // 3)
         activations[stage] = base[stage] * kept * rows[stage] * n_tokens + head
+    activations["sft"] += trained_encoder
     return {
         stage: StageMemory(weights[stage], _ADAM * table.trainable[stage], activations[stage])
         for stage in ("align", "sft", "rft")

@@ -24,6 +24,8 @@ class ParameterTable(NamedTuple):
     """Parameters of each part; tied weights count once."""
     trainable: dict[str, int]
     """Parameters that each stage trains."""
+    encoder_in: tuple[str, ...] = ("align",)
+    """Stages that train the encoder."""
 
     def to_json(self) -> dict[str, object]:
         """As ``--json`` prints it."""
@@ -55,12 +57,13 @@ def count_parameters(config: SystemConfig) -> ParameterTable:
             )
         policy = with_lora(model, config.rft)
         parts["lora"] = _count(policy, lambda name: ".lora_" in name)
+    encoder_in = ("align", "sft") if config.sft.encoder == "trained" else ("align",)
     trainable = {
         "align": parts["encoder"] + parts["align_heads"],
-        "sft": parts["projection"] + parts.get("adapters", 0),
+        "sft": parts["projection"] + parts.get("adapters", 0) + parts["encoder"] * ("sft" in encoder_in),
         "rft": parts["lora"],
     }
-    return ParameterTable(config.sft.interface, parts, trainable)
+    return ParameterTable(config.sft.interface, parts, trainable, encoder_in)
 
 
 def _is_trained(name: str) -> bool:
@@ -88,7 +91,7 @@ def render_parameters(table: ParameterTable) -> Group:
     for column, justify in (("part", "left"), ("parameters", "right"), ("trained in", "left"), ("", "left")):
         shown.add_column(column, justify=justify)  # type: ignore[arg-type]
     trained_in = {
-        "encoder": "align",
+        "encoder": ", ".join(table.encoder_in),
         "align_heads": "align",
         "projection": "sft",
         "adapters": "sft",

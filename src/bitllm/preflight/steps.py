@@ -81,7 +81,11 @@ def llm_steps(
     tell("encode", _measure(encode, batch=n, learns=0))
     model.model.encoder.train().eval()  # lets go of the pooling maps
     if "sft" in stages:
-        tell("sft", _sft_step(config, model, prompter, kept[0][:sft_batch]))
+        brain = {"brain_tokens": kept[0][:sft_batch]}
+        if config.sft.encoder == "trained":
+            row = {"betas": betas[:sft_batch], "subject_index": subject_index[:sft_batch]}
+            brain = row | anatomy._asdict()
+        tell("sft", _sft_step(config, model, prompter, brain))
     if "decode" in stages:
         tokens = kept[0][:sft_batch]
         decode = lambda: greedy_captions(model, prompter, tokens, max_new_tokens=CAPTION_TOKENS)  # noqa: E731
@@ -91,16 +95,16 @@ def llm_steps(
 
 
 def _sft_step(
-    config: SystemConfig, model: BitLlmForCausalLM, prompter: MadeUpPrompter, brain_tokens: Tensor
+    config: SystemConfig, model: BitLlmForCausalLM, prompter: MadeUpPrompter, brain: dict[str, Tensor]
 ) -> Measured:
-    train_interface(model)
+    train_interface(model, with_encoder=config.sft.encoder == "trained")
     model.train()
     optimizer = make_optimizer(model, config.sft)
-    inputs = make_answers(prompter, len(brain_tokens), n_tokens=CAPTION_TOKENS)
-    inputs["brain_tokens"] = brain_tokens
+    batch = len(next(iter(brain.values())))
+    inputs = make_answers(prompter, batch, n_tokens=CAPTION_TOKENS) | brain
     found = _measure(
         lambda: _update(answer_loss(model, inputs), optimizer),
-        batch=len(brain_tokens),
+        batch=batch,
         learns=n_trainable(model),
     )
     model.zero_grad(set_to_none=True)

@@ -32,7 +32,7 @@ class RunConfig(StrictConfig):
     bertscore: str | None = None
     """Encoder of the BERTScore reward: folder or hub id; needed unless its weight is 0."""
     encoder_from: Literal["align", "random"] = "align"
-    """Encoder that sft reads: that of the align stage, or an untrained one as a baseline."""
+    """Encoder that sft starts from: that of the align stage, or an untrained one as a baseline."""
     seed: int = Field(default=0, ge=0)
     """Of everything."""
     encoder: EncoderConfig = EncoderConfig()

@@ -1,4 +1,4 @@
-"""What sft learns from: trials with their brain tokens, an instruction, and one of the image's captions."""
+"""What sft learns from: trials with their brain tokens or betas, an instruction, and one of the image's captions."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bitllm.data.batch import Anatomies
+from bitllm.data.batch import Anatomies, brain_input
 from bitllm.data.dataset import TrialSet
 from bitllm.data.prompt import INSTRUCTIONS, Prompter, choose, pad_answers, plain_caption
 from bitllm.errors import DataError
@@ -31,6 +31,10 @@ class CaptionedTrials:
 
     Attributes
     ----------
+    anatomies
+        Where the voxels of the trials' subjects lie.
+    brain_tokens
+        Of every trial; None where the encoder learns, and a batch holds betas instead.
     seed
         Chooses instruction and caption, together with epoch and index.
     context
@@ -38,7 +42,8 @@ class CaptionedTrials:
     """
 
     trials: TrialSet
-    brain_tokens: Float[Tensor, "n N width"]
+    anatomies: Anatomies
+    brain_tokens: Float[Tensor, "n N width"] | None
     prompter: Prompter
     seed: int
     context: int
@@ -53,18 +58,23 @@ class CaptionedTrials:
         atlases: tuple[str, ...],
         seed: int,
         kept_in: Path | None = None,
+        encoder_learns: bool = False,
     ) -> "CaptionedTrials":
-        """Trials with the brain tokens that the model's frozen encoder gives, computed once.
+        """Trials with the brain tokens that the model's frozen encoder gives, computed once, or with their betas.
 
         Parameters
         ----------
         kept_in
             Folder that the brain tokens are kept in; the memory where it is not given.
+        encoder_learns
+            Whether batches hold betas, since brain tokens change with every step.
         """
         anatomies = Anatomies.of(trials.store, trials.subjects, atlases)
-        brain_tokens = kept_brain_tokens(model.model.encoder, trials, anatomies, folder=kept_in)
+        brain_tokens = None
+        if not encoder_learns:
+            brain_tokens = kept_brain_tokens(model.model.encoder, trials, anatomies, folder=kept_in)
         context = model.config.llama.max_position_embeddings
-        return cls(trials, brain_tokens, prompter_for(model, tokenizer), seed, context)
+        return cls(trials, anatomies, brain_tokens, prompter_for(model, tokenizer), seed, context)
 
     @cached_property
     def _captions(self) -> dict[int, tuple[str, ...]]:
@@ -80,7 +90,7 @@ class CaptionedTrials:
         }
 
     def batch(self, pairs: list[tuple[int, int]]) -> dict[str, Tensor]:
-        """Prompts, answers and brain tokens of (epoch, index) pairs.
+        """Prompts, answers and brain tokens (or betas with their anatomy) of (epoch, index) pairs.
 
         Raises
         ------
@@ -102,7 +112,7 @@ class CaptionedTrials:
         indices = [index for _, index in pairs]
         return {
             **pad_answers(prompts, answers, self.prompter.tokenizer.pad_token_id),
-            "brain_tokens": self.brain_tokens[indices],
+            **self._brain(indices),
             "nsd_id": torch.from_numpy(self.trials.nsd_id[indices]),
         }
 
@@ -116,6 +126,11 @@ class CaptionedTrials:
                 for index, image in enumerate(self.trials.nsd_id)
             ]
         )
+
+    def _brain(self, indices: list[int]) -> dict[str, Tensor]:
+        if self.brain_tokens is None:
+            return brain_input(self.trials, self.anatomies, indices)._asdict()
+        return {"brain_tokens": self.brain_tokens[indices]}
 
     def _instruction(self, epoch: int, index: int) -> str:
         return INSTRUCTIONS[self._instruction_number(epoch, index)]

@@ -4,9 +4,12 @@ Encoder and LLM are frozen; the interface (projection and adapters, or a prefix)
 the tokens of a caption and the end token, under a varied instruction in the LLM's chat template. Because the encoder
 is frozen, brain tokens are computed once and kept. One of an image's captions is chosen by (seed, epoch, index).
 
+As an option the encoder learns too, from the captions alone: brain tokens are then computed anew in every step.
+
 References
 ----------
-The poster, "Stage 2: Brain Instruction Fine-Tuning".
+The poster, "Stage 2: Brain Instruction Fine-Tuning". An encoder that learns together with the interface is MindLLM's
+way (Qiu et al. 2025, arXiv 2502.15786); ours differs in the encoder (see `bitllm.model.encoder`) and in the data.
 """
 
 from functools import partial
@@ -15,15 +18,17 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from bitllm.config import StrictConfig
+from bitllm.data.batch import BrainInput
 from bitllm.data.dataset import sealed_test, select_trials
 from bitllm.data.splits import Split, check_split
 from bitllm.data.store import Store
 from bitllm.model.build import build_bit_llm, n_trainable, save_trained, train_interface
 from bitllm.model.checkpoint.base import BaseLlm, load_llm, placeholder_token_id, weights_hash
+from bitllm.model.checkpoint.weights import is_encoder_parameter
 from bitllm.model.encoder import BrainEncoder
 from bitllm.model.interface import Interface, matched_prefix_width
 from bitllm.model.likelihood import token_log_probs
@@ -36,6 +41,8 @@ from bitllm.training.run import OptimizerConfig, make_trainer, train_to_the_end
 from bitllm.training.sharding import whole_state
 from bitllm.training.trainer import StageTrainer
 from bitllm.training.workspace import Running, workspace
+
+_BRAIN = (*BrainInput._fields, "brain_tokens")
 
 
 class SftConfig(StrictConfig):
@@ -55,6 +62,13 @@ class SftConfig(StrictConfig):
     """Precision of the frozen LLM; auto is bf16 where that is faster."""
     gate_learning_rate: float | None = None
     """Learning rate of the gates; that of everything else where it is not given."""
+    # the next two are recorded only where they are set: records of runs from before they were there stay valid
+    encoder: Literal["frozen", "trained"] = Field(
+        default="frozen", exclude_if=lambda encoder: encoder == "frozen"
+    )
+    """Whether the encoder stays as it is, or learns from the captions together with the interface."""
+    encoder_learning_rate: float | None = Field(default=None, gt=0, exclude_if=lambda rate: rate is None)
+    """Learning rate of an encoder that is trained; that of everything else where it is not given."""
     optimizer: OptimizerConfig = OptimizerConfig(
         steps=300, batch_size=64, learning_rate=3e-3, weight_decay=0.01
     )
@@ -63,6 +77,13 @@ class SftConfig(StrictConfig):
     """Whether examples of like length come into one step, so that less is computed on padding."""
     validate_every: int = Field(default=50, gt=0)
     """Steps between two losses on validation images."""
+
+    @field_validator("encoder_learning_rate")
+    @classmethod
+    def _has_an_encoder_to_train(cls, rate: float | None, info: Any) -> float | None:
+        if rate is not None and info.data.get("encoder") == "frozen":
+            raise ValueError("expected none beside a frozen encoder; set encoder to trained, or leave it out")
+        return rate
 
 
 class SftTrainer(StageTrainer):
@@ -108,9 +129,9 @@ class SftObjective(nn.Module):
 
 
 def answer_loss(model: Any, inputs: dict[str, Tensor]) -> Float[Tensor, ""]:
-    """Mean negative log-likelihood (nats) per answer token under the brain tokens of each input."""
+    """Mean negative log-likelihood (nats) per answer token under the brain tokens or betas of each input."""
     with computing(model):
-        memory = model.model.brain_memory(brain_tokens=inputs["brain_tokens"])
+        memory = model.model.brain_memory(**{name: inputs[name] for name in _BRAIN if name in inputs})
     log_probs, label_mask = token_log_probs(
         model,
         input_ids=inputs["input_ids"],
@@ -134,14 +155,20 @@ def train_sft(  # noqa: PLR0913 - the parts of the stage
     seed: int,
     running: Running = Running(),  # noqa: B008 - frozen
 ) -> None:
-    """Train the interface on the training trials of ``split``; write the checkpoint whole or not at all."""
+    """Train the interface on the training trials of ``split``; write the checkpoint whole or not at all.
+
+    Parameters
+    ----------
+    encoder
+        What brain tokens are made by: of the align stage, or untrained. It is copied, and learns where configured.
+    """
     check_split(store, split)
     base = load_llm(llm_path, dtype=base_dtype(config.precision))
     learnt_from = sft_learns_from(
         store, split, encoder=encoder, llm_sha256=base.sha256, config=config, seed=seed
     )
     choice = Choice("validation_loss", False, config.optimizer.keep, config.optimizer.patience)
-    about = choice.about(split.train_subjects)
+    about, encoder_learns = choice.about(split.train_subjects), config.encoder == "trained"
     with sealed_test(), workspace(folder, learnt_from, about=about, settings=running.settings) as work:
         torch.manual_seed(seed)
         model = _untrained(base, encoder, encoder_arguments, config)
@@ -154,6 +181,7 @@ def train_sft(  # noqa: PLR0913 - the parts of the stage
                 atlases=atlases,
                 seed=seed,
                 kept_in=running.settings.brain_tokens,
+                encoder_learns=encoder_learns,
             )
             for part in ("train", "validation")
         }
@@ -171,6 +199,7 @@ def train_sft(  # noqa: PLR0913 - the parts of the stage
             settings=running.settings,
             micro_batch=running.settings.micro_batch,
             lengths=training.lengths if config.group_by_length else None,
+            groups=training.trials.subject_index if encoder_learns else None,  # as in align
         )
         measure = partial(validation_loss, model, parts["validation"])
         train_to_the_end(trainer, work, every=config.validate_every, measure=measure, choice=choice)
@@ -199,7 +228,7 @@ def sft_learns_from(
 def _untrained(
     base: BaseLlm, encoder: BrainEncoder, encoder_arguments: dict[str, Any], config: SftConfig
 ) -> BitLlmForCausalLM:
-    """The model before its first step: the trained encoder, an interface with first values, which alone learns."""
+    """The model before its first step: the encoder as given, an interface with first values, and what learns."""
     model = build_bit_llm(
         base.llm,
         encoder=encoder_arguments,
@@ -214,7 +243,7 @@ def _untrained(
         ),
     )
     model.model.encoder.load_state_dict(encoder.state_dict())
-    train_interface(model)
+    train_interface(model, with_encoder=config.encoder == "trained")
     return model
 
 
@@ -230,9 +259,15 @@ def validation_loss(model: BitLlmForCausalLM, examples: CaptionedTrials) -> dict
 
 
 def make_optimizer(model: BitLlmForCausalLM, config: SftConfig) -> torch.optim.Optimizer:
-    """AdamW; gates, norms and biases do not decay, gates may have a learning rate of their own."""
+    """AdamW; gates, norms and biases do not decay, gates and an encoder may have learning rates of their own.
+
+    Of an encoder that learns decays what decays in align: its matrices and its sharpness.
+    """
     settings = config.optimizer
-    learning = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    every = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    learning = [(name, p) for name, p in every if not is_encoder_parameter(name)]
+    of_encoder = [(name, p) for name, p in every if is_encoder_parameter(name)]
+    of_its_own = {"lr": config.encoder_learning_rate or settings.learning_rate}
     groups = [
         {
             "params": [p for name, p in learning if name.endswith(".gate")],
@@ -244,5 +279,15 @@ def make_optimizer(model: BitLlmForCausalLM, config: SftConfig) -> torch.optim.O
             "weight_decay": 0.0,
         },
         {"params": [p for _, p in learning if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for name, p in of_encoder if not _decays(name, p)], "weight_decay": 0.0, **of_its_own},
+        {
+            "params": [p for name, p in of_encoder if _decays(name, p)],
+            "weight_decay": settings.weight_decay,
+            **of_its_own,
+        },
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.learning_rate)
+
+
+def _decays(name: str, parameter: Tensor) -> bool:
+    return parameter.ndim >= 2 or name.endswith(".log_sharpness")

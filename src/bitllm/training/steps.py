@@ -5,10 +5,16 @@ left half-written has no mark, and is made again.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 from bitllm.errors import OutputError
 from bitllm.files import read_json, sha256_of_json, write_json
@@ -64,15 +70,53 @@ class Steps:
             Steps whose results it uses.
         """
         key = sha256_of_json([name, settings, [self.keys[step] for step in after]])
-        mark = self.folder / "steps" / f"{name}.json"
-        if mark.exists() and (done := read_json(mark))["key"] == key:
-            self.seconds[name], self.keys[name] = done["seconds"], key
+        if self._is_kept(name, key):
+            return
+        with self.claim(name, waits=True):
+            if self._is_kept(name, key):  # another process made it meanwhile
+                return
+            mark = self._mark(name)
+            mark.unlink(missing_ok=True)
+            start = time.perf_counter()
+            make()
+            self.seconds[name], self.keys[name] = round(time.perf_counter() - start, 1), key
+            write_json(mark, {"key": key, "seconds": self.seconds[name]})
+            self.tell(f"{name:<20} {self.seconds[name]:6.1f} s")
+
+    @contextmanager
+    def claim(self, name: str, *, waits: bool = False) -> Iterator[bool]:
+        """Hold a name that other processes in this folder may want; yields whether it is held.
+
+        Parameters
+        ----------
+        waits
+            Whether to wait until it is free; otherwise one that another process holds is not claimed.
+        """
+        if fcntl is None:
+            yield True
+            return
+        with (self.folder / "steps" / f"{name}.lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not waits:
+                    yield False
+                    return
+                self.tell(f"{name:<20} under way in another process; waiting for it")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError:
+                self.tell(f"{self.folder}: this file system has no locks; run one process at a time here")
+            yield True
+
+    def _mark(self, name: str) -> Path:
+        return self.folder / "steps" / f"{name}.json"
+
+    def _is_kept(self, name: str, key: str) -> bool:
+        mark = self._mark(name)
+        if not mark.exists() or (done := read_json(mark))["key"] != key:
+            return False
+        if self.keys.get(name) != key:  # not told again for every question
             self.kept.append(name)
             self.tell(f"{name:<20} kept from an earlier run")
-            return
-        mark.unlink(missing_ok=True)
-        start = time.perf_counter()
-        make()
-        self.seconds[name], self.keys[name] = round(time.perf_counter() - start, 1), key
-        write_json(mark, {"key": key, "seconds": self.seconds[name]})
-        self.tell(f"{name:<20} {self.seconds[name]:6.1f} s")
+        self.seconds[name], self.keys[name] = done["seconds"], key
+        return True

@@ -1,4 +1,7 @@
-"""All three stages of a run in this process, or in those that torchrun started: ``stages.py CONFIG``."""
+"""All three stages of a run in this process, or in those that torchrun started: ``stages.py CONFIG``.
+
+Then sft once more under the name ``joint``, the encoder learning together with the interface.
+"""
 
 import sys
 from pathlib import Path
@@ -11,3 +14,5 @@ config = read_run_config(Path(sys.argv[1]), [])
 with joined_ranks():
     for stage in ("align", "sft", "rft"):
         train_stage(stage, config)
+    joint = config.model_copy(update={"sft": config.sft.model_copy(update={"encoder": "trained"})})
+    train_stage("sft", joint, name="joint")

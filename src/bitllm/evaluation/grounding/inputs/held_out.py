@@ -1,7 +1,7 @@
 """Who is judged on what: the trials of one subject in one part of a split, with references and their scorer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -111,6 +111,23 @@ def read_held_out(
         references,
         CaptionScorer(references, image_ids=trials.nsd_id.tolist()),
         part,
+    )
+
+
+def first_trials(held_out: HeldOut) -> HeldOut:
+    """The first single trial of every image: what one look at each gives, with as many rows as averages have."""
+    _, first = np.unique(held_out.nsd_id, return_index=True)
+    rows = np.sort(first)
+    trials = replace(
+        held_out.trials,
+        subject_index=held_out.trials.subject_index[rows],
+        rows=[held_out.trials.rows[row] for row in rows],
+        nsd_id=held_out.nsd_id[rows],
+    )
+    references = [held_out.references[row] for row in rows]
+    scorer = CaptionScorer(references, image_ids=trials.nsd_id.tolist())
+    return HeldOut(
+        held_out.store, held_out.subject, trials, held_out.betas[rows], references, scorer, held_out.part
     )
 
 

@@ -1,0 +1,159 @@
+"""What an encoder holds of the image, without an LLM: one row per image of its retrieval and its answer to zero betas.
+
+An encoder that never saw the align stage has no embedding in the pictures' space, and its retrieval would be chance by
+construction. Every encoder therefore also gets a linear head (ridge regression from the mean brain token to the
+pictures' CLIP embeddings), fitted on the averaged trials of the training subjects, with the penalty that retrieves
+best on validation images.
+
+References
+----------
+The poster, "Encoder diagnostics".
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from torch import Tensor
+
+from bitllm.data.batch import Anatomies
+from bitllm.data.dataset import TrialSet, select_trials
+from bitllm.data.targets import Targets
+from bitllm.evaluation.grounding.diagnostics import embeddings
+from bitllm.evaluation.grounding.inputs.controls import control_betas
+from bitllm.evaluation.grounding.inputs.held_out import HeldOut
+from bitllm.evaluation.grounding.inputs.pairing import other_images
+from bitllm.evaluation.grounding.system import load_system
+from bitllm.experiments.systems import Trained, write_rows
+from bitllm.metrics.retrieval import target_ranks
+from bitllm.model.checkpoint.base import load_llm
+from bitllm.model.encoder import BrainEncoder
+from bitllm.training.embed import brain_tokens_of
+
+_PENALTIES = (1.0, 10.0, 100.0, 1000.0, 10000.0)
+_DRAWS = 20
+"""Shuffles and exchanges that a control is averaged over: queries that carry nothing crowd around the same pictures."""
+
+
+class LinearHead(NamedTuple):
+    """A ridge regression, from centred mean brain tokens to centred embeddings."""
+
+    mean: Float[np.ndarray, " width"]
+    weight: Float[np.ndarray, "width d"]
+    offset: Float[np.ndarray, " d"]
+
+    def __call__(self, pooled: Float[np.ndarray, "n width"]) -> Float[np.ndarray, "n d"]:
+        """Embeddings as unit vectors."""
+        found = (pooled - self.mean) @ self.weight + self.offset
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+def fit_head(
+    pooled: Float[np.ndarray, "n width"], embedded: Float[np.ndarray, "n d"], penalty: float
+) -> LinearHead:
+    """The ridge regression with a penalty on the weights, in units of the inputs' mean variance."""
+    mean, offset = pooled.mean(axis=0), embedded.mean(axis=0)
+    x, y = pooled - mean, embedded - offset
+    gram = x.T @ x
+    scale = np.trace(gram) / len(gram) / len(x) or 1.0
+    weight = np.linalg.solve(gram + penalty * scale * np.eye(len(gram)), x.T @ y)
+    return LinearHead(mean, weight, offset)
+
+
+def recall_at_10(
+    queries: Float[np.ndarray, "n d"], gallery: Float[np.ndarray, "m d"], target: np.ndarray, *, seed: int
+) -> Float[np.ndarray, " n"]:
+    """1 where the query's own picture is among the first ten of the gallery, ties in random order."""
+    ranks = target_ranks(queries @ gallery.T, target, np.random.default_rng(seed))
+    return (ranks <= 10).astype(np.float64)
+
+
+def pooled_tokens(encoder: BrainEncoder, trials: TrialSet, atlases: tuple[str, ...]) -> np.ndarray:
+    """The mean brain token of every trial, ``[n, width]``."""
+    anatomies = Anatomies.of(trials.store, trials.subjects, atlases)
+    return np.asarray(brain_tokens_of(encoder, trials, anatomies).mean(dim=1).numpy(), dtype=np.float64)
+
+
+def best_head(
+    trained: Trained, encoder: BrainEncoder, atlases: tuple[str, ...], targets: Targets
+) -> LinearHead:
+    """The linear head fitted on training trials whose penalty retrieves best among validation images."""
+    world, learner = trained.world, trained.learner
+    store, split = world.store(learner), world.split(trained.split, learner)
+    fit, choose = (select_trials(store, split, part, averaged=True) for part in ("train", "validation"))
+    x, y = pooled_tokens(encoder, fit, atlases), targets.image[targets.rows(fit.nsd_id)].astype(np.float64)
+    queries = pooled_tokens(encoder, choose, atlases)
+    images, target = np.unique(choose.nsd_id, return_inverse=True)
+    gallery = targets.image[targets.rows(images)]
+    heads = [fit_head(x, y, penalty) for penalty in _PENALTIES]
+    scores = [recall_at_10(head(queries), gallery, target, seed=world.model_seed).mean() for head in heads]
+    return heads[int(np.argmax(scores))]
+
+
+def encoder_rows(trained: Trained) -> pd.DataFrame:
+    """Rows of a system's encoder under real, permuted, zero and shuffled betas.
+
+    ``recall_at_10`` is by the align stage's own head where there is one and by the linear head otherwise,
+    ``recall_at_10_linear`` always by the linear head (both 0 to 1, over draws of a control). ``cosine_zero``: cosine
+    of the mean brain tokens of real and of all-zero betas; ``cosine_zero_embedding``: of the align stage's embeddings.
+    """
+    world, system = trained.world, trained.system
+    checkpoint = load_system(trained.name, trained.folder, load_llm(world.folder / "llm"))
+    encoder, atlases, targets = checkpoint.encoder, checkpoint.atlases, world.targets()
+    held_out = world.held_out(trained.split, system)
+    images, target = np.unique(held_out.nsd_id, return_inverse=True)
+    gallery = targets.image[targets.rows(images)]
+    linear = best_head(trained, encoder, atlases, targets)
+    is_aligned = system.encoder == "aligned"
+    aligner = world.aligner(trained.split, system) if is_aligned else None
+    parts, zero = [], held_out.brain_tokens(encoder, atlases, np.zeros_like(held_out.betas[:1]))
+    for control in ("real", "permuted", "zero", "shuffle"):
+        own, by_linear = [], []
+        for draw in range(1 if control in ("real", "zero") else _DRAWS):
+            tokens = _tokens(held_out, encoder, atlases, control, seed=world.model_seed + draw)
+            pooled = tokens.mean(dim=1).numpy().astype(np.float64)
+            by_linear.append(recall_at_10(linear(pooled), gallery, target, seed=draw))
+            if aligner is not None:
+                own.append(recall_at_10(embeddings(aligner, tokens), gallery, target, seed=draw))
+        part = pd.DataFrame({"control": control, "nsd_id": held_out.nsd_id})
+        part["recall_at_10"] = np.mean(own or by_linear, axis=0)
+        part["recall_at_10_linear"] = np.mean(by_linear, axis=0)
+        if control == "real":
+            real = held_out.brain_tokens(encoder, atlases)
+            part["cosine_zero"] = (embeddings(None, real) * embeddings(None, zero)).sum(axis=1)
+            if aligner is not None:
+                cosine = (embeddings(aligner, real) * embeddings(aligner, zero)).sum(axis=1)
+                part["cosine_zero_embedding"] = cosine
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def _tokens(
+    held_out: HeldOut, encoder: BrainEncoder, atlases: tuple[str, ...], control: str, *, seed: int
+) -> Float[Tensor, "n N width"]:
+    if control == "permuted":
+        order = other_images(held_out, seed=seed).order
+        return held_out.brain_tokens(encoder, atlases, held_out.betas[order])
+    betas = None if control == "real" else control_betas(control, held_out, seed=seed).betas
+    return held_out.brain_tokens(encoder, atlases, betas)
+
+
+def make_diagnostics(trained: Trained) -> None:
+    """Judge the encoder of a trained system, unless that is done."""
+    trained.world.steps.run(
+        trained.encoder_step,
+        lambda: write_rows(trained.encoder_path, trained.world, encoder_rows(trained)),
+        settings=None,
+        after=(trained.step,),
+    )
+
+
+def rows_with_encoder(trained: Trained) -> pd.DataFrame:
+    """The rows of a system with those of its encoder beside them."""
+    columns = ["control", "nsd_id", "recall_at_10", "recall_at_10_linear", "cosine_zero"]
+    found = pd.read_parquet(trained.encoder_path)
+    extra = [column for column in ("cosine_zero_embedding",) if column in found]
+    return trained.rows().merge(
+        found[columns + extra], on=["control", "nsd_id"], how="left", validate="one_to_one"
+    )

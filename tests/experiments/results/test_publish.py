@@ -1,0 +1,74 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from bitllm.errors import DataError
+from bitllm.experiments.results.publish import main, publish
+from bitllm.experiments.results.read import read_question
+from bitllm.experiments.results.wording import verdict
+
+
+def verdicts_of(question):
+    return [
+        verdict(claim, effect)
+        for claim, effect in zip(question.config.claims, question.results.effects, strict=True)
+    ]
+
+
+def test_what_is_published_has_every_row_and_value_and_the_same_verdicts(made_results, tmp_path):
+    run = made_results("interface", n_worlds=7, to=tmp_path / "run")
+    folder = tmp_path / "experiments"
+    sizes = publish(run, folder)
+    before, now = (pd.read_parquet(at / "interface" / "results.parquet") for at in (run, folder))
+    assert list(sizes) == ["interface"]
+    assert sizes["interface"] < (run / "interface" / "results.parquet").stat().st_size
+    assert list(now.columns) == list(before.columns)
+    assert len(now["world"].unique()) == 7, "those of a wave that is not whole too"
+    for column in before:
+        if column == "bleu_counts":
+            np.testing.assert_array_equal(np.vstack(now[column]), np.vstack(before[column]))
+        elif before[column].dtype == np.float64:
+            np.testing.assert_allclose(now[column], before[column], rtol=1e-6)
+        else:
+            assert now[column].tolist() == before[column].tolist()
+    assert now["cider"].dtype == np.float32
+    assert set(now["learning_rate"]) == {0.003}
+    published = read_question("interface", folder)
+    made_results("interface", n_worlds=7)
+    plain = read_question("interface", folder)
+    assert verdicts_of(published) == verdicts_of(plain)
+    for ours, theirs in zip(published.results.effects, plain.results.effects, strict=True):
+        assert ours.difference == pytest.approx(theirs.difference, abs=1e-4)
+
+
+def test_a_quick_run_is_not_published(made_results, tmp_path):
+    run = made_results("interface", to=tmp_path / "run", is_quick=True)
+    with pytest.raises(DataError, match="found those of a quick one"):
+        publish(run, tmp_path / "experiments")
+    assert not (tmp_path / "experiments" / "interface" / "results.json").exists()
+
+
+def test_without_names_what_has_no_whole_wave_waits(made_results, tmp_path):
+    run = made_results("interface", n_worlds=3, to=tmp_path / "run")
+    with pytest.raises(DataError, match="expected a question with all brains of a model seed, found none"):
+        publish(run, tmp_path / "experiments")
+    made_results("alignment", n_worlds=5, to=run)
+    assert list(publish(run, tmp_path / "experiments")) == ["alignment"]
+    with pytest.raises(DataError, match="with the first model seed"):
+        publish(run, tmp_path / "experiments", ("interface",))
+
+
+def test_results_of_other_claims_are_not_published(made_results, tmp_path):
+    run = made_results("interface", to=tmp_path / "run")
+    path = tmp_path / "experiments" / "interface" / "config.yaml"
+    path.write_text(path.read_text().replace("negligible: 1.0", "negligible: 9.0"))
+    with pytest.raises(DataError, match="found other claims"):
+        publish(run, tmp_path / "experiments")
+
+
+def test_the_command_prints_sizes_and_ends_with_an_error_where_it_refuses(made_results, tmp_path, capsys):
+    run, folder = made_results("interface", to=tmp_path / "run"), tmp_path / "experiments"
+    assert main([str(run), "interface", "--experiments", str(folder)]) == 0
+    assert "results.parquet: 0.0" in capsys.readouterr().out
+    assert main([str(tmp_path / "nothing"), "--experiments", str(folder)]) == 1
+    assert "found none; let the run go on" in capsys.readouterr().err

@@ -1,0 +1,123 @@
+import json
+
+import pandas as pd
+import pytest
+
+from bitllm.errors import DataError
+from bitllm.experiments.config import read_experiment
+from bitllm.experiments.results.read import read_question, read_questions, read_results, read_verdict
+
+
+def change_record(folder, **fields):
+    path = folder / "interface" / "results.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+@pytest.mark.parametrize(("n_worlds", "n_waves"), [(5, 1), (7, 1), (9, 1), (10, 2), (14, 2), (15, 3)])
+def test_only_model_seeds_that_all_five_brains_have_count(n_worlds, n_waves, made_results):
+    folder = made_results("interface", n_worlds=n_worlds)
+    rows, _ = read_results(folder / "interface")
+    assert set(rows["model_seed"]) == set(range(n_waves))
+    assert set(rows["simulator_seed"]) == {11, 12, 13, 14, 15}
+    effect = read_question("interface", folder).results.effects[0]
+    assert (effect.n_brains, effect.n_models) == (5, n_waves)
+
+
+def test_a_later_wave_does_not_stand_in_for_the_first(made_results):
+    """All brains have model seed 1, one of them lacks model seed 0."""
+    folder = made_results("interface", n_worlds=10)
+    path = folder / "interface" / "results.parquet"
+    rows = pd.read_parquet(path)
+    rows[rows["world"] != "brain12-models0"].to_parquet(path, index=False)
+    change_record(
+        folder, worlds=[world for world in sorted(set(rows["world"])) if world != "brain12-models0"]
+    )
+    with pytest.raises(
+        DataError, match=r"expected all brains .* with the first model seed, found the worlds"
+    ):
+        read_results(folder / "interface")
+
+
+def test_a_brain_without_one_of_the_systems_does_not_make_a_wave(made_results):
+    folder = made_results("interface", n_worlds=5)
+    path = folder / "interface" / "results.parquet"
+    rows = pd.read_parquet(path)
+    rows[(rows["world"] != "brain12-models0") | (rows["system"] != "prefix")].to_parquet(path, index=False)
+    with pytest.raises(DataError, match="expected all brains"):
+        read_results(folder / "interface")
+
+
+def test_a_run_without_a_whole_wave_is_refused(made_results):
+    folder = made_results("interface", n_worlds=4)
+    with pytest.raises(DataError, match="go on with `bitllm reproduce interface`"):
+        read_results(folder / "interface")
+
+
+def test_a_quick_run_is_refused(made_results):
+    with pytest.raises(DataError, match="found those of a quick one"):
+        read_questions(made_results("interface", is_quick=True))
+
+
+def test_rows_and_record_of_two_runs_are_refused(made_results):
+    folder = made_results("interface")
+    change_record(folder, config_sha256="f" * 64)
+    with pytest.raises(DataError, match="expected rows of the configuration ffffffffffff"):
+        read_results(folder / "interface")
+    made_results("interface")
+    change_record(folder, worlds=["brain11-models0"])
+    with pytest.raises(DataError, match="expected rows of the worlds that"):
+        read_results(folder / "interface")
+
+
+def test_a_record_without_its_rows_is_refused(made_results):
+    folder = made_results("interface")
+    (folder / "interface" / "results.parquet").unlink()
+    with pytest.raises(DataError, match=r"expected the rows that results\.json tells of, found none"):
+        read_results(folder / "interface")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "what"),
+    [
+        ("negligible: 1.0", "negligible: 9.0", "claims"),
+        ("prefix: {sft: {interface: prefix}}", "prefix: {sft: {interface: prefix_mlp}}", "systems"),
+        ("simulator_seeds: [11, ", "simulator_seeds: [10, ", "simulator_seeds"),
+    ],
+)
+def test_a_configuration_that_was_changed_after_its_result_is_refused(old, new, what, made_results):
+    folder = made_results("interface")
+    path = folder / "interface" / "config.yaml"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(DataError, match=f"found other {what}; a rule is not changed after its result"):
+        read_questions(folder)
+
+
+def test_more_brains_than_the_run_had_may_stand_in_the_configuration(made_results):
+    folder = made_results("interface")
+    path = folder / "interface" / "config.yaml"
+    path.write_text(path.read_text().replace("14, 15]", "14, 15, 16]").replace("[0, 1, 2]", "[0, 1, 2, 3]"))
+    question = read_question("interface", folder)
+    assert len(question.config.simulator_seeds) == 6
+    assert question.results.effects[0].n_brains == 5
+
+
+def test_the_posters_questions_come_first_in_its_order(experiments):
+    names = [question.name for question in read_questions(experiments)]
+    assert names[:5] == ["interface", "alignment", "encoder", "perturbation", "reward"]
+    assert names[5:] == sorted(names[5:])
+    assert read_experiment("interface", experiments) == read_question("interface", experiments).config
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("**Verdict.** Not run yet.\n", None),
+        ("**Result.** No paragraph.\n", None),
+        ("**Verdict.** Borne\nout. By far.\n\nMore.", "Borne out. By far."),
+    ],
+)
+def test_the_verdict_is_one_paragraph_of_the_readme(text, verdict, tmp_path):
+    (tmp_path / "README.md").write_text(f"# Interface\n\n{text}")
+    assert read_verdict(tmp_path / "README.md") == verdict
+    assert read_verdict(tmp_path / "none.md") is None

@@ -1,0 +1,89 @@
+import pytest
+import yaml
+
+from bitllm.errors import ConfigError
+from bitllm.experiments.config import (
+    ExperimentConfig,
+    experiment_names,
+    fewer_worlds,
+    read_experiment,
+    read_experiments,
+)
+from bitllm.experiments.recipe import read_recipe
+
+
+def values_of(name, experiments):
+    """A configuration as it stands in its file, with its recipe read."""
+    values = yaml.safe_load((experiments / name / "config.yaml").read_text())
+    return values | {"recipe": read_recipe(experiments, values["recipe"]).model_dump()}
+
+
+def test_every_question_has_its_prediction_and_a_quick_version(experiments):
+    for name in experiment_names(experiments):
+        readme = (experiments / name / "README.md").read_text(encoding="utf-8")
+        for part in ("**Question.**", "**Prediction**", "**Command.**", "**Result.**", "**Verdict.**"):
+            assert part in readme
+        config = read_experiment(name, experiments)
+        assert f"**Question.** {config.question}" in readme
+        assert len(config.simulator_seeds) >= 3 or "One brain decides nothing" in readme
+        quick = read_experiment(name, experiments, is_quick=True)
+        assert (len(quick.worlds), list(quick.systems)) == (1, list(config.systems))
+        assert quick.claims == config.claims
+
+
+def test_all_brains_come_with_the_first_model_seed_then_with_the_next(experiments):
+    worlds = read_experiment("interface", experiments).worlds
+    assert [models for _, models in worlds] == sorted(models for _, models in worlds)
+    assert [brain for brain, _ in worlds[:5]] == [brain for brain, _ in worlds[5:10]] == [11, 12, 13, 14, 15]
+
+
+def test_all_systems_differ_in_what_is_asked_alone(experiments):
+    config = read_experiment("interface", experiments)
+    plain = config.sft_of("cross_attention", 0.003).model_dump()
+    other = config.sft_of("prefix_mlp", 0.003).model_dump()
+    assert {key for key in plain if plain[key] != other[key]} == {"interface"}
+    assert config.sft_of("prefix", 0.01).optimizer.learning_rate == 0.01
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"systems": {"prefix": {"sft": {"interfase": "prefix"}}}}, "unknown key `interfase`; did you mean"),
+        ({"systems": {"rft": {"after": "sft"}, "sft": {}}}, "which must stand above it"),
+        (
+            {"systems": {"cross_attention": {}, "prefix": {}}},
+            r"no system prefix_mlp; did you mean `prefix`\?",
+        ),
+        ({"systems": {"rft": {"after": "stf"}, "sft": {}}}, r"no system stf; did you mean `sft`\?"),
+        ({"systems": {"a": {"rate_of": "b"}, "b": {}}}, "which must stand above it"),
+        ({"along": {"prefx": 1.0}}, r"no system prefx; did you mean `prefix`\?"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_refused(change, message, experiments):
+    with pytest.raises(ConfigError, match=message):
+        ExperimentConfig.parse(values_of("interface", experiments) | change)
+
+
+def test_a_claim_about_a_control_that_does_not_run_is_refused(experiments):
+    values = values_of("interface", experiments)
+    values["claims"][0]["less"]["control"] = "other_subject"
+    with pytest.raises(ConfigError, match="a claim needs the control other_subject"):
+        ExperimentConfig.parse(values)
+
+
+def test_fewer_worlds_are_the_first_ones(experiments):
+    config = read_experiment("interface", experiments)
+    assert fewer_worlds(config, 2, 1).worlds == ((11, 0), (12, 0))
+    assert fewer_worlds(config, None, None) == config
+    for brains, models, option in ((0, None, "--seeds"), (None, 0, "--model-seeds")):
+        with pytest.raises(ConfigError, match=f"expected {option} of at least 1"):
+            fewer_worlds(config, brains, models)
+
+
+def test_questions_that_are_not_there_or_none_are_refused(experiments, tmp_path):
+    with pytest.raises(ConfigError, match="did you mean `interface`"):
+        read_experiments(("interfase",), experiments, is_quick=False)
+    with pytest.raises(ConfigError, match="found none; name one"):
+        read_experiments((), experiments, is_quick=False)
+    with pytest.raises(ConfigError, match="expected a folder with experiments"):
+        experiment_names(tmp_path)
