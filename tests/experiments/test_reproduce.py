@@ -16,8 +16,18 @@ from bitllm.experiments.world import World
 from bitllm.stages.rewards import RewardWeights
 from bitllm.training.steps import Steps
 
-OTHERS = ("alignment", "adapters", "coordinates", "few_shot", "repetitions", "subjects")
-LONG = ("leave_one_out", "misalignment", "perturbation", "reward", "signal", "smollm2", "training_data")
+OTHERS = (
+    "alignment",
+    "adapters",
+    "coordinates",
+    "few_shot",
+    "perturbation",
+    "repetitions",
+    "reward",
+    "signal",
+    "subjects",
+)
+LONG = ("leave_one_out", "misalignment", "smollm2", "training_data")
 
 
 def quiet(*said):
