@@ -27,7 +27,7 @@ OTHERS = (
     "signal",
     "subjects",
 )
-LONG = ("leave_one_out", "misalignment", "smollm2", "training_data")
+LONG = ("leave_one_out", "longer_captioning", "misalignment", "smollm2", "training_data")
 
 
 def quiet(*said):
