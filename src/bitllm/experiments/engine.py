@@ -61,7 +61,7 @@ class Laboratory:
         self, out: Path, experiments: Experiments, *, tell: Callable[[str], None], progress: Progress
     ) -> None:
         self.out, self.experiments, self.tell, self.progress = Path(out), experiments, tell, progress
-        self.steps = Steps(self.out / WORLDS, tell, "reproduce")
+        self.steps = Steps(self.out / WORLDS, tell, "reproduce", tells_kept=False)
         self.recipe = next(iter(experiments.values())).recipe
 
     def world(self, seeds: tuple[int, int]) -> World:

@@ -32,11 +32,14 @@ class Steps:
         Called with one line for each step that is done or kept.
     maker
         Command that the folder belongs to; a folder of another one is refused.
+    tells_kept
+        Whether there is a line for each step that an earlier run finished.
     """
 
     folder: Path
     tell: Callable[[str], None]
     maker: str = "demo"
+    tells_kept: bool = True
     seconds: dict[str, float] = field(default_factory=dict)
     """Time that each step took when it was made."""
     keys: dict[str, str] = field(default_factory=dict)
@@ -81,6 +84,7 @@ class Steps:
             make()
             self.seconds[name], self.keys[name] = round(time.perf_counter() - start, 1), key
             write_json(mark, {"key": key, "seconds": self.seconds[name]})
+            self._lock(name).unlink(missing_ok=True)  # whoever still waits for it finds the mark
             self.tell(f"{name:<20} {self.seconds[name]:6.1f} s")
 
     @contextmanager
@@ -95,7 +99,7 @@ class Steps:
         if fcntl is None:
             yield True
             return
-        with (self.folder / "steps" / f"{name}.lock").open("w") as file:
+        with self._lock(name).open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -108,6 +112,9 @@ class Steps:
                 self.tell(f"{self.folder}: this file system has no locks; run one process at a time here")
             yield True
 
+    def _lock(self, name: str) -> Path:
+        return self.folder / "steps" / f"{name}.lock"
+
     def _mark(self, name: str) -> Path:
         return self.folder / "steps" / f"{name}.json"
 
@@ -117,6 +124,7 @@ class Steps:
             return False
         if self.keys.get(name) != key:  # not told again for every question
             self.kept.append(name)
-            self.tell(f"{name:<20} kept from an earlier run")
+            if self.tells_kept:
+                self.tell(f"{name:<20} kept from an earlier run")
         self.seconds[name], self.keys[name] = done["seconds"], key
         return True

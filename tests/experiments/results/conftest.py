@@ -93,6 +93,9 @@ def made_results(experiments: Path, tmp_path: Path) -> MadeResults:
     folder = tmp_path / "experiments"
     for name in NAMES:
         shutil.copytree(experiments / name, folder / name, ignore=shutil.ignore_patterns("results.*"))
+        readme = folder / name / "README.md"
+        before, _, _ = readme.read_text(encoding="utf-8").partition("**Verdict.**")
+        readme.write_text(f"{before}**Verdict.** Not run yet.\n", encoding="utf-8")
     shutil.copytree(experiments / "recipes", folder / "recipes")
 
     def write(name: str, *, n_worlds: int | None = None, to: Path = folder, **changes: object) -> Path:
