@@ -20,14 +20,20 @@ OTHERS = (
     "alignment",
     "adapters",
     "coordinates",
-    "few_shot",
     "perturbation",
     "repetitions",
     "reward",
     "signal",
-    "subjects",
 )
-LONG = ("leave_one_out", "longer_captioning", "misalignment", "smollm2", "training_data")
+LONG = (
+    "few_shot",
+    "subjects",
+    "leave_one_out",
+    "longer_captioning",
+    "misalignment",
+    "smollm2",
+    "training_data",
+)
 
 
 def quiet(*said):

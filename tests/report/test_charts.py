@@ -6,7 +6,7 @@ from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bitllm.report.charts import Bar, Series, bar_chart, difference_chart, line_chart, nice_ticks, thinned
@@ -81,6 +81,7 @@ def test_bars_that_are_all_zero_are_drawn():
 
 
 @given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6))
+@example(0.0, 5e-324)  # a quarter of the smallest number is 0
 def test_ticks_are_at_least_two_equally_spaced_round_numbers(low, high):
     ticks = nice_ticks(min(low, high), max(low, high))
     steps = [after - before for before, after in pairwise(ticks)]

@@ -8,6 +8,7 @@ all text.
 
 import math
 import re
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 from xml.etree.ElementTree import Element, SubElement, tostring
@@ -136,7 +137,7 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str = "step") -
 
 def nice_ticks(low: float, high: float, n_about: int = 4) -> list[float]:
     """Round numbers within ``low`` to ``high``, about ``n_about`` of them, at least two."""
-    if not high > low:
+    if not (high - low) / n_about > sys.float_info.min:  # equal, or as good as
         low, high = low - (abs(low) * 0.1 or 0.5), high + (abs(high) * 0.1 or 0.5)
     rough = (high - low) / n_about
     power = 10.0 ** math.floor(math.log10(rough))

@@ -10,9 +10,11 @@ import pandas as pd
 import pytest
 
 from bitllm.experiments.config import read_experiment
+from bitllm.experiments.results.read import Question, read_questions
 from bitllm.files import sha256_of_json
 from bitllm.metrics.bleu import bleu_counts
 
+EXPERIMENTS = Path(__file__).resolve().parents[3] / "experiments"
 NAMES = ("interface", "alignment", "encoder", "signal")
 N_IMAGES = 12
 REFERENCE = "a red cat sits on a mat"
@@ -85,6 +87,12 @@ def made_record(name, config, worlds):
             for system, changes in config.systems.items()
         },
     }
+
+
+@pytest.fixture(scope="session")
+def questions() -> list[Question]:
+    """The project's own questions with their results, read once."""
+    return read_questions(EXPERIMENTS)
 
 
 @pytest.fixture

@@ -102,8 +102,8 @@ def test_more_brains_than_the_run_had_may_stand_in_the_configuration(made_result
     assert question.results.effects[0].n_brains == 5
 
 
-def test_the_posters_questions_come_first_in_its_order(experiments):
-    names = [question.name for question in read_questions(experiments)]
+def test_the_posters_questions_come_first_in_its_order(experiments, questions):
+    names = [question.name for question in questions]
     assert names[:5] == ["interface", "alignment", "encoder", "perturbation", "reward"]
     assert names[5:] == sorted(names[5:])
     assert read_experiment("interface", experiments) == read_question("interface", experiments).config

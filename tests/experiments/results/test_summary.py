@@ -8,8 +8,8 @@ def rows_of(summary, name):
     return [line for line in summary.splitlines() if line.startswith(f"| [{title(name)}]")]
 
 
-def test_all_five_questions_of_the_poster_stand_in_it_with_its_figures(experiments):
-    summary = make_summary(read_questions(experiments))
+def test_all_five_questions_of_the_poster_stand_in_it_with_its_figures(experiments, questions):
+    summary = make_summary(questions)
     assert {row.name for row in HEADLINES} == set(POSTER)
     for row in HEADLINES:
         claim = read_experiment(row.name, experiments).claims[row.claim]
@@ -60,8 +60,8 @@ def test_a_verdict_without_results_is_not_told(made_results):
     assert "### What it says" not in make_summary(read_questions(folder))
 
 
-def test_the_words_that_it_uses_are_explained(experiments):
-    summary = make_summary(read_questions(experiments))
+def test_the_words_that_it_uses_are_explained(questions):
+    summary = make_summary(questions)
     explained = summary[summary.index("**The words.**") : summary.index("### The poster's")]
     for word in (
         "CIDEr",
