@@ -23,15 +23,15 @@ OTHERS = (
     "perturbation",
     "repetitions",
     "reward",
-    "signal",
 )
 LONG = (
     "few_shot",
-    "subjects",
     "leave_one_out",
     "longer_captioning",
     "misalignment",
+    "signal",
     "smollm2",
+    "subjects",
     "training_data",
 )
 

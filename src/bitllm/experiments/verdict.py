@@ -128,7 +128,8 @@ def draw_differences(
     for more, less in pairs:
         n_models, n_images = more.shape[:2]
         models = rng.multinomial(n_models, np.full(n_models, 1 / n_models), size=n_draws) / n_models
-        images = rng.multinomial(n_images, np.full(n_images, 1 / n_images), size=n_draws)
+        # as float, so that the product below is one of matrices
+        images = rng.multinomial(n_images, np.full(n_images, 1 / n_images), size=n_draws).astype(np.float64)
         of_model = [
             value(np.tensordot(images, numbers, axes=(1, 1)), n_images)  # [draws, models]
             for numbers in (more, less)

@@ -1,6 +1,7 @@
 """The tables of a question: its claims, its systems, and where its numbers come from."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -139,6 +140,10 @@ def _over(captions: list[list[str]], measure: Callable[[list[str]], float]) -> f
 
 
 def _words_of(rows: pd.DataFrame) -> dict[str, str]:
-    """Every caption's words, each caption tokenised once."""
-    unique = sorted(set(rows["caption"]))
-    return dict(zip(unique, ptb_tokenize(unique), strict=True))
+    return {caption: _words(caption) for caption in sorted(set(rows["caption"]))}
+
+
+@cache
+def _words(caption: str) -> str:
+    """A caption's words; questions share systems, and with them captions."""
+    return ptb_tokenize([caption])[0]
