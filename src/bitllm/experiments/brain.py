@@ -16,6 +16,7 @@ from bitllm.data.splits import WITHIN_SUBJECT, Split, images_seen, make_split, w
 from bitllm.data.store import Store, open_store
 from bitllm.errors import ConfigError
 from bitllm.experiments.config import SplitChanges, SystemConfig
+from bitllm.experiments.recipe import Recipe
 from bitllm.files import folder_written_whole, read_json, sha256_of_file, write_json
 from bitllm.simulation.parameters import SIMULATION_VERSION, SimulationConfig, preset
 from bitllm.simulation.release import simulate_release
@@ -24,6 +25,9 @@ from bitllm.training.steps import Steps
 from bitllm.training.workspace import versions
 
 SplitName = Literal["develop", "poster"]
+
+UNCHANGED = SystemConfig()
+"""A system with the recipe's own brain."""
 
 _PLACES, _INDICES = ["x_mm", "y_mm", "z_mm"], ["i", "j", "k"]
 
@@ -45,10 +49,8 @@ def named(changes: Mapping[str, Any]) -> str:
     )
 
 
-def data_name(simulator_seed: int, system: SystemConfig | None = None) -> str:
-    """Name of the brain that a system learns from; without a system that of the recipe."""
-    if system is None:
-        return f"brain{simulator_seed}"
+def data_name(simulator_seed: int, system: SystemConfig = UNCHANGED) -> str:
+    """Name of the brain that a system learns from; by default that of the recipe."""
     places = {"coordinates": system.coordinates} if system.coordinates != "mni" else {}
     changes = named({**system.simulation, **places})
     return f"brain{simulator_seed}" + (f" {changes}" if changes else "")
@@ -57,49 +59,38 @@ def data_name(simulator_seed: int, system: SystemConfig | None = None) -> str:
 def make_data(
     root: Path,
     simulator_seed: int,
-    system: SystemConfig | None,
+    system: SystemConfig,
+    recipe: Recipe,
     *,
-    preset_name: str,
-    validation_fraction: float,
     steps: Steps,
     progress: Progress,
 ) -> Path:
     """The folder of a brain's store, made unless it is there; its release is deleted as soon as the store is whole."""
-    name, unchanged = data_name(simulator_seed, system), system is None or not system.simulation
-    folder = root / name
-    if system is not None and system.coordinates == "indices":
+    name = data_name(simulator_seed, system)
+    folder = root / name / "store"
+    if system.coordinates == "indices":
         plain = system.model_copy(update={"coordinates": "mni"})
-        source = make_data(
-            root,
-            simulator_seed,
-            plain,
-            preset_name=preset_name,
-            validation_fraction=validation_fraction,
-            steps=steps,
-            progress=progress,
-        )
+        source = make_data(root, simulator_seed, plain, recipe, steps=steps, progress=progress)
         steps.run(
             f"{name} places",
-            lambda: places_from_indices(open_store(source), folder / "store"),
+            lambda: places_from_indices(open_store(source), folder),
             settings=None,
             after=(f"{data_name(simulator_seed, plain)} prepare",),
         )
-        return folder / "store"
-    simulation = preset(preset_name).changed(**({} if unchanged or system is None else system.simulation))
+        return folder
+    simulation, share = preset(recipe.preset).changed(**system.simulation), recipe.validation_fraction
     steps.run(
         f"{name} prepare",
-        lambda: _make_store(
-            folder, simulation, seed=simulator_seed, share=validation_fraction, progress=progress
-        ),
+        lambda: _make_store(root / name, simulation, seed=simulator_seed, share=share, progress=progress),
         settings=[
             versions()["bitllm"],
             SIMULATION_VERSION,
             simulation.model_dump(mode="json"),
             simulator_seed,
-            validation_fraction,
+            share,
         ],
     )
-    return folder / "store"
+    return folder
 
 
 def _make_store(
@@ -137,7 +128,7 @@ def split_name(name: SplitName, changes: SplitChanges) -> str:
 
 
 def changed_split(store: Store, name: SplitName, changes: SplitChanges, *, seed: int) -> Split:
-    """The develop or the poster split with a system's changes.
+    """The develop or the poster split with a system's changes; develop holds out the same subject always.
 
     Raises
     ------

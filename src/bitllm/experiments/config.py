@@ -58,11 +58,6 @@ class SystemConfig(StrictConfig):
     rate_of: str | None = None
     """System whose chosen learning rate it takes, where it is not tried with all."""
 
-    @property
-    def changes_data(self) -> bool:
-        """Whether it has other betas, or other training data, than the poster's split of the recipe's brain."""
-        return bool(self.simulation) or self.coordinates != "mni" or self.split != SplitChanges()
-
 
 class Arm(StrictConfig):
     """One side of a comparison: a system under one input."""

@@ -217,7 +217,7 @@ def make_systems(laboratory: Laboratory, name: str, seeds: tuple[int, int], chos
     """Train and judge every system of a question in one world."""
     for trained in systems_in(laboratory, name, seeds, chosen):
         trained.make()
-        if laboratory.experiments[name].diagnostics and trained.before is None:
+        if trained.has_diagnostics:
             make_diagnostics(trained)
 
 
@@ -236,11 +236,6 @@ def plan_of(laboratory: Laboratory) -> Plan:
     return Plan(steps, laboratory.recipe.seconds)
 
 
-def _is_judged(laboratory: Laboratory, name: str, trained: Trained) -> bool:
-    needs_encoder = laboratory.experiments[name].diagnostics and trained.before is None
-    return trained.rows_path.exists() and (not needs_encoder or trained.encoder_path.exists())
-
-
 def write_results(folder: Path, rows: pd.DataFrame, record: dict[str, Any]) -> None:
     """Write rows and their record, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -250,7 +245,7 @@ def write_results(folder: Path, rows: pd.DataFrame, record: dict[str, Any]) -> N
     write_json(folder / RECORD, record)
 
 
-def _record(name: str, config: ExperimentConfig, steps: Steps, *, is_quick: bool) -> dict[str, Any]:
+def _record(name: str, config: ExperimentConfig, *, is_quick: bool) -> dict[str, Any]:
     content = config.model_dump(mode="json")
     return {
         "question": name,
@@ -270,14 +265,11 @@ def _collect(laboratory: Laboratory, name: str, chosen: Rates, *, is_quick: bool
     config, parts, done = laboratory.experiments[name], [], []
     for seeds in config.worlds:
         systems = systems_in(laboratory, name, seeds, chosen)
-        if not all(_is_judged(laboratory, name, trained) for trained in systems):
+        if not all(trained.is_judged for trained in systems):
             continue
         done.append(systems[0].world.name)
-        parts += [
-            rows_with_encoder(one) if config.diagnostics and one.before is None else one.rows()
-            for one in systems
-        ]
-    record = _record(name, config, laboratory.steps, is_quick=is_quick) | {
+        parts += [rows_with_encoder(one) if one.has_diagnostics else one.rows() for one in systems]
+    record = _record(name, config, is_quick=is_quick) | {
         "worlds": done,
         "is_complete": len(done) == len(config.worlds),
         "learning_rates": chosen,

@@ -124,6 +124,16 @@ class Trained:
         return self.folder.with_name(self.folder.name + self._judged + ".parquet")
 
     @property
+    def has_diagnostics(self) -> bool:
+        """Whether its encoder is judged alone: in a question about encoders, but not again after rft."""
+        return self.config.diagnostics and self.before is None
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether all its rows are there."""
+        return self.rows_path.exists() and (not self.has_diagnostics or self.encoder_path.exists())
+
+    @property
     def _judged(self) -> str:
         return " judged" if self.system.averaged else " judged on single trials"
 

@@ -15,7 +15,15 @@ from bitllm.data.splits import Split
 from bitllm.data.store import Store, open_store
 from bitllm.data.targets import Targets, load_clip, load_targets, make_targets, save_targets
 from bitllm.evaluation.grounding.inputs.held_out import HeldOut, first_trials, read_held_out
-from bitllm.experiments.brain import SplitName, changed_split, data_name, make_data, named, split_name
+from bitllm.experiments.brain import (
+    UNCHANGED,
+    SplitName,
+    changed_split,
+    data_name,
+    make_data,
+    named,
+    split_name,
+)
 from bitllm.experiments.config import ExperimentConfig, SystemConfig
 from bitllm.experiments.recipe import Recipe
 from bitllm.model.aligner import BrainAligner, load_aligner
@@ -69,7 +77,7 @@ class World:
         """Name of a step of this world."""
         return f"{self.name} {name}"
 
-    def store(self, system: SystemConfig | None = None) -> Store:
+    def store(self, system: SystemConfig = UNCHANGED) -> Store:
         """The store that a system learns from, made unless it is there."""
         name = data_name(self.simulator_seed, system)
         if name not in self._stores:
@@ -77,8 +85,7 @@ class World:
                 self.root,
                 self.simulator_seed,
                 system,
-                preset_name=self.recipe.preset,
-                validation_fraction=self.recipe.validation_fraction,
+                self.recipe,
                 steps=self.steps,
                 progress=self.progress,
             )

@@ -4,7 +4,7 @@ from bitllm.experiments.results.curves import draw_curves
 from bitllm.experiments.results.drawing import as_svg, style
 from bitllm.experiments.results.forest import draw_forest
 from bitllm.experiments.results.read import Question
-from bitllm.experiments.results.wording import counted, size, verdict
+from bitllm.experiments.results.wording import along_in_words, counted, size, verdict
 
 
 def make_figure(question: Question) -> str:
@@ -29,13 +29,8 @@ def alt_text(question: Question) -> str:
             f"One row for each claim: the difference with its 95 % interval and a point for every brain "
             f"({size(question)}). Verdicts: {found}. The numbers stand in the table above."
         )
-    rows = results.rows[results.rows["control"] == "real"]
-    parts = [
-        f"{rows.loc[rows['system'] == system, 'cider'].mean():.1f} at {amount:g}"
-        for system, amount in sorted(config.along.items(), key=lambda one: one[1])
-    ]
     return (
         f"CIDEr with the image's own responses and with another image's, and bits per caption, along {config.unit}, "
         f"with 95 % intervals and a point for every brain ({size(question)}). CIDEr with the own responses: "
-        f"{', '.join(parts)}."
+        f"{along_in_words(question)}."
     )

@@ -11,7 +11,7 @@ from bitllm.experiments.results.figures import alt_text, make_figure
 from bitllm.experiments.results.read import Question, read_questions
 from bitllm.experiments.results.summary import make_summary, title
 from bitllm.experiments.results.tables import claims_table, origin, systems_table
-from bitllm.experiments.results.wording import NOT_RUN, must_not
+from bitllm.experiments.results.wording import NOT_RUN, difference, interval, must_not, number
 from bitllm.experiments.verdict import Effect, effect_of, verdict_of
 from bitllm.files import file_written_whole
 
@@ -79,11 +79,12 @@ def _page_of(questions: list[Question]) -> str:
 
 
 def _in_words(claim: Claim, effect: Effect) -> str:
-    difference = f"{effect.difference:+.2f} [{effect.low:.2f}, {effect.high:.2f}]".replace("-", "−")
+    name = claim.measure
     return (
-        f"{claim.measure} {claim.more} {effect.more:.2f}, {claim.less} {effect.less:.2f}, difference "
-        f"{difference}, p {effect.p:.3f}, {verdict_of(effect, claim.negligible)} ({effect.n_brains} brains, "
-        f"{effect.n_models} model seeds, {effect.n_images} images)"
+        f"{name} {claim.more} {number(effect.more, name)}, {claim.less} {number(effect.less, name)}, "
+        f"{difference(claim)} {interval(effect, name)}, p {effect.p:.3f}, "
+        f"{verdict_of(effect, claim.negligible)} ({effect.n_brains} brains, {effect.n_models} model seeds, "
+        f"{effect.n_images} images)"
         f"{'; it must not come out' if must_not(claim) else ''}"
     )
 

@@ -7,6 +7,7 @@ from bitllm.experiments.results.read import POSTER, Question
 from bitllm.experiments.results.wording import (
     MEASURES,
     NOT_RUN,
+    along_in_words,
     counted,
     difference,
     interval,
@@ -178,16 +179,9 @@ def _here(question: Question, place: int) -> str:
 
 def _along(question: Question) -> str | None:
     """Mean CIDEr at every amount, for a question about one."""
-    config, results = question.config, question.results
-    assert results is not None
-    if not config.along:
+    if not question.config.along:
         return None
-    rows = results.rows[results.rows["control"] == "real"]
-    steps = [
-        f"{rows.loc[rows['system'] == system, 'cider'].mean():.1f} at {amount:g}"
-        for system, amount in sorted(config.along.items(), key=lambda one: one[1])
-    ]
-    return f"{config.unit}: CIDEr {', '.join(steps)}; {size(question, names=False)}"
+    return f"{question.config.unit}: CIDEr {along_in_words(question)}; {size(question, names=False)}"
 
 
 def _with_measure(poster: str, measure: str) -> str:

@@ -84,6 +84,16 @@ def size(question: Question, *, names: bool = True) -> str:
     return f"{brains} × {models} × {n_images}" + (" images" if names else "")
 
 
+def along_in_words(question: Question) -> str:
+    """Mean CIDEr with the own responses at every amount, ascending, for a question about one."""
+    assert question.results is not None
+    rows = question.results.rows[question.results.rows["control"] == "real"]
+    return ", ".join(
+        f"{rows.loc[rows['system'] == system, 'cider'].mean():.1f} at {amount:g}"
+        for system, amount in sorted(question.config.along.items(), key=lambda one: one[1])
+    )
+
+
 def _of(n: int, planned: int, what: str) -> str:
     number, so_far = (f"{n}", "") if n == planned else (f"{n} of {planned}", " so far")
     return f"{number} {what}{'' if planned == 1 else 's'}{so_far}" if what else number

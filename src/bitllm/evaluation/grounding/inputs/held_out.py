@@ -102,16 +102,7 @@ def read_held_out(
     trials = select_trials(
         store, split, part, averaged=averaged, subjects=None if subject is None else [subject]
     )
-    references = [store.captions[int(nsd_id)] for nsd_id in trials.nsd_id]
-    return HeldOut(
-        store,
-        trials.subjects[0],
-        trials,
-        betas_of(trials),
-        references,
-        CaptionScorer(references, image_ids=trials.nsd_id.tolist()),
-        part,
-    )
+    return _of_trials(trials, part)
 
 
 def first_trials(held_out: HeldOut) -> HeldOut:
@@ -124,13 +115,15 @@ def first_trials(held_out: HeldOut) -> HeldOut:
         rows=[held_out.trials.rows[row] for row in rows],
         nsd_id=held_out.nsd_id[rows],
     )
-    references = [held_out.references[row] for row in rows]
-    scorer = CaptionScorer(references, image_ids=trials.nsd_id.tolist())
-    return HeldOut(
-        held_out.store, held_out.subject, trials, held_out.betas[rows], references, scorer, held_out.part
-    )
+    return _of_trials(trials, held_out.part)
 
 
 def betas_of(trials: TrialSet) -> Float[np.ndarray, "n voxels"]:
     """All betas of a set of trials of *one* subject."""
     return np.stack([trials.betas(index) for index in range(len(trials))])
+
+
+def _of_trials(trials: TrialSet, part: str) -> HeldOut:
+    references = [trials.store.captions[int(nsd_id)] for nsd_id in trials.nsd_id]
+    scorer = CaptionScorer(references, image_ids=trials.nsd_id.tolist())
+    return HeldOut(trials.store, trials.subjects[0], trials, betas_of(trials), references, scorer, part)
