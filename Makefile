@@ -49,7 +49,7 @@ results: $(VENV)/.runtime
 	$(BIN)/python -m bitllm.experiments.results
 
 test: $(VENV)/.dev
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

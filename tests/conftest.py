@@ -5,6 +5,8 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes test side by side: each has one core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from jaxtyping import install_import_hook
 
@@ -21,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from bitllm.cli import main
 from bitllm.data.prepare import prepare_nsd
@@ -68,15 +71,39 @@ def no_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
 
 
+MadeOnce = Callable[[str, Callable[[Path], None]], Path]
+
+
 @pytest.fixture(scope="session")
-def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """A folder that several tests read, made by the first process that needs it: ``made_once("name", make)``."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def folder_of(name: str, make: Callable[[Path], None]) -> Path:
+        folder, mark = root / f"made-{name}", root / f"made-{name}.whole"
+        with FileLock(root / f"made-{name}.lock"):
+            if not mark.exists():
+                folder.mkdir()
+                make(folder)
+                mark.touch()
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def demo_folder(made_once: MadeOnce) -> Path:
     """The whole road once, by the real command on the smallest configuration; for tests that only read."""
-    out = tmp_path_factory.mktemp("demo") / "out"
-    said = io.StringIO()
-    with redirect_stdout(said):
-        main(["demo", "--config", "smoke", "--out", str(out)])
-    (out.parent / "said.txt").write_text(said.getvalue(), encoding="utf-8")
-    return out
+
+    def make(folder: Path) -> None:
+        said = io.StringIO()
+        with redirect_stdout(said):
+            main(["demo", "--config", "smoke", "--out", str(folder / "out")])
+        (folder / "said.txt").write_text(said.getvalue(), encoding="utf-8")
+
+    return made_once("demo", make) / "out"
 
 
 @pytest.fixture(scope="module")
@@ -156,34 +183,38 @@ class EasyBrain(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def easy_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def easy_release(made_once: MadeOnce) -> Path:
     """The tiny preset with little noise and one tuning for all subjects, and its store."""
-    out = tmp_path_factory.mktemp("easy")
     changes = {"ncsnr_median": 3.0, "shared_tuning": 0.95, "voxel_tuning": 0.05, "misalignment_mm": 0.0}
     config = SimulationConfig.parse(preset("tiny").model_dump() | changes | {"voxel_mm": 12.0})
-    simulate_release(out / "nsd", config, seed=1)
-    prepare_nsd(out / "nsd", out / "store", seed=1, validation_fraction=0.3)
-    return out
+
+    def make(folder: Path) -> None:
+        simulate_release(folder / "nsd", config, seed=1)
+        prepare_nsd(folder / "nsd", folder / "store", seed=1, validation_fraction=0.3)
+
+    return made_once("easy-release", make)
 
 
 @pytest.fixture(scope="session")
-def easy(easy_release: Path) -> EasyBrain:
+def easy(easy_release: Path, made_once: MadeOnce) -> EasyBrain:
     """The easy brain with the small models trained on it."""
     store = open_store(easy_release / "store")
     split = make_split(store, "poster")
-    save_split(split, easy_release / "split.json")
-    encoder = EncoderConfig(
-        n_queries=64, rank=32, n_brain_tokens=4, token_width=32, n_blocks=1, n_frequencies=48
-    )
-    brain = EasyBrain(easy_release, store, split, _true_targets(easy_release, store), encoder)
-    train_align(
-        store, split, brain.targets, easy_release / "align", encoder_config=encoder, config=EASY_ALIGN, seed=0
-    )
-    train_small_llm(store, easy_release / "llm", EASY_LLM, seed=0)
-    train_easy_sft(brain, easy_release / "sft", EASY_SFT)
-    return brain
+    targets = _true_targets(easy_release, store)
+
+    def make(folder: Path) -> None:
+        save_split(split, folder / "split.json")
+        where, how = folder / "align", {"encoder_config": EASY_ENCODER, "config": EASY_ALIGN, "seed": 0}
+        train_align(store, split, targets, where, **how)
+        train_small_llm(store, folder / "llm", EASY_LLM, seed=0)
+        train_easy_sft(EasyBrain(folder, store, split, targets, EASY_ENCODER), folder / "sft", EASY_SFT)
+
+    return EasyBrain(made_once("easy", make), store, split, targets, EASY_ENCODER)
 
 
+EASY_ENCODER = EncoderConfig(
+    n_queries=64, rank=32, n_brain_tokens=4, token_width=32, n_blocks=1, n_frequencies=48
+)
 EASY_ALIGN = AlignConfig(
     optimizer=OptimizerConfig(steps=60, batch_size=64, learning_rate=2e-3, warmup_steps=5), validate_every=30
 )
@@ -201,10 +232,13 @@ EASY_SFT = SftConfig(
 
 
 @pytest.fixture(scope="session")
-def small_clip_folder(easy_release: Path) -> Path:
+def small_clip_folder(easy_release: Path, made_once: MadeOnce) -> Path:
     """A small CLIP, trained for a few steps on the easy brain's training images."""
-    train_small_clip(open_store(easy_release / "store"), easy_release / "clip", SMALL_CLIP, seed=0)
-    return easy_release / "clip"
+
+    def make(folder: Path) -> None:
+        train_small_clip(open_store(easy_release / "store"), folder / "clip", SMALL_CLIP, seed=0)
+
+    return made_once("small-clip", make) / "clip"
 
 
 @pytest.fixture(scope="session")

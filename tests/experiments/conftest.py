@@ -1,6 +1,7 @@
 """One quick run of two questions by the real command; for tests that only read."""
 
 import io
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
@@ -22,12 +23,16 @@ class QuickRun(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> QuickRun:
-    out = tmp_path_factory.mktemp("reproduce") / "quick"
-    said = io.StringIO()
-    with redirect_stdout(said):
-        main(["reproduce", *QUESTIONS, "--quick", "--out", str(out), "--experiments", str(EXPERIMENTS)])
-    return QuickRun(out, out / "interface", said.getvalue())
+def quick(made_once: Callable[[str, Callable[[Path], None]], Path]) -> QuickRun:
+    def make(folder: Path) -> None:
+        out, said = folder / "quick", io.StringIO()
+        with redirect_stdout(said):
+            main(["reproduce", *QUESTIONS, "--quick", "--out", str(out), "--experiments", str(EXPERIMENTS)])
+        (folder / "said.txt").write_text(said.getvalue(), encoding="utf-8")
+
+    folder = made_once("reproduce", make)
+    out = folder / "quick"
+    return QuickRun(out, out / "interface", (folder / "said.txt").read_text(encoding="utf-8"))
 
 
 @pytest.fixture

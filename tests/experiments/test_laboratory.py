@@ -63,6 +63,12 @@ def test_the_time_left_is_that_of_the_recipe_corrected_by_what_was_measured():
     assert plan.minutes_left({"a": 1.0, "b2": 1.0, "c": 1.0}) == 0
 
 
+def test_how_long_a_recipe_without_seconds_takes_is_not_made_up():
+    plan = Plan([Step(("a",), "sft"), Step(("b",), "rft")], {"sft": 10.0})
+    assert plan.in_words({}).endswith("how long is not known: the recipe gives no seconds for rft")
+    assert "about 0 min" in plan.in_words({"b": 5.0, "a": 5.0})
+
+
 def test_the_plan_counts_what_is_shared_once(experiments, tmp_path):
     configs = {name: read_experiment(name, experiments) for name in ("perturbation", "reward")}
     laboratory = Laboratory(tmp_path / "out", configs, tell=quiet, progress=quiet)

@@ -28,6 +28,7 @@ LONG = (
     "few_shot",
     "leave_one_out",
     "longer_captioning",
+    "unfreezing",
     "misalignment",
     "signal",
     "smollm2",

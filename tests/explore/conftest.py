@@ -24,7 +24,7 @@ def session(demo_folder) -> Session:
 @pytest.fixture(scope="session")
 def easy_session(easy) -> Session:
     """The one system of the easy brain, which decodes well."""
-    return open_session(easy.folder / "sft", easy.folder / "store")
+    return open_session(easy.folder / "sft", easy.store.path)
 
 
 @pytest.fixture(scope="session")

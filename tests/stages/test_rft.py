@@ -1,5 +1,6 @@
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -156,7 +157,8 @@ def test_the_same_seed_gives_the_same_lora_and_another_seed_another(easy, traine
 
 def test_a_loaded_rft_system_has_the_sft_weights_and_speaks_otherwise(easy, tmp_path):
     config = RftConfig.parse({**SETTINGS, "optimizer": SETTINGS["optimizer"] | {"learning_rate": 0.1}})
-    folder = easy.folder / "strong rft"
+    folder = tmp_path / "strong rft"
+    shutil.copytree(easy.folder / "sft", tmp_path / "sft")  # it is looked for beside rft
     train(easy, folder, config)
     base = load_llm(easy.folder / "llm")
     sft = load_system("sft", easy.folder / "sft", base)

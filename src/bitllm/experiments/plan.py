@@ -81,10 +81,13 @@ class Plan:
         parts = ", ".join(f"{n} {kind}" for kind, n in left.items())
         n_kept = len(self.steps) - sum(left.values())
         kept = f" ({n_kept} of an earlier run are kept)" if n_kept else ""
+        what = f"{sum(left.values())} steps to do{kept}: {parts or 'none'}"
+        if untimed := sorted(set(left) - set(self.expected)):
+            return f"{what}; how long is not known: the recipe gives no seconds for {', '.join(untimed)}"
         like = "this one" if n_kept else "the one that the recipe was timed on"
         return (
-            f"{sum(left.values())} steps to do{kept}: {parts or 'none'}; about {self.minutes_left(done):.0f} min of "
-            f"one core like {like}; several processes in this folder share them"
+            f"{what}; about {self.minutes_left(done):.0f} min of one core like {like}; several processes in this "
+            f"folder share them"
         )
 
     def minutes_left(self, done: dict[str, float]) -> float:

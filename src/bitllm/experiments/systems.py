@@ -101,7 +101,8 @@ class Trained:
         """Stage and what learns in it, for estimates of time."""
         if self.before is not None:
             return "rft"
-        return "sft with encoder" if self.system.encoder == "trained" else "sft"
+        learns = self.config.sft_of(self.name, self.rates[self.name]).encoder == "trained"
+        return "sft with encoder" if learns else "sft"
 
     @property
     def judging_step(self) -> str:

@@ -33,7 +33,7 @@ def _refused(tmp_path, capsys):
 
 def test_a_table_is_prepared(table, tmp_path, capsys):
     main(["prepare", "table", str(table.root / "header.yaml"), str(tmp_path / "store")])
-    assert "store written" in capsys.readouterr().out
+    assert "store written" in " ".join(capsys.readouterr().out.split())
     assert open_store(tmp_path / "store").subject("s1").betas.shape == table.betas.shape
 
 
