@@ -47,7 +47,7 @@ def claims_table(question: Question) -> str:
 
 
 def systems_table(question: Question) -> str:
-    """Every system under every input, as the mean over worlds (CIDEr and the like: over their images too)."""
+    """Every system under every input, as the mean over worlds."""
     assert question.results is not None
     rows = question.results.rows
     diagnostics = _DIAGNOSTICS if question.config.diagnostics else {}
@@ -126,7 +126,7 @@ def _line(cells: list[str]) -> str:
 def _mean(part: pd.DataFrame, column: str, digits: int) -> str:
     if column not in part or part[column].isna().all():
         return _NONE
-    return f"{part[column].mean():.{digits}f}".replace("-", "−")
+    return f"{part.groupby('world')[column].mean().mean():.{digits}f}".replace("-", "−")
 
 
 def _bleu_4(part: pd.DataFrame) -> float:
