@@ -102,6 +102,13 @@ def test_more_brains_than_the_run_had_may_stand_in_the_configuration(made_result
     assert question.results.effects[0].n_brains == 5
 
 
+def test_how_long_steps_take_may_be_written_down_after_a_run(made_results):
+    folder = made_results("interface")
+    path = folder / "recipes" / "small.yaml"
+    path.write_text(path.read_text().replace("sft: 23", "sft: 46"))
+    assert read_question("interface", folder).results is not None
+
+
 def test_the_posters_questions_come_first_in_its_order(experiments, questions):
     names = [question.name for question in questions]
     assert names[:5] == ["interface", "alignment", "encoder", "perturbation", "reward"]

@@ -160,12 +160,14 @@ def n_whole_waves(rows: pd.DataFrame, record: dict[str, Any]) -> int:
 def require_same(config: ExperimentConfig, record: dict[str, Any], folder: Path) -> None:
     """Refuse results of other claims or systems than the configuration has; some of its seeds are enough.
 
+    How long the recipe's steps take may be told later: it decides nothing.
+
     Raises
     ------
     DataError
         If anything else is different.
     """
-    now, then = config.model_dump(mode="json"), record["config"]
+    now, then = (_deciding(content) for content in (config.model_dump(mode="json"), record["config"]))
     changed = [key for key in now if key not in _SEEDS and now[key] != then.get(key)]
     changed += [key for key in _SEEDS if not set(then[key]) <= set(now[key])]
     if changed:
@@ -173,6 +175,10 @@ def require_same(config: ExperimentConfig, record: dict[str, Any], folder: Path)
             f"{folder / CONFIG}: expected the configuration that {RECORD} was made with, found other "
             f"{', '.join(changed)}; a rule is not changed after its result: put it back, or run the experiment again"
         )
+
+
+def _deciding(content: dict[str, Any]) -> dict[str, Any]:
+    return content | {"recipe": {key: value for key, value in content["recipe"].items() if key != "seconds"}}
 
 
 def _listed(seeds: list[int]) -> str:
