@@ -77,14 +77,14 @@ MadeOnce = Callable[[str, Callable[[Path], None]], Path]
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
     """A folder that several tests read, made by the first process that needs it: ``made_once("name", make)``."""
-    root = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent
+    own = tmp_path_factory.getbasetemp()
+    root = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
     def folder_of(name: str, make: Callable[[Path], None]) -> Path:
         folder, mark = root / f"made-{name}", root / f"made-{name}.whole"
         with FileLock(root / f"made-{name}.lock"):
             if not mark.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # a half that failed: let it fail the same way again
                 folder.mkdir()
                 make(folder)
                 mark.touch()
