@@ -84,7 +84,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
         folder, mark = root / f"made-{name}", root / f"made-{name}.whole"
         with FileLock(root / f"made-{name}.lock"):
             if not mark.exists():
-                shutil.rmtree(folder, ignore_errors=True)  # a half that failed: let it fail the same way again
+                shutil.rmtree(folder, ignore_errors=True)  # what a failure left
                 folder.mkdir()
                 make(folder)
                 mark.touch()
