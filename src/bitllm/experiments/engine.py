@@ -134,7 +134,7 @@ def reproduce(
         with laboratory.steps.claim(f"{name} results", waits=True):
             records[name] = _collect(laboratory, name, chosen[name], is_quick=is_quick)
         if minutes := plan.minutes_left(laboratory.seconds_done()):
-            tell(f"{name} {seeds} done; about {minutes:.0f} min of one core are left")
+            tell(f"{name} {seeds} done; about {minutes:.0f} min of one process are left")
 
     laboratory.divide(
         {

@@ -68,7 +68,7 @@ class Plan:
     steps
         Steps of every system; repeated ones count once.
     expected
-        Seconds of each kind of step on one core of the machine that the recipe was timed on.
+        Seconds of each kind of step in one process on the machine that the recipe was timed on.
     """
 
     def __init__(self, steps: Iterable[Step], expected: dict[str, float]) -> None:
@@ -86,8 +86,8 @@ class Plan:
             return f"{what}; how long is not known: the recipe gives no seconds for {', '.join(untimed)}"
         like = "this one" if n_kept else "the one that the recipe was timed on"
         return (
-            f"{what}; about {self.minutes_left(done):.0f} min of one core like {like}; several processes in this "
-            f"folder share them"
+            f"{what}; about {self.minutes_left(done):.0f} min of one process on a machine like {like}; several "
+            f"processes in this folder share them"
         )
 
     def minutes_left(self, done: dict[str, float]) -> float:

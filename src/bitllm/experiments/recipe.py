@@ -49,7 +49,7 @@ class Recipe(StrictConfig):
     max_new_tokens: int = Field(default=20, gt=0)
     """Longest caption, in tokens."""
     seconds: dict[str, float] = Field(default_factory=dict)
-    """Time of each kind of step on one core of the machine that the recipe was written on, for estimates."""
+    """Time of each kind of step in one process on the machine that the recipe was timed on, for estimates."""
 
 
 def read_recipe(folder: Path, name: str) -> Recipe:

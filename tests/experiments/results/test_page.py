@@ -77,6 +77,13 @@ def test_the_systems_stand_with_all_their_measures(made_results):
     assert "| – |" in control, "no bits"
 
 
+def test_a_grid_of_one_learning_rate_is_not_called_a_choice(made_results):
+    rates = {"cross_attention": {"chosen": 0.003, "the only one": True}}
+    page = make_page(made_results("interface", learning_rates=rates))
+    assert "Learning rates, set beforehand, no other tried in this run: cross_attention 0.003." in page
+    assert "chosen on subj07" not in page
+
+
 def test_a_learning_rate_at_the_edge_of_its_grid_is_told(made_results):
     folder = made_results("interface")
     assert "None lies at the edge of its grid." in make_page(folder)

@@ -101,7 +101,7 @@ HEADLINES = (
     Headline("By as much as 31 %?", "reward", 1),
 )
 
-_ALSO = ("longer_captioning", "unfreezing", "signal", "leave_one_out", "repetitions")
+_ALSO = ("smollm2", "longer_captioning", "unfreezing", "signal", "leave_one_out", "repetitions")
 """Questions beyond the poster whose verdict stands on the first page too."""
 
 _TITLES = {"smollm2": "SmolLM2"}

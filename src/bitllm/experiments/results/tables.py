@@ -96,12 +96,14 @@ def origin(question: Question) -> str:
 
 
 def rates_in_words(results: Results) -> str:
-    """The chosen learning rates, and which of them lie at the edge of what was tried."""
+    """The learning rates, how they came to be, and which of them lie at the edge of what was tried."""
     rates: dict[str, dict[str, Any]] = results.record["learning_rates"]
     chosen = ", ".join(
         f"{system} {row['chosen']:g}" + (f" (that of {row['taken from']})" if "taken from" in row else "")
         for system, row in rates.items()
     )
+    if not any("CIDEr, validation" in row for row in rates.values()):
+        return f"Learning rates, set beforehand, no other tried in this run: {chosen}."
     at_edge = [f"{system} ({edge})" for system, row in rates.items() if (edge := edge_of(row))]
     said = (
         f"At the edge of the grid, so that a rate beyond it might be better: {', '.join(at_edge)}."
