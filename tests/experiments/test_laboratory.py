@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from bitllm.data.store import open_store
@@ -13,6 +14,7 @@ from bitllm.experiments.brain import changed_split, places_from_indices
 from bitllm.experiments.config import SplitChanges, read_experiment
 from bitllm.experiments.engine import Laboratory, Unit, plan_of
 from bitllm.experiments.plan import Plan, Step
+from bitllm.experiments.record import Kept
 from bitllm.experiments.systems import Trained
 from bitllm.experiments.world import World
 from bitllm.training.steps import Steps
@@ -78,6 +80,18 @@ def test_the_plan_counts_what_is_shared_once(experiments, tmp_path):
     assert kinds.count("align") == 15 + 1
     assert kinds.count("sft") == 2 * (15 + 4), "cross_attention and prefix_mlp"
     assert kinds.count("rft") == 5 * (15 + 3)
+
+
+def test_worlds_that_are_kept_are_not_planned(experiments, tmp_path):
+    config = read_experiment("subjects", experiments).model_copy(update={"model_seeds": (0, 1)})
+    rates = {system: {"chosen": 0.003} for system in config.systems}
+    record = {"worlds": [f"brain{brain}-models0" for brain in (11, 12, 13)], "learning_rates": rates}
+    kept = {"subjects": Kept(pd.DataFrame({"world": record["worlds"]}), record)}
+    laboratory = Laboratory(tmp_path / "out", {"subjects": config}, tell=quiet, progress=quiet, kept=kept)
+    assert [seeds for _, seeds in laboratory.units()] == [(11, 1), (12, 1), (13, 1)]
+    steps = plan_of(laboratory).steps
+    assert [step.kind for step in steps].count("sft") == 3 * 4, "no learning rate is tried"
+    assert all(len(step.names) == 1 for step in steps)
 
 
 def test_places_from_indices_keep_everything_but_the_places(easy, tmp_path):

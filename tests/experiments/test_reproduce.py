@@ -10,6 +10,7 @@ from bitllm.data.store import open_store
 from bitllm.errors import OutputError
 from bitllm.experiments.config import experiment_names, read_experiment
 from bitllm.experiments.engine import best_rate, reproduce
+from bitllm.experiments.record import Kept
 from bitllm.experiments.results import sentences
 from bitllm.experiments.systems import make_reward
 from bitllm.experiments.world import World
@@ -178,6 +179,32 @@ def test_a_second_run_trains_nothing(quick, experiments, tmp_path):
     assert "0 steps to do" in " ".join(told)
 
 
+def test_kept_worlds_are_taken_over_and_their_rates_hold(quick, experiments, tmp_path):
+    """Kept is a made-up brain 12; brain 11 has been run in the folder before."""
+    out, told = shutil.copytree(quick.out, tmp_path / "quick"), []
+    rows = pd.read_parquet(quick.folder / "results.parquet")
+    record = json.loads((quick.folder / "results.json").read_text()) | {"worlds": ["brain12-models0"]}
+    kept = Kept(rows.assign(world="brain12-models0", simulator_seed=12, caption="kept"), record)
+    config = read_experiment("interface", experiments, is_quick=True)
+    config = config.model_copy(update={"simulator_seeds": (12, 11)})
+    now = reproduce(
+        {"interface": config}, out, is_quick=True, tell=told.append, progress=quiet, kept={"interface": kept}
+    )["interface"]
+    assert "0 steps to do (" in " ".join(told), "no trial, nothing of brain 12"
+    assert made(told) == []
+    assert now["worlds"] == ["brain12-models0", "brain11-models0"]
+    assert now["is_complete"]
+    assert now["learning_rates"] == record["learning_rates"]
+    assert now["earlier"] == [{key: record[key] for key in ("worlds", "versions", "git_revision")}]
+    both = pd.read_parquet(out / "interface" / "results.parquet")
+    assert set(both.loc[both["simulator_seed"] == 12, "caption"]) == {"kept"}
+    columns = ["system", "control", "nsd_id", "caption", "cider", "bits"]
+    pd.testing.assert_frame_equal(
+        both.loc[both["simulator_seed"] == 11, columns].reset_index(drop=True), rows[columns]
+    )
+    assert set(both["config_sha256"]) == {now["config_sha256"]} != {record["config_sha256"]}
+
+
 def test_a_permuted_reward_never_looks_at_the_image_itself(
     easy, small_clip_folder, experiments, tmp_path, monkeypatch
 ):
@@ -204,6 +231,7 @@ def test_a_permuted_reward_never_looks_at_the_image_itself(
         (["interfase"], "found `interfase`; did you mean `interface`?"),
         (["interface", "--seeds", "0"], "expected --seeds of at least 1 of the 5 brains"),
         ([], "expected experiments (adapters, alignment,"),
+        (["interface", "--quick", "--keep-published"], "expected --quick or --keep-published, found both"),
     ],
 )
 def test_a_wrong_name_or_number_is_one_line(words, message, experiments, capsys):

@@ -7,6 +7,7 @@ import tyro
 from rich.console import Console
 
 from bitllm.cli.terminal import OUT, print_json
+from bitllm.errors import ConfigError
 
 
 def demo(
@@ -46,6 +47,7 @@ def reproduce(
     out: Path | None = None,
     seeds: int | None = None,
     model_seeds: int | None = None,
+    keep_published: bool = False,
     experiments: Path = Path("experiments"),
 ) -> None:
     """Put the poster's claims to the test on simulated brains; an unfinished run goes on.
@@ -59,18 +61,29 @@ def reproduce(
             default.
         seeds: Only the first so many simulated brains.
         model_seeds: Only the first so many model seeds on each.
+        keep_published: Take over the worlds whose results lie beside their question, with their learning rates, and run
+            the others alone.
         experiments: Folder of all experiments; that of the project by default.
     """
     from bitllm.demo.display import Display
     from bitllm.experiments.config import fewer_worlds, read_experiments
     from bitllm.experiments.engine import reproduce as run
+    from bitllm.experiments.record import read_kept
     from bitllm.experiments.results import sentences
 
+    if quick and keep_published:
+        raise ConfigError(
+            "reproduce: expected --quick or --keep-published, found both; what is published are full runs"
+        )
     recipe, configs = read_experiments(names, experiments, is_quick=quick)
     configs = {name: fewer_worlds(config, seeds, model_seeds) for name, config in configs.items()}
+    published = {name: read_kept(name, experiments) for name in configs} if keep_published else {}
+    kept = {name: one for name, one in published.items() if one is not None}
     folder = out or Path("reproduce") / recipe
     with Display(OUT) as display:
-        records = run(configs, folder, is_quick=quick, tell=display.tell, progress=display.progress)
+        records = run(
+            configs, folder, is_quick=quick, tell=display.tell, progress=display.progress, kept=kept
+        )
     for name, record in records.items():
         for line in sentences(folder / name, record):
             OUT.print(line, markup=False, soft_wrap=True)

@@ -9,7 +9,7 @@ another terminal (or on another machine of the same file system) and the two div
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,15 +19,12 @@ import pandas as pd
 from bitllm.experiments.config import ExperimentConfig
 from bitllm.experiments.encoders import make_diagnostics, rows_with_encoder
 from bitllm.experiments.plan import Plan, Step, seconds_done, steps_of_system, steps_of_world
+from bitllm.experiments.record import Kept, make_record, write_run
 from bitllm.experiments.systems import Trained
 from bitllm.experiments.world import World
-from bitllm.files import file_written_whole, sha256_of_json, write_json
-from bitllm.simulation.parameters import SIMULATION_VERSION
 from bitllm.training.callbacks import Progress
 from bitllm.training.steps import Steps
-from bitllm.training.workspace import git_revision, versions
 
-ROWS, RECORD = "results.parquet", "results.json"
 WORLDS = "worlds"
 
 Experiments = dict[str, ExperimentConfig]
@@ -55,12 +52,21 @@ class Laboratory:
         Called with one line for each step.
     progress
         Called as ``progress(what, done, total)``.
+    kept
+        By question the worlds that need not be done again.
     """
 
     def __init__(
-        self, out: Path, experiments: Experiments, *, tell: Callable[[str], None], progress: Progress
+        self,
+        out: Path,
+        experiments: Experiments,
+        *,
+        tell: Callable[[str], None],
+        progress: Progress,
+        kept: Mapping[str, Kept] | None = None,
     ) -> None:
         self.out, self.experiments, self.tell, self.progress = Path(out), experiments, tell, progress
+        self.kept = kept or {}
         self.steps = Steps(self.out / WORLDS, tell, "reproduce", tells_kept=False)
         self.recipe = next(iter(experiments.values())).recipe
 
@@ -72,12 +78,16 @@ class Laboratory:
         """Seconds of every step that is done in the folder."""
         return seconds_done(self.steps.folder)
 
+    def kept_rows(self, name: str, seeds: tuple[int, int]) -> pd.DataFrame | None:
+        """The rows of a question in a world that need not be done again; None where it must be done."""
+        return self.kept[name].rows_of(self.world(seeds).name) if name in self.kept else None
+
     def units(self) -> Iterator[tuple[str, tuple[int, int]]]:
-        """Every question in every world of it: all questions in a world before the next world."""
+        """Every question in every world of it that is not kept: all questions in a world before the next world."""
         every = {seeds: None for config in self.experiments.values() for seeds in config.worlds}
         for seeds in sorted(every, key=lambda one: (one[1], one[0])):
             for name, config in self.experiments.items():
-                if seeds in config.worlds:
+                if seeds in config.worlds and self.kept_rows(name, seeds) is None:
                     yield name, seeds
 
     def divide(self, units: dict[str, Unit]) -> None:
@@ -110,8 +120,11 @@ def reproduce(
     is_quick: bool,
     tell: Callable[[str], None],
     progress: Progress,
+    kept: Mapping[str, Kept] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Run questions in ``out``; steps that an earlier run finished are kept.
+
+    Worlds in ``kept`` are not run: their rows are taken over, and their learning rates hold for the others.
 
     ``NAME/results.parquet`` (one row for each world, system, input and image) and ``NAME/results.json`` (where they
     come from) are written whole after every world.
@@ -121,7 +134,7 @@ def reproduce(
     dict
         What stands in each question's ``results.json``.
     """
-    laboratory = Laboratory(out, experiments, tell=tell, progress=progress)
+    laboratory = Laboratory(out, experiments, tell=tell, progress=progress, kept=kept)
     for name, config in experiments.items():
         tell(f"{name}: {config.question}")
     plan = plan_of(laboratory)
@@ -150,11 +163,15 @@ def reproduce(
 
 def choose_rates(laboratory: Laboratory) -> dict[str, Rates]:
     """For each question and system the learning rate with the highest mean CIDEr on subj07's validation images."""
-    chosen: dict[str, Rates] = {name: {} for name in laboratory.experiments}
+    chosen: dict[str, Rates] = {
+        name: laboratory.kept[name].rates if name in laboratory.kept else {}
+        for name in laboratory.experiments
+    }
     for of_rft in (False, True):  # rft starts from sft at its chosen rate
         tried = [
             (name, trained)
             for name in laboratory.experiments
+            if name not in laboratory.kept
             for trained in _candidates(laboratory, name, chosen[name], of_rft=of_rft)
         ]
         laboratory.divide({f"unit {one.step}": Unit(one.step, one.make) for _, one in tried})
@@ -226,56 +243,47 @@ def plan_of(laboratory: Laboratory) -> Plan:
     steps: list[Step] = []
     for name, seeds in laboratory.units():
         config, world = laboratory.experiments[name], laboratory.world(seeds)
-        grids = {system: config.grid_of(system) for system in config.systems}
+        grids = _grids(laboratory, name)
         steps += steps_of_world(world)
         for system in config.systems:
             steps += steps_of_system(world, config, "poster", system, grids)
-            tried = config.rates_of(system) if seeds == config.worlds[0] else ()
+            is_first = seeds == config.worlds[0] and name not in laboratory.kept
+            tried = config.rates_of(system) if is_first else ()
             for rate in tried if len(tried) > 1 else ():
                 steps += steps_of_system(world, config, "develop", system, grids | {system: (rate,)})
     return Plan(steps, laboratory.recipe.seconds)
 
 
-def write_results(folder: Path, rows: pd.DataFrame, record: dict[str, Any]) -> None:
-    """Write rows and their record, each whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = rows.assign(question=record["question"], config_sha256=record["config_sha256"])
-    with file_written_whole(folder / ROWS) as unfinished:
-        rows.to_parquet(unfinished, index=False)
-    write_json(folder / RECORD, record)
-
-
-def _record(name: str, config: ExperimentConfig, *, is_quick: bool) -> dict[str, Any]:
-    content = config.model_dump(mode="json")
-    return {
-        "question": name,
-        "command": f"bitllm reproduce {name}" + (" --quick" if is_quick else ""),
-        "data": f"simulated (preset {config.recipe.preset}, simulation version {SIMULATION_VERSION})",
-        "is_quick": is_quick,
-        "config_sha256": sha256_of_json(content),
-        "config": content,
-        "simulation_version": SIMULATION_VERSION,
-        "versions": versions(),
-        "git_revision": git_revision(),
-    }
+def _grids(laboratory: Laboratory, name: str) -> dict[str, tuple[float, ...]]:
+    """The learning rates that each system of a question may end with."""
+    if name in laboratory.kept:
+        return {system: (row["chosen"],) for system, row in laboratory.kept[name].rates.items()}
+    config = laboratory.experiments[name]
+    return {system: config.grid_of(system) for system in config.systems}
 
 
 def _collect(laboratory: Laboratory, name: str, chosen: Rates, *, is_quick: bool) -> dict[str, Any]:
     """Write the rows of all worlds of a question that are done, and their record."""
     config, parts, done = laboratory.experiments[name], [], []
     for seeds in config.worlds:
+        if (rows := laboratory.kept_rows(name, seeds)) is not None:
+            done.append(laboratory.world(seeds).name)
+            parts.append(rows)
+            continue
         systems = systems_in(laboratory, name, seeds, chosen)
         if not all(trained.is_judged for trained in systems):
             continue
         done.append(systems[0].world.name)
         parts += [rows_with_encoder(one) if one.has_diagnostics else one.rows() for one in systems]
-    record = _record(name, config, is_quick=is_quick) | {
+    record = make_record(name, config, is_quick=is_quick) | {
         "worlds": done,
         "is_complete": len(done) == len(config.worlds),
         "learning_rates": chosen,
     }
+    if name in laboratory.kept:
+        record["earlier"] = laboratory.kept[name].origins()
     if parts:
-        write_results(laboratory.out / name, pd.concat(parts, ignore_index=True), record)
+        write_run(laboratory.out / name, pd.concat(parts, ignore_index=True), record)
     if 0 < len(done) < len(config.worlds):
         laboratory.tell(f"{name}: {len(done)} of {len(config.worlds)} worlds are done")
     return record

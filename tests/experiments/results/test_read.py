@@ -5,6 +5,7 @@ import pytest
 
 from bitllm.errors import DataError
 from bitllm.experiments.config import read_experiment
+from bitllm.experiments.record import read_kept
 from bitllm.experiments.results.read import read_question, read_questions, read_results, read_verdict
 
 
@@ -100,6 +101,24 @@ def test_more_brains_than_the_run_had_may_stand_in_the_configuration(made_result
     question = read_question("interface", folder)
     assert len(question.config.simulator_seeds) == 6
     assert question.results.effects[0].n_brains == 5
+
+
+def test_published_results_are_kept_with_where_they_come_from(made_results):
+    folder = made_results("interface", n_worlds=5)
+    assert read_kept("alignment", folder) is None
+    kept = read_kept("interface", folder)
+    assert kept.rates["prefix"]["chosen"] == 0.003
+    assert set(kept.rows_of("brain12-models0")["simulator_seed"]) == {12}
+    assert kept.rows_of("brain11-models1") is None
+    (own,) = kept.origins()
+    assert own == {key: kept.record[key] for key in ("worlds", "versions", "git_revision")}
+    older = own | {"worlds": own["worlds"][:2], "git_revision": "older"}
+    change_record(folder, earlier=[older])
+    assert read_kept("interface", folder).origins() == [older, own | {"worlds": own["worlds"][2:]}]
+    path = folder / "interface" / "config.yaml"
+    path.write_text(path.read_text().replace("negligible: 1.0", "negligible: 9.0"))
+    with pytest.raises(DataError, match="found other claims"):
+        read_kept("interface", folder)
 
 
 def test_how_long_steps_take_may_be_written_down_after_a_run(made_results):

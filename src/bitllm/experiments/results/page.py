@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from bitllm.experiments.config import Claim, ExperimentConfig
-from bitllm.experiments.engine import RECORD, ROWS
+from bitllm.experiments.record import RECORD, ROWS
 from bitllm.experiments.results.figures import alt_text, make_figure
 from bitllm.experiments.results.read import Question, read_questions
 from bitllm.experiments.results.summary import make_summary, title

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from bitllm.errors import BitLlmError, DataError
 from bitllm.experiments.config import experiment_names, read_experiment
-from bitllm.experiments.engine import RECORD, ROWS
-from bitllm.experiments.results.read import n_whole_waves, read_run, require_same, whole_waves
+from bitllm.experiments.record import RECORD, ROWS, read_run, require_same
+from bitllm.experiments.results.read import n_whole_waves, whole_waves
 from bitllm.files import file_written_whole, write_json
 
 _EXACT = ("learning_rate",)  # a setting, not a measure

@@ -12,15 +12,13 @@ from typing import Any
 import pandas as pd
 
 from bitllm.errors import DataError
-from bitllm.experiments.config import CONFIG, ExperimentConfig, experiment_names, read_experiment
-from bitllm.experiments.engine import RECORD, ROWS
+from bitllm.experiments.config import ExperimentConfig, experiment_names, read_experiment
+from bitllm.experiments.record import ROWS, read_run, require_same
 from bitllm.experiments.verdict import Effect, effect_of
-from bitllm.files import read_json
 
 POSTER = ("interface", "alignment", "encoder", "perturbation", "reward")
 """The poster's own questions, in its order."""
 
-_SEEDS = ("simulator_seeds", "model_seeds")
 _VERDICT = re.compile(r"^\*\*Verdict\.\*\*\s+(?P<text>.+?)(?=\n\s*\n|\Z)", re.MULTILINE | re.DOTALL)
 _NOT_RUN = "Not run yet."
 
@@ -109,39 +107,6 @@ def whole_waves(rows: pd.DataFrame, record: dict[str, Any], folder: Path) -> pd.
     return rows[rows["model_seed"].isin(config["model_seeds"][:n_waves])]
 
 
-def read_run(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """All rows of a run that is not quick, those of waves that are not whole included, and its record.
-
-    Raises
-    ------
-    DataError
-        If they do not belong together, or are of a quick run.
-    """
-    record, path = read_json(folder / RECORD), folder / ROWS
-    if not path.exists():
-        raise DataError(
-            f"{path}: expected the rows that {RECORD} tells of, found none; copy both files of one run"
-        )
-    rows = pd.read_parquet(path)
-    found = set(rows["config_sha256"])
-    if found != {record["config_sha256"]}:
-        raise DataError(
-            f"{path}: expected rows of the configuration {record['config_sha256'][:12]} that {RECORD} tells of, found "
-            f"{', '.join(sorted(one[:12] for one in found))}; copy both files of one run"
-        )
-    if set(rows["world"]) != set(record["worlds"]):
-        raise DataError(
-            f"{path}: expected rows of the worlds that {RECORD} tells of ({', '.join(record['worlds'])}), found "
-            f"{', '.join(sorted(set(rows['world'])))}; copy both files of one run"
-        )
-    if record["is_quick"]:
-        raise DataError(
-            f"{path}: expected the results of a full run, found those of a quick one; run "
-            f"`bitllm reproduce {record['question']}`"
-        )
-    return rows, record
-
-
 def n_whole_waves(rows: pd.DataFrame, record: dict[str, Any]) -> int:
     """Number of the first model seeds that all brains of a run have, with all systems."""
     config = record["config"]
@@ -155,30 +120,6 @@ def n_whole_waves(rows: pd.DataFrame, record: dict[str, Any]) -> int:
         if not wave <= found:
             return n
     return len(config["model_seeds"])
-
-
-def require_same(config: ExperimentConfig, record: dict[str, Any], folder: Path) -> None:
-    """Refuse results of other claims or systems than the configuration has; some of its seeds are enough.
-
-    How long the recipe's steps take may be told later: it decides nothing.
-
-    Raises
-    ------
-    DataError
-        If anything else is different.
-    """
-    now, then = (_deciding(content) for content in (config.model_dump(mode="json"), record["config"]))
-    changed = [key for key in now if key not in _SEEDS and now[key] != then.get(key)]
-    changed += [key for key in _SEEDS if not set(then[key]) <= set(now[key])]
-    if changed:
-        raise DataError(
-            f"{folder / CONFIG}: expected the configuration that {RECORD} was made with, found other "
-            f"{', '.join(changed)}; a rule is not changed after its result: put it back, or run the experiment again"
-        )
-
-
-def _deciding(content: dict[str, Any]) -> dict[str, Any]:
-    return content | {"recipe": {key: value for key, value in content["recipe"].items() if key != "seconds"}}
 
 
 def _listed(seeds: list[int]) -> str:

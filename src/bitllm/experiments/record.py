@@ -1,0 +1,138 @@
+"""What a run of a question leaves: rows of every world, and a record of where they come from."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from bitllm.errors import DataError
+from bitllm.experiments.config import CONFIG, ExperimentConfig, read_experiment
+from bitllm.files import file_written_whole, read_json, sha256_of_json, write_json
+from bitllm.simulation.parameters import SIMULATION_VERSION
+from bitllm.training.workspace import git_revision, versions
+
+ROWS, RECORD = "results.parquet", "results.json"
+
+_SEEDS = ("simulator_seeds", "model_seeds")
+_ORIGIN = ("worlds", "versions", "git_revision")
+
+
+class Kept(NamedTuple):
+    """Worlds of a question that an earlier run did, perhaps on another machine, with its learning rates."""
+
+    rows: pd.DataFrame
+    record: dict[str, Any]
+
+    @property
+    def rates(self) -> dict[str, dict[str, Any]]:
+        """The learning rate of every system, and how it was chosen."""
+        return dict(self.record["learning_rates"])
+
+    def rows_of(self, world: str) -> pd.DataFrame | None:
+        """The rows of one world; None where it is not among them."""
+        return self.rows[self.rows["world"] == world] if world in self.record["worlds"] else None
+
+    def origins(self) -> list[dict[str, Any]]:
+        """Worlds, versions and revision of every run that the rows come from."""
+        earlier: list[dict[str, Any]] = self.record.get("earlier", [])
+        known = {world for one in earlier for world in one["worlds"]}
+        own = {key: self.record[key] for key in _ORIGIN}
+        own["worlds"] = [world for world in own["worlds"] if world not in known]
+        return [*earlier, own] if own["worlds"] else earlier
+
+
+def read_kept(name: str, folder: Path) -> Kept | None:
+    """The results that lie beside a question in the folder of experiments; None where there are none.
+
+    Raises
+    ------
+    DataError
+        If they are not those of a full run of the configuration beside them, with other seeds at most.
+    """
+    if not (folder / name / ROWS).exists():
+        return None
+    rows, record = read_run(folder / name)
+    require_same(read_experiment(name, folder), record, folder / name)
+    return Kept(rows.assign(bleu_counts=rows["bleu_counts"].map(list)), record)
+
+
+def make_record(name: str, config: ExperimentConfig, *, is_quick: bool) -> dict[str, Any]:
+    """Where results of this process come from, but for the worlds."""
+    content = config.model_dump(mode="json")
+    return {
+        "question": name,
+        "command": f"bitllm reproduce {name}" + (" --quick" if is_quick else ""),
+        "data": f"simulated (preset {config.recipe.preset}, simulation version {SIMULATION_VERSION})",
+        "is_quick": is_quick,
+        "config_sha256": sha256_of_json(content),
+        "config": content,
+        "simulation_version": SIMULATION_VERSION,
+        "versions": versions(),
+        "git_revision": git_revision(),
+    }
+
+
+def write_run(folder: Path, rows: pd.DataFrame, record: dict[str, Any]) -> None:
+    """Write rows and their record, each whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = rows.assign(question=record["question"], config_sha256=record["config_sha256"])
+    with file_written_whole(folder / ROWS) as unfinished:
+        rows.to_parquet(unfinished, index=False)
+    write_json(folder / RECORD, record)
+
+
+def read_run(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """All rows of a run that is not quick, those of waves that are not whole included, and its record.
+
+    Raises
+    ------
+    DataError
+        If they do not belong together, or are of a quick run.
+    """
+    record, path = read_json(folder / RECORD), folder / ROWS
+    if not path.exists():
+        raise DataError(
+            f"{path}: expected the rows that {RECORD} tells of, found none; copy both files of one run"
+        )
+    rows = pd.read_parquet(path)
+    found = set(rows["config_sha256"])
+    if found != {record["config_sha256"]}:
+        raise DataError(
+            f"{path}: expected rows of the configuration {record['config_sha256'][:12]} that {RECORD} tells of, found "
+            f"{', '.join(sorted(one[:12] for one in found))}; copy both files of one run"
+        )
+    if set(rows["world"]) != set(record["worlds"]):
+        raise DataError(
+            f"{path}: expected rows of the worlds that {RECORD} tells of ({', '.join(record['worlds'])}), found "
+            f"{', '.join(sorted(set(rows['world'])))}; copy both files of one run"
+        )
+    if record["is_quick"]:
+        raise DataError(
+            f"{path}: expected the results of a full run, found those of a quick one; run "
+            f"`bitllm reproduce {record['question']}`"
+        )
+    return rows, record
+
+
+def require_same(config: ExperimentConfig, record: dict[str, Any], folder: Path) -> None:
+    """Refuse results of other claims or systems than the configuration has; some of its seeds are enough.
+
+    How long the recipe's steps take may be told later: it decides nothing.
+
+    Raises
+    ------
+    DataError
+        If anything else is different.
+    """
+    now, then = (_deciding(content) for content in (config.model_dump(mode="json"), record["config"]))
+    changed = [key for key in now if key not in _SEEDS and now[key] != then.get(key)]
+    changed += [key for key in _SEEDS if not set(then[key]) <= set(now[key])]
+    if changed:
+        raise DataError(
+            f"{folder / CONFIG}: expected the configuration that {RECORD} was made with, found other "
+            f"{', '.join(changed)}; a rule is not changed after its result: put it back, or run the experiment again"
+        )
+
+
+def _deciding(content: dict[str, Any]) -> dict[str, Any]:
+    return content | {"recipe": {key: value for key, value in content["recipe"].items() if key != "seconds"}}
