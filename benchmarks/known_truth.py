@@ -131,7 +131,7 @@ def make_world(folder: Path, *, signal: float, seed: int) -> None:
         store,
         split,
         folder / "sft",
-        encoder=load_aligner(folder / "align").eval().encoder,
+        start=load_aligner(folder / "align").eval().encoder,
         encoder_arguments=ENCODER.arguments(store),
         atlases=ENCODER.atlases,
         llm_path=folder / "llm",

@@ -268,7 +268,7 @@ def train_easy_sft(brain: EasyBrain, folder: Path, config: SftConfig, *, seed: i
         brain.store,
         brain.split,
         folder,
-        encoder=load_aligner(brain.folder / "align").eval().encoder,
+        start=load_aligner(brain.folder / "align").eval().encoder,
         encoder_arguments=brain.encoder.arguments(brain.store),
         atlases=brain.encoder.atlases,
         llm_path=brain.folder / "llm",

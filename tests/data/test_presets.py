@@ -9,6 +9,7 @@ from bitllm.cli import main
 from bitllm.data.presets import (
     leave_one_subject_out,
     named_test_images,
+    with_few_trials,
     with_test_images,
     within_subject,
     without_neighbours,
@@ -28,6 +29,23 @@ def test_any_subject_can_be_held_out(store):
     assert split.test_subjects == ("subj02",)
     with pytest.raises(SplitError, match="expected a subject of the store to be held out, found `subj9`"):
         leave_one_subject_out(store, "subj9")
+
+
+def test_few_trials_come_with_whole_images_drawn_by_the_seed(store):
+    subject = store.subjects[-1]
+    split = within_subject(store, (subject,))
+    few = with_few_trials(store, split, 7)
+    check_split(store, few)
+    seen = store.subject(subject).trials["nsd_id"]
+    assert few.train_images < split.train_images
+    assert 7 <= seen.isin(few.train_images).sum() <= 9, "images come whole, with up to three trials"
+    assert few.train_images != with_few_trials(store, split, 7, seed=1).train_images
+    assert few.test_images == split.test_images
+    for n_trials in (0, 10**6):
+        with pytest.raises(SplitError, match=f"those of {subject}, found {n_trials}"):
+            with_few_trials(store, split, n_trials)
+    with pytest.raises(SplitError, match="expected a subject of the store, found `subj99`"):
+        within_subject(store, ("subj99",))
 
 
 def test_within_subjects_the_images_are_disjoint(store):

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from bitllm.data.store import open_store
-from bitllm.errors import ConfigError
+from bitllm.errors import ConfigError, SplitError
 from bitllm.experiments.brain import changed_split, places_from_indices
 from bitllm.experiments.config import SplitChanges, read_experiment
 from bitllm.experiments.engine import Laboratory, Unit, plan_of
@@ -127,7 +127,7 @@ def test_a_changed_split_keeps_training_and_test_apart(easy):
     n_trials = store.subject(held_out).trials["nsd_id"].isin(more).sum()
     assert 9 <= n_trials <= 11, "images come whole, with up to three trials"
     assert not shots.train_images & shots.test_images
-    with pytest.raises(ConfigError, match="n_shots: expected at most"):
+    with pytest.raises(SplitError, match="at least one training trial and at most"):
         changed_split(store, "poster", SplitChanges(n_shots=10**6), seed=0)
     with pytest.raises(ConfigError, match="held_out: expected one of"):
         changed_split(store, "poster", SplitChanges(held_out="subj99"), seed=0)

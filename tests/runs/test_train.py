@@ -132,6 +132,25 @@ def test_sft_can_train_the_encoder_and_rft_goes_on_from_it(trained, demo_folder,
         train(trained, "sft", "sft.encoder=trained")
 
 
+def test_sft_goes_on_from_a_finished_one_on_few_trials_of_one_subject(trained, demo_folder, tmp_path, caplog):
+    sft = trained.parent / "run" / "sft"
+    few = tmp_path / "few.json"
+    words = ["--preset", "within-subject", "--held-out", "subj08", "--trials", "20"]
+    main(["split", str(demo_folder / "store"), str(few), *words])
+    changes = [f"run={tmp_path / 'adapted'}", f"split={few}", "sft.optimizer.steps=2"]
+    folder, was_done = train(trained, "sft", *changes, start_from=str(sft))
+    assert (folder, was_done) == (tmp_path / "adapted" / "sft", False)
+    assert train(trained, "sft", *changes, start_from=str(sft)) == (folder, True)
+    assert not caplog.records, "the same store: no split of it trains on test images"
+    before, now = (load_file(at / "model.safetensors") for at in (sft, folder))
+    encoder = [name for name in before if name.startswith("model.encoder.")]
+    assert all(torch.equal(before[name], now[name]) for name in encoder)
+    with pytest.raises(ConfigError, match="give the stage a --name of its own"):
+        train(trained, "sft", start_from="sft")
+    with pytest.raises(CheckpointError, match="expected a finished sft to start from, found none"):
+        train(trained, "sft", start_from="smt", name="other")
+
+
 def test_brain_tokens_are_kept_and_read_by_the_next_stage(trained):
     kept = sorted((trained.parent / "run" / "brain_tokens").iterdir())
     assert len(kept) == 2  # training and validation trials; rft reads those of sft

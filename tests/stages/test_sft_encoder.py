@@ -38,7 +38,7 @@ class Killed(BaseException):
 
 
 def train(easy, folder, config, **more):
-    more = {"encoder": load_aligner(easy.folder / "align").eval().encoder} | more
+    more = {"start": load_aligner(easy.folder / "align").eval().encoder} | more
     train_sft(
         easy.store,
         easy.split,
@@ -167,7 +167,7 @@ def test_beside_a_frozen_encoder_the_loss_is_bit_equal_to_that_of_kept_brain_tok
 def test_records_name_the_encoder_only_where_it_was_set(easy):
     def record(config):
         encoder = load_aligner(easy.folder / "align").encoder
-        return sft_learns_from(easy.store, easy.split, encoder=encoder, llm_sha256="", config=config, seed=0)[
+        return sft_learns_from(easy.store, easy.split, start=encoder, llm_sha256="", config=config, seed=0)[
             "sft"
         ]
 
@@ -207,7 +207,7 @@ def test_an_untrained_encoder_overfits_four_images_and_reads_which_one_it_is(
     steps = OptimizerConfig(steps=100, batch_size=12, learning_rate=1e-2, warmup_steps=5, weight_decay=0.0)
     config = FEW_STEPS.model_copy(update={"optimizer": steps, "validate_every": 1000})
     encoder = make_encoder(easy.store, split, easy.encoder, seed=0)
-    train(few, tmp_path / "sft", config, encoder=encoder)
+    train(few, tmp_path / "sft", config, start=encoder)
     right, wrong = right_and_wrong(few, tmp_path / "sft", "train")
     assert right < min(wrong) - 0.3  # .82 against 1.81 when this was written
 

@@ -132,6 +132,7 @@ def split(
     test_images: Literal["all", "1000", "982", "907", "766", "515"] = "all",
     max_cosine: float | None = None,
     embeddings: str | None = None,
+    trials: int | None = None,
 ) -> None:
     """Write a split of a store as a file with a checksum.
 
@@ -139,10 +140,11 @@ def split(
         store: Folder of the store.
         out: New JSON file.
         preset: Which subjects train and which are tested.
-        held_out: The subject to hold out with leave-one-subject-out (the last).
+        held_out: The subject to hold out with leave-one-subject-out (the last), or that of within-subject (all).
         test_images: A named set of NSD's shared images.
         max_cosine: Keep pictures that are more alike than this on one side of training, validation and test.
         embeddings: For max-cosine: a CLIP (folder or hub id), or the targets.safetensors that a demo wrote.
+        trials: Train on about so many trials alone, of pictures drawn at random.
     """
     from bitllm.data import presets
     from bitllm.data.splits import check_split, make_split, save_split
@@ -157,7 +159,7 @@ def split(
     if preset == "leave-one-subject-out":
         made = presets.leave_one_subject_out(opened, held_out or opened.subjects[-1])
     elif preset == "within-subject":
-        made = presets.within_subject(opened)
+        made = presets.within_subject(opened, (held_out,) if held_out else None)
     else:
         made = make_split(opened, preset)
     if test_images != "all":
@@ -165,6 +167,8 @@ def split(
         made = presets.with_test_images(made, images, name=test_images)
     if max_cosine is not None and embeddings is not None:
         made = _without_neighbours(opened, made, embeddings, max_cosine)
+    if trials is not None:
+        made = presets.with_few_trials(opened, made, trials)
     check_split(opened, made)
     save_split(made, out)
     OUT.print(f"{out}: split {made.name} written, {len(made.test_images)} test images, {made.sha256[:12]}")

@@ -32,6 +32,7 @@ def train_sft(
     /,
     set: tuple[str, ...] = (),
     name: str | None = None,
+    start_from: str | None = None,
     json: bool = False,
 ) -> None:
     """Train stage 2: the interface between brain tokens and the frozen LLM. Started again, it goes on.
@@ -40,9 +41,10 @@ def train_sft(
         config: A run's YAML, e.g. configs/train/demo.yaml.
         set: Values instead of the file's, e.g. --set sft.interface=prefix.
         name: Name of the folder in the run, e.g. --name prefix.
+        start_from: A finished sft to go on from, by name or folder, e.g. to adapt it to a new subject.
         json: Print JSON instead of a line.
     """
-    _train("sft", config, set, name=name, json=json)
+    _train("sft", config, set, name=name, start_from=start_from, json=json)
 
 
 def train_rft(
@@ -50,7 +52,7 @@ def train_rft(
     /,
     set: tuple[str, ...] = (),
     name: str | None = None,
-    start_from: str = "sft",
+    start_from: str | None = None,
     json: bool = False,
 ) -> None:
     """Train stage 3: LoRA of the LLM, with rewards. Started again, it goes on.
@@ -59,7 +61,7 @@ def train_rft(
         config: A run's YAML, e.g. configs/train/demo.yaml.
         set: Values instead of the file's, e.g. --set rft.kl_weight=0.1.
         name: Name of the folder in the run.
-        start_from: Name of the sft to start from.
+        start_from: The sft to start from, by name or folder.
         json: Print JSON instead of a line.
     """
     _train("rft", config, set, name=name, start_from=start_from, json=json)
@@ -72,7 +74,7 @@ def _train(
     *,
     name: str | None,
     json: bool,
-    start_from: str = "sft",
+    start_from: str | None = None,
 ) -> None:
     from bitllm.demo.display import Display
     from bitllm.runs.config import read_run_config

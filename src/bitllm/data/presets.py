@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float, Int
 
 from bitllm.config import nearest
@@ -41,9 +42,54 @@ def leave_one_subject_out(store: Store, subject: str) -> Split:
 
 
 def within_subject(store: Store, subjects: tuple[str, ...] | None = None) -> Split:
-    """Train and test on the same subjects; the shared images, which nobody trains on, are the test images."""
+    """Train and test on the same subjects; the shared images, which nobody trains on, are the test images.
+
+    Raises
+    ------
+    SplitError
+        If the store lacks one of the subjects.
+    """
     chosen = subjects or store.subjects
+    if unknown := sorted(set(chosen) - set(store.subjects)):
+        raise SplitError(
+            f"{store.path}: expected a subject of the store, found `{unknown[0]}`; "
+            f"{nearest(unknown[0], list(store.subjects))}"
+        )
     return _split(store, "within-subject", chosen, chosen)
+
+
+def with_few_trials(store: Store, split: Split, n_trials: int, *, seed: int = 0) -> Split:
+    """The same split with about ``n_trials`` training trials, on images drawn by ``seed`` with all their trials.
+
+    Raises
+    ------
+    SplitError
+        If there are fewer.
+    """
+    images = few_images(store, split.train_subjects, split.train_images, n_trials, seed=seed)
+    return with_checksum(replace(split, name=f"{split.name} {n_trials} trials", train_images=images))
+
+
+def few_images(
+    store: Store, subjects: tuple[str, ...], images: frozenset[int], n_trials: int, *, seed: int
+) -> frozenset[int]:
+    """Some of ``images``, drawn by ``seed``, of which ``subjects`` have ``n_trials`` trials or barely more.
+
+    Raises
+    ------
+    SplitError
+        If they have fewer.
+    """
+    order = np.random.default_rng(seed).permutation(sorted(images))
+    seen = pd.concat([store.subject(subject).trials["nsd_id"] for subject in subjects])
+    total = np.cumsum(seen.value_counts().reindex(order).to_numpy())
+    n_there = total[-1] if len(total) else 0
+    if not 0 < n_trials <= n_there:
+        raise SplitError(
+            f"{store.path}: expected at least one training trial and at most {n_there}, those of "
+            f"{', '.join(subjects)}, found {n_trials}; ask for another number"
+        )
+    return frozenset(order[: int(np.searchsorted(total, n_trials)) + 1].tolist())
 
 
 def named_test_images(store: Store, name: str) -> frozenset[int]:

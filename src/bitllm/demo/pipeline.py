@@ -147,7 +147,7 @@ def _sft(run: DemoRun, name: str, config: SftConfig) -> None:
             run.store,
             run.split,
             run.folder / name,
-            encoder=_encoder(run, aligned=name != "no_align"),
+            start=_encoder(run, aligned=name != "no_align"),
             encoder_arguments=run.config.encoder.arguments(run.store),
             atlases=run.config.encoder.atlases,
             llm_path=run.folder / "llm",

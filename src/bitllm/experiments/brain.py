@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bitllm.data.prepare import prepare_nsd
+from bitllm.data.presets import few_images
 from bitllm.data.splits import WITHIN_SUBJECT, Split, images_seen, make_split, with_checksum
 from bitllm.data.store import Store, open_store
 from bitllm.errors import ConfigError
@@ -134,6 +135,8 @@ def changed_split(store: Store, name: SplitName, changes: SplitChanges, *, seed:
     ------
     ConfigError
         If the held-out subject is none of the store's, or more training subjects are wanted than there are.
+    SplitError
+        If the held-out subject has fewer trials than are wanted.
     """
     split = make_split(store, name)
     if changes.held_out is not None and name == "poster":
@@ -162,7 +165,8 @@ def changed_split(store: Store, name: SplitName, changes: SplitChanges, *, seed:
     label = split_name(name, changes)
     if changes.n_shots is not None:
         (held_out,) = split.test_subjects
-        images["train"] |= _shots(store, held_out, images["train"], changes.n_shots, seed=seed)
+        own = images_seen(store, (held_out,), "train") - images["train"]
+        images["train"] |= few_images(store, (held_out,), own, changes.n_shots, seed=seed)
         train, label = (*train, held_out), f"{WITHIN_SUBJECT} {label}"
     return with_checksum(
         replace(
@@ -173,23 +177,3 @@ def changed_split(store: Store, name: SplitName, changes: SplitChanges, *, seed:
             validation_images=images["validation"],
         )
     )
-
-
-def _shots(store: Store, subject: str, known: frozenset[int], n_trials: int, *, seed: int) -> frozenset[int]:
-    """Training images that this subject alone saw, with about ``n_trials`` trials in all.
-
-    Raises
-    ------
-    ConfigError
-        If it has fewer.
-    """
-    own = sorted(images_seen(store, (subject,), "train") - known)
-    order = np.random.default_rng(seed).permutation(own)
-    counts = store.subject(subject).trials["nsd_id"].value_counts()
-    total = np.cumsum(counts.reindex(order).to_numpy())
-    if not len(total) or total[-1] < n_trials:
-        raise ConfigError(
-            f"n_shots: expected at most {total[-1] if len(total) else 0}, the trials of {subject} on images of its "
-            f"own, found {n_trials}"
-        )
-    return frozenset(order[: int(np.searchsorted(total, n_trials)) + 1].tolist())

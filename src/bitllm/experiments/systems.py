@@ -171,7 +171,7 @@ class Trained:
             store,
             world.split(self.split, system),
             self.folder,
-            encoder=world.encoder(self.split, system, sizes),
+            start=world.encoder(self.split, system, sizes),
             encoder_arguments=sizes.arguments(store),
             atlases=sizes.atlases,
             llm_path=world.folder / "llm",

@@ -20,7 +20,8 @@ from bitllm.model.checkpoint.weights import (
 from bitllm.model.configuration import BitLlmConfig
 from bitllm.model.modeling import BitLlmForCausalLM
 
-_CARD = "bitllm.json"
+CARD = "bitllm.json"
+"""What is said of a checkpoint's training."""
 
 
 def build_bit_llm(
@@ -99,7 +100,7 @@ def save_trained(
     """
     model.config.base_llm = base.reference()
     model.save_pretrained(folder, state_dict=state)
-    write_json(folder / _CARD, {"base_llm": base.reference(), **(about or {})})
+    write_json(folder / CARD, {"base_llm": base.reference(), **(about or {})})
 
 
 def load_trained(

@@ -14,8 +14,10 @@ from bitllm.data.splits import PRESETS, Split, load_split, make_split, save_spli
 from bitllm.data.store import Store, open_store
 from bitllm.data.targets import Targets, load_clip, load_targets, make_targets, save_targets
 from bitllm.errors import CheckpointError, ConfigError, SplitError
+from bitllm.files import read_json
 from bitllm.metrics.bertscore import load_bert_scorer
 from bitllm.model.aligner import load_aligner
+from bitllm.model.build import CARD
 from bitllm.model.checkpoint.base import load_llm
 from bitllm.model.encoder import BrainEncoder
 from bitllm.model.precision import base_dtype
@@ -37,7 +39,7 @@ def train_stage(
     config: RunConfig,
     *,
     name: str | None = None,
-    start_from: str = "sft",
+    start_from: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[Path, bool]:
     """Train one stage of a run, or go on with it.
@@ -51,7 +53,7 @@ def train_stage(
     name
         Of the stage's folder in the run; the stage's own by default.
     start_from
-        Name of the sft that rft starts from.
+        The sft that rft starts from (``sft``), or that sft goes on from (none): its name in the run, or its folder.
     progress
         Called with what is under way, how much is done, how much there is.
 
@@ -68,14 +70,17 @@ def train_stage(
     with joined_ranks():
         store = open_store(config.store)
         split = _split(config, store)
-        _require_before(stage, config, start_from)
         folder = config.run / (name or stage)
+        start = _start(stage, config, start_from)
+        _require_before(stage, config, start, folder)
+        if start is not None:
+            _warn_of_another_store(store, start)
         if is_main():
             config.run.mkdir(parents=True, exist_ok=True)
             _keep_split(split, config.run / "split.json")
             config.write(config.run / f"{folder.name}.yaml")
         wait_for_all()
-        under_way = _Stage(config, store, split, folder, config.run / start_from, progress)
+        under_way = _Stage(config, store, split, folder, start, progress)
         return folder, {"align": under_way.align, "sft": under_way.sft, "rft": under_way.rft}[stage]()
 
 
@@ -87,7 +92,7 @@ class _Stage:
     store: Store
     split: Split
     folder: Path
-    start_from: Path
+    start: Path | None
     progress: Progress | None
 
     @property
@@ -110,7 +115,7 @@ class _Stage:
         config = self.config
         llm_sha256 = load_llm(config.llm, dtype=base_dtype(config.sft.precision)).sha256
         parts: Any = {
-            "encoder": _encoder(config, self.store, self.split),
+            "start": self.start or _encoder(config, self.store, self.split),
             "config": config.sft,
             "seed": config.seed,
         }
@@ -130,15 +135,16 @@ class _Stage:
 
     def rft(self) -> bool:
         """Stage 3."""
+        assert self.start is not None
         parts: Any = {"config": self.config.rft, "seed": self.config.seed}
-        if is_finished(self.folder, rft_learns_from(self.store, self.split, sft=self.start_from, **parts)):
+        if is_finished(self.folder, rft_learns_from(self.store, self.split, sft=self.start, **parts)):
             return True
         train_rft(
             self.store,
             self.split,
             self.folder,
             **parts,
-            sft_folder=self.start_from,
+            sft_folder=self.start,
             llm_path=self.config.llm,
             make_reward=_reward_maker(self.config, self.store),
             running=self.running,
@@ -208,17 +214,43 @@ def _encoder(config: RunConfig, store: Store, split: Split) -> BrainEncoder:
     return aligner.encoder
 
 
-def _require_before(stage: Stage, config: RunConfig, start_from: str) -> None:
-    """Refuse a stage whose start is missing, before anything is written."""
-    if stage == "sft" and config.encoder_from == "align" and not (config.run / "align").is_dir():
+def _start(stage: Stage, config: RunConfig, start_from: str | None) -> Path | None:
+    """The folder of the sft that a stage starts from: of that name in the run, else that folder."""
+    name = "sft" if stage == "rft" and start_from is None else start_from
+    if name is None:
+        return None
+    in_run = config.run / name
+    return in_run if in_run.exists() or not Path(name).is_dir() else Path(name)
+
+
+def _require_before(stage: Stage, config: RunConfig, start: Path | None, folder: Path) -> None:
+    """Refuse a stage whose start is missing, or would be overwritten, before anything is written."""
+    needs_align = stage == "sft" and start is None and config.encoder_from == "align"
+    if needs_align and not (config.run / "align").is_dir():
         raise CheckpointError(
             f"{config.run / 'align'}: expected the encoder of the align stage, found no folder; run "
             "`bitllm train align` first, or set encoder_from to random for the baseline"
         )
-    if stage == "rft" and not (config.run / start_from / "bitllm.json").is_file():
+    if start is not None and not (start / CARD).is_file():
         raise CheckpointError(
-            f"{config.run / start_from}: expected a finished sft to start from, found none; run `bitllm train sft` "
+            f"{start}: expected a finished sft to start from, found none; run `bitllm train sft` "
             "first, or name one with --start-from"
+        )
+    if start is not None and start.resolve() == folder.resolve():
+        raise ConfigError(
+            f"--start-from: expected another folder than that of the stage itself, found {start}; give the stage a "
+            "--name of its own"
+        )
+
+
+def _warn_of_another_store(store: Store, start: Path) -> None:
+    """Say where nothing tells that an sft never saw the test images: within one store no split trains on them."""
+    record = start / "run.json"
+    if not record.is_file() or read_json(record)["learnt_from"]["store"] != store.sha256:
+        _LOG.warning(
+            "%s: not known to be trained on %s; see to it yourself that it never saw its test images",
+            start,
+            store.path,
         )
 
 

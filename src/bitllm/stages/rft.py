@@ -31,7 +31,7 @@ from bitllm.data.splits import Split, check_split
 from bitllm.data.store import Store
 from bitllm.files import read_json, sha256_of_file, write_json
 from bitllm.metrics.diversity import mean_length, n_distinct_captions
-from bitllm.model.build import load_trained, n_trainable
+from bitllm.model.build import CARD, load_trained, n_trainable
 from bitllm.model.checkpoint.base import load_llm
 from bitllm.model.checkpoint.weights import WEIGHTS
 from bitllm.model.modeling import BitLlmForCausalLM
@@ -200,7 +200,7 @@ def train_rft(  # noqa: PLR0913 - the parts of the stage
     base = load_llm(llm_path, dtype=base_dtype(config.precision))
     model = load_trained(sft_folder, base)
     nn.Module.to(model, device())
-    atlases = tuple(read_json(sft_folder / "bitllm.json")["atlases"])
+    atlases = tuple(read_json(sft_folder / CARD)["atlases"])
     learnt_from = rft_learns_from(store, split, sft=sft_folder, config=config, seed=seed)
     choice = Choice("validation_cider", True, config.optimizer.keep, config.optimizer.patience)
     about = choice.about(split.train_subjects)

@@ -5,6 +5,7 @@ the tokens of a caption and the end token, under a varied instruction in the LLM
 is frozen, brain tokens are computed once and kept. One of an image's captions is chosen by (seed, epoch, index).
 
 As an option the encoder learns too, from the captions alone: brain tokens are then computed anew in every step.
+Instead of an encoder the stage may start from a finished sft and go on, as where it is adapted to a new subject.
 
 References
 ----------
@@ -12,6 +13,7 @@ The poster, "Stage 2: Brain Instruction Fine-Tuning". An encoder that learns tog
 way (Qiu et al. 2025, arXiv 2502.15786); ours differs in the encoder (see `bitllm.model.encoder`) and in the data.
 """
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -26,9 +28,18 @@ from bitllm.data.batch import BrainInput
 from bitllm.data.dataset import sealed_test, select_trials
 from bitllm.data.splits import Split, check_split
 from bitllm.data.store import Store
-from bitllm.model.build import build_bit_llm, n_trainable, save_trained, train_interface
+from bitllm.errors import CheckpointError
+from bitllm.files import read_json, sha256_of_file
+from bitllm.model.build import (
+    CARD,
+    build_bit_llm,
+    load_trained,
+    n_trainable,
+    save_trained,
+    train_interface,
+)
 from bitllm.model.checkpoint.base import BaseLlm, load_llm, placeholder_token_id, weights_hash
-from bitllm.model.checkpoint.weights import is_encoder_parameter
+from bitllm.model.checkpoint.weights import WEIGHTS, is_encoder_parameter
 from bitllm.model.encoder import BrainEncoder
 from bitllm.model.interface import Interface, matched_prefix_width
 from bitllm.model.likelihood import token_log_probs
@@ -147,7 +158,7 @@ def train_sft(  # noqa: PLR0913 - the parts of the stage
     split: Split,
     folder: Path,
     *,
-    encoder: BrainEncoder,
+    start: BrainEncoder | Path,
     encoder_arguments: dict[str, Any],
     atlases: tuple[str, ...],
     llm_path: Path | str,
@@ -159,19 +170,27 @@ def train_sft(  # noqa: PLR0913 - the parts of the stage
 
     Parameters
     ----------
-    encoder
-        What brain tokens are made by: of the align stage, or untrained. It is copied, and learns where configured.
+    start
+        What brain tokens are made by, of the align stage or untrained: it is copied, and learns where configured. Or
+        the folder of a finished sft, whose interface goes on too.
+
+    Raises
+    ------
+    CheckpointError
+        If the sft to start from has another interface or encoder than the configuration, or another LLM.
     """
     check_split(store, split)
     base = load_llm(llm_path, dtype=base_dtype(config.precision))
-    learnt_from = sft_learns_from(
-        store, split, encoder=encoder, llm_sha256=base.sha256, config=config, seed=seed
-    )
+    learnt_from = sft_learns_from(store, split, start=start, llm_sha256=base.sha256, config=config, seed=seed)
     choice = Choice("validation_loss", False, config.optimizer.keep, config.optimizer.patience)
     about, encoder_learns = choice.about(split.train_subjects), config.encoder == "trained"
     with sealed_test(), workspace(folder, learnt_from, about=about, settings=running.settings) as work:
         torch.manual_seed(seed)
-        model = _untrained(base, encoder, encoder_arguments, config)
+        if isinstance(start, Path):
+            model = _gone_on_from(start, base, encoder_arguments, atlases, config)
+        else:
+            model = _untrained(base, start, encoder_arguments, config)
+        train_interface(model, with_encoder=encoder_learns)
         nn.Module.to(model, device())
         parts = {
             part: CaptionedTrials.of(
@@ -211,16 +230,21 @@ def train_sft(  # noqa: PLR0913 - the parts of the stage
 
 
 def sft_learns_from(
-    store: Store, split: Split, *, encoder: BrainEncoder, llm_sha256: str, config: SftConfig, seed: int
+    store: Store, split: Split, *, start: BrainEncoder | Path, llm_sha256: str, config: SftConfig, seed: int
 ) -> dict[str, Any]:
     """Everything that decides what the sft stage learns."""
+    begun = (
+        {"sft to start from": sha256_of_file(start / WEIGHTS)}
+        if isinstance(start, Path)
+        else {"encoder": weights_hash(start)}
+    )
     return {
         "stage": "sft",
         "sft": config.model_dump(mode="json"),
         "seed": seed,
         "split": split.sha256,
         "store": store.sha256,
-        "encoder": weights_hash(encoder),
+        **begun,
         "llm": llm_sha256,
     }
 
@@ -243,7 +267,29 @@ def _untrained(
         ),
     )
     model.model.encoder.load_state_dict(encoder.state_dict())
-    train_interface(model, with_encoder=config.encoder == "trained")
+    return model
+
+
+def _gone_on_from(
+    folder: Path,
+    base: BaseLlm,
+    encoder_arguments: dict[str, Any],
+    atlases: tuple[str, ...],
+    config: SftConfig,
+) -> BitLlmForCausalLM:
+    """The model of a finished sft, if it is what the configuration describes."""
+    model = load_trained(folder, base, interface=config.interface)
+    found: dict[str, Any] = {"encoder": model.config.encoder, "atlases": read_json(folder / CARD)["atlases"]}
+    expected: dict[str, Any] = {"encoder": encoder_arguments, "atlases": list(atlases)}
+    if config.interface == "cross_attention":
+        found["adapter_layers"] = model.config.adapter_layers
+        expected["adapter_layers"] = list(config.adapter_layers)
+    for name, value in expected.items():
+        if json.dumps(found[name], sort_keys=True) != json.dumps(value, sort_keys=True):
+            raise CheckpointError(
+                f"{folder}: expected an sft with the {name} of this configuration and store ({json.dumps(value)}), "
+                f"found {json.dumps(found[name])}; set what it was trained with"
+            )
     return model
 
 
