@@ -5,10 +5,10 @@ from bitllm.errors import ConfigError
 from bitllm.experiments.config import (
     ExperimentConfig,
     experiment_names,
-    fewer_worlds,
     read_experiment,
     read_experiments,
 )
+from bitllm.experiments.plan import fewer_worlds
 from bitllm.experiments.recipe import read_recipe
 
 
@@ -69,6 +69,32 @@ def test_a_claim_about_a_control_that_does_not_run_is_refused(experiments):
     values["claims"][0]["less"]["control"] = "other_subject"
     with pytest.raises(ConfigError, match="a claim needs the control other_subject"):
         ExperimentConfig.parse(values)
+
+
+@pytest.mark.parametrize(
+    ("system", "message"),
+    [
+        ({"goes_on": "pooled"}, "expected goes_on and split.n_shots_alone together"),
+        ({"split": {"n_shots_alone": 50}}, "expected goes_on and split.n_shots_alone together"),
+        (
+            {"goes_on": "session", "split": {"n_shots_alone": 50}},
+            "starts from session, which must start from an",
+        ),
+        ({"goes_on": "poled", "split": {"n_shots_alone": 50}}, "did you mean `pooled`"),
+    ],
+)
+def test_what_goes_on_needs_trials_of_its_own_and_a_system_to_start_from(system, message, experiments):
+    values = values_of("adaptation", experiments)
+    values["systems"]["another"] = system
+    with pytest.raises(ConfigError, match=message):
+        ExperimentConfig.parse(values)
+
+
+def test_own_learning_rates_stand_for_those_of_the_recipe(experiments):
+    config = read_experiment("adaptation", experiments)
+    assert config.rates_of("few") == (0.0001, 0.0003, 0.001)
+    assert config.rates_of("pooled") == (0.003,)
+    assert config.rates_of("mixed") == ()
 
 
 def test_fewer_worlds_are_the_first_ones(experiments):

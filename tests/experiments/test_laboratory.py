@@ -127,6 +127,10 @@ def test_a_changed_split_keeps_training_and_test_apart(easy):
     n_trials = store.subject(held_out).trials["nsd_id"].isin(more).sum()
     assert 9 <= n_trials <= 11, "images come whole, with up to three trials"
     assert not shots.train_images & shots.test_images
+    alone = changed_split(store, "develop", SplitChanges(n_shots_alone=9), seed=0)
+    assert alone.train_subjects == alone.test_subjects == (store.subjects[-2],)
+    assert 9 <= store.subject(store.subjects[-2]).trials["nsd_id"].isin(alone.train_images).sum() <= 11
+    assert not alone.train_images & (alone.validation_images | alone.test_images)
     with pytest.raises(SplitError, match="at least one training trial and at most"):
         changed_split(store, "poster", SplitChanges(n_shots=10**6), seed=0)
     with pytest.raises(ConfigError, match="held_out: expected one of"):

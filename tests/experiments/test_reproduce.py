@@ -14,6 +14,7 @@ from bitllm.experiments.record import Kept
 from bitllm.experiments.results import sentences
 from bitllm.experiments.systems import make_reward
 from bitllm.experiments.world import World
+from bitllm.files import sha256_of_file
 from bitllm.stages.rewards import RewardWeights
 from bitllm.training.steps import Steps
 
@@ -26,6 +27,7 @@ OTHERS = (
     "reward",
 )
 LONG = (
+    "adaptation",
     "few_shot",
     "leave_one_out",
     "longer_captioning",
@@ -179,6 +181,26 @@ def test_a_second_run_trains_nothing(quick, experiments, tmp_path):
     assert "0 steps to do" in " ".join(told)
 
 
+def test_what_goes_on_starts_from_the_sft_before_it_and_learns_from_its_subject_alone(
+    quick, experiments, tmp_path
+):
+    out, told = shutil.copytree(quick.out, tmp_path / "quick"), []
+    config = read_experiment("adaptation", experiments, is_quick=True)
+    systems = {name: config.systems[name] for name in ("pooled", "session")}
+    systems["session"] = systems["session"].model_copy(update={"learning_rates": (0.001,)})
+    config = config.model_copy(update={"systems": systems, "claims": config.claims[:1], "along": {}})
+    reproduce({"adaptation": config}, out, is_quick=True, tell=told.append, progress=quiet)
+    rows = pd.read_parquet(out / "adaptation" / "results.parquet")
+    assert set(rows["subject"]) == {"subj08"}
+    pooled, session = (set(rows.loc[rows["system"] == name, "nsd_id"]) for name in systems)
+    assert pooled == session, "both are judged on the same images"
+    (folder,) = (out / "worlds" / "brain11-models0").glob("poster n_shots_alone=75/sft*goes_on*/")
+    record = json.loads((folder / "run.json").read_text())
+    assert record["selection"]["subjects"] == ["subj08"]
+    (start,) = (out / "worlds" / "brain11-models0" / "poster").glob("sft 0.003 ??????/")
+    assert record["learnt_from"]["sft to start from"] == sha256_of_file(start / "model.safetensors")
+
+
 def test_kept_worlds_are_taken_over_and_their_rates_hold(quick, experiments, tmp_path):
     """Kept is a made-up brain 12; brain 11 has been run in the folder before."""
     out, told = shutil.copytree(quick.out, tmp_path / "quick"), []
@@ -230,7 +252,7 @@ def test_a_permuted_reward_never_looks_at_the_image_itself(
     [
         (["interfase"], "found `interfase`; did you mean `interface`?"),
         (["interface", "--seeds", "0"], "expected --seeds of at least 1 of the 5 brains"),
-        ([], "expected experiments (adapters, alignment,"),
+        ([], "expected experiments (adaptation, adapters, alignment,"),
         (["interface", "--quick", "--keep-published"], "expected --quick or --keep-published, found both"),
     ],
 )

@@ -66,8 +66,9 @@ def reproduce(
         experiments: Folder of all experiments; that of the project by default.
     """
     from bitllm.demo.display import Display
-    from bitllm.experiments.config import fewer_worlds, read_experiments
+    from bitllm.experiments.config import read_experiments
     from bitllm.experiments.engine import reproduce as run
+    from bitllm.experiments.plan import fewer_worlds
     from bitllm.experiments.record import read_kept
     from bitllm.experiments.results import sentences
 

@@ -168,6 +168,10 @@ def changed_split(store: Store, name: SplitName, changes: SplitChanges, *, seed:
         own = images_seen(store, (held_out,), "train") - images["train"]
         images["train"] |= few_images(store, (held_out,), own, changes.n_shots, seed=seed)
         train, label = (*train, held_out), f"{WITHIN_SUBJECT} {label}"
+    if changes.n_shots_alone is not None:
+        train, label = split.test_subjects, f"{WITHIN_SUBJECT} {label}"
+        images = {part: images_seen(store, train, part) for part in ("train", "validation")}
+        images["train"] = few_images(store, train, images["train"], changes.n_shots_alone, seed=seed)
     return with_checksum(
         replace(
             split,

@@ -30,6 +30,9 @@ class SplitChanges(StrictConfig):
     """Share of the training images that is used."""
     n_shots: int | None = Field(default=None, gt=0)
     """Number of trials of the held-out subject, on images of its own, that join the training (about as many)."""
+    # what came later is told only where it is set, so that records from before it stay valid
+    n_shots_alone: int | None = Field(default=None, gt=0, exclude_if=lambda n: n is None)
+    """Number of such trials that are learnt from alone, by a system that goes on from another."""
 
 
 class SystemConfig(StrictConfig):
@@ -41,6 +44,8 @@ class SystemConfig(StrictConfig):
     """Changes of the sft stage."""
     after: str | None = None
     """For a system of rft: the system whose sft it starts from."""
+    goes_on: str | None = Field(default=None, exclude_if=lambda name: name is None)
+    """For a system of sft: the system whose sft it goes on from, on a split of its own."""
     rft: dict[str, Any] = Field(default_factory=dict)
     """Changes of the rft stage."""
     reward_references: Literal["own", "permuted"] = "own"
@@ -57,6 +62,15 @@ class SystemConfig(StrictConfig):
     """Whether the held-out subject's repetitions are averaged, or each image has its first trial alone."""
     rate_of: str | None = None
     """System whose chosen learning rate it takes, where it is not tried with all."""
+    learning_rates: tuple[float, ...] | None = Field(
+        default=None, min_length=1, exclude_if=lambda rates: rates is None
+    )
+    """Learning rates that it is tried with, instead of the recipe's."""
+
+    @property
+    def start(self) -> str | None:
+        """The system that it starts from, for rft or to go on."""
+        return self.after or self.goes_on
 
 
 class Arm(StrictConfig):
@@ -116,9 +130,15 @@ class ExperimentConfig(StrictConfig):
     def _names_fit(self) -> "ExperimentConfig":
         names = list(self.systems)
         for name, system in self.systems.items():
-            for before in (system.after, system.rate_of):
+            for before in (system.after, system.goes_on, system.rate_of):
                 if before is not None and names.index(name) <= _place(names, before):
                     raise ValueError(f"system {name} comes after {before}, which must stand above it")
+            if (system.goes_on is None) != (system.split.n_shots_alone is None):
+                raise ValueError(f"system {name}: expected goes_on and split.n_shots_alone together")
+            if system.start is not None and self.systems[system.start].start is not None:
+                raise ValueError(
+                    f"system {name} starts from {system.start}, which must start from an encoder"
+                )
             self.sft_of(name)
             self.rft_of(name)
             self.sizes_of(name)
@@ -155,7 +175,9 @@ class ExperimentConfig(StrictConfig):
         return () if self.systems[name].rate_of is not None else self.grid_of(name)
 
     def grid_of(self, name: str) -> tuple[float, ...]:
-        """The learning rates of a system's stage."""
+        """The learning rates of a system, or of its stage."""
+        if (own := self.systems[name].learning_rates) is not None:
+            return own
         is_sft = self.systems[name].after is None
         return self.recipe.learning_rates if is_sft else self.recipe.rft_learning_rates
 
@@ -247,8 +269,8 @@ def _quick_system(system: dict[str, Any]) -> dict[str, Any]:
     system = {key: dict(value) if isinstance(value, dict) else value for key, value in system.items()}
     if "adapter_layers" in system.get("sft", {}):
         system["sft"]["adapter_layers"] = [0]
-    if "n_shots" in system.get("split", {}):
-        system["split"]["n_shots"] //= 10
+    for key in {"n_shots", "n_shots_alone"} & system.get("split", {}).keys():
+        system["split"][key] //= 10
     return system
 
 
@@ -267,27 +289,3 @@ def experiment_names(folder: Path) -> list[str]:
             "own folder, or name the folder with --experiments"
         )
     return names
-
-
-def fewer_worlds(config: ExperimentConfig, brains: int | None, models: int | None) -> ExperimentConfig:
-    """The same experiment on its first so many simulated brains and model seeds; None are all.
-
-    Raises
-    ------
-    ConfigError
-        If there are not so many.
-    """
-    return config.model_copy(
-        update={
-            "simulator_seeds": _first(config.simulator_seeds, brains, "--seeds", "brains"),
-            "model_seeds": _first(config.model_seeds, models, "--model-seeds", "model seeds"),
-        }
-    )
-
-
-def _first(seeds: tuple[int, ...], n: int | None, option: str, what: str) -> tuple[int, ...]:
-    if n is not None and n < 1:
-        raise ConfigError(
-            f"reproduce: expected {option} of at least 1 of the {len(seeds)} {what} of the configuration, found {n}"
-        )
-    return seeds[:n]

@@ -25,7 +25,8 @@ from bitllm.evaluation.grounding.inputs.controls import control_betas
 from bitllm.evaluation.grounding.inputs.held_out import HeldOut
 from bitllm.evaluation.grounding.inputs.pairing import other_images
 from bitllm.evaluation.grounding.system import load_system
-from bitllm.experiments.systems import Trained, write_rows
+from bitllm.experiments.record import write_rows
+from bitllm.experiments.systems import Trained
 from bitllm.metrics.retrieval import target_ranks
 from bitllm.model.checkpoint.base import load_llm
 from bitllm.model.encoder import BrainEncoder

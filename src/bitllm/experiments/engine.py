@@ -167,12 +167,12 @@ def choose_rates(laboratory: Laboratory) -> dict[str, Rates]:
         name: laboratory.kept[name].rates if name in laboratory.kept else {}
         for name in laboratory.experiments
     }
-    for of_rft in (False, True):  # rft starts from sft at its chosen rate
+    for of_later in (False, True):  # rft and what goes on start from sft at its chosen rate
         tried = [
             (name, trained)
             for name in laboratory.experiments
             if name not in laboratory.kept
-            for trained in _candidates(laboratory, name, chosen[name], of_rft=of_rft)
+            for trained in _candidates(laboratory, name, chosen[name], of_later=of_later)
         ]
         laboratory.divide({f"unit {one.step}": Unit(one.step, one.make) for _, one in tried})
         for name, trained in tried:
@@ -190,21 +190,21 @@ def choose_rates(laboratory: Laboratory) -> dict[str, Rates]:
     return chosen
 
 
-def _candidates(laboratory: Laboratory, name: str, chosen: Rates, *, of_rft: bool) -> list[Trained]:
-    """Every system of a stage at every learning rate of its grid, in the first world."""
+def _candidates(laboratory: Laboratory, name: str, chosen: Rates, *, of_later: bool) -> list[Trained]:
+    """Every system at every learning rate of its grid, in the first world: what starts from others later."""
     config = laboratory.experiments[name]
     world = laboratory.world(config.worlds[0])
     return [
         Trained(world, config, "develop", system, _rates_before(config, system, chosen) | {system: rate})
         for system, changes in config.systems.items()
-        if (changes.after is not None) == of_rft and len(config.rates_of(system)) > 1
+        if (changes.start is not None) == of_later and len(config.rates_of(system)) > 1
         for rate in config.rates_of(system)
     ]
 
 
 def _rates_before(config: ExperimentConfig, system: str, chosen: Rates) -> dict[str, float]:
-    after = config.systems[system].after
-    return {} if after is None else {after: chosen[after]["chosen"]}
+    start = config.systems[system].start
+    return {} if start is None else {start: chosen[start]["chosen"]}
 
 
 def _fill_in(laboratory: Laboratory, chosen: dict[str, Rates]) -> None:

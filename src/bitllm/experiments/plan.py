@@ -6,6 +6,7 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
+from bitllm.errors import ConfigError
 from bitllm.experiments.brain import SplitName, data_name
 from bitllm.experiments.config import ExperimentConfig
 from bitllm.experiments.systems import Trained
@@ -38,7 +39,7 @@ def steps_of_system(
     rates: dict[str, tuple[float, ...]],
 ) -> list[Step]:
     """The steps of one system at one of several learning rates, besides those of the system that it starts from."""
-    before = [] if (after := config.systems[system].after) is None else [after]
+    before = [] if (start := config.systems[system].start) is None else [start]
     grids = [rates[name] for name in (system, *before)]
     choices = [
         Trained(world, config, split, system, dict(zip((system, *before), chosen, strict=True)))
@@ -109,3 +110,27 @@ def _is_in(step: Step, done: dict[str, float]) -> bool:
 def seconds_done(folder: Path) -> dict[str, float]:
     """Seconds that each step took that any process finished in the folder of worlds."""
     return {mark.stem: read_json(mark)["seconds"] for mark in (folder / "steps").glob("*.json")}
+
+
+def fewer_worlds(config: ExperimentConfig, brains: int | None, models: int | None) -> ExperimentConfig:
+    """The same experiment on its first so many simulated brains and model seeds; None are all.
+
+    Raises
+    ------
+    ConfigError
+        If there are not so many.
+    """
+    return config.model_copy(
+        update={
+            "simulator_seeds": _first(config.simulator_seeds, brains, "--seeds", "brains"),
+            "model_seeds": _first(config.model_seeds, models, "--model-seeds", "model seeds"),
+        }
+    )
+
+
+def _first(seeds: tuple[int, ...], n: int | None, option: str, what: str) -> tuple[int, ...]:
+    if n is not None and n < 1:
+        raise ConfigError(
+            f"reproduce: expected {option} of at least 1 of the {len(seeds)} {what} of the configuration, found {n}"
+        )
+    return seeds[:n]

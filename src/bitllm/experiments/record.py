@@ -3,10 +3,15 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
+from bitllm import __version__
 from bitllm.errors import DataError
+from bitllm.evaluation.grounding.bits import evidence_per_image
+from bitllm.evaluation.grounding.outcomes import Outcomes
 from bitllm.experiments.config import CONFIG, ExperimentConfig, read_experiment
+from bitllm.experiments.world import World
 from bitllm.files import file_written_whole, read_json, sha256_of_json, write_json
 from bitllm.simulation.parameters import SIMULATION_VERSION
 from bitllm.training.workspace import git_revision, versions
@@ -70,6 +75,48 @@ def make_record(name: str, config: ExperimentConfig, *, is_quick: bool) -> dict[
         "versions": versions(),
         "git_revision": git_revision(),
     }
+
+
+def rows_of(found: Outcomes, *, seed: int) -> pd.DataFrame:
+    """One row for each input and image: caption, CIDEr, ROUGE-L (points), words; for real betas the bits per caption.
+
+    ``bleu_counts`` are the counts that corpus BLEU sums over images (see `bitllm.metrics.bleu.bleu_counts`). The bits
+    of real betas are against those of another image, so no other input has any.
+    """
+    held_out, log2 = found.held_out, found.log2_probs
+    n = len(held_out.trials)
+    bits = evidence_per_image(log2["real"], log2["permuted"], found.tokens, n)
+    parts = []
+    for control, captions in found.captions.items():
+        score = held_out.scorer.score(captions, seed=seed).per_image
+        part = {
+            "control": control,
+            "subject": held_out.subject,
+            "nsd_id": held_out.nsd_id,
+            "n_repetitions": held_out.n_repetitions,
+            "caption": captions,
+            "cider": score.cider,
+            "rouge_l": score.rouge_l,
+            "bleu_counts": score.bleu_counts.tolist(),
+            "length": [float(len(caption.split())) for caption in captions],
+            "bits": bits if control == "real" else np.full(n, np.nan),
+        }
+        parts.append(pd.DataFrame(part))
+    return pd.concat(parts, ignore_index=True)
+
+
+def write_rows(path: Path, world: World, rows: pd.DataFrame) -> None:
+    """Write rows with where they come from, whole or not at all."""
+    rows = rows.assign(
+        world=world.name,
+        simulator_seed=world.simulator_seed,
+        model_seed=world.model_seed,
+        simulation_version=SIMULATION_VERSION,
+        bitllm_version=__version__,
+        git_revision=git_revision() or "unknown",
+    )
+    with file_written_whole(path) as unfinished:
+        rows.to_parquet(unfinished, index=False)
 
 
 def write_run(folder: Path, rows: pd.DataFrame, record: dict[str, Any]) -> None:

@@ -8,23 +8,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bitllm import __version__
 from bitllm.config import StrictConfig
 from bitllm.data.targets import load_clip
-from bitllm.evaluation.grounding.bits import evidence_per_image
-from bitllm.evaluation.grounding.outcomes import Outcomes, outcomes
+from bitllm.evaluation.grounding.outcomes import outcomes
 from bitllm.evaluation.grounding.system import load_system
 from bitllm.experiments.brain import SplitName, named
 from bitllm.experiments.config import ExperimentConfig, SystemConfig
+from bitllm.experiments.record import rows_of, write_rows
 from bitllm.experiments.world import World
-from bitllm.files import file_written_whole, sha256_of_json
+from bitllm.files import sha256_of_json
 from bitllm.metrics.bertscore import load_bert_scorer
 from bitllm.model.checkpoint.base import load_llm
-from bitllm.simulation.parameters import SIMULATION_VERSION
 from bitllm.stages.rewards import CompositeReward, Reward, Rewards, RewardWeights
 from bitllm.stages.rft import train_rft
 from bitllm.stages.sft import train_sft
-from bitllm.training.workspace import Running, git_revision
+from bitllm.training.workspace import Running
 
 _LONGEST_LABEL = 80
 
@@ -50,14 +48,23 @@ class Trained:
 
     @property
     def before(self) -> "Trained | None":
-        """For rft, the sft system that it starts from."""
-        after = self.system.after
-        return None if after is None else Trained(self.world, self.config, self.split, after, self.rates)
+        """The sft system that it starts from, for rft or to go on."""
+        start = self.system.start
+        return None if start is None else Trained(self.world, self.config, self.split, start, self.rates)
+
+    @property
+    def is_rft(self) -> bool:
+        """Whether its stage is rft."""
+        return self.system.after is not None
 
     @property
     def learner(self) -> SystemConfig:
-        """The system whose data and encoder it has: its own, or of the one that it starts from."""
-        return self.system if self.before is None else self.before.system
+        """The system whose data and encoder it has: its own, or of the one that it starts from (but for its split)."""
+        if self.before is None:
+            return self.system
+        if self.is_rft:
+            return self.before.system
+        return self.before.system.model_copy(update={"split": self.system.split})
 
     @property
     def settings(self) -> list[Any]:
@@ -66,18 +73,21 @@ class Trained:
         if self.before is None:
             sizes = _as_json(self.config.sizes_of(self.name))
             return [_as_json(self.config.sft_of(self.name, rate)), self.system.encoder, sizes]
+        if not self.is_rft:
+            return [_as_json(self.config.sft_of(self.name, rate)), self.before.settings]
         stage = _as_json(self.config.rft_of(self.name, rate))
         return [stage, self.system.reward_references, self.before.settings]
 
     @property
     def label(self) -> str:
         """Name of its folder and of its step."""
-        stage, own = ("sft", self.system.sft) if self.before is None else ("rft", self.system.rft)
+        stage, own = ("rft", self.system.rft) if self.is_rft else ("sft", self.system.sft)
         other = {
             key: value
             for key, value, usual in (
                 ("encoder", self.learner.encoder, "aligned"),
                 ("rewarded", self.system.reward_references, "own"),
+                ("goes_on", self.system.goes_on is not None, False),
             )
             if value != usual
         }
@@ -99,7 +109,7 @@ class Trained:
     @property
     def kind(self) -> str:
         """Stage and what learns in it, for estimates of time."""
-        if self.before is not None:
+        if self.is_rft:
             return "rft"
         learns = self.config.sft_of(self.name, self.rates[self.name]).encoder == "trained"
         return "sft with encoder" if learns else "sft"
@@ -141,15 +151,15 @@ class Trained:
     def make(self) -> None:
         """Train it, and judge it."""
         world, steps = self.world, self.world.steps
-        learner_name = self.name if self.system.after is None else self.system.after
+        make = self._train_rft if self.is_rft else self._train_sft
         world.make_neighbours()
         if self.before is not None:
             self.before.make()
-            after, make = self.before.step, self._train_rft
+            after = self.before.step
         elif self.system.encoder == "aligned":
-            after, make = world.make_align(self.split, self.config, learner_name), self._train_sft
+            after = world.make_align(self.split, self.config, self.name)
         else:
-            after, make = world.step("llm"), self._train_sft
+            after = world.step("llm")
         data = [world.store(self.learner).sha256, world.split(self.split, self.learner).sha256]
         steps.run(self.step, make, settings=[self.settings, data], after=(after, world.step("targets")))
         recipe = self.config.recipe
@@ -165,13 +175,14 @@ class Trained:
         return pd.read_parquet(self.rows_path).assign(system=self.name, learning_rate=self.rates[self.name])
 
     def _train_sft(self) -> None:
-        world, system, sizes = self.world, self.system, self.config.sizes_of(self.name)
+        world, system, before = self.world, self.learner, self.before
+        sizes = self.config.sizes_of(self.name if before is None else before.name)
         store = world.store(system)
         train_sft(
             store,
             world.split(self.split, system),
             self.folder,
-            start=world.encoder(self.split, system, sizes),
+            start=world.encoder(self.split, system, sizes) if before is None else before.folder,
             encoder_arguments=sizes.arguments(store),
             atlases=sizes.atlases,
             llm_path=world.folder / "llm",
@@ -220,20 +231,6 @@ def _data_of(learner: SystemConfig) -> dict[str, Any]:
     return {key: getattr(learner, key) for key in ("simulation", "coordinates", "split")}
 
 
-def write_rows(path: Path, world: World, rows: pd.DataFrame) -> None:
-    """Write rows with where they come from, whole or not at all."""
-    rows = rows.assign(
-        world=world.name,
-        simulator_seed=world.simulator_seed,
-        model_seed=world.model_seed,
-        simulation_version=SIMULATION_VERSION,
-        bitllm_version=__version__,
-        git_revision=git_revision() or "unknown",
-    )
-    with file_written_whole(path) as unfinished:
-        rows.to_parquet(unfinished, index=False)
-
-
 def make_reward(world: World, nsd_ids: list[int], weights: RewardWeights, *, permuted: bool) -> Reward:
     """The composite reward; permuted, each image is rewarded by the references and the picture of another one."""
     reward = CompositeReward(
@@ -253,31 +250,3 @@ def make_reward(world: World, nsd_ids: list[int], weights: RewardWeights, *, per
         return reward([other[int(nsd_id)] for nsd_id in nsd_ids], captions, has_ended)
 
     return of_another
-
-
-def rows_of(found: Outcomes, *, seed: int) -> pd.DataFrame:
-    """One row for each input and image: caption, CIDEr, ROUGE-L (points), words; for real betas the bits per caption.
-
-    ``bleu_counts`` are the counts that corpus BLEU sums over images (see `bitllm.metrics.bleu.bleu_counts`). The bits
-    of real betas are against those of another image, so no other input has any.
-    """
-    held_out, log2 = found.held_out, found.log2_probs
-    n = len(held_out.trials)
-    bits = evidence_per_image(log2["real"], log2["permuted"], found.tokens, n)
-    parts = []
-    for control, captions in found.captions.items():
-        score = held_out.scorer.score(captions, seed=seed).per_image
-        part = {
-            "control": control,
-            "subject": held_out.subject,
-            "nsd_id": held_out.nsd_id,
-            "n_repetitions": held_out.n_repetitions,
-            "caption": captions,
-            "cider": score.cider,
-            "rouge_l": score.rouge_l,
-            "bleu_counts": score.bleu_counts.tolist(),
-            "length": [float(len(caption.split())) for caption in captions],
-            "bits": bits if control == "real" else np.full(n, np.nan),
-        }
-        parts.append(pd.DataFrame(part))
-    return pd.concat(parts, ignore_index=True)
