@@ -82,7 +82,7 @@ def few_images(
     """
     order = np.random.default_rng(seed).permutation(sorted(images))
     seen = pd.concat([store.subject(subject).trials["nsd_id"] for subject in subjects])
-    total = np.cumsum(seen.value_counts().reindex(order).to_numpy())
+    total = np.cumsum(seen.value_counts().reindex(order, fill_value=0).to_numpy())
     n_there = total[-1] if len(total) else 0
     if not 0 < n_trials <= n_there:
         raise SplitError(
