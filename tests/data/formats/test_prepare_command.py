@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bitllm.cli import main
+from bitllm.data.splits import check_split, load_split
 from bitllm.data.store import open_store
 
 PAGE = Path(__file__).parents[3] / "docs/bring-your-own-data.md"
@@ -77,7 +78,7 @@ def test_a_damaged_file_is_one_line(tmp_path, monkeypatch, refused, words, name,
 
 
 def test_the_worked_example_of_the_page_runs(tmp_path, monkeypatch, capsys):
-    text = PAGE.read_text(encoding="utf-8").split("## A worked example")[1]
+    text, _, after = PAGE.read_text(encoding="utf-8").split("## A worked example")[1].partition("\n## ")
     blocks = dict(re.findall(r"```(python|yaml|bash)\n(.*?)```", text, flags=re.DOTALL))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "header.yaml").write_text(blocks["yaml"])
@@ -87,4 +88,10 @@ def test_the_worked_example_of_the_page_runs(tmp_path, monkeypatch, capsys):
     for words in commands:
         main(words)
     assert "lab-store" in capsys.readouterr().out
-    assert open_store(tmp_path / "lab-store").subject("s1").betas.shape == (80, 30)
+    store = open_store(tmp_path / "lab-store")
+    assert store.subject("s1").betas.shape == (80, 30)
+    command = next(line for line in after.splitlines() if line.startswith("bitllm split"))
+    main(command.split()[1:])
+    split = load_split(tmp_path / "few.json")
+    check_split(store, split)
+    assert split.train_subjects == split.test_subjects == ("s1",)
