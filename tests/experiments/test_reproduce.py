@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import numpy as np
@@ -35,6 +36,7 @@ LONG = (
     "misalignment",
     "signal",
     "smollm2",
+    "smollm2_adapters",
     "subjects",
     "training_data",
 )
@@ -81,6 +83,13 @@ def test_every_other_question_runs_in_its_quick_version(name, quick, experiments
 
 def test_every_question_runs_in_a_test_here(experiments):
     assert {*OTHERS, *LONG, "interface", "encoder"} == set(experiment_names(experiments))
+
+
+def test_the_folder_of_experiments_lists_every_question(experiments):
+    told = (experiments / "README.md").read_text()
+    assert set(re.findall(r"^\| \[(\w+)\]\(\1/README.md\) \|", told, re.MULTILINE)) == set(
+        experiment_names(experiments)
+    )
 
 
 def test_what_two_questions_share_is_made_once(quick):

@@ -104,7 +104,7 @@ HEADLINES = (
 _ALSO = ("smollm2", "longer_captioning", "unfreezing", "signal", "leave_one_out", "repetitions")
 """Questions beyond the poster whose verdict stands on the first page too."""
 
-_TITLES = {"smollm2": "SmolLM2"}
+_TITLES = {"smollm2": "SmolLM2", "smollm2_adapters": "SmolLM2 adapters"}
 
 _HERE = "here (simulated; brains × model seeds × images)"
 _COLUMNS = f"| question | poster (NSD, one run) | {_HERE} | verdict |\n|---|---|---|---|"
