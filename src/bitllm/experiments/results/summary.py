@@ -26,31 +26,37 @@ HEAD = f"""# Results
 **What was simulated.** Eight subjects who look at pictures as in the Natural Scenes Dataset (NSD), written in NSD's
 own file layout. We made their responses, the noise in them and what the subjects have in common, so the truth is
 known. Models are trained on seven of the subjects; the eighth is decoded into captions, on pictures that no model
-was trained on. All of it is done again on several simulated brains (each with subjects and pictures of its own)
-and, on each, from several random starts of the models (model seeds).
+was trained on. All of it is done again on several *brains*: a brain is here a whole simulated data set, with eight
+subjects and pictures of its own (seeds 11 to 15, and 21 for SmolLM2). On each of them models start from several random
+seeds (*model seeds*). No setting was chosen on these brains, but for learning rates: on the first, on validation
+images of the seventh subject, which trained nothing then.
 
 **How to read a verdict.** Each claim compares two systems, or one system under two inputs, that differ in one thing
-alone, on the same brains and pictures. It was written down with its rule before the run. **Borne out**: the 95 %
-interval of the difference (over brains, model seeds and images) lies above 0. **Not borne out**: it lies below a
-difference that had been called negligible. **Undecided**: neither, or fewer than {LEAST_BRAINS} brains. "Not borne
-out" is a finding, "undecided" is none. Every claim was put down with a prediction in `experiments/`, where the rows of
-every caption lie too.
+alone, on the same brains and pictures (an aligned encoder has had the steps of stage 1 on top). It was written down
+with its rule before the run. **Borne out**: the 95 % interval of the difference (over brains, model seeds and images)
+lies above 0. **Not borne out**: it lies below the smallest difference that was to count, fixed for each claim
+beforehand (grey in the figures). **Undecided**: neither, or fewer than {LEAST_BRAINS} brains. "Not borne out" is a
+finding, "undecided" is none. Every claim was put down with a prediction in `experiments/`, where the rows of every
+caption lie too.
 
 **The words.**
 
 - *CIDEr* scores a caption by the words and phrases that it shares with the five reference captions of the picture;
-  those that are rare among all captions count more. 0 is nothing in common. *BLEU-4* and *ROUGE-L* count common
-  phrases too, 0 to 100.
+  those that are rare among all captions count more. 0 is nothing in common; a person's caption scores some 280
+  against the others' of its picture (in the demo). *BLEU-4* and *ROUGE-L* count common phrases too, 0 to 100.
 - *Bits per caption* say how much more probable a true caption is to the model with the picture's own responses than
   with another picture's (log to base 2). 0: the responses tell nothing.
 - The *permuted control* is the same model with another picture's responses. Its captions are just as fluent, so
   only what lies above it comes from the brain.
-- *R@10*: how often the right picture is among the ten that an encoder likes best of all test pictures. *Cosine*:
-  how alike its output is for real and for silenced responses (1: the same).
+- *R@10*: how often the right picture is among the ten that an encoder likes best of all test pictures. *R@10
+  linear*: the same after a linear head fitted on training data, which gives an encoder that never learnt about
+  pictures, even a random one, a chance. *Cosine*: how alike its output is for real and for silenced responses (1: the
+  same).
 - The *encoder* turns responses into *brain tokens*, which a frozen language model (LLM) reads through an
   *interface*: at every layer (*cross_attention*) or in front of the text (*prefix*, *prefix_mlp*). Stage 1
   (*align*) teaches the encoder which picture a response belongs to, stage 2 (*sft*) the interface to caption, stage
-  3 (*rft*) rewards good captions.
+  3 (*rft*) rewards good captions (CIDEr, BERTScore, agreement with the picture). *Captioning alone* leaves stage 1 out:
+  encoder and interface learn together to caption.
 """
 
 NOT_SAID = """### What it does not say
@@ -82,8 +88,8 @@ HEADLINES = (
     ),
     Headline("Are they better than with a plain projection in front of the text?", "interface", 1),
     Headline(
-        "Are captions better when the encoder first learns which picture a response belongs to, rather than all of it "
-        "by captioning?",
+        "Are captions better when the encoder first learns which picture a response belongs to, rather than by "
+        "captioning alone for as many steps of stage 2 (stage 1 comes on top)?",
         "alignment",
         2,
     ),
@@ -96,7 +102,11 @@ HEADLINES = (
     Headline("Does the aligned encoder find the picture, and not with shuffled voxels?", "encoder", 1),
     Headline("Do the captions get worse when all responses are silenced?", "perturbation", 0),
     Headline("Do the captions get worse when voxels are shuffled?", "perturbation", 1),
-    Headline("With silenced responses, does a prefix lose more than cross-attention?", "perturbation", 5),
+    Headline(
+        "With silenced responses, is cross-attention left with more than a prefix, which collapsed on the poster?",
+        "perturbation",
+        5,
+    ),
     Headline("Are captions better after rewarding good ones?", "reward", 0),
     Headline("By as much as 31 %?", "reward", 1),
 )
@@ -106,6 +116,10 @@ _ALSO = ("smollm2", "longer_captioning", "unfreezing", "signal", "leave_one_out"
 
 _TITLES = {"smollm2": "SmolLM2", "smollm2_adapters": "SmolLM2 adapters"}
 
+_FIRST_CLAIM = (
+    "The figures are those of a question's first claim, or along the amount that it is about; verdicts count all of "
+    "its claims."
+)
 _HERE = "here (simulated; brains × model seeds × images)"
 _COLUMNS = f"| question | poster (NSD, one run) | {_HERE} | verdict |\n|---|---|---|---|"
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z*`])")
@@ -123,7 +137,7 @@ def make_summary(questions: list[Question]) -> str:
     parts.append(NOT_SAID)
     if beyond:
         columns = f"| question | {_HERE} | verdict |\n|---|---|---|"
-        parts.append(f"### Beyond the poster\n\n{_table(columns, beyond)}")
+        parts.append(f"### Beyond the poster\n\n{_FIRST_CLAIM}\n\n{_table(columns, beyond)}")
     return "\n".join(parts)
 
 
