@@ -81,7 +81,11 @@ def _first_problem(config: type[BaseModel], error: ValidationError) -> str:
     if problem["type"] == "extra_forbidden":
         owner = _owner(config, problem["loc"][:-1])
         return f"unknown key `{where}`; {nearest(str(problem['loc'][-1]), list(owner.model_fields))}"
-    return f"`{where}`: {problem['msg'][0].lower()}{problem['msg'][1:]}, found {problem['input']!r}"
+    said = problem["msg"].removeprefix("Value error, ")
+    said = (f"`{where}`: " if where else "") + said[0].lower() + said[1:]
+    if problem["type"] in ("missing", "value_error") and isinstance(problem["input"], dict):
+        return said  # a rule about several keys says itself what is wrong
+    return f"{said}, found {problem['input']!r}"
 
 
 def _owner(config: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:

@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import yaml
 
@@ -72,6 +74,59 @@ def test_a_claim_about_a_control_that_does_not_run_is_refused(experiments):
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"measure": "cosine_zero"}, "which `diagnostics: true` measures"),
+        ({"measure": "bits", "less": {"system": "prefix", "control": "zero"}}, "is measured for real alone"),
+        (
+            {"measure": "recall_at_10", "more": {"system": "prefix", "control": "noise"}},
+            "for real, permuted, zero, sh",
+        ),
+    ],
+)
+def test_a_claim_that_no_run_could_answer_is_refused_before_it(change, message, experiments):
+    values = values_of("interface", experiments)
+    values["claims"][0] |= change
+    with pytest.raises(ConfigError, match=message):
+        ExperimentConfig.parse(values)
+
+
+@pytest.mark.parametrize(
+    ("system", "idle"),
+    [
+        ({"after": "sft", "simulation": {"signal": 0.0}}, "simulation"),
+        ({"after": "sft", "split": {"n_train_subjects": 2}, "sft": {"interface": "prefix"}}, "split, sft"),
+        ({"reward_references": "permuted"}, "reward_references"),
+        ({"rft": {"kl_weight": 0.1}}, "rft"),
+        ({"rate_of": "sft", "learning_rates": [0.01]}, "learning_rates"),
+    ],
+)
+def test_what_a_system_would_not_read_is_refused(system, idle, experiments):
+    values = values_of("reward", experiments)
+    values["systems"]["another"] = system
+    with pytest.raises(ConfigError, match=f"system another: {idle} would change nothing"):
+        ExperimentConfig.parse(values)
+
+
+@pytest.mark.parametrize("wrong", [{"systems": {"prefix": None}}, {"simulator_seeds": 3}, {"systems": None}])
+def test_a_wrong_configuration_is_one_line_in_the_quick_version_too(wrong, experiments, tmp_path):
+    shutil.copytree(experiments / "recipes", tmp_path / "recipes")
+    values = yaml.safe_load((experiments / "interface" / "config.yaml").read_text()) | wrong
+    (tmp_path / "interface").mkdir()
+    (tmp_path / "interface" / "config.yaml").write_text(yaml.safe_dump(values))
+    for is_quick in (False, True):
+        with pytest.raises(ConfigError, match=r"config.yaml"):
+            read_experiment("interface", tmp_path, is_quick=is_quick)
+
+
+def test_an_optimizer_that_is_none_is_refused_in_one_line(experiments):
+    values = values_of("interface", experiments)
+    values["systems"]["prefix"]["sft"]["optimizer"] = 3
+    with pytest.raises(ConfigError, match="optimizer"):
+        ExperimentConfig.parse(values)
+
+
+@pytest.mark.parametrize(
     ("system", "message"),
     [
         ({"goes_on": "pooled"}, "expected goes_on and split.n_shots_alone together"),
@@ -101,8 +156,12 @@ def test_fewer_worlds_are_the_first_ones(experiments):
     config = read_experiment("interface", experiments)
     assert fewer_worlds(config, 2, 1).worlds == ((11, 0), (12, 0))
     assert fewer_worlds(config, None, None) == config
-    for brains, models, option in ((0, None, "--seeds"), (None, 0, "--model-seeds")):
-        with pytest.raises(ConfigError, match=f"expected {option} of at least 1"):
+    for brains, models, option in (
+        (0, None, "--seeds of 1 to 5"),
+        (9, None, "--seeds"),
+        (None, 0, "--model-seeds"),
+    ):
+        with pytest.raises(ConfigError, match=f"expected {option}"):
             fewer_worlds(config, brains, models)
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from bitllm.data.store import open_store
-from bitllm.errors import ConfigError, SplitError
+from bitllm.errors import ConfigError, OutputError, SplitError
 from bitllm.experiments.brain import changed_split, places_from_indices
 from bitllm.experiments.config import SplitChanges, read_experiment
 from bitllm.experiments.engine import Laboratory, Unit, plan_of
@@ -151,3 +151,45 @@ def test_systems_that_differ_lie_in_different_folders_and_equal_ones_in_one(expe
             places.setdefault(folder, set()).add(f"{name} {system}")
     shared = [names for names in places.values() if len(names) > 1]
     assert shared == [{"interface cross_attention", "reward sft", "adapters every_layer", "subjects seven"}]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"preset": "demo"}, "preset .*recipe preset"),
+        ({"max_new_tokens": 15}, "recipe max_new_tokens"),
+        ({"llm": "smollm2"}, "recipe llm"),
+    ],
+)
+def test_a_folder_holds_worlds_of_one_recipe(change, told, experiments, tmp_path):
+    config = read_experiment("interface", experiments, is_quick=True)
+    for seconds in ({}, {"sft": 3.0}):  # how long steps take decides nothing
+        recipe = config.recipe.model_copy(update={"seconds": seconds})
+        config = config.model_copy(update={"recipe": recipe})
+        Laboratory(tmp_path, {"interface": config}, tell=quiet, progress=quiet)
+    other = config.model_copy(update={"recipe": config.recipe.model_copy(update=change)})
+    parts = "|".join(told.split(" .*"))
+    with pytest.raises(
+        OutputError, match=f"found some that were made with another .*({parts}).*; name a new folder"
+    ):
+        Laboratory(tmp_path, {"interface": other}, tell=quiet, progress=quiet)
+
+
+def test_a_folder_of_an_earlier_version_is_refused(experiments, tmp_path, monkeypatch):
+    config = read_experiment("interface", experiments, is_quick=True)
+    Laboratory(tmp_path, {"interface": config}, tell=quiet, progress=quiet)
+    monkeypatch.setattr("bitllm.experiments.record.SIMULATION_VERSION", 99)
+    with pytest.raises(OutputError, match="made with another simulation; name"):
+        Laboratory(tmp_path, {"interface": config}, tell=quiet, progress=quiet)
+
+
+def test_single_trials_have_rows_of_their_own(experiments, tmp_path):
+    config = read_experiment("repetitions", experiments, is_quick=True)
+    world = World(tmp_path, config.recipe, 0, 0, Steps(tmp_path / "out", quiet, "reproduce"), quiet)
+    averaged, single = (
+        Trained(world, config, "poster", name, {name: 0.003}) for name in ("averaged", "single")
+    )
+    assert averaged.folder == single.folder
+    assert averaged.rows_path != single.rows_path
+    assert averaged.encoder_path != single.encoder_path
+    assert averaged.encoder_step != single.encoder_step

@@ -260,7 +260,10 @@ def test_a_permuted_reward_never_looks_at_the_image_itself(
     ("words", "message"),
     [
         (["interfase"], "found `interfase`; did you mean `interface`?"),
-        (["interface", "--seeds", "0"], "expected --seeds of at least 1 of the 5 brains"),
+        (
+            ["interface", "--seeds", "0"],
+            "expected --seeds of 1 to 5, the brains of the configuration, found 0",
+        ),
         ([], "expected experiments (adaptation, adapters, alignment,"),
         (["interface", "--quick", "--keep-published"], "expected --quick or --keep-published, found both"),
     ],

@@ -4,8 +4,7 @@ import pytest
 from scipy import stats
 
 from bitllm.errors import DataError
-from bitllm.experiments.config import Arm, Claim
-from bitllm.experiments.verdict import Effect, draw_differences, effect_of, mean_of, verdict_of
+from bitllm.experiments.verdict import Arm, Claim, Effect, draw_differences, effect_of, mean_of, verdict_of
 from bitllm.metrics.bleu import bleu_counts, bleu_from_counts
 
 CLAIM = Claim(text="a beats b", more=Arm(system="a"), less=Arm(system="b"), negligible=1.0, poster="2 / 1")
@@ -49,6 +48,14 @@ def test_the_difference_is_the_mean_of_the_paired_differences(rng):
     rows = made_rows(rng, effect=1.0)
     means = rows.groupby("system")["cider"].mean()
     assert effect_of(CLAIM, rows).difference == pytest.approx(means["a"] - means["b"])
+
+
+@pytest.mark.parametrize("shift", [1, 40])
+def test_other_images_under_another_model_seed_are_refused(shift, rng):
+    rows = made_rows(rng, effect=1.0)
+    rows.loc[rows["model_seed"] == 2, "nsd_id"] += shift
+    with pytest.raises(DataError, match="expected the same images of brain 0 for all model seeds"):
+        effect_of(CLAIM, rows)
 
 
 def test_the_order_of_the_rows_changes_nothing(rng):

@@ -8,15 +8,13 @@ from pydantic import Field, model_validator
 from bitllm.config import StrictConfig, nearest, read_yaml
 from bitllm.errors import ConfigError
 from bitllm.experiments.recipe import QUICK, RECIPES, Recipe, changed, read_recipe
+from bitllm.experiments.verdict import ENCODER_MEASURES, MEASURED_UNDER, Arm, Claim
+from bitllm.simulation.parameters import preset
 from bitllm.stages.align import EncoderConfig
 from bitllm.stages.rft import RftConfig
 from bitllm.stages.sft import SftConfig
 
 CONFIG = "config.yaml"
-
-Measure = Literal[
-    "cider", "rouge_l", "bleu_4", "bits", "length", "recall_at_10", "recall_at_10_linear", "cosine_zero"
-]
 
 
 class SplitChanges(StrictConfig):
@@ -72,36 +70,18 @@ class SystemConfig(StrictConfig):
         """The system that it starts from, for rft or to go on."""
         return self.after or self.goes_on
 
-
-class Arm(StrictConfig):
-    """One side of a comparison: a system under one input."""
-
-    system: str
-    """Name of the system."""
-    control: str = "real"
-    """Input: real, permuted, llm_alone or one of the recipe's controls."""
-
-    def __str__(self) -> str:
-        return self.system if self.control == "real" else f"{self.system} ({self.control})"
-
-
-class Claim(StrictConfig):
-    """One claim: that one arm has more than another. Written down before the run."""
-
-    text: str
-    """The claim in words."""
-    more: Arm
-    """The arm that is claimed to have more."""
-    less: Arm
-    """The arm that it is compared with."""
-    measure: Measure = "cider"
-    """What is compared, per image (BLEU-4: of all images of a world)."""
-    factor: float = Field(default=1.0, gt=0)
-    """How many times as much the first arm is claimed to have."""
-    negligible: float = Field(default=0.0, ge=0)
-    """A difference of at most this is none: an interval below it says that the claim is not borne out."""
-    poster: str
-    """The poster's figures, on NSD."""
+    @property
+    def idle(self) -> list[str]:
+        """What is set but changes nothing: data and encoder are those of the system that it starts from."""
+        unread: tuple[str, ...] = () if self.rate_of is None else ("learning_rates",)
+        if self.after is None:
+            unread += ("rft", "reward_references")
+        if self.start is not None:
+            unread += ("encoder", "simulation", "coordinates", "sizes")
+        if self.after is not None:
+            unread += ("split", "sft")
+        usual = SystemConfig()
+        return [key for key in unread if getattr(self, key) != getattr(usual, key)]
 
 
 class ExperimentConfig(StrictConfig):
@@ -127,7 +107,10 @@ class ExperimentConfig(StrictConfig):
     """What that amount is."""
 
     @model_validator(mode="after")
-    def _names_fit(self) -> "ExperimentConfig":
+    def _is_consistent(self) -> "ExperimentConfig":
+        for key in ("simulator_seeds", "model_seeds"):
+            if len(set(getattr(self, key))) < len(getattr(self, key)):
+                raise ValueError(f"`{key}` holds a seed twice")
         names = list(self.systems)
         for name, system in self.systems.items():
             for before in (system.after, system.goes_on, system.rate_of):
@@ -139,19 +122,36 @@ class ExperimentConfig(StrictConfig):
                 raise ValueError(
                     f"system {name} starts from {system.start}, which must start from an encoder"
                 )
+            if idle := system.idle:
+                raise ValueError(f"system {name}: {', '.join(idle)} would change nothing; leave it out")
             self.sft_of(name)
             self.rft_of(name)
             self.sizes_of(name)
-        inputs = ("real", "permuted", "llm_alone", *self.recipe.controls)
-        for arm in (arm for claim in self.claims for arm in (claim.more, claim.less)):
-            _place(names, arm.system)
-            if arm.control not in inputs:
-                raise ValueError(
-                    f"a claim needs the control {arm.control}; {nearest(arm.control, list(inputs))}"
-                )
+            preset(self.recipe.preset).changed(**system.simulation)
+        for claim in self.claims:
+            for arm in (claim.more, claim.less):
+                _place(names, arm.system)
+                self._require_measured(arm, claim.measure)
         for name in self.along:
             _place(names, name)
         return self
+
+    def _require_measured(self, arm: Arm, measure: str) -> None:
+        """Refuse a claim that no run could answer: a rule cannot be changed once there are results."""
+        inputs = ("real", "permuted", "llm_alone", *self.recipe.controls)
+        if arm.control not in inputs:
+            raise ValueError(f"a claim needs the control {arm.control}; {nearest(arm.control, list(inputs))}")
+        measured = MEASURED_UNDER.get(measure, inputs)
+        if arm.control not in measured:
+            raise ValueError(
+                f"a claim needs {measure} of {arm}, which is measured for {', '.join(measured)} alone"
+            )
+        of_encoder = measure in ENCODER_MEASURES
+        if of_encoder and not (self.diagnostics and self.systems[arm.system].start is None):
+            raise ValueError(
+                f"a claim needs {measure} of {arm}, which `diagnostics: true` measures, of systems that start from an "
+                "encoder"
+            )
 
     def sft_of(self, name: str, learning_rate: float | None = None) -> SftConfig:
         """The sft stage of a system, with a learning rate."""
@@ -214,10 +214,13 @@ def read_experiment(name: str, folder: Path, *, is_quick: bool = False) -> Exper
         If there is no such folder or no such experiment, or its configuration is wrong.
     """
     path, values = _read_values(name, folder)
-    values["recipe"] = read_recipe(folder, QUICK if is_quick else values["recipe"]).model_dump()
-    if is_quick:
-        values |= {key: values[key][:1] for key in ("simulator_seeds", "model_seeds")}
-        values["systems"] = {system: _quick_system(changes) for system, changes in values["systems"].items()}
+    full = values | {"recipe": read_recipe(folder, values["recipe"]).model_dump()}
+    config = ExperimentConfig.parse(full, source=str(path))
+    if not is_quick:
+        return config
+    values["recipe"] = read_recipe(folder, QUICK).model_dump()
+    values |= {key: values[key][:1] for key in ("simulator_seeds", "model_seeds")}
+    values["systems"] = {system: _quick_system(changes) for system, changes in values["systems"].items()}
     return ExperimentConfig.parse(values, source=str(path))
 
 

@@ -19,7 +19,7 @@ import pandas as pd
 from bitllm.experiments.config import ExperimentConfig
 from bitllm.experiments.encoders import make_diagnostics, rows_with_encoder
 from bitllm.experiments.plan import Plan, Step, seconds_done, steps_of_system, steps_of_world
-from bitllm.experiments.record import Kept, make_record, write_run
+from bitllm.experiments.record import RECIPE, Kept, make_record, require_one_recipe, write_run
 from bitllm.experiments.systems import Trained
 from bitllm.experiments.world import World
 from bitllm.training.callbacks import Progress
@@ -54,6 +54,11 @@ class Laboratory:
         Called as ``progress(what, done, total)``.
     kept
         By question the worlds that need not be done again.
+
+    Raises
+    ------
+    OutputError
+        If the folder holds worlds of another recipe, version or simulation.
     """
 
     def __init__(
@@ -69,6 +74,8 @@ class Laboratory:
         self.kept = kept or {}
         self.steps = Steps(self.out / WORLDS, tell, "reproduce", tells_kept=False)
         self.recipe = next(iter(experiments.values())).recipe
+        with self.steps.claim("recipe", waits=True):
+            require_one_recipe(self.steps.folder / RECIPE, self.recipe)
 
     def world(self, seeds: tuple[int, int]) -> World:
         """One world."""

@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-from bitllm.errors import ConfigError
+from bitllm.errors import ConfigError, DataError
 from bitllm.experiments.brain import SplitName, data_name
 from bitllm.experiments.config import ExperimentConfig
 from bitllm.experiments.systems import Trained
@@ -109,7 +110,11 @@ def _is_in(step: Step, done: dict[str, float]) -> bool:
 
 def seconds_done(folder: Path) -> dict[str, float]:
     """Seconds that each step took that any process finished in the folder of worlds."""
-    return {mark.stem: read_json(mark)["seconds"] for mark in (folder / "steps").glob("*.json")}
+    done = {}
+    for mark in (folder / "steps").glob("*.json"):
+        with suppress(DataError):  # another process makes this step anew
+            done[mark.stem] = read_json(mark)["seconds"]
+    return done
 
 
 def fewer_worlds(config: ExperimentConfig, brains: int | None, models: int | None) -> ExperimentConfig:
@@ -129,8 +134,8 @@ def fewer_worlds(config: ExperimentConfig, brains: int | None, models: int | Non
 
 
 def _first(seeds: tuple[int, ...], n: int | None, option: str, what: str) -> tuple[int, ...]:
-    if n is not None and n < 1:
+    if n is not None and not 1 <= n <= len(seeds):
         raise ConfigError(
-            f"reproduce: expected {option} of at least 1 of the {len(seeds)} {what} of the configuration, found {n}"
+            f"reproduce: expected {option} of 1 to {len(seeds)}, the {what} of the configuration, found {n}"
         )
     return seeds[:n]

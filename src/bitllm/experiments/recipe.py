@@ -80,6 +80,7 @@ def changed(config: Any, changes: dict[str, Any], source: str) -> Any:
     if not changes:
         return config
     values = config.model_dump()
-    optimizer = {**(values.get("optimizer") or {}), **changes.get("optimizer", {})}
-    merged = values | changes | ({"optimizer": optimizer} if optimizer else {})
+    merged = values | changes
+    if isinstance(of_optimizer := changes.get("optimizer"), dict):
+        merged["optimizer"] = {**(values.get("optimizer") or {}), **of_optimizer}
     return type(config).parse(merged, source=source)

@@ -5,18 +5,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from pyarrow import ArrowInvalid
 
 from bitllm import __version__
-from bitllm.errors import DataError
+from bitllm.errors import DataError, OutputError
 from bitllm.evaluation.grounding.bits import evidence_per_image
 from bitllm.evaluation.grounding.outcomes import Outcomes
 from bitllm.experiments.config import CONFIG, ExperimentConfig, read_experiment
+from bitllm.experiments.recipe import Recipe
 from bitllm.experiments.world import World
 from bitllm.files import file_written_whole, read_json, sha256_of_json, write_json
-from bitllm.simulation.parameters import SIMULATION_VERSION
+from bitllm.simulation.parameters import SIMULATION_VERSION, preset
 from bitllm.training.workspace import git_revision, versions
 
-ROWS, RECORD = "results.parquet", "results.json"
+ROWS, RECORD, RECIPE = "results.parquet", "results.json", "recipe.json"
 
 _SEEDS = ("simulator_seeds", "model_seeds")
 _ORIGIN = ("worlds", "versions", "git_revision")
@@ -52,12 +54,18 @@ def read_kept(name: str, folder: Path) -> Kept | None:
     Raises
     ------
     DataError
-        If they are not those of a full run of the configuration beside them, with other seeds at most.
+        If they are not those of a full run of the configuration beside them, with other seeds at most, on the
+        simulated brains of today.
     """
     if not (folder / name / ROWS).exists():
         return None
     rows, record = read_run(folder / name)
     require_same(read_experiment(name, folder), record, folder / name)
+    if record["simulation_version"] != SIMULATION_VERSION:
+        raise DataError(
+            f"{folder / name / RECORD}: expected results of simulation version {SIMULATION_VERSION}, found "
+            f"{record['simulation_version']}, whose brains are others; run the question without --keep-published"
+        )
     return Kept(rows.assign(bleu_counts=rows["bleu_counts"].map(list)), record)
 
 
@@ -141,7 +149,12 @@ def read_run(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         raise DataError(
             f"{path}: expected the rows that {RECORD} tells of, found none; copy both files of one run"
         )
-    rows = pd.read_parquet(path)
+    try:
+        rows = pd.read_parquet(path)
+    except (OSError, ArrowInvalid) as error:
+        raise DataError(
+            f"{path}: expected a Parquet file, found one that does not open ({error}); copy or run it again"
+        ) from None
     found = set(rows["config_sha256"])
     if found != {record["config_sha256"]}:
         raise DataError(
@@ -179,6 +192,39 @@ def require_same(config: ExperimentConfig, record: dict[str, Any], folder: Path)
             f"{folder / CONFIG}: expected the configuration that {RECORD} was made with, found other "
             f"{', '.join(changed)}; a rule is not changed after its result: put it back, or run the experiment again"
         )
+
+
+def require_one_recipe(path: Path, recipe: Recipe) -> None:
+    """Note what the worlds of a folder are made with, or refuse where that is something else.
+
+    Rows of finished worlds are found by the names of their systems, which do not tell the recipe.
+
+    Raises
+    ------
+    OutputError
+        If they are of another recipe, preset, version of the package or of the simulation.
+    """
+    now = {
+        "recipe": recipe.model_dump(mode="json", exclude={"seconds"}),
+        "preset": preset(recipe.preset).model_dump(mode="json"),
+        "bitllm": __version__,
+        "simulation": SIMULATION_VERSION,
+    }
+    then = read_json(path) if path.exists() else now
+    if changed := [f"{key} {part}" for key in now for part in _differing(now[key], then.get(key))]:
+        raise OutputError(
+            f"{path.parent}: expected worlds of one recipe, found some that were made with another "
+            f"{', '.join(one.strip() for one in changed)}; name a new folder with --out"
+        )
+    if not path.exists():
+        write_json(path, now)
+
+
+def _differing(now: Any, then: Any) -> list[str]:
+    """Names of the parts that differ; an empty one where there are no parts."""
+    if isinstance(now, dict) and isinstance(then, dict):
+        return sorted(key for key in now.keys() | then.keys() if now.get(key) != then.get(key))
+    return [] if now == then else [""]
 
 
 def _deciding(content: dict[str, Any]) -> dict[str, Any]:

@@ -66,17 +66,26 @@ class Trained:
             return self.before.system
         return self.before.system.model_copy(update={"split": self.system.split})
 
-    @property
-    def settings(self) -> list[Any]:
-        """Everything of its own that decides what it learns, as JSON; what stands at its default is left out."""
+    def settings(self, *, with_defaults: bool) -> list[Any]:
+        """Everything of its own that decides what it learns, as JSON.
+
+        Parameters
+        ----------
+        with_defaults
+            Whether what stands at its default is told too: it decides, though names do without it.
+        """
+
+        def told(config: StrictConfig) -> dict[str, Any]:
+            return config.model_dump(mode="json", exclude_defaults=not with_defaults)
+
         rate = self.rates[self.name]
         if self.before is None:
-            sizes = _as_json(self.config.sizes_of(self.name))
-            return [_as_json(self.config.sft_of(self.name, rate)), self.system.encoder, sizes]
+            sizes = told(self.config.sizes_of(self.name))
+            return [told(self.config.sft_of(self.name, rate)), self.system.encoder, sizes]
+        before = self.before.settings(with_defaults=with_defaults)
         if not self.is_rft:
-            return [_as_json(self.config.sft_of(self.name, rate)), self.before.settings]
-        stage = _as_json(self.config.rft_of(self.name, rate))
-        return [stage, self.system.reward_references, self.before.settings]
+            return [told(self.config.sft_of(self.name, rate)), before]
+        return [told(self.config.rft_of(self.name, rate)), self.system.reward_references, before]
 
     @property
     def label(self) -> str:
@@ -92,7 +101,8 @@ class Trained:
             if value != usual
         }
         changes = named({**other, **own})[:_LONGEST_LABEL].replace("/", "")
-        words = [stage, f"{self.rates[self.name]:g}", changes, sha256_of_json(self.settings)[:6]]
+        code = sha256_of_json(self.settings(with_defaults=False))[:6]
+        words = [stage, f"{self.rates[self.name]:g}", changes, code]
         return " ".join(word for word in words if word)
 
     @property
@@ -122,12 +132,12 @@ class Trained:
     @property
     def encoder_step(self) -> str:
         """Name of the step that judges its encoder alone."""
-        return self.step + " encoder"
+        return self.step + self._encoder
 
     @property
     def encoder_path(self) -> Path:
         """Where the rows of its encoder lie."""
-        return self.folder.with_name(self.folder.name + " encoder.parquet")
+        return self.folder.with_name(self.folder.name + self._encoder + ".parquet")
 
     @property
     def rows_path(self) -> Path:
@@ -148,20 +158,24 @@ class Trained:
     def _judged(self) -> str:
         return " judged" if self.system.averaged else " judged on single trials"
 
+    @property
+    def _encoder(self) -> str:
+        return " encoder" if self.system.averaged else " encoder on single trials"
+
     def make(self) -> None:
         """Train it, and judge it."""
         world, steps = self.world, self.world.steps
         make = self._train_rft if self.is_rft else self._train_sft
         world.make_neighbours()
+        after = [world.step("llm"), world.step("targets")]
         if self.before is not None:
             self.before.make()
-            after = self.before.step
+            after.append(self.before.step)
         elif self.system.encoder == "aligned":
-            after = world.make_align(self.split, self.config, self.name)
-        else:
-            after = world.step("llm")
+            after.append(world.make_align(self.split, self.config, self.name))
         data = [world.store(self.learner).sha256, world.split(self.split, self.learner).sha256]
-        steps.run(self.step, make, settings=[self.settings, data], after=(after, world.step("targets")))
+        settings = [self.settings(with_defaults=True), data]
+        steps.run(self.step, make, settings=settings, after=tuple(after))
         recipe = self.config.recipe
         steps.run(
             self.judging_step,
@@ -221,10 +235,6 @@ class Trained:
             progress=world.progress,
         )
         write_rows(self.rows_path, world, rows_of(found, seed=world.model_seed))
-
-
-def _as_json(config: StrictConfig) -> dict[str, Any]:
-    return config.model_dump(mode="json", exclude_defaults=True)
 
 
 def _data_of(learner: SystemConfig) -> dict[str, Any]:

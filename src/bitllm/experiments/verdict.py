@@ -1,4 +1,4 @@
-"""The effect of a claim with its interval over brains, models and images, and the verdict by a rule set beforehand.
+"""A claim, its effect with the interval over brains, models and images, and the verdict by a rule set beforehand.
 
 Both arms have the same brains, model seeds and images, and so every image of every world gives one paired difference
 (corpus BLEU-4: every resampling of a world's images gives one). A claim of so many *times* as much is tested as the
@@ -23,17 +23,63 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from pydantic import Field
 from scipy import stats
 
+from bitllm.config import StrictConfig
 from bitllm.errors import DataError
-from bitllm.experiments.config import Arm, Claim
 from bitllm.metrics.bleu import bleu_from_counts
 
 Numbers = Float[np.ndarray, "_models _images _numbers"]
 Verdict = Literal["borne out", "not borne out", "undecided"]
+Measure = Literal[
+    "cider", "rouge_l", "bleu_4", "bits", "length", "recall_at_10", "recall_at_10_linear", "cosine_zero"
+]
 
 LEAST_BRAINS = 3
 _KEYS = ["simulator_seed", "model_seed", "nsd_id"]
+
+_RETRIEVED = ("real", "permuted", "zero", "shuffle")
+MEASURED_UNDER: dict[str, tuple[str, ...]] = {
+    "bits": ("real",),
+    "cosine_zero": ("real",),
+    "recall_at_10": _RETRIEVED,
+    "recall_at_10_linear": _RETRIEVED,
+}
+"""Inputs for which a measure is made, where these are not all."""
+ENCODER_MEASURES = ("cosine_zero", "recall_at_10", "recall_at_10_linear")
+"""What is measured of an encoder alone, in questions with diagnostics."""
+
+
+class Arm(StrictConfig):
+    """One side of a comparison: a system under one input."""
+
+    system: str
+    """Name of the system."""
+    control: str = "real"
+    """Input: real, permuted, llm_alone or one of the recipe's controls."""
+
+    def __str__(self) -> str:
+        return self.system if self.control == "real" else f"{self.system} ({self.control})"
+
+
+class Claim(StrictConfig):
+    """One claim: that one arm has more than another. Written down before the run."""
+
+    text: str
+    """The claim in words."""
+    more: Arm
+    """The arm that is claimed to have more."""
+    less: Arm
+    """The arm that it is compared with."""
+    measure: Measure = "cider"
+    """What is compared, per image (BLEU-4: of all images of a world)."""
+    factor: float = Field(default=1.0, gt=0)
+    """How many times as much the first arm is claimed to have."""
+    negligible: float = Field(default=0.0, ge=0)
+    """A difference of at most this is none: an interval below it says that the claim is not borne out."""
+    poster: str
+    """The poster's figures, on NSD."""
 
 
 class Effect(NamedTuple):
@@ -166,7 +212,12 @@ def _numbers(rows: pd.DataFrame, arm: Arm, measure: str) -> pd.DataFrame:
 def _by_brain(numbers: pd.DataFrame) -> list[Numbers]:
     """One array of models × images × numbers for each brain."""
     found = []
-    for _, part in numbers.groupby(level="simulator_seed"):
-        n_models = part.index.get_level_values("model_seed").nunique()
-        found.append(part.to_numpy(np.float64).reshape(n_models, -1, part.shape[1]))
+    for brain, part in numbers.groupby(level="simulator_seed"):
+        images = [one.index.get_level_values("nsd_id") for _, one in part.groupby(level="model_seed")]
+        if not all(one.equals(images[0]) for one in images):
+            raise DataError(
+                f"results: expected the same images of brain {brain} for all model seeds, found others; they are not "
+                "of one simulated brain: run the experiment again"
+            )
+        found.append(part.to_numpy(np.float64).reshape(len(images), -1, part.shape[1]))
     return found

@@ -4,9 +4,10 @@ A step is done when its mark exists; the mark holds a key of everything that the
 left half-written has no mark, and is made again.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,14 +50,17 @@ class Steps:
 
     def __post_init__(self) -> None:
         owner = self.folder / f"bitllm-{self.maker}.json"
-        is_taken = self.folder.is_dir() and any(self.folder.iterdir()) and not owner.exists()
-        if self.folder.is_file() or is_taken:
+        holds_something = self.folder.is_dir() and any(one != owner for one in self.folder.iterdir())
+        if self.folder.is_file() or (holds_something and not owner.exists()):
             raise OutputError(
                 f"{self.folder}: expected a new folder or that of an earlier {self.maker}, found other files; "
                 "name another with --out"
             )
-        (self.folder / "steps").mkdir(parents=True, exist_ok=True)
-        write_json(owner, {"about": f"made by bitllm {self.maker}; safe to delete"})
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # before anything else, so that a process that starts in this folder a moment later knows it
+        with suppress(FileExistsError), owner.open("x", encoding="utf-8") as file:
+            file.write(json.dumps({"about": f"made by bitllm {self.maker}; safe to delete"}))
+        (self.folder / "steps").mkdir(exist_ok=True)
 
     def run(self, name: str, make: Callable[[], None], *, settings: Any, after: tuple[str, ...] = ()) -> None:
         """Make a step unless it is done with the same settings after the same steps.

@@ -13,6 +13,7 @@ from bitllm.experiments.config import read_experiment
 from bitllm.experiments.results.read import Question, read_questions
 from bitllm.files import sha256_of_json
 from bitllm.metrics.bleu import bleu_counts
+from bitllm.simulation.parameters import SIMULATION_VERSION
 
 EXPERIMENTS = Path(__file__).resolve().parents[3] / "experiments"
 NAMES = ("interface", "alignment", "encoder", "signal")
@@ -76,6 +77,7 @@ def made_record(name, config, worlds):
         "is_quick": False,
         "config_sha256": sha256_of_json(content),
         "config": content,
+        "simulation_version": SIMULATION_VERSION,
         "versions": {"bitllm": "0.1.0"},
         "git_revision": "0123456789abcdef",
         "worlds": [f"brain{brain}-models{models}" for brain, models in worlds],

@@ -3,13 +3,12 @@ from dataclasses import replace
 
 import pytest
 
-from bitllm.experiments.config import Arm, Claim
 from bitllm.experiments.results import make_page, sentences, write_page
 from bitllm.experiments.results.page import FIGURES
 from bitllm.experiments.results.read import read_question
 from bitllm.experiments.results.tables import edge_of
 from bitllm.experiments.results.wording import NOT_RUN, size, verdict
-from bitllm.experiments.verdict import Effect
+from bitllm.experiments.verdict import Arm, Claim, Effect
 from bitllm.metrics.bleu import bleu_counts, bleu_from_counts
 
 

@@ -58,6 +58,20 @@ def test_without_names_what_has_no_whole_wave_waits(made_results, tmp_path):
         publish(run, tmp_path / "experiments", ("interface",))
 
 
+def test_published_worlds_are_not_lost_and_nothing_is_written_where_one_question_is_refused(
+    made_results, tmp_path
+):
+    folder = made_results("interface")
+    run = made_results("interface", n_worlds=5, to=tmp_path / "run")
+    made_results("alignment", to=run)
+    with pytest.raises(
+        DataError, match="expected all worlds that are published, found none of brain11-models1, brain12"
+    ):
+        publish(run, folder, ("alignment", "interface"))
+    assert not (folder / "alignment" / "results.json").exists()
+    assert len(read_question("interface", folder).results.record["worlds"]) == 15
+
+
 def test_results_of_other_claims_are_not_published(made_results, tmp_path):
     run = made_results("interface", to=tmp_path / "run")
     path = tmp_path / "experiments" / "interface" / "config.yaml"

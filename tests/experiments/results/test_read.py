@@ -121,6 +121,20 @@ def test_published_results_are_kept_with_where_they_come_from(made_results):
         read_kept("interface", folder)
 
 
+def test_worlds_of_another_simulation_are_not_kept(made_results):
+    folder = made_results("interface", simulation_version=0)
+    with pytest.raises(DataError, match="found 0, whose brains are others; run the question without"):
+        read_kept("interface", folder)
+
+
+def test_rows_that_do_not_open_are_one_line(made_results):
+    folder = made_results("interface")
+    path = folder / "interface" / "results.parquet"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(DataError, match="expected a Parquet file, found one that does not open"):
+        read_question("interface", folder)
+
+
 def test_how_long_steps_take_may_be_written_down_after_a_run(made_results):
     folder = made_results("interface")
     path = folder / "recipes" / "small.yaml"

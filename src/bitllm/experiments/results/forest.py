@@ -7,7 +7,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bitllm.experiments.config import Claim
 from bitllm.experiments.results.drawing import (
     BAND,
     BLUE,
@@ -20,7 +19,7 @@ from bitllm.experiments.results.drawing import (
     new_figure,
 )
 from bitllm.experiments.results.wording import MEASURES, difference, interval, verdict
-from bitllm.experiments.verdict import Effect, verdict_of
+from bitllm.experiments.verdict import Claim, Effect, verdict_of
 
 _COLOURS = {"borne out": BLUE, "not borne out": ORANGE, "undecided": FAINT}
 _SHAPES = {"borne out": "D", "not borne out": "s", "undecided": "o"}

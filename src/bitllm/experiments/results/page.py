@@ -5,14 +5,14 @@ from typing import Any
 
 import pandas as pd
 
-from bitllm.experiments.config import Claim, ExperimentConfig
+from bitllm.experiments.config import ExperimentConfig
 from bitllm.experiments.record import RECORD, ROWS
 from bitllm.experiments.results.figures import alt_text, make_figure
 from bitllm.experiments.results.read import Question, read_questions
 from bitllm.experiments.results.summary import make_summary, title
 from bitllm.experiments.results.tables import claims_table, origin, systems_table
 from bitllm.experiments.results.wording import NOT_RUN, difference, interval, must_not, number
-from bitllm.experiments.verdict import Effect, effect_of, verdict_of
+from bitllm.experiments.verdict import Claim, Effect, effect_of, verdict_of
 from bitllm.files import file_written_whole
 
 FIGURES = "results"

@@ -7,6 +7,7 @@ counts short integers, and zstd packs them.
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -16,7 +17,7 @@ from bitllm.errors import BitLlmError, DataError
 from bitllm.experiments.config import experiment_names, read_experiment
 from bitllm.experiments.record import RECORD, ROWS, read_run, require_same
 from bitllm.experiments.results.read import n_whole_waves, whole_waves
-from bitllm.files import file_written_whole, write_json
+from bitllm.files import file_written_whole, read_json, write_json
 
 _EXACT = ("learning_rate",)  # a setting, not a measure
 
@@ -32,7 +33,8 @@ def publish(run: Path, folder: Path, names: tuple[str, ...] = ()) -> dict[str, i
     Raises
     ------
     DataError
-        If there is nothing to publish, or results are quick, have no whole wave, or are of another configuration.
+        If there is nothing to publish, or results are quick, have no whole wave, are of another configuration or lack
+        worlds that are published; then nothing is.
     """
     chosen = names or tuple(name for name in experiment_names(folder) if is_ready(run / name))
     if not chosen:
@@ -40,14 +42,25 @@ def publish(run: Path, folder: Path, names: tuple[str, ...] = ()) -> dict[str, i
             f"{run}: expected a question with all brains of a model seed, found none; let the run go on"
         )
     sizes = {}
-    for name in chosen:
-        rows, record = read_run(run / name)
-        whole_waves(rows, record, run / name)  # refuses what has none
-        require_same(read_experiment(name, folder), record, folder / name)
+    for name, (rows, record) in {name: _fit_to_publish(name, run, folder) for name in chosen}.items():
         write_small(rows, folder / name / ROWS)
         write_json(folder / name / RECORD, record)
         sizes[name] = (folder / name / ROWS).stat().st_size
     return sizes
+
+
+def _fit_to_publish(name: str, run: Path, folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Rows and record of a question; refused before anything of any question is written."""
+    rows, record = read_run(run / name)
+    whole_waves(rows, record, run / name)  # refuses what has none
+    require_same(read_experiment(name, folder), record, folder / name)
+    published = read_json(folder / name / RECORD)["worlds"] if (folder / name / RECORD).exists() else []
+    if lost := [world for world in published if world not in record["worlds"]]:
+        raise DataError(
+            f"{run / name}: expected all worlds that are published, found none of {', '.join(lost)}; let the run go "
+            f"on, or remove {folder / name / RECORD} to start anew"
+        )
+    return rows, record
 
 
 def is_ready(folder: Path) -> bool:

@@ -3,9 +3,8 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from bitllm.experiments.config import Claim
 from bitllm.experiments.results.read import Question
-from bitllm.experiments.verdict import LEAST_BRAINS, Effect, verdict_of
+from bitllm.experiments.verdict import LEAST_BRAINS, Claim, Effect, verdict_of
 
 NOT_RUN = "no full run yet"
 
