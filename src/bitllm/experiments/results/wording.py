@@ -84,11 +84,12 @@ def size(question: Question, *, names: bool = True) -> str:
 
 
 def along_in_words(question: Question) -> str:
-    """Mean CIDEr with the own responses at every amount, ascending, for a question about one."""
+    """Mean CIDEr over worlds with the own responses at every amount, ascending, for a question about one."""
     assert question.results is not None
     rows = question.results.rows[question.results.rows["control"] == "real"]
+    means = rows.groupby(["system", "world"])["cider"].mean().groupby("system").mean()
     return ", ".join(
-        f"{rows.loc[rows['system'] == system, 'cider'].mean():.1f} at {amount:g}"
+        f"{means[system]:.1f} at {amount:g}"
         for system, amount in sorted(question.config.along.items(), key=lambda one: one[1])
     )
 
