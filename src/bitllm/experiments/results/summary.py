@@ -118,7 +118,7 @@ _TITLES = {"smollm2": "SmolLM2", "smollm2_adapters": "SmolLM2 adapters"}
 
 _FIRST_CLAIM = (
     "The figures are those of a question's first claim, or along the amount that it is about; verdicts count all of "
-    "its claims."
+    "its claims. Compare within a row: the same system has another mean over three brains than over five."
 )
 _HERE = "here (simulated; brains × model seeds × images)"
 _COLUMNS = f"| question | poster (NSD, one run) | {_HERE} | verdict |\n|---|---|---|---|"
