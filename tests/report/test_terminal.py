@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from bitllm.report import render_table
-from bitllm.report.wording import CONTROLS
+from bitllm.report.wording import CONTROLS, RIVALS
 
 
 def _printed(results, width=80):
@@ -39,6 +39,16 @@ def test_numbers_are_neither_cut_nor_wrapped_in_80_columns(results):
     row = next(line for line in printed.splitlines() if line.startswith("  zero betas"))
     assert row.split() == ["zero", "betas", "10.4", "+64.5", "[58.4,", "70.6]", "5.1", "29.6", "1"]
     assert max(map(len, printed.splitlines())) <= 80
+
+
+def test_a_rival_is_marked_and_said_to_be_no_control(results):
+    printed = _printed(results)
+    assert "  nearest caption * " in printed
+    assert "\n* a rival, no control: it reads betas of the image too\n" in printed
+    for controls in results["controls"].values():
+        for rival in RIVALS:
+            controls.pop(rival, None)
+    assert "*" not in _printed(results)
 
 
 def test_no_evidence_is_said_plainly(results):

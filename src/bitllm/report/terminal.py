@@ -30,6 +30,8 @@ def render_table(results: dict[str, Any]) -> Stack:
         Panel(Text(judged.sentence), border_style=colour, title="Is it decoding the brain?"),
         _scores(results),
     ]
+    if any(row.kind == "rival" for group in score_groups(results) for row in group.rows):
+        parts.extend([Text("* a rival, no control: it reads betas of the image too"), Text()])
     for table in (_retrieval(results), _bits(results)):
         if table.row_count:
             parts.extend([table, Text()])
@@ -65,7 +67,7 @@ def _scores(results: dict[str, Any]) -> Table:
 
 def _cells(row: Row) -> list[str]:
     indent = "" if row.kind in ("system", "ceiling") else "  "
-    label = row.label if row.kind == "ceiling" else row.short
+    label = row.label if row.kind == "ceiling" else row.short + (" *" if row.kind == "rival" else "")
     cells = [
         indent + label,
         plain(row.scores["CIDEr"].value) if "CIDEr" in row.scores else "",
