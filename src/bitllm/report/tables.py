@@ -8,6 +8,7 @@ from bitllm.report.wording import (
     CONTROLS,
     RETRIEVAL_INPUTS,
     RETRIEVAL_SHORT,
+    RIVAL,
     RIVALS,
     SYSTEMS,
     control_label,
@@ -163,10 +164,9 @@ def _single_row(results: dict, system: str) -> Row:
 
 
 def _control_row(results: dict, system: str, name: str) -> Row:
-    kind = "rival" if name in RIVALS else "control"
-    row = Row(
-        kind, name, control_label(name), control_short_label(name), {}, difference(results, system, name)
-    )
+    kind, note = ("rival", RIVAL) if name in RIVALS else ("control", "")
+    own = difference(results, system, name)
+    row = Row(kind, name, control_label(name), control_short_label(name), {}, own, note=note)
     return _row(results, ("controls", system, name), row)
 
 

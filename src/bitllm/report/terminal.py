@@ -12,6 +12,7 @@ from rich.text import Text
 from bitllm.report.headline import headline
 from bitllm.report.tables import Row, between_systems, retrieval_rows, score_groups
 from bitllm.report.values import estimate, interval, number, plain, section, whole, with_interval
+from bitllm.report.wording import RIVAL
 
 _STYLES = {"system": "bold", "rival": "yellow", "ceiling": "green"}
 
@@ -31,7 +32,7 @@ def render_table(results: dict[str, Any]) -> Stack:
         _scores(results),
     ]
     if any(row.kind == "rival" for group in score_groups(results) for row in group.rows):
-        parts.extend([Text("* a rival, no control: it reads betas of the image too"), Text()])
+        parts.extend([Text(f"* {RIVAL}"), Text()])
     for table in (_retrieval(results), _bits(results)):
         if table.row_count:
             parts.extend([table, Text()])

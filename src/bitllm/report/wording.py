@@ -62,6 +62,7 @@ CONTROLS = {
 
 # A rival uses betas of the image: losing to it does not mean that the captions come from elsewhere.
 RIVALS = frozenset({"nearest", "other_subject"})
+RIVAL = "a rival, no control: it reads betas of the image too"
 
 SYSTEMS = {
     "rft": "all three stages: aligned, supervised, then reinforced on sampled captions",
