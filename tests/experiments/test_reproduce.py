@@ -120,6 +120,7 @@ def test_rows_and_record_say_where_they_come_from(quick):
     assert record["is_quick"]
     assert record["is_complete"]
     assert record["command"] == "bitllm reproduce interface --quick"
+    assert "interface: learning rates, chosen on subj07: cross_attention 0.0" in " ".join(quick.said.split())
     same = {"config_sha256": "config_sha256", "simulation_version": "simulation_version"}
     for column, key in same.items():
         assert set(rows[column]) == {record[key]}

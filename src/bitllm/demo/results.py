@@ -1,10 +1,8 @@
 """``results.json`` from the files of a finished demo, and the gallery of its report."""
 
 import platform
-import subprocess
 import sys
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ from bitllm.demo.run import DemoRun
 from bitllm.files import read_json
 from bitllm.metrics.intervals import paired_difference
 from bitllm.report.runs.folder import read_curves
+from bitllm.training.workspace import git_revision
 
 _PACKAGES = ("bitllm", "torch", "transformers", "peft", "accelerate", "numpy")
 _CHOICES = (
@@ -68,7 +67,7 @@ def make_results(run: DemoRun, *, peak_memory_gb: float) -> dict[str, Any]:
         "peak_memory_gb": round(peak_memory_gb, 2),
         "sealed": _how_chosen(run),
         "command": " ".join(["bitllm", *sys.argv[1:]]),
-        "git_revision": _git_revision(),
+        "git_revision": git_revision(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
     }
 
@@ -125,19 +124,3 @@ def _reward_rise(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "last": mean("reward", rewards[-fifth:]),
         "parts": parts,
     }
-
-
-def _git_revision() -> str | None:
-    """Revision of the checkout that this code runs from, if it is one."""
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"],  # noqa: S607 - whichever git is installed
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=5,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip()

@@ -193,7 +193,9 @@ def choose_rates(laboratory: Laboratory) -> dict[str, Rates]:
         _fill_in(laboratory, chosen)
     for name, of_system in chosen.items():
         rates = ", ".join(f"{system} {row['chosen']:g}" for system, row in of_system.items())
-        laboratory.tell(f"{name}: learning rates, chosen on subj07: {rates}")
+        is_chosen = any("CIDEr, validation" in row for row in of_system.values())
+        how = "chosen on subj07" if is_chosen else "set beforehand"
+        laboratory.tell(f"{name}: learning rates, {how}: {rates}")
     return chosen
 
 

@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -174,6 +175,7 @@ def versions() -> dict[str, str]:
     return {"bitllm": __version__, **{name: version(name).split("+")[0] for name in _CODE}}
 
 
+@cache  # of the code that runs: a commit made while it runs changes nothing of it
 def git_revision() -> str | None:
     """Commit of the source tree that runs, if it is one; with ``+`` where files were changed since."""
 
