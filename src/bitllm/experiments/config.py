@@ -74,12 +74,9 @@ class SystemConfig(StrictConfig):
     def idle(self) -> list[str]:
         """What is set but changes nothing: data and encoder are those of the system that it starts from."""
         unread: tuple[str, ...] = () if self.rate_of is None else ("learning_rates",)
-        if self.after is None:
-            unread += ("rft", "reward_references")
+        unread += ("rft", "reward_references") if self.after is None else ("split", "sft")
         if self.start is not None:
             unread += ("encoder", "simulation", "coordinates", "sizes")
-        if self.after is not None:
-            unread += ("split", "sft")
         usual = SystemConfig()
         return [key for key in unread if getattr(self, key) != getattr(usual, key)]
 

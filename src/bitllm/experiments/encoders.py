@@ -27,6 +27,7 @@ from bitllm.evaluation.grounding.inputs.pairing import other_images
 from bitllm.evaluation.grounding.system import load_system
 from bitllm.experiments.record import write_rows
 from bitllm.experiments.systems import Trained
+from bitllm.experiments.verdict import RETRIEVED
 from bitllm.metrics.retrieval import target_ranks
 from bitllm.model.checkpoint.base import load_llm
 from bitllm.model.encoder import BrainEncoder
@@ -109,7 +110,7 @@ def encoder_rows(trained: Trained) -> pd.DataFrame:
     is_aligned = system.encoder == "aligned"
     aligner = world.aligner(trained.split, system) if is_aligned else None
     parts, zero = [], held_out.brain_tokens(encoder, atlases, np.zeros_like(held_out.betas[:1]))
-    for control in ("real", "permuted", "zero", "shuffle"):
+    for control in RETRIEVED:
         own, by_linear = [], []
         for draw in range(1 if control in ("real", "zero") else _DRAWS):
             tokens = _tokens(held_out, encoder, atlases, control, seed=world.model_seed + draw)

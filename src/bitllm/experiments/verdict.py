@@ -39,12 +39,13 @@ Measure = Literal[
 LEAST_BRAINS = 3
 _KEYS = ["simulator_seed", "model_seed", "nsd_id"]
 
-_RETRIEVED = ("real", "permuted", "zero", "shuffle")
+RETRIEVED = ("real", "permuted", "zero", "shuffle")
+"""Inputs that an encoder is judged under."""
 MEASURED_UNDER: dict[str, tuple[str, ...]] = {
     "bits": ("real",),
     "cosine_zero": ("real",),
-    "recall_at_10": _RETRIEVED,
-    "recall_at_10_linear": _RETRIEVED,
+    "recall_at_10": RETRIEVED,
+    "recall_at_10_linear": RETRIEVED,
 }
 """Inputs for which a measure is made, where these are not all."""
 ENCODER_MEASURES = ("cosine_zero", "recall_at_10", "recall_at_10_linear")
