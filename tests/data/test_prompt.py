@@ -47,6 +47,23 @@ def test_without_a_chat_template_the_prompt_is_the_bare_instruction(tokenizer, m
     assert tokenizer.convert_ids_to_tokens(ids) == ["describe", "the", "image", "."]
 
 
+def test_a_template_that_tells_the_date_gives_the_same_prompt_every_day(tokenizer, monkeypatch):
+    """As that of Llama 3, which takes the clock's date where none is given."""
+    template = (
+        "{%- if not date_string is defined %}{%- set date_string = strftime_now('%d %b %Y') %}{%- endif %}"
+        "{{- 'today date : ' + date_string + ' ' }}{{- messages[-1]['content'] }}"
+    )
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    words = []
+    monkeypatch.setattr(
+        type(tokenizer),
+        "__call__",
+        lambda self, text, **_: words.append(text) or {"input_ids": [0]},
+    )
+    Prompter(tokenizer).prompt_ids("describe the image .")
+    assert "today date : 26 Jul 2024" in str(words)
+
+
 @pytest.mark.parametrize("n", [1, 7, 128])
 def test_placeholders_stand_before_the_instruction_as_often_as_asked(tokenizer, n):
     token = tokenizer.convert_tokens_to_ids("<brain>")

@@ -122,6 +122,10 @@ def test_a_model_that_was_never_judged_says_so(easy, tmp_path):
     ("llm", "data", "licence"),
     [
         ("meta-llama/Llama-3.2-3B-Instruct", "nsd", "llama3.2"),
+        ("meta-llama/Llama-3.1-8B-Instruct", "nsd", "llama3.1"),
+        ("meta-llama/Llama-3.3-70B-Instruct", "nsd", "llama3.3"),
+        ("meta-llama/Meta-Llama-3-8B-Instruct", "nsd", "llama3"),
+        ("meta-llama/Llama-2-7b-hf", "nsd", "other"),
         ("HuggingFaceTB/SmolLM2-135M-Instruct", "nsd", "apache-2.0"),
         ("llm", "simulated brain", "apache-2.0"),
         ("llm", "nsd", "other"),

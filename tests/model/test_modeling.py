@@ -103,6 +103,8 @@ def test_a_prefix_replaces_the_placeholders_and_decodes_with_and_without_cache(
     )
     with pytest.raises(ConfigError, match=r"expected 5 placeholder tokens \(id 3\) in each, found \[4\]"):
         model(input_ids=ids[:, 1:], **brain)
+    with pytest.raises(ConfigError, match=r"expected 5 placeholder tokens \(id 3\) in each, found \[0\]"):
+        model(input_ids=ids[:, 5:], **brain)  # else the brain would be passed over without a word
 
 
 @pytest.mark.parametrize("interface", INTERFACES)

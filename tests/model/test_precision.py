@@ -27,6 +27,30 @@ def test_a_named_precision_is_taken_at_its_word():
     assert base_dtype("bf16") is torch.bfloat16
 
 
+@pytest.fixture(autouse=True)
+def _measured_anew():
+    precision._is_faster_in_bf16.cache_clear()
+    yield
+    precision._is_faster_in_bf16.cache_clear()
+
+
+def test_auto_is_measured_once_in_a_process(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(precision, "_seconds", lambda dtype: 0.5 if dtype is torch.bfloat16 else 1.0)
+    assert base_dtype("auto") is torch.bfloat16
+    monkeypatch.setattr(precision, "_seconds", lambda dtype: pytest.fail("measured again"))
+    assert base_dtype("auto") is torch.bfloat16
+
+
+@pytest.mark.parametrize("disturbed", [torch.bfloat16, torch.float32])
+def test_a_disturbance_of_some_turns_changes_nothing(monkeypatch, disturbed):
+    turns = {torch.bfloat16: iter([0.4] * 8), torch.float32: iter([1.0] * 8)}
+    turns[disturbed] = iter([9.0, 8.0, 9.0, 9.0, 7.0, next(turns[disturbed]), 9.0, 9.0])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(precision, "_seconds", lambda dtype: next(turns[dtype]))
+    assert base_dtype("auto") is torch.bfloat16
+
+
 @pytest.mark.parametrize(("ratio", "expected"), [(0.5, torch.bfloat16), (0.9, torch.float32)])
 def test_auto_takes_bf16_only_where_it_is_clearly_faster(monkeypatch, ratio, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -71,8 +71,37 @@ def test_mixtures_count_as_much_of_an_image_as_they_hold() -> None:
     for i in range(5):
         rows = [scale * float(brain[i] @ target[j]) for j in range(5)]
         columns = [scale * float(brain[j] @ target[i]) for j in range(5)]
-        for scores, own in ((rows, weights[i]), (columns, [weights[j][i] for j in range(5)])):
+        own = [weights[i][j] / sum(weights[i]) for j in range(5)]
+        of_target = [weights[j][i] / sum(weights[j]) for j in range(5)]
+        for scores, shares in ((rows, own), (columns, of_target)):
             log_sum = math.log(sum(math.exp(score) for score in scores))
-            total -= sum(w * (score - log_sum) for w, score in zip(own, scores, strict=True)) / sum(own)
+            total -= sum(w * (score - log_sum) for w, score in zip(shares, scores, strict=True))
     loss = info_nce(brain, target, scale=torch.tensor(scale, dtype=torch.float64), positives=found)
     assert float(loss) == pytest.approx(total / 10, abs=1e-10)
+
+
+def test_mixtures_of_different_images_give_the_loss_of_mindeye() -> None:
+    """As published: cross-entropy to the shares in both directions, a target counting as much as mixtures hold."""
+    generator = torch.Generator().manual_seed(3)
+    brain, target = (F.normalize(torch.randn(6, 4, generator=generator), dim=-1) for _ in range(2))
+    order, share = torch.tensor([2, 0, 1, 5, 3, 4]), torch.tensor([0.99, 0.02, 0.4, 0.7, 1.0, 0.01])
+    shares = torch.diag(share)
+    shares[torch.arange(6), order] = 1 - share
+    logits = 8.0 * brain @ target.T
+    expected = (F.cross_entropy(logits, shares) + F.cross_entropy(logits.T, shares.T)) / 2
+    images = torch.arange(6)
+    found = info_nce(
+        brain, target, scale=torch.tensor(8.0), positives=mixed_images(images, images[order], share)
+    )
+    assert float(found) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_mixtures_that_hold_one_image_alone_are_trials() -> None:
+    generator = torch.Generator().manual_seed(4)
+    brain, target = (F.normalize(torch.randn(5, 4, generator=generator), dim=-1) for _ in range(2))
+    first, share = torch.tensor([1, 1, 2, 1, 5]), torch.ones(5)
+    mixtures, trials = (
+        info_nce(brain, target, scale=torch.tensor(6.0), positives=positives)
+        for positives in (mixed_images(first, first.flip(0), share), same_image(first))
+    )
+    assert float(mixtures) == pytest.approx(float(trials), abs=1e-6)

@@ -105,3 +105,26 @@ def test_clipped_share_counts_only_ratios_that_the_clip_stops() -> None:
         torch.tensor([[1.0], [1.0]]), old, torch.tensor([1.0, -1.0]), torch.ones(2, 1).bool()
     )
     assert float(result.clipped) == 0.5
+
+
+def test_dapo_of_two_processes_is_dapo_of_all_their_captions() -> None:
+    generator = torch.Generator().manual_seed(2)
+    mask = torch.arange(7)[None] < torch.tensor([7, 1, 2, 5])[:, None]
+    values = torch.randn(4, 7, generator=generator, dtype=torch.float64)
+    advantages = torch.tensor([1.0, -0.5, 0.3, -2.0], dtype=torch.float64)
+
+    def gradient(rows: slice, n_tokens: torch.Tensor | None) -> torch.Tensor:
+        log_probs = values.clone().requires_grad_()
+        own = log_probs[rows]
+        policy_loss(
+            own, own.detach(), advantages[rows], mask[rows], loss_type="dapo", n_tokens=n_tokens
+        ).loss.backward()
+        assert log_probs.grad is not None
+        return log_probs.grad
+
+    whole = gradient(slice(None), None)
+    per_process = mask.sum() / 2
+    shares = [gradient(rows, per_process) for rows in (slice(0, 2), slice(2, 4))]
+    assert torch.allclose((shares[0] + shares[1]) / 2, whole, atol=1e-12)
+    own_means = [gradient(rows, None) for rows in (slice(0, 2), slice(2, 4))]
+    assert not torch.allclose((own_means[0] + own_means[1]) / 2, whole, atol=1e-3)

@@ -17,17 +17,22 @@ WEIGHTS |= {"joint": "model.safetensors"}
 
 def train(config, n_processes):
     """Train the three stages, and sft with an encoder that learns; return the folder of the run."""
+    done = started(n_processes, PROGRAM, config)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return config.parent / "run"
+
+
+def started(n_processes, *words):
+    """A program that ran in one process or in two."""
     together = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [sys.executable, *(together if n_processes == 2 else []), str(PROGRAM), str(config)],
+    return subprocess.run(
+        [sys.executable, *(together if n_processes == 2 else []), *map(str, words)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return config.parent / "run"
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +79,20 @@ def test_captions_that_are_sampled_do_not_depend_on_the_number_of_processes(runs
     for key in ("reward", "reward_cider", "length", "distinct", "ended"):
         values = {how: next(row[key] for row in rows(run, "rft") if key in row) for how, run in runs.items()}
         assert len({round(value, 5) for value in values.values()}) == 1, values
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_a_reward_that_fails_in_one_process_stops_both_after_a_checkpoint(runs, write_run, tmp_path, how):
+    """Alone it would wait for the others until the group of processes gives up, and nothing would be kept."""
+    config = write_run(tmp_path, how={"save_every": 100, "if_changed": "refuse", "parallel": how})
+    done = started(2, PROGRAM.with_name("failing_reward.py"), config, runs["one"] / "sft")
+    assert done.returncode != 0
+    assert "failed with ValueError (the reward model is gone) at the caption" in done.stderr
+    assert "failed in another process" in done.stderr
+    place = tmp_path / "run" / "rft.training" / "checkpoints"
+    assert [path.name for path in place.iterdir()] == ["step-00000002"]
+    assert {path.name for path in (place / "step-00000002").iterdir()} >= {
+        "rank-0.safetensors",
+        "rank-1.safetensors",
+        "weights.safetensors",
+    }

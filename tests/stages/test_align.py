@@ -212,3 +212,10 @@ def test_align_with_mixtures_still_learns(easy, tmp_path):
         row["validation_R@10"] / row["validation_chance_R@10"] for row in rows if "validation_R@10" in row
     ]
     assert scores[-1] > 1.3  # of at most 1.41: chance is .71 among so few
+
+
+def test_brain_tokens_are_brought_to_where_the_aligner_is(easy):
+    """Without a GPU here, a device without numbers stands for it: what is computed there cannot be brought back."""
+    aligner = load_aligner(easy.folder / "align").to("meta")
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+        brain_embeddings(aligner, torch.zeros(2, easy.encoder.n_brain_tokens, easy.encoder.token_width))

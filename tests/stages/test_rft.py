@@ -5,16 +5,18 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from bitllm.errors import SealedTestError, SplitError, TrainingError
+from bitllm.errors import CheckpointError, ConfigError, SealedTestError, SplitError, TrainingError
 from bitllm.evaluation.grounding.system import load_system
 from bitllm.model.checkpoint.base import load_llm
+from bitllm.model.checkpoint.rft import sft_beneath
 from bitllm.stages import rft
 from bitllm.stages.rewards import Rewards
 from bitllm.stages.rft import RftConfig, train_rft
 from bitllm.training.decode import greedy_captions
 from bitllm.training.run import OptimizerConfig
+from bitllm.training.workspace import Running, RunSettings
 
 SETTINGS = {
     "n_captions": 4,
@@ -45,7 +47,7 @@ class NaNReward(WordReward):
         return Rewards(np.full(len(captions), np.nan), nothing, nothing, nothing)
 
 
-def train(easy, folder, config=FEW_STEPS, *, reward=None, split=None, seed=0):
+def train(easy, folder, config=FEW_STEPS, *, reward=None, split=None, seed=0, running=None):
     train_rft(
         easy.store,
         split or easy.split,
@@ -55,6 +57,7 @@ def train(easy, folder, config=FEW_STEPS, *, reward=None, split=None, seed=0):
         make_reward=lambda nsd_ids, weights: reward or WordReward("on"),
         config=config,
         seed=seed,
+        running=running or Running(),
     )
 
 
@@ -158,7 +161,6 @@ def test_the_same_seed_gives_the_same_lora_and_another_seed_another(easy, traine
 def test_a_loaded_rft_system_has_the_sft_weights_and_speaks_otherwise(easy, tmp_path):
     config = RftConfig.parse({**SETTINGS, "optimizer": SETTINGS["optimizer"] | {"learning_rate": 0.1}})
     folder = tmp_path / "strong rft"
-    shutil.copytree(easy.folder / "sft", tmp_path / "sft")  # it is looked for beside rft
     train(easy, folder, config)
     base = load_llm(easy.folder / "llm")
     sft = load_system("sft", easy.folder / "sft", base)
@@ -174,6 +176,34 @@ def test_a_loaded_rft_system_has_the_sft_weights_and_speaks_otherwise(easy, tmp_
     assert not torch.allclose(one, other, atol=1e-3)
     assert len(greedy_captions(after.model, after.prompter, brain_tokens, max_new_tokens=4)) == 2
     assert (after.split_sha256, after.atlases) == (easy.split.sha256, easy.encoder.atlases)
+
+
+def test_an_rft_is_loaded_on_the_sft_that_it_was_trained_on_and_on_no_other(easy, trained, tmp_path):
+    card = json.loads((trained / "rft.json").read_text())
+    assert trained.parent / card["sft"] != trained.parent / "sft"
+    assert (trained.parent / card["sft"]).resolve() == (easy.folder / "sft").resolve()
+    assert sft_beneath(trained).samefile(easy.folder / "sft")
+    moved = tmp_path / "rft"
+    shutil.copytree(trained, moved)
+    (moved / "rft.json").write_text(json.dumps(card | {"sft": "sft"}))
+    with pytest.raises(CheckpointError, match=r"expected the sft that it was trained on at .*, found none"):
+        load_system("rft", moved, load_llm(easy.folder / "llm"))
+    shutil.copytree(easy.folder / "sft", tmp_path / "sft")
+    weights = load_file(tmp_path / "sft" / "model.safetensors")
+    save_file(
+        {name: tensor + 0.01 for name, tensor in weights.items()}, tmp_path / "sft" / "model.safetensors"
+    )
+    with pytest.raises(CheckpointError, match="found one with other weights"):
+        load_system("rft", moved, load_llm(easy.folder / "llm"))
+
+
+def test_dapo_is_refused_in_micro_batches(easy, tmp_path):
+    config = RftConfig.parse({**SETTINGS, "loss_type": "dapo"})
+    with pytest.raises(ConfigError, match=r"dapo with how\.micro_batch 2"):
+        train(easy, tmp_path / "rft", config, running=Running(RunSettings(micro_batch=2)))
+    assert not list(tmp_path.iterdir())
+    train(easy, tmp_path / "rft", config)
+    assert len([row for row in log_of(tmp_path / "rft") if "reward" in row]) == 3
 
 
 def test_bf16_policies_sample_and_learn(easy, tmp_path):

@@ -156,6 +156,27 @@ def test_other_settings_are_refused_with_what_differs(tmp_path):
         run(tmp_path / "toy")
 
 
+def test_what_makes_the_rest_of_a_run_another_is_told(tmp_path, caplog):
+    def begin(precision):
+        with (
+            pytest.raises(Killed),
+            workspace(
+                tmp_path / "toy", LEARNT_FROM, about={"precision": precision}, settings=RunSettings()
+            ) as work,
+        ):
+            (work.checkpoints.folder / "step-00000001").mkdir(parents=True, exist_ok=True)
+            raise Killed
+
+    begin("bf16")
+    begin("bf16")
+    assert caplog.text == ""
+    place = tmp_path / "toy.training" / "run.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"processes": 3}))
+    begin("fp32")
+    assert "begun with 3 processes, goes on with 1: equal to rounding" in caplog.text
+    assert "begun with the LLM in bf16, goes on in fp32" in caplog.text
+
+
 def test_other_settings_begin_anew_where_that_was_asked_for(tmp_path):
     with pytest.raises(Killed):
         run(tmp_path / "toy", stop_at=9)

@@ -19,6 +19,9 @@ INSTRUCTIONS: tuple[str, ...] = (
 """Wordings of the instruction; the first is the one used for decoding."""
 SYSTEM_PROMPT = "You caption brain activity."
 """System message for chat templates that have one (their default is three times as long)."""
+PROMPT_DATE = "26 Jul 2024"
+"""Date for chat templates that tell one: that of Llama 3's where there is no clock. Today's would make every day's
+prompts others."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,11 @@ class Prompter:
             messages.insert(0, {"role": "system", "content": SYSTEM_PROMPT})
         return _ids(
             self.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=True
+                messages,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                date_string=PROMPT_DATE,
             )
         )
 

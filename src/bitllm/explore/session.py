@@ -20,12 +20,14 @@ from bitllm.evaluation.grounding.system import System, load_system
 from bitllm.explore.schemas import Brain, ImageInfo, ImageList, RoiInfo, RunInfo, SubjectInfo, SystemInfo, Use
 from bitllm.explore.trials import SubjectTrials
 from bitllm.files import read_json
+from bitllm.model.build import CARD
 from bitllm.model.checkpoint.base import BaseLlm, load_llm
+from bitllm.model.checkpoint.rft import RFT_CARD, sft_beneath
 from bitllm.model.precision import Precision
 from bitllm.training.embed import brain_tokens_of_betas
 
 MAX_SHOWN_VOXELS = 20_000
-_CARDS = ("rft.json", "bitllm.json")
+_CARDS = (RFT_CARD, CARD)
 _SYSTEMS_LOADED = 2
 _PREFERRED = ("rft", "sft")
 
@@ -259,7 +261,7 @@ def _card(folder: Path) -> dict[str, Any]:
 
 def _system_info(name: str, folder: Path) -> SystemInfo:
     card = _card(folder)
-    sft = folder.parent / card["sft"] if "sft" in card else folder
+    sft = sft_beneath(folder) if (folder / RFT_CARD).is_file() else folder
     return SystemInfo(
         name=name, interface=read_json(sft / "config.json")["interface"], stage=str(card["stage"])
     )

@@ -13,7 +13,11 @@ from bitllm.report.values import estimate, number, section, text
 
 UNKNOWN_LICENCE = "other"
 _LICENCES = {
-    "meta-llama/llama-3": "llama3.2",
+    "meta-llama/llama-3.1": "llama3.1",
+    "meta-llama/llama-3.2": "llama3.2",
+    "meta-llama/llama-3.3": "llama3.3",
+    "meta-llama/meta-llama-3.1": "llama3.1",
+    "meta-llama/meta-llama-3-": "llama3",
     "huggingfacetb/smollm2": "apache-2.0",
     "smollm2-135m-instruct": "apache-2.0",
 }

@@ -7,7 +7,9 @@ from peft import PeftModel
 
 from bitllm.evaluation.grounding.system import load_system
 from bitllm.files import read_json
+from bitllm.model.build import CARD
 from bitllm.model.checkpoint.base import BaseLlm
+from bitllm.model.checkpoint.rft import RFT_CARD, sft_beneath
 
 BRAIN_FILE = "brain.json"
 """What must be known to feed the model: the atlases of its labels, in their order."""
@@ -28,17 +30,17 @@ def export_model(folder: Path, base: BaseLlm, *, whole: bool) -> tuple[Any, bool
     whole
         Whether the base LLM is wanted with it.
     """
-    if not (folder / "rft.json").is_file():
+    if not (folder / RFT_CARD).is_file():
         return load_system(folder.name, folder, base).model, whole
-    sft = load_system(folder.name, folder.parent / read_json(folder / "rft.json")["sft"], base)
+    sft = load_system(folder.name, sft_beneath(folder), base)
     merged: Any = PeftModel.from_pretrained(sft.model, str(folder))
     return merged.merge_and_unload(), True
 
 
 def brain_of(folder: Path) -> dict[str, Any]:
     """What `BRAIN_FILE` holds: atlases, stage, split's checksum, seed."""
-    card = read_json(folder / "rft.json") if (folder / "rft.json").is_file() else {}
-    sft = read_json((folder.parent / card["sft"] if card else folder) / "bitllm.json")
+    card = read_json(folder / RFT_CARD) if (folder / RFT_CARD).is_file() else {}
+    sft = read_json((sft_beneath(folder) if card else folder) / CARD)
     return {
         "stage": str((card or sft)["stage"]),
         "atlases": list(sft["atlases"]),

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -21,21 +22,32 @@ def base_dtype(precision: Precision) -> torch.dtype:
 def has_fast_bf16() -> bool:
     """Whether bfloat16 matrix products are clearly faster than float32 ones here.
 
-    Measured, since a processor that lacks the instructions still computes them, slower than float32.
+    Measured, since a processor that lacks the instructions still computes them, slower than float32. Once in a
+    process, so that all of its stages and judgings agree.
     """
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
-    return _seconds(torch.bfloat16) < 0.7 * _seconds(torch.float32)
+    return _is_faster_in_bf16()
+
+
+def name_of(dtype: torch.dtype) -> Precision:
+    """The word for a type that a frozen LLM is kept in: what ``auto`` came to."""
+    return "bf16" if dtype is torch.bfloat16 else "fp32"
+
+
+@cache
+def _is_faster_in_bf16() -> bool:
+    """The best of several turns of each type, one after the other: other programs disturb both alike."""
+    turns = [(_seconds(torch.bfloat16), _seconds(torch.float32)) for _ in range(8)]
+    bf16, fp32 = (min(times) for times in zip(*turns, strict=True))
+    return bf16 < 0.7 * fp32
 
 
 def _seconds(dtype: torch.dtype) -> float:
     a = torch.ones(_SIDE, _SIDE, dtype=dtype)
-    times = []
-    for _ in range(4):
-        start = time.perf_counter()
-        a @ a
-        times.append(time.perf_counter() - start)
-    return min(times)
+    start = time.perf_counter()
+    a @ a
+    return time.perf_counter() - start
 
 
 def computing(model: Any) -> AbstractContextManager[Any]:

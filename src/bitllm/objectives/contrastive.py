@@ -54,10 +54,15 @@ def info_nce(
     Returns
     -------
     Tensor
-        The mean over both directions of −log p, averaged over the positives of each row.
+        The mean over both directions of −log p, averaged over the positives of each row. Of mixtures, whose weights
+        are those of each brain, a target counts as much as all brains together hold of it.
     """
     logits = scale * brain @ target.T
     weights = positives.to(logits.dtype)
     brain_to_target = -(weights * logits.log_softmax(dim=1)).sum(1) / weights.sum(1)
-    target_to_brain = -(weights * logits.log_softmax(dim=0)).sum(0) / weights.sum(0)
+    if positives.dtype is torch.bool:
+        target_to_brain = -(weights * logits.log_softmax(dim=0)).sum(0) / weights.sum(0)
+    else:  # a target that mixtures hold little of counts little: only repeats of an image are averaged over
+        shares = weights / weights.sum(1, keepdim=True)
+        target_to_brain = -(shares * logits.log_softmax(dim=0)).sum(0)
     return torch.cat([brain_to_target, target_to_brain]).mean()

@@ -4,8 +4,9 @@ References
 ----------
 Shao et al. 2024 (DeepSeekMath, arXiv 2402.03300), equations 3 and 4: group-relative advantages, clipped ratio and
 the unbiased KL estimate ("k3"). Departures, all named options as in TRL, which is the oracle of the tests:
-``bnpo`` (one mean over all tokens of the batch), ``dr_grpo`` (Liu et al. 2025: divided by a constant length) and
-``dapo`` (Yu et al. 2025: one mean over all tokens of the *global* batch; here equal to bnpo on one process).
+``bnpo`` (one mean over all tokens of what a process computes at once, so that it changes with the size of that),
+``dr_grpo`` (Liu et al. 2025: divided by a constant length) and ``dapo`` (Yu et al. 2025: one mean over all tokens of
+the step in all processes; equal to bnpo in one process).
 """
 
 from typing import Literal, NamedTuple
@@ -44,6 +45,7 @@ def policy_loss(  # noqa: PLR0913 - the terms of one equation
     clip: float = 0.2,
     loss_type: LossType = "grpo",
     max_length: int | None = None,
+    n_tokens: Float[Tensor, ""] | None = None,
 ) -> PolicyLoss:
     """Clipped policy gradient with a KL penalty.
 
@@ -61,25 +63,29 @@ def policy_loss(  # noqa: PLR0913 - the terms of one equation
         How token losses are averaged.
     max_length
         The constant length of ``dr_grpo``.
+    n_tokens
+        What ``dapo`` divides by: a process's mean number of tokens; those of this batch where it is not given.
     """
     ratio = (log_probs - old_log_probs).exp()
     gain = torch.minimum(ratio * advantages[:, None], ratio.clamp(1 - clip, 1 + clip) * advantages[:, None])
     per_token = -gain
     mask = label_mask.to(log_probs.dtype)
-    n_tokens = mask.sum().clamp(min=1.0)
+    own_tokens = mask.sum().clamp(min=1.0)
     kl = torch.zeros_like(log_probs)
     if ref_log_probs is not None:
         kl = (ref_log_probs - log_probs).exp() - (ref_log_probs - log_probs) - 1
         per_token = per_token + kl_weight * kl
     if loss_type == "grpo":
         loss = ((per_token * mask).sum(1) / mask.sum(1).clamp(min=1.0)).mean()
-    elif loss_type in ("bnpo", "dapo"):
-        loss = (per_token * mask).sum() / n_tokens
+    elif loss_type == "bnpo":
+        loss = (per_token * mask).sum() / own_tokens
+    elif loss_type == "dapo":
+        loss = (per_token * mask).sum() / (own_tokens if n_tokens is None else n_tokens)
     else:
         loss = (per_token * mask).sum() / (mask.shape[0] * (max_length or mask.shape[1]))
     clipped = ((ratio < 1 - clip) & (advantages[:, None] < 0)) | (
         (ratio > 1 + clip) & (advantages[:, None] > 0)
     )
     return PolicyLoss(
-        loss, ((kl * mask).sum() / n_tokens).detach(), ((clipped * mask).sum() / n_tokens).detach()
+        loss, ((kl * mask).sum() / own_tokens).detach(), ((clipped * mask).sum() / own_tokens).detach()
     )

@@ -251,5 +251,5 @@ def validate(
 
 @torch.no_grad()
 def brain_embeddings(aligner: BrainAligner, brain_tokens: torch.Tensor) -> Float[np.ndarray, "n d"]:
-    """Unit embeddings in the picture space."""
-    return aligner.embed(brain_tokens)[0].cpu().numpy()
+    """Unit embeddings in the picture space, computed where the aligner is."""
+    return aligner.embed(brain_tokens.to(aligner.norm.weight.device))[0].cpu().numpy()

@@ -29,22 +29,24 @@ from bitllm.data.dataset import TrialSet, sealed_test, select_trials
 from bitllm.data.prompt import INSTRUCTIONS, Prompter
 from bitllm.data.splits import Split, check_split
 from bitllm.data.store import Store
+from bitllm.errors import ConfigError
 from bitllm.files import read_json, sha256_of_file, write_json
 from bitllm.metrics.diversity import mean_length, n_distinct_captions
 from bitllm.model.build import CARD, load_trained, n_trainable
 from bitllm.model.checkpoint.base import load_llm
+from bitllm.model.checkpoint.rft import RFT_CARD, sft_of_rft
 from bitllm.model.checkpoint.weights import WEIGHTS
 from bitllm.model.modeling import BitLlmForCausalLM
-from bitllm.model.precision import Precision, base_dtype
+from bitllm.model.precision import Precision, base_dtype, name_of
 from bitllm.objectives.policy import LossType, group_advantages, policy_loss
 from bitllm.stages.examples import prompter_for
 from bitllm.stages.rewards import Reward, RewardError, Rewards, RewardWeights, checked_reward
-from bitllm.stages.rollout import sample_rollout
+from bitllm.stages.rollout import Rollout, sample_rollout
 from bitllm.stages.watch import RewardWatch
 from bitllm.training.callbacks import Choice
 from bitllm.training.embed import kept_brain_tokens
-from bitllm.training.ranks import device, is_main
-from bitllm.training.run import OptimizerConfig, make_trainer, train_to_the_end
+from bitllm.training.ranks import any_rank, device, is_main, n_ranks, total
+from bitllm.training.run import OptimizerConfig, batch_shares, make_trainer, train_to_the_end
 from bitllm.training.sharding import whole_state
 from bitllm.training.trainer import StageTrainer
 from bitllm.training.workspace import Running, workspace
@@ -68,7 +70,7 @@ class RftConfig(StrictConfig):
     clip: float = Field(default=0.2, gt=0)
     """ε of GRPO."""
     loss_type: LossType = "grpo"
-    """How token losses are averaged."""
+    """How token losses are averaged. bnpo changes with the micro-batch and the number of processes, dapo has none."""
     lora_rank: int = Field(default=16, gt=0)
     """Rank of LoRA; its α is twice the rank."""
     lora_targets: Literal["llm", "llm_and_interface"] = "llm"
@@ -136,7 +138,7 @@ class RftObjective(nn.Module):
             seeds=[rollout_seed(self.seed, *pair) for pair in example.tolist()],
         )
         nsd_ids = np.repeat(nsd_id.cpu().numpy(), config.n_captions).tolist()
-        rewards = checked_reward(self.reward, nsd_ids, rollout.captions, rollout.has_ended.tolist())
+        rewards = self._rewards(nsd_ids, rollout)
         grouped = torch.from_numpy(rewards.total).float().view(-1, config.n_captions)
         advantages = group_advantages(grouped).flatten().to(rollout.input_ids.device)
         log_probs, label_mask = rollout.log_probs(model, temperature=config.temperature)
@@ -154,9 +156,23 @@ class RftObjective(nn.Module):
             clip=config.clip,
             loss_type=config.loss_type,
             max_length=config.max_new_tokens,
+            n_tokens=total(label_mask.sum()) / n_ranks() if config.loss_type == "dapo" else None,
         )
         explained = {"kl": float(result.kl), "ended": float(rollout.has_ended.float().mean())}
         return {"loss": result.loss, **_reward_row(rewards, rollout.captions), **explained}
+
+    def _rewards(self, nsd_ids: list[int], rollout: Rollout) -> Rewards:
+        """Rewards of sampled captions; where they fail in one process, all stop together."""
+        rewards, failure = None, None
+        try:
+            rewards = checked_reward(self.reward, nsd_ids, rollout.captions, rollout.has_ended.tolist())
+        except RewardError as error:
+            failure = error
+        if any_rank(failure is not None) or rewards is None:
+            raise failure or RewardError(
+                "reward: failed in another process, whose message holds the caption; a checkpoint was written"
+            )
+        return rewards
 
 
 def rollout_seed(seed: int, epoch: int, index: int) -> int:
@@ -197,13 +213,14 @@ def train_rft(  # noqa: PLR0913 - the parts of the stage
         Builds the reward from the training images and the weights.
     """
     check_split(store, split)
+    _require_whole_steps(config, running.settings.micro_batch)
     base = load_llm(llm_path, dtype=base_dtype(config.precision))
     model = load_trained(sft_folder, base)
     nn.Module.to(model, device())
     atlases = tuple(read_json(sft_folder / CARD)["atlases"])
     learnt_from = rft_learns_from(store, split, sft=sft_folder, config=config, seed=seed)
     choice = Choice("validation_cider", True, config.optimizer.keep, config.optimizer.patience)
-    about = choice.about(split.train_subjects)
+    about = {**choice.about(split.train_subjects), "precision": name_of(base.llm.dtype)}
     with sealed_test(), workspace(folder, learnt_from, about=about, settings=running.settings) as work:
         torch.manual_seed(seed)
         policy = with_lora(model, config)
@@ -232,10 +249,19 @@ def train_rft(  # noqa: PLR0913 - the parts of the stage
         )
         train_to_the_end(trainer, work, every=config.validate_every, measure=watch.measure, choice=choice)
         state = whole_state(policy, lambda name: ".lora_" in name)
-        card = {"stage": "rft", "sft": sft_folder.name, "split": split.sha256, "seed": seed}
+        card = {"stage": "rft", **sft_of_rft(sft_folder, folder), "split": split.sha256, "seed": seed}
         if is_main():
             policy.save_pretrained(str(work.folder), state_dict=state)
-            write_json(work.folder / "rft.json", card | {"n_trainable": n_trainable(policy)})
+            write_json(work.folder / RFT_CARD, card | {"n_trainable": n_trainable(policy)})
+
+
+def _require_whole_steps(config: RftConfig, micro_batch: int | None) -> None:
+    """Refuse ``dapo`` in micro-batches: what it divides by is known when all captions of a step are sampled."""
+    if config.loss_type == "dapo" and batch_shares(config.optimizer.batch_size, micro_batch)[1] > 1:
+        raise ConfigError(
+            f"rft.loss_type: expected another than dapo with how.micro_batch {micro_batch}, as dapo divides by the "
+            "tokens of the whole step; leave micro_batch out, or choose grpo or dr_grpo"
+        )
 
 
 def rft_learns_from(store: Store, split: Split, *, sft: Path, config: RftConfig, seed: int) -> dict[str, Any]:

@@ -44,7 +44,7 @@ from bitllm.model.encoder import BrainEncoder
 from bitllm.model.interface import Interface, matched_prefix_width
 from bitllm.model.likelihood import token_log_probs
 from bitllm.model.modeling import BitLlmForCausalLM
-from bitllm.model.precision import Precision, base_dtype, computing
+from bitllm.model.precision import Precision, base_dtype, computing, name_of
 from bitllm.stages.examples import CaptionedTrials
 from bitllm.training.callbacks import Choice
 from bitllm.training.ranks import device, is_main, n_ranks
@@ -183,7 +183,8 @@ def train_sft(  # noqa: PLR0913 - the parts of the stage
     base = load_llm(llm_path, dtype=base_dtype(config.precision))
     learnt_from = sft_learns_from(store, split, start=start, llm_sha256=base.sha256, config=config, seed=seed)
     choice = Choice("validation_loss", False, config.optimizer.keep, config.optimizer.patience)
-    about, encoder_learns = choice.about(split.train_subjects), config.encoder == "trained"
+    about = {**choice.about(split.train_subjects), "precision": name_of(base.llm.dtype)}
+    encoder_learns = config.encoder == "trained"
     with sealed_test(), workspace(folder, learnt_from, about=about, settings=running.settings) as work:
         torch.manual_seed(seed)
         if isinstance(start, Path):
@@ -220,7 +221,8 @@ def train_sft(  # noqa: PLR0913 - the parts of the stage
             lengths=training.lengths if config.group_by_length else None,
             groups=training.trials.subject_index if encoder_learns else None,  # as in align
         )
-        measure = partial(validation_loss, model, parts["validation"])
+        at_once = running.settings.micro_batch or config.optimizer.batch_size
+        measure = partial(validation_loss, model, parts["validation"], at_once=at_once)
         train_to_the_end(trainer, work, every=config.validate_every, measure=measure, choice=choice)
         card = {"stage": "sft", "split": split.sha256, "seed": seed, "atlases": list(atlases)}
         card["n_trainable"] = n_trainable(model)
@@ -294,14 +296,23 @@ def _gone_on_from(
 
 
 @torch.no_grad()
-def validation_loss(model: BitLlmForCausalLM, examples: CaptionedTrials) -> dict[str, float]:
-    """Loss on at most 256 trials, evenly spread, always the same."""
+def validation_loss(
+    model: BitLlmForCausalLM, examples: CaptionedTrials, *, at_once: int = 64
+) -> dict[str, float]:
+    """Loss on fewer than 512 trials, evenly spread, always the same; ``at_once`` of them together."""
     n = len(examples.trials)
-    batch = examples.batch([(0, index) for index in range(0, n, max(1, n // 256))])
+    chosen = [(0, index) for index in range(0, n, max(1, n // 256))]
     was_training = model.training
-    loss = answer_loss(model.eval(), {name: tensor.to(model.device) for name, tensor in batch.items()})
+    model.eval()
+    loss, n_tokens = 0.0, 0
+    for start in range(0, len(chosen), at_once):
+        batch = examples.batch(chosen[start : start + at_once])
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        own = int((batch["labels"][:, 1:] != -100).sum())
+        loss += float(answer_loss(model, batch)) * own
+        n_tokens += own
     model.train(was_training)
-    return {"validation_loss": float(loss)}
+    return {"validation_loss": loss / n_tokens}
 
 
 def make_optimizer(model: BitLlmForCausalLM, config: SftConfig) -> torch.optim.Optimizer:

@@ -40,7 +40,7 @@ _LOG = logging.getLogger("bitllm")
 
 
 class RunSettings(StrictConfig):
-    """How a stage is run. Nothing here changes what is learnt."""
+    """How a stage is run. Nothing here changes what is learnt (but ``rft.loss_type=bnpo``, whose means it cuts)."""
 
     save_every: int = Field(default=100, gt=0)
     """Steps between two checkpoints."""
@@ -214,13 +214,7 @@ def _open(under_way: Path, record: dict[str, Any], about: dict[str, Any], how: R
         before = read_json(under_way / _RUN)
         differences = _differences(before, _as_json(record))
         if not differences:
-            if before["processes"] != n_ranks():
-                _LOG.warning(
-                    "%s: begun with %s processes, goes on with %s: equal to rounding, not bit by bit",
-                    under_way,
-                    before["processes"],
-                    n_ranks(),
-                )
+            _warn_of_rounding(under_way, before, {"processes": n_ranks(), **about})
             return
         if how.if_changed == "refuse":
             raise TrainingError(
@@ -233,6 +227,26 @@ def _open(under_way: Path, record: dict[str, Any], about: dict[str, Any], how: R
         elif old.name != _LOCK:
             old.unlink()
     write_json(under_way / _RUN, {**record, "processes": n_ranks(), "git": git_revision(), **about})
+
+
+def _warn_of_rounding(under_way: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Say what makes the rest of a run another than it had been, though no setting differs."""
+    if before["processes"] != now["processes"]:
+        _LOG.warning(
+            "%s: begun with %s processes, goes on with %s: equal to rounding, not bit by bit; where the encoder "
+            "learns, its dropout is drawn otherwise",
+            under_way,
+            before["processes"],
+            now["processes"],
+        )
+    if before.get("precision", now.get("precision")) != now.get("precision"):
+        _LOG.warning(
+            "%s: begun with the LLM in %s, goes on in %s (`auto` is measured on each machine); name one to have "
+            "the same",
+            under_way,
+            before["precision"],
+            now["precision"],
+        )
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:

@@ -26,6 +26,7 @@ from bitllm.evaluation.grounding.outcomes import Outcomes, outcomes
 from bitllm.evaluation.grounding.runs import GroundedRun
 from bitllm.evaluation.scoring.caption_scorer import CaptionScores
 from bitllm.evaluation.scoring.floors import best_constant_caption, human_ceiling
+from bitllm.model.precision import name_of
 
 GROUNDING_VERSION = 1
 
@@ -164,6 +165,7 @@ def _about(
     return {
         "run": run.folder.name,
         "llm": run.llm,
+        "precision": name_of(run.system.model.lm_head.weight.dtype),
         "data": held_out.store.manifest.source,
         "subject": held_out.subject,
         "part": held_out.part,

@@ -14,10 +14,12 @@ from bitllm.evaluation.grounding.diagnostics import same_encoder
 from bitllm.evaluation.grounding.system import System, load_system
 from bitllm.files import read_json
 from bitllm.model.aligner import BrainAligner, load_aligner
+from bitllm.model.build import CARD
 from bitllm.model.checkpoint.base import load_llm
+from bitllm.model.checkpoint.rft import RFT_CARD, sft_beneath
 from bitllm.model.precision import Precision
 
-_CARDS = ("rft.json", "bitllm.json")
+_CARDS = (RFT_CARD, CARD)
 
 
 @dataclass(frozen=True)
@@ -131,8 +133,7 @@ def find_llm(folder: Path, *, given: str | None) -> str:
         if not Path(given).exists() and not _is_hub_id(given):
             raise CheckpointError(f"{given}: expected the folder of a base LLM, found none; check --llm")
         return given
-    card = _card(folder)
-    sft = folder.parent / card["sft"] if "sft" in card else folder
+    sft = sft_beneath(folder) if (folder / RFT_CARD).is_file() else folder
     name = str(_card(sft)["base_llm"]["name"])
     for place in (folder.parent / name, sft.parent / name):
         if place.exists():

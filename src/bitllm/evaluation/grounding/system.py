@@ -14,6 +14,7 @@ from bitllm.errors import CheckpointError
 from bitllm.files import read_json
 from bitllm.model.build import load_trained
 from bitllm.model.checkpoint.base import BaseLlm
+from bitllm.model.checkpoint.rft import RFT_CARD, sft_beneath
 from bitllm.model.encoder import BrainEncoder
 from bitllm.model.precision import Precision, base_dtype
 from bitllm.training.decode import greedy_captions
@@ -61,9 +62,9 @@ def load_system(name: str, folder: Path, base: BaseLlm, *, precision: Precision 
         If the folder holds neither, or something that does not fit.
     """
     folder = Path(folder)
-    if (folder / "rft.json").is_file():
-        card = read_json(folder / "rft.json")
-        sft = load_system(name, folder.parent / card["sft"], base, precision=precision)
+    if (folder / RFT_CARD).is_file():
+        card = read_json(folder / RFT_CARD)
+        sft = load_system(name, sft_beneath(folder), base, precision=precision)
         model = PeftModel.from_pretrained(sft.model, str(folder)).get_base_model().eval()
         return System(name, model, sft.prompter, sft.atlases, card["split"])
     if not (folder / "bitllm.json").is_file():

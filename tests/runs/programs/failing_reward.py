@@ -1,0 +1,25 @@
+"""rft whose reward fails in the second process alone: ``failing_reward.py CONFIG SFT``."""
+
+import sys
+from pathlib import Path
+
+from bitllm.runs.config import read_run_config
+from bitllm.runs.train import train_stage
+from bitllm.stages.rewards import CompositeReward
+from bitllm.training.ranks import joined_ranks, rank
+
+score = CompositeReward.__call__
+
+
+def score_or_fail(self, nsd_ids, captions, has_ended):
+    """The reward, but for the second process from its third step on."""
+    calls[0] += 1
+    if rank() == 1 and calls[0] > 2:
+        raise ValueError("the reward model is gone")
+    return score(self, nsd_ids, captions, has_ended)
+
+
+calls = [0]
+CompositeReward.__call__ = score_or_fail
+with joined_ranks():
+    train_stage("rft", read_run_config(Path(sys.argv[1]), []), start_from=sys.argv[2])
