@@ -111,7 +111,15 @@ HEADLINES = (
     Headline("By as much as 31 %?", "reward", 1),
 )
 
-_ALSO = ("smollm2", "longer_captioning", "unfreezing", "signal", "leave_one_out", "repetitions")
+_ALSO = (
+    "smollm2",
+    "smollm2_adapters",
+    "longer_captioning",
+    "unfreezing",
+    "signal",
+    "leave_one_out",
+    "repetitions",
+)
 """Questions beyond the poster whose verdict stands on the first page too."""
 
 _TITLES = {"smollm2": "SmolLM2", "smollm2_adapters": "SmolLM2 adapters"}
