@@ -3,9 +3,11 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from bitllm.data.inspect import inspect_store, inspect_text, noise_ceiling_percent, render_inspection
+from bitllm.data.store import open_store
 from bitllm.files import sha256_of_file
 
 
@@ -63,3 +65,48 @@ def test_the_text_shows_every_subject_and_label(store):
     assert all(word in text for word in words)
     assert inspection["subjects"]["subj01"]["sha256"]["betas.npy"][:8] in text
     assert render_inspection(inspection) is not None
+
+
+def in_nsd_sizes(inspection: dict) -> dict:
+    """The same inspection with eight subjects and the counts of NSD."""
+    of_nsd = {"n_sessions": 40, "n_trials": 30_000, "n_voxels": 15_724, "n_voxels_out_of_view": 1_234}
+    images = {"train": 8_280, "validation": 720, "test": 1_000}
+    subject = inspection["subjects"]["subj01"] | of_nsd | {"images": images}
+    subject["noise_ceiling_percent"] = {"1": 12.3, "3": 33.1}
+    subject["labels"] = {
+        "prf-visualrois": {"V1v": 1_111},
+        "a long name of an atlas": {"and of a label": 15_723},
+    }
+    subjects = {f"subj{n:02d}": subject for n in range(1, 9)}
+    return inspection | {"subjects": subjects}
+
+
+def test_the_counts_of_nsd_are_whole_in_80_columns(store):
+    lines = inspect_text(in_nsd_sizes(inspect_store(store)), width=80).splitlines()
+    assert "\u2026" not in "".join(lines)
+    assert max(map(len, lines)) <= 80
+    row = next(line for line in lines if line.split()[:1] == ["subj03"])
+    assert row.split()[1:-1] == ["40", "30,000", "15,724", "8,280", "720", "1,000", "1,234", "12.3", "33.1"]
+    assert sum(line.count("15,723") for line in lines) == 8
+    heading = next(line for line in lines if "sess." in line).split()
+    assert heading[1:10] == ["sess.", "trials", "voxels", "train", "valid.", "test", "unseen", "NC1", "%"]
+
+
+def test_long_names_of_subjects_are_folded_and_numbers_are_not(store):
+    inspection = in_nsd_sizes(inspect_store(store))
+    subject = inspection["subjects"]["subj01"] | {"n_trials": 300_000, "n_voxels": 327_684}
+    named = {f"sub-control{n:02d}": subject for n in range(1, 9)}
+    text = inspect_text(inspection | {"subjects": named}, width=80)
+    assert "\u2026" not in text
+    assert text.count("300,000") == text.count("327,684") == text.count("15,723") == 8
+
+
+def test_a_noise_ceiling_that_nobody_measured_is_no_zero(copied_store):
+    path = copied_store / "subjects/subj02/voxels.parquet"
+    pd.read_parquet(path).assign(ncsnr=np.float32(0)).to_parquet(path)
+    inspection = inspect_store(open_store(copied_store))
+    assert inspection["subjects"]["subj02"]["noise_ceiling_percent"] == {"1": None, "3": None}
+    assert all(v > 0 for v in inspection["subjects"]["subj01"]["noise_ceiling_percent"].values())
+    lines = inspect_text(inspection).splitlines()
+    assert next(line for line in lines if line.strip().startswith("subj02")).split()[-3:-1] == ["–", "–"]
+    assert "– where it is not known" in " ".join(" ".join(lines).split())

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import scipy.io
 
+from bitllm.cli import main
 from bitllm.data.batch import Anatomies, brain_input
 from bitllm.data.dataset import select_trials
 from bitllm.data.nsd.betas import percent_signal_change, read_session_betas
@@ -167,3 +168,12 @@ def test_vertices_of_fsaverage_have_the_z_scores_of_the_simulations_own_betas(tm
     trials = select_trials(store, make_split(store, "poster"), "train", averaged=True)
     batch = brain_input(trials, Anatomies.of(store, trials.subjects, ("streams", "floc-faces")), [0, 5])
     assert batch.betas.shape == (2, len(ids["subj01"])) and batch.atlas_labels.max() == 7
+
+
+def test_a_seed_below_0_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["simulate", str(tmp_path / "nsd"), "--preset", "tiny", "--seed", "-1"])
+    assert (
+        capsys.readouterr().err == "bitllm: simulate: expected a seed of at least 0, found -1; name another\n"
+    )
+    assert not list(tmp_path.iterdir())

@@ -3,10 +3,12 @@
 import json
 import shutil
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 
+from bitllm.cli import main
 from bitllm.data.prepare import prepare_nsd
 from bitllm.data.store import open_store
 from bitllm.data.writing.complete import part_of_image
@@ -228,6 +230,48 @@ def test_a_failure_leaves_nothing_behind(release, tmp_path):
     with pytest.raises(DataError, match=r"betas_session02.hdf5: expected a whole session of betas as HDF5"):
         prepare_nsd(release.root, tmp_path / "out" / "store")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.fixture(name="no_betas")
+def _no_betas(monkeypatch):
+    """Fail the test when any betas are read."""
+    for reader in ("VolumeSessions", "SurfaceSessions"):
+        monkeypatch.setattr(
+            f"bitllm.data.prepare.{reader}.__call__", lambda *_: pytest.fail("betas were read first")
+        )
+
+
+@pytest.mark.parametrize(
+    ("damage", "match"),
+    [
+        (lambda path: path.unlink(), r"nsd_stimuli.hdf5: expected NSD's pictures, found no file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:900]), "expected whole HDF5, found a damaged file"),
+        (lambda path: write_brick(path, (30, 6, 5, 3), "f4"), "expected a dataset `imgBrick` of uint8 pictures"),
+        (lambda path: write_brick(path, (30, 6, 5), "u1"), "expected a dataset `imgBrick` of uint8 pictures"),
+        (lambda path: write_brick(path, (9, 6, 5, 3), "u1"), r"expected at least \d+ pictures, found 9"),
+    ],
+)  # fmt: skip
+def test_odd_pictures_are_named_before_any_betas_are_read(release, tmp_path, no_betas, damage, match):
+    damage(release.stimuli)
+    half_made = tmp_path / "store.unfinished"
+    half_made.mkdir()
+    (half_made / "session0001.done").write_text("hours of work")
+    with pytest.raises(DataError, match=match):
+        prepare_nsd(release.root, tmp_path / "store")
+    assert (half_made / "session0001.done").exists()
+
+
+def write_brick(path, shape: tuple[int, ...], dtype: str) -> None:
+    with h5py.File(path, "w") as file:
+        file["imgBrick"] = np.zeros(shape, dtype)
+
+
+def test_pictures_without_a_side_are_one_line(written_release, tmp_path, no_betas, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["prepare", "nsd", str(written_release.root), str(tmp_path / "store"), "--picture-px", "0"])
+    err = capsys.readouterr().err
+    assert "picture_px: expected a side of at least 1 pixel, found 0" in err
+    assert len(err.strip().splitlines()) == 1
 
 
 def test_an_atlas_that_one_subject_lacks_is_named(release, tmp_path):

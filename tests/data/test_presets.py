@@ -177,3 +177,55 @@ def test_the_command_writes_the_split(store, tmp_path):
         ]
     )
     assert load_split(tmp_path / "s.json") == leave_one_subject_out(store, "subj01")
+
+
+@pytest.fixture(name="refused")
+def _refused(store, capsys):
+    """Run a split that must fail: exit status 2 and one line, which is returned."""
+
+    def refused(out, *words: str) -> str:
+        with pytest.raises(SystemExit, match="2"):
+            main(["split", str(store.path), str(out), *words])
+        err = capsys.readouterr().err
+        assert len(err.strip().splitlines()) == 1
+        return err
+
+    return refused
+
+
+@pytest.mark.parametrize("preset", [(), ("--preset", "poster"), ("--preset", "develop")])
+def test_a_held_out_subject_is_refused_where_the_preset_chooses(tmp_path, refused, preset):
+    err = refused(tmp_path / "s.json", *preset, "--held-out", "subj03")
+    assert "expected --held-out with the preset leave-one-subject-out or within-subject, found it with" in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("preset", ["poster", "develop", "leave-one-subject-out", "within-subject"])
+def test_few_trials_are_taken_with_every_preset(store, tmp_path, preset):
+    for name, words in (("all", ()), ("few", ("--trials", "6"))):
+        main(["split", str(store.path), str(tmp_path / name), "--preset", preset, *words])
+    every, few = (load_split(tmp_path / name) for name in ("all", "few"))
+    assert few.name == f"{every.name} 6 trials"
+    assert few.train_images < every.train_images
+
+
+def test_another_split_is_never_written_over(store, tmp_path, refused):
+    out = tmp_path / "s.json"
+    command = ["split", str(store.path), str(out)]
+    main(command)
+    before = out.read_bytes()
+    main(command)
+    assert out.read_bytes() == before
+    err = refused(out, "--preset", "develop")
+    assert f"{out}: expected a new file for the split develop" in err
+    assert "found the split poster (" in err
+    assert out.read_bytes() == before
+    out.write_text("my notes")
+    assert "found a file that is no whole split; name another file" in refused(out)
+    assert out.read_text() == "my notes"
+
+
+def test_a_split_needs_the_name_of_a_file(tmp_path, refused):
+    assert f"{tmp_path}: expected a new JSON file, found a folder" in refused(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert f"found the file {tmp_path / 'file'}; name another place" in refused(tmp_path / "file" / "s.json")

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bitllm.cli import main
 from bitllm.data.store import open_store, write_rows
 from bitllm.errors import DataError
 
@@ -91,3 +92,23 @@ def test_tables_that_do_not_fit_the_betas_are_named(copied_store):
     )
     with pytest.raises(DataError, match=message):
         open_store(copied_store).subject("subj02")
+
+
+@pytest.mark.parametrize("command", ["inspect", "audit"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "captions.parquet",
+        "stimuli.parquet",
+        "subjects/subj02/trials.parquet",
+        "subjects/subj02/voxels.parquet",
+    ],
+)
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"PAR1 no footer PAR1"])
+def test_a_damaged_table_is_one_line_that_names_it(copied_store, capsys, command, file, content):
+    (copied_store / file).write_bytes(content)
+    with pytest.raises(SystemExit, match="2"):
+        main([command, str(copied_store)])
+    err = capsys.readouterr().err
+    assert f"{copied_store / file}: expected a whole table, found a damaged file (" in err
+    assert len(err.strip().splitlines()) == 1

@@ -1,9 +1,14 @@
+import shutil
+
 import numpy as np
+import pandas as pd
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from bitllm.data.store import open_store
 from bitllm.data.targets import Targets, load_clip, load_targets, make_targets, save_targets
 from bitllm.errors import ConfigError, DataError
+from bitllm.files import read_json, sha256_of_file, write_json
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +55,88 @@ def test_rows_are_found_by_image_in_any_order():
     embeddings = np.eye(4, dtype=np.float32)
     targets = Targets(np.array([2, 5, 9, 40]), embeddings, embeddings)
     assert targets.rows(np.array([40, 2, 9, 2])).tolist() == [3, 0, 2, 0]
+
+
+@pytest.fixture
+def another_store(easy, tmp_path):
+    """Write a file of a copy of the easy brain's store anew, and open the copy."""
+
+    def change(file, write):
+        folder = shutil.copytree(easy.store.path, tmp_path / "another")
+        write(folder / file)
+        manifest = read_json(folder / "manifest.json")
+        owner, _, name = file.removeprefix("subjects/").rpartition("/")
+        listed = manifest["subjects"][owner]["sha256"] if owner else manifest["sha256"]
+        assert listed[name] != sha256_of_file(folder / file)
+        listed[name] = sha256_of_file(folder / file)
+        write_json(folder / "manifest.json", manifest)
+        return open_store(folder)
+
+    return change
+
+
+def rewrite_table(path, **columns):
+    table = pd.read_parquet(path)
+    for name, change in columns.items():
+        table[name] = change(table[name])
+    table.to_parquet(path, index=False)
+
+
+def change_array(path):
+    values = np.load(path)
+    values[3] = values[4]
+    np.save(path, values)
+
+
+@pytest.mark.parametrize(
+    ("file", "write"),
+    [
+        ("captions.parquet", lambda path: rewrite_table(path, caption=lambda words: words + " again")),
+        ("pictures.npy", change_array),
+        ("stimuli.parquet", lambda path: rewrite_table(path, nsd_id=lambda number: number + 1)),
+    ],
+)
+def test_targets_of_other_pictures_or_captions_are_refused(targets, another_store, tmp_path, file, write):
+    path = tmp_path / "targets.safetensors"
+    save_targets(targets, path)
+    if file == "stimuli.parquet":  # captions go with the images' numbers
+        other = another_store(file, lambda at: (write(at), write(at.with_name("captions.parquet"))))
+    else:
+        other = another_store(file, write)
+    with pytest.raises(
+        DataError, match=r"^.*targets\.safetensors: expected the embeddings of .*another \(.*$"
+    ):
+        load_targets(path, store=other)
+    assert load_targets(path).sha256 == targets.sha256
+
+
+@pytest.mark.parametrize(
+    ("file", "write"),
+    [
+        ("subjects/subj01/betas.npy", change_array),
+        (
+            "stimuli.parquet",
+            lambda path: rewrite_table(path, part=lambda part: part.replace("train", "validation")),
+        ),
+        ("captions.parquet", lambda path: pd.read_parquet(path).to_parquet(path, compression="gzip")),
+    ],
+)
+def test_targets_are_those_of_every_store_of_the_same_pictures_and_captions(
+    easy, targets, another_store, tmp_path, file, write
+):
+    path = tmp_path / "targets.safetensors"
+    save_targets(targets, path)
+    assert load_targets(path, store=easy.store).made_from == targets.made_from
+    assert load_targets(path, store=another_store(file, write)).sha256 == targets.sha256
+
+
+def test_targets_from_before_they_told_their_store_are_taken_and_have_the_same_checksum(
+    easy, targets, tmp_path
+):
+    path = tmp_path / "targets.safetensors"
+    save_file({name: getattr(targets, name) for name in ("nsd_id", "image", "text")}, path)
+    old = load_targets(path, store=easy.store)
+    assert (old.made_from, old.sha256) == (None, targets.sha256)
 
 
 @pytest.mark.parametrize("missing", [1, 7, 41])

@@ -49,6 +49,8 @@ def results() -> dict[str, Any]:
     return {
         "data": "simulated brain (demo preset, seed 0, simulation version 1)",
         "subject": "subj08",
+        "subject_is_trained_on": False,
+        "part": "test",
         "n_images": 218,
         "split": "poster",
         "split_hash": "9f2c4be1d07a" * 5 + "9f2c",

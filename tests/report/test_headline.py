@@ -42,7 +42,11 @@ def test_a_control_that_does_as_well_is_named_though_the_permuted_one_is_beaten(
     judged = headline(_with_difference(results, "constant", -4.0, 1.0))
     assert judged.is_evidence is False
     assert "one constant caption −1.5 [−4.0, 1.0]" in judged.sentence
-    assert "above those from another image's betas, +69.7" in judged.sentence
+    assert (
+        "depend on the betas, as they score above those from another image's betas (+69.7" in judged.sentence
+    )
+    assert "no evidence that they are better than what needs no betas of the image" in judged.sentence
+    assert "no evidence that the captions of rft depend" not in judged.sentence
 
 
 def test_losing_to_the_nearest_training_caption_is_not_held_against_it(results):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bitllm.report import GalleryItem, write_report
+from bitllm.report.page import facts
 from bitllm.report.wording import CONTROLS
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -178,3 +179,32 @@ def test_a_system_without_evidence_is_named_under_its_chart(write, results):
     html = write(results=results)
     assert "no evidence that the captions of sft depend on the betas" in html
     assert "Yes, by 69.7" in html
+
+
+@pytest.mark.parametrize(
+    ("known", "subject", "images"),
+    [
+        (
+            {"subject_is_trained_on": False, "part": "test"},
+            "Subject, never trained on",
+            "Images, never trained on",
+        ),
+        (
+            {"subject_is_trained_on": True, "part": "validation"},
+            "Subject, trained on",
+            "Images, of the validation part, by which settings are chosen",
+        ),
+        (
+            {"subject_is_trained_on": None, "part": "test", "is_store_of_training": False},
+            "Subject",
+            "Images, of a store or split that it was not trained on",
+        ),
+        ({"subject_is_trained_on": None, "part": None}, "Subject", "Images"),
+    ],
+)
+def test_the_page_says_never_trained_on_only_where_it_is_so(results, tmp_path, known, subject, images):
+    results |= known
+    assert {fact.name for fact in facts(results)} >= {subject, images}
+    write_report(results, {}, [], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert ("subj08, never trained on" in page) == (known["subject_is_trained_on"] is False)

@@ -47,9 +47,12 @@ def simulate(
         fsaverage: Write the betas at the vertices of a simulated fsaverage too.
     """
     from bitllm.demo.display import Display
+    from bitllm.errors import ConfigError
     from bitllm.simulation.parameters import preset as preset_of
     from bitllm.simulation.release import simulate_release
 
+    if seed < 0:
+        raise ConfigError(f"simulate: expected a seed of at least 0, found {seed}; name another")
     config = preset_of(preset).changed(**asdict(changes))
     with Display(OUT) as display:
         simulate_release(
@@ -138,7 +141,7 @@ def split(
 
     Args:
         store: Folder of the store.
-        out: New JSON file.
+        out: New JSON file; one with the same split is left as it is.
         preset: Which subjects train and which are tested.
         held_out: The subject to hold out with leave-one-subject-out (the last), or that of within-subject (all).
         test_images: A named set of NSD's shared images.
@@ -155,11 +158,17 @@ def split(
         raise SplitError(
             "split: expected --max-cosine and --embeddings together, found only one of them; add the other"
         )
+    if held_out is not None and preset not in ("leave-one-subject-out", "within-subject"):
+        raise SplitError(
+            f"split: expected --held-out with the preset leave-one-subject-out or within-subject, found it with "
+            f"`{preset}`, which chooses its subjects itself; add --preset leave-one-subject-out, or leave it out"
+        )
+    _require_file_place(out)
     opened = open_store(store)
     if preset == "leave-one-subject-out":
-        made = presets.leave_one_subject_out(opened, held_out or opened.subjects[-1])
+        made = presets.leave_one_subject_out(opened, opened.subjects[-1] if held_out is None else held_out)
     elif preset == "within-subject":
-        made = presets.within_subject(opened, (held_out,) if held_out else None)
+        made = presets.within_subject(opened, None if held_out is None else (held_out,))
     else:
         made = make_split(opened, preset)
     if test_images != "all":
@@ -170,8 +179,44 @@ def split(
     if trials is not None:
         made = presets.with_few_trials(opened, made, trials)
     check_split(opened, made)
+    _require_same(out, made)
     save_split(made, out)
     OUT.print(f"{out}: split {made.name} written, {len(made.test_images)} test images, {made.sha256[:12]}")
+
+
+def _require_file_place(out: Path) -> None:
+    from bitllm.errors import OutputError
+
+    if out.is_dir():
+        raise OutputError(
+            f"{out}: expected a new JSON file, found a folder; name a file, such as {out / 'split.json'}"
+        )
+    above = next((parent for parent in out.parents if parent.exists()), None)
+    if above is not None and not above.is_dir():
+        raise OutputError(
+            f"{out}: expected a folder to write into, found the file {above}; name another place"
+        )
+
+
+def _require_same(out: Path, made: "Split") -> None:
+    """Refuse to write over a file that is not this very split."""
+    from bitllm.data.splits import load_split
+    from bitllm.errors import DataError, OutputError, SplitError
+
+    if not out.exists():
+        return
+    try:
+        found = load_split(out)
+    except (DataError, SplitError):
+        what = "a file that is no whole split"
+    else:
+        if found == made:
+            return
+        what = f"the split {found.name} ({found.sha256[:12]})"
+    raise OutputError(
+        f"{out}: expected a new file for the split {made.name} ({made.sha256[:12]}), found {what}; name another file, "
+        "or take that one away"
+    )
 
 
 def _without_neighbours(store: "Store", made: "Split", embeddings: str, max_cosine: float) -> "Split":

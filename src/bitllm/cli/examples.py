@@ -13,7 +13,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "split": (
         "bitllm split store split.json",
-        "bitllm split store split.json --preset leave-one-subject-out --held-out subj05",
+        "bitllm split store split-subj05.json --preset leave-one-subject-out --held-out subj05",
     ),
     "prepare mindeye": ("bitllm prepare mindeye webdataset_avg_split store --nsd NSD --captions coco.json",),
     "prepare mindeye2": ("bitllm prepare mindeye2 mindeye2 store --nsd NSD --captions captions.json",),

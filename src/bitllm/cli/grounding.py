@@ -20,7 +20,7 @@ def ground(
 
     Args:
         run: A checkpoint of sft or rft, or the folder of a demo (then name the --system).
-        store: The store that the run was trained on.
+        store: The store that the run was trained on, or another one (then say --judge-on).
         options: Where things lie, and how it is judged.
         json: Print grounding.json instead of tables.
     """

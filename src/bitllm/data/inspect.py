@@ -12,6 +12,8 @@ from rich.table import Table
 
 from bitllm.data.store import SUBJECT_FILES, Store
 
+_UNKNOWN = "–"
+
 
 def inspect_store(store: Store) -> dict[str, Any]:
     """Everything worth knowing of a store, as JSON values.
@@ -21,9 +23,9 @@ def inspect_store(store: Store) -> dict[str, Any]:
     dict
         ``path``, ``source``, ``beta_version``, ``roi``, ``normalisation``; ``subjects`` (sessions, trials,
         voxels, voxels out of view in some session, images by part, mean noise ceiling in percent for one
-        trial and for the mean of three, voxels of each label, bytes, checksums); ``images`` by part;
-        ``captions`` (number, and least, mean and most per image); ``bytes`` and ``sha256`` of the shared
-        files.
+        trial and for the mean of three (``None`` where it is not known), voxels of each label, bytes,
+        checksums); ``images`` by part; ``captions`` (number, and least, mean and most per image); ``bytes``
+        and ``sha256`` of the shared files.
     """
     manifest = store.manifest
     per_image = np.array([len(captions) for captions in store.captions.values()])
@@ -87,7 +89,8 @@ def _inspect_subject(store: Store, subject: str) -> dict[str, Any]:
         "n_voxels_out_of_view": int((data.voxels["valid"] < 1).sum()),
         "images": _count(part.to_numpy()),
         "noise_ceiling_percent": {
-            str(n_trials): float(noise_ceiling_percent(ncsnr, n_trials).mean()) for n_trials in (1, 3)
+            str(n_trials): float(noise_ceiling_percent(ncsnr, n_trials).mean()) if ncsnr.any() else None
+            for n_trials in (1, 3)
         },
         "labels": {
             atlas: {name: int((data.voxels[atlas] == number).sum()) for number, name in names.items()}
@@ -126,13 +129,11 @@ def _overview(inspection: dict[str, Any]) -> Table:
 
 
 def _subject_table(inspection: dict[str, Any]) -> Table:
-    table = Table(
-        title="Subjects", title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
-    )
-    table.add_column("subject", no_wrap=True)
+    table = _table("Subjects")
+    table.add_column("subject", overflow="fold")
     for heading in ("sess.", "trials", "voxels", "train", "valid.", "test", "unseen", "NC1 %", "NC3 %"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("sha256", no_wrap=True)
+    table.add_column("sha256", overflow="fold")
     for name, subject in inspection["subjects"].items():
         counts = [
             subject["n_sessions"],
@@ -141,32 +142,39 @@ def _subject_table(inspection: dict[str, Any]) -> Table:
             *subject["images"].values(),
             subject["n_voxels_out_of_view"],
         ]
-        ceilings = [f"{percent:.1f}" for percent in subject["noise_ceiling_percent"].values()]
+        ceilings = [_UNKNOWN if p is None else f"{p:.1f}" for p in subject["noise_ceiling_percent"].values()]
         table.add_row(name, *(f"{n:,}" for n in counts), *ceilings, subject["sha256"]["betas.npy"][:8])
     table.caption = (
         "train, valid., test: images seen; unseen: voxels out of view in some session, 0 there; "
-        "NC1, NC3: mean noise ceiling of 1 and of 3 trials"
+        f"NC1, NC3: mean noise ceiling of 1 and of 3 trials, {_UNKNOWN} where it is not known"
     )
+    _keep_numbers_whole(table)
     return table
 
 
 def _label_table(inspection: dict[str, Any]) -> Table:
     subjects = inspection["subjects"]
-    table = Table(
-        title="Voxels of every label",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("atlas", no_wrap=True)
-    table.add_column("label", no_wrap=True)
+    table = _table("Voxels of every label")
+    table.add_column("atlas", overflow="fold")
+    table.add_column("label", overflow="fold")
     for name in subjects:
-        table.add_column(name.removeprefix("subj"), justify="right", no_wrap=True)
+        table.add_column(name.removeprefix("subj"), justify="right", overflow="fold")
     first = next(iter(subjects.values()))
     for atlas, labels in first["labels"].items():
         seen = [label for label in labels if any(s["labels"][atlas][label] for s in subjects.values())]
         for row, label in enumerate(seen):
             counts = (f"{subject['labels'][atlas][label]:,}" for subject in subjects.values())
             table.add_row("" if row else atlas, label, *counts, end_section=label == seen[-1])
+    _keep_numbers_whole(table)
     return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=0)
+
+
+def _keep_numbers_whole(table: Table) -> None:
+    """Give every column of numbers the width of its longest one, also where the window is narrow; the rest folds."""
+    for column in table.columns:
+        if column.justify == "right":
+            column.min_width = max((len(str(cell)) for cell in column.cells), default=1)

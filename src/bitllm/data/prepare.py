@@ -18,7 +18,7 @@ from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectCo
 from bitllm.data.writing.normalise import Normalisation
 from bitllm.data.writing.sessions import Progress
 from bitllm.data.writing.write import write_store
-from bitllm.errors import DataError
+from bitllm.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
 ) -> None:
     """Write the store of an NSD release, whole or not at all.
 
-    Everything but the betas is read and checked for all subjects first, so a file that lacks is named at
-    once. The betas follow session by session, in the memory of one.
+    Everything but the betas is read and checked for all subjects first (of the pictures the file and the first of
+    them), so a file that lacks is named at once. The betas follow session by session, in the memory of one.
 
     Parameters
     ----------
@@ -109,6 +109,8 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
 
     Raises
     ------
+    ConfigError
+        If ``picture_px`` is no side.
     DataError
         If a file of the release is missing, damaged or not what its name says.
     OutputError
@@ -119,6 +121,10 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
     NSD Data Manual; Allen et al. 2022. Test images are NSD's shared images; z-scores leave them and the
     validation images out of their statistics.
     """
+    if picture_px is not None and picture_px < 1:
+        raise ConfigError(
+            f"picture_px: expected a side of at least 1 pixel, found {picture_px}; name another, or leave it out"
+        )
     release = NsdRelease(Path(root), beta_version, space)
     design = read_design(release.design)
     read = [_read_subject(release, design, name, roi, n_sessions) for name in release.subjects(subjects)]

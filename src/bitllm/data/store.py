@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from jaxtyping import Float16, Int, UInt8
+from pyarrow.lib import ArrowException
 
 from bitllm.config import StrictConfig, nearest
 from bitllm.errors import ConfigError, DataError
@@ -95,12 +96,12 @@ class Store:
     @cached_property
     def stimuli(self) -> pd.DataFrame:
         """``coco_id``, ``shared`` and ``part`` of every image that a subject saw, by ``nsd_id``."""
-        return pd.read_parquet(self.path / "stimuli.parquet").set_index("nsd_id")
+        return _read_table(self.path / "stimuli.parquet").set_index("nsd_id")
 
     @cached_property
     def captions(self) -> dict[int, tuple[str, ...]]:
         """The human captions of every image, by ``nsd_id``."""
-        table = pd.read_parquet(self.path / "captions.parquet")
+        table = _read_table(self.path / "captions.parquet")
         captions: dict[int, list[str]] = {}
         for nsd_id, caption in zip(table["nsd_id"].tolist(), table["caption"].tolist(), strict=True):
             captions.setdefault(nsd_id, []).append(caption)
@@ -152,7 +153,7 @@ class Store:
     def _open_subject(self, name: str) -> SubjectData:
         folder = self.path / "subjects" / name
         betas = _memory_map(folder / "betas.npy")
-        trials, voxels = (pd.read_parquet(folder / f"{table}.parquet") for table in ("trials", "voxels"))
+        trials, voxels = (_read_table(folder / f"{table}.parquet") for table in ("trials", "voxels"))
         record = self.manifest.subjects[name]
         expected = (record.n_trials, record.n_voxels)
         for what, found in (
@@ -222,6 +223,16 @@ def write_rows(path: Path, n_rows: int, blocks: Iterable[np.ndarray]) -> int:
             file.write(np.ascontiguousarray(block).data)
             n_written += len(block)
     return n_written
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path)
+    except (ArrowException, OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(
+            f"{path}: expected a whole table, found a damaged file ({reason}); make the store again"
+        ) from None
 
 
 def _memory_map(path: Path) -> np.ndarray:

@@ -15,16 +15,17 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from bitllm.data.store import Store
 from bitllm.errors import ConfigError, DataError
-from bitllm.files import file_written_whole
+from bitllm.files import file_written_whole, sha256_of_json
 
 _BATCH = 256
+_MADE_FROM = "made_from"
 
 
 @dataclass(frozen=True)
@@ -93,15 +94,18 @@ class Targets:
         Image of each row, ascending.
     image, text
         Embedding of the picture; mean embedding of its captions, unit again.
+    made_from
+        Checksum of the pictures and captions (`pictures_and_captions`); None where it is not known.
     """
 
     nsd_id: Int[np.ndarray, " n"]
     image: Float[np.ndarray, "n d"]
     text: Float[np.ndarray, "n d"]
+    made_from: str | None = None
 
     @cached_property
     def sha256(self) -> str:
-        """Checksum of the embeddings."""
+        """Checksum of the embeddings, whatever they were made from."""
         digest = hashlib.sha256()
         for array in (self.nsd_id, self.image, self.text):
             digest.update(np.ascontiguousarray(array).tobytes())
@@ -134,33 +138,64 @@ def make_targets(store: Store, embedder: ClipEmbedder) -> Targets:
     owner = np.repeat(np.arange(len(nsd_id)), [len(group) for group in captions])
     text = np.zeros((len(nsd_id), flat.shape[1]), dtype=np.float32)
     np.add.at(text, owner, flat)
-    return Targets(nsd_id, image, text / np.linalg.norm(text, axis=1, keepdims=True))
+    text /= np.linalg.norm(text, axis=1, keepdims=True)
+    return Targets(nsd_id, image, text, pictures_and_captions(store))
+
+
+def pictures_and_captions(store: Store) -> str:
+    """Checksum of what targets are made from: a store's images with their pictures and captions, and no betas.
+
+    Not of the tables' files, whose bytes depend on who wrote them and on which images were set aside.
+    """
+    images = store.stimuli.index.tolist()
+    captions = [store.captions[image] for image in images]
+    return sha256_of_json([images, captions, store.manifest.sha256.get("pictures.npy")])
 
 
 def save_targets(targets: Targets, path: Path) -> None:
     """Write targets as safetensors, whole or not at all."""
+    arrays = {"nsd_id": targets.nsd_id, "image": targets.image, "text": targets.text}
+    about = None if targets.made_from is None else {_MADE_FROM: targets.made_from}
     with file_written_whole(path) as unfinished:
-        save_file({"nsd_id": targets.nsd_id, "image": targets.image, "text": targets.text}, unfinished)
+        save_file(arrays, unfinished, metadata=about)
 
 
-def load_targets(path: Path) -> Targets:
+def load_targets(path: Path, *, store: Store | None = None) -> Targets:
     """Read targets.
+
+    Parameters
+    ----------
+    path
+        What `save_targets` wrote.
+    store
+        Where it is given, targets that say that they were made from other pictures or captions are refused. Files
+        from before targets said so are taken.
 
     Raises
     ------
     DataError
-        If the file is missing.
+        If the file is missing or damaged, or the targets are those of another store.
     """
     if not Path(path).is_file():
         raise DataError(
             f"{path}: expected the embeddings of pictures and captions, found no file; make them first"
         )
     try:
-        return Targets(**load_file(path))
+        with safe_open(path, framework="numpy") as file:
+            made_from = (file.metadata() or {}).get(_MADE_FROM)
+        targets = Targets(**load_file(path), made_from=made_from)
     except (SafetensorError, TypeError) as error:
         raise DataError(
             f"{path}: expected whole embeddings, found a damaged file ({error}); make them again"
         ) from None
+    if store is not None and made_from is not None:
+        expected = pictures_and_captions(store)
+        if made_from != expected:
+            raise DataError(
+                f"{path}: expected the embeddings of the pictures and captions of {store.path} ({expected[:12]}), "
+                f"found those of others ({made_from[:12]}); name those of this store, or make them with `bitllm embed`"
+            )
+    return targets
 
 
 def _chunks(nsd_id: Int[np.ndarray, " n"]) -> list[Int[np.ndarray, " m"]]:

@@ -29,6 +29,8 @@ def make_results(run: DemoRun, *, peak_memory_gb: float) -> dict[str, Any]:
     return {
         "data": _data_name(run),
         "subject": run.held_out["averaged"].subject,
+        "subject_is_trained_on": run.held_out["averaged"].subject in run.split.train_subjects,
+        "part": run.held_out["averaged"].part,
         "n_images": n_images,
         "split": run.split.name,
         "split_hash": run.split.sha256,

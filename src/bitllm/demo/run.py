@@ -80,7 +80,7 @@ class DemoRun:
     @cached_property
     def targets(self) -> Targets:
         """CLIP's embeddings of every picture and caption."""
-        return load_targets(self.folder / "targets.safetensors")
+        return load_targets(self.folder / "targets.safetensors", store=self.store)
 
     @cached_property
     def aligner(self) -> BrainAligner:

@@ -102,7 +102,7 @@ def encoder_rows(trained: Trained) -> pd.DataFrame:
     """
     world, system = trained.world, trained.system
     checkpoint = load_system(trained.name, trained.folder, load_llm(world.folder / "llm"))
-    encoder, atlases, targets = checkpoint.encoder, checkpoint.atlases, world.targets()
+    encoder, atlases, targets = checkpoint.encoder, checkpoint.atlases, world.targets(system)
     held_out = world.held_out(trained.split, system)
     images, target = np.unique(held_out.nsd_id, return_inverse=True)
     gallery = targets.image[targets.rows(images)]

@@ -92,9 +92,9 @@ class World:
             self._stores[name] = open_store(path)
         return self._stores[name]
 
-    def targets(self) -> Targets:
-        """CLIP's embeddings of every picture and caption."""
-        return load_targets(self.folder / "targets.safetensors")
+    def targets(self, system: SystemConfig = UNCHANGED) -> Targets:
+        """CLIP's embeddings of every picture and caption, which the brain that a system learns from must have."""
+        return load_targets(self.folder / "targets.safetensors", store=self.store(system))
 
     def split(self, name: SplitName, system: SystemConfig) -> Split:
         """Develop (subj07's validation images) or poster (subj08's test images), as the system changes them."""
@@ -183,7 +183,7 @@ class World:
         train_align(
             store,
             self.split(name, system),
-            self.targets(),
+            self.targets(system),
             self.folder / self._aligned(name, system),
             encoder_config=sizes,
             config=self.recipe.align,

@@ -58,8 +58,8 @@ def null_differences(results: dict, system: str) -> dict[str, Estimate]:
 def verdict(results: dict, system: str) -> Verdict:
     """Judge one system by its paired differences.
 
-    Evidence asks that the interval of every difference lies above 0, the one to another image's betas among
-    them. One interval that does not, and there is none.
+    Evidence asks that the interval of every difference lies above 0. The one to another image's betas alone says
+    whether the captions depend on the betas; the others, whether that makes them better than captions without.
     """
     found = null_differences(results, system)
     if not found:
@@ -121,17 +121,16 @@ def _evidence(results: dict, system: str, found: dict[str, Estimate]) -> str:
 
 def _no_evidence(system: str, found: dict[str, Estimate], failed: dict[str, Estimate]) -> str:
     listed = "; ".join(f"{_described(name)} {with_interval(one, sign=True)}" for name, one in failed.items())
-    sentence = (
+    if CLEANEST in found and CLEANEST not in failed:
+        return (
+            f"In part: the captions of {system} depend on the betas, as they score above those from another image's "
+            f"betas ({with_interval(found[CLEANEST], sign=True)} CIDEr points). But there is no evidence that they are "
+            f"better than what needs no betas of the image ({listed})."
+        )
+    return (
         f"There is no evidence that the captions of {system} depend on the betas: its lead over a control "
         f"is not above 0 ({listed}; CIDEr points)."
     )
-    if CLEANEST in found and CLEANEST not in failed:
-        sentence += (
-            f" They do score above those from another image's betas, "
-            f"{with_interval(found[CLEANEST], sign=True)}, so something may come through, "
-            "but a control does as well."
-        )
-    return sentence
 
 
 def _described(name: str) -> str:

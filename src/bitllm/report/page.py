@@ -82,6 +82,7 @@ def write_report(
     page = render(
         "report.html",
         subject=values.text(results, "subject"),
+        subject_note=values.subject_note(results),
         headline=headline(results),
         key_numbers=key_numbers(results),
         metrics=metrics_of(results),
@@ -149,8 +150,8 @@ def facts(results: dict[str, Any]) -> list[Fact]:
     names = {
         "data": "Data",
         "signal": "Simulated signal strength",
-        "subject": "Test subject, never trained on",
-        "n_images": "Test images, never trained on",
+        "subject": _with_note("Subject", values.subject_note(results)),
+        "n_images": _with_note("Images", values.images_note(results)),
         "split": "Split",
         "split_hash": "Hash of the split",
         "seed": "Seed",
@@ -163,6 +164,10 @@ def facts(results: dict[str, Any]) -> list[Fact]:
     return [
         Fact(label, values.text(results, key)) for key, label in names.items() if values.text(results, key)
     ]
+
+
+def _with_note(name: str, note: str) -> str:
+    return f"{name}, {note}" if note else name
 
 
 def _bars(group: Group) -> list[Bar]:

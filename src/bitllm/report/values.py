@@ -131,3 +131,19 @@ def duration(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def subject_note(results: dict) -> str:
+    """Whether the subject was trained on, in words; empty where it is not known."""
+    is_trained_on = results.get("subject_is_trained_on")
+    return "" if is_trained_on is None else "trained on" if is_trained_on else "never trained on"
+
+
+def images_note(results: dict) -> str:
+    """What part of the split the images are, in words; empty where it is not known."""
+    if results.get("is_store_of_training") is False:
+        return "of a store or split that it was not trained on"
+    return {
+        "test": "never trained on",
+        "validation": "of the validation part, by which settings are chosen",
+    }.get(text(results, "part"), "")

@@ -1,6 +1,7 @@
 """MindEye1's tars against the arrays that were put into them."""
 
 import io
+import shutil
 import tarfile
 
 import numpy as np
@@ -170,3 +171,14 @@ def test_what_lacks_is_asked_for(mindeye, tmp_path, make):
     for path in mindeye.root.glob("test/*.tar"):
         path.unlink()
     refused(mindeye, r"expected test_subj01_0.tar, found no tar")
+
+
+def test_tars_without_val_have_images_for_validation_drawn_from_train(mindeye, prepared):
+    shutil.rmtree(mindeye.root / "val")
+    reading = read_mindeye(mindeye.root, beside(mindeye))
+    assert any(
+        "no image of the part val: 1 of 8 training images are set aside" in note for note in reading.notes
+    )
+    part = prepared(reading).stimuli["part"]
+    assert part.value_counts().to_dict() == {"train": 7, "test": 2, "validation": 1}
+    assert part.index[part == "test"].tolist() == [10, 11]

@@ -77,6 +77,16 @@ def test_a_damaged_file_is_one_line(tmp_path, monkeypatch, refused, words, name,
     assert said in refused(words[0], words[1], "store", *words[2:])
 
 
+def test_a_picture_that_is_none_is_named_before_any_betas_are_read(table, tmp_path, refused, monkeypatch):
+    monkeypatch.setattr("bitllm.data.writing.write.run_jobs", lambda *_, **__: pytest.fail("betas first"))
+    (table.root / "pictures/9.png").write_text("<html>not found</html>")
+    assert "9.png: expected a picture, found a file that does not" in refused(
+        "table", table.root / "header.yaml", tmp_path / "store"
+    )
+    (table.root / "pictures/9.png").unlink()
+    assert "expected a picture of `9`" in refused("table", table.root / "header.yaml", tmp_path / "store")
+
+
 def test_the_worked_example_of_the_page_runs(tmp_path, monkeypatch, capsys):
     text, _, after = PAGE.read_text(encoding="utf-8").split("## A worked example")[1].partition("\n## ")
     blocks = dict(re.findall(r"```(python|yaml|bash)\n(.*?)```", text, flags=re.DOTALL))

@@ -1,9 +1,14 @@
+import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from bitllm.data.splits import save_split
+from bitllm.data.store import open_store
 from bitllm.errors import CheckpointError, ConfigError, SplitError
+from bitllm.evaluation.grounding.command import ground_files, name_of_record
+from bitllm.evaluation.grounding.options import GroundOptions
 from bitllm.evaluation.grounding.runs import checkpoint_folder, find_llm, find_split, open_run
 from bitllm.model.checkpoint.base import load_llm
 
@@ -48,7 +53,7 @@ def test_a_model_path_that_does_not_exist_is_refused(easy, tmp_path):
 
 def test_a_folder_without_a_model_is_refused(easy, tmp_path):
     with pytest.raises(ConfigError, match="expected a folder or hub id of a Llama"):
-        open_run(easy.folder / "sft", easy.store, llm=str(tmp_path))
+        open_run(easy.folder / "sft", easy.store, GroundOptions(llm=str(tmp_path)))
 
 
 def test_a_checkpoint_of_another_base_llm_is_refused(easy, tmp_path):
@@ -59,7 +64,7 @@ def test_a_checkpoint_of_another_base_llm_is_refused(easy, tmp_path):
     with pytest.raises(
         CheckpointError, match=r"trained on the base LLM llm .* found other .*; load that LLM"
     ):
-        open_run(easy.folder / "sft", easy.store, llm=str(tmp_path / "other"))
+        open_run(easy.folder / "sft", easy.store, GroundOptions(llm=str(tmp_path / "other")))
 
 
 def test_a_run_of_another_split_is_refused(easy, tmp_path, resealed):
@@ -70,3 +75,44 @@ def test_a_run_of_another_split_is_refused(easy, tmp_path, resealed):
     save_split(named, tmp_path / "own.json")
     found = find_split(easy.folder / "sft", easy.store, named.sha256, given=tmp_path / "own.json")
     assert found == named
+
+
+@pytest.fixture(scope="module")
+def other_store(easy, tmp_path_factory):
+    """The easy brain's store as another normalisation would give it: the same split, other betas."""
+    place = tmp_path_factory.mktemp("other") / "store"
+    shutil.copytree(easy.store.path, place)
+    manifest = json.loads((place / "manifest.json").read_text())
+    (place / "manifest.json").write_text(json.dumps(manifest | {"normalisation": "another"}))
+    return open_store(place)
+
+
+def test_a_store_that_the_run_was_not_trained_on_is_refused_though_its_split_is_the_same(easy, other_store):
+    with pytest.raises(SplitError, match=r"expected the store that .*sft was trained on .* --judge-on SPLIT"):
+        open_run(easy.folder / "sft", other_store)
+    with pytest.raises(
+        SplitError, match="--judge-on: expected one of poster, develop or the file of a split"
+    ):
+        open_run(easy.folder / "sft", other_store, GroundOptions(judge_on="postre"))
+
+
+def test_a_run_is_judged_on_another_store_where_that_is_asked_for_and_says_so(easy, other_store, tmp_path):
+    save_split(easy.split, tmp_path / "split.json")
+    options = GroundOptions(judge_on=str(tmp_path / "split.json"), max_new_tokens=4, seed=1)
+    run = tmp_path / "run"
+    shutil.copytree(easy.folder / "sft", run / "sft")
+    shutil.copytree(easy.folder / "llm", run / "llm")
+    content, path = ground_files(run / "sft", other_store.path, options)
+    about = content["about"]
+    assert (about["is_store_of_training"], about["subject_is_trained_on"]) == (False, None)
+    assert (about["store_sha256"], about["normalisation"]) == (other_store.sha256, "another")
+    assert "another store" in content["not_run"]["similarity_to_training"]
+    assert path.name == f"grounding.store-{other_store.sha256[:8]}.test.{about['subject']}.json"
+    assert not (run / "sft" / "grounding.json").exists()
+    assert content["captions"]["averaged"]["permuted"]["real - control"]["CIDEr"]["low"] > 0
+
+
+def test_validation_does_not_take_the_place_of_the_test(easy, held_out):
+    assert name_of_record(held_out, is_own_store=True) == "grounding.json"
+    validation = replace(held_out, part="validation")
+    assert name_of_record(validation, is_own_store=True) == f"grounding.validation.{held_out.subject}.json"

@@ -98,6 +98,22 @@ def test_several_grounded_systems_stand_beside_each_other(grounding):
     assert results["retrieval"]["real"]["R@10"] == 0.5
 
 
+@pytest.mark.parametrize("key", ["subject", "part", "split_sha256", "store_sha256", "references_sha256"])
+def test_scores_of_different_data_are_not_put_into_one_table(grounding, key):
+    one, other = ({**grounding, "about": {**grounding["about"], key: value}} for value in ("a", "b"))
+    with pytest.raises(DataError, match=f"judged on the same data, found the {key} a and b; ground them on"):
+        results_of_grounding({"sft": one, "rft": other})
+    older = {**grounding, "about": {name: value for name, value in one["about"].items() if name != key}}
+    assert set(results_of_grounding({"sft": one, "rft": older})["systems"]) == {"sft", "rft"}
+
+
+def test_what_is_of_the_encoder_is_that_of_the_system_in_the_headline(grounding):
+    without = {**grounding, "encoder": {"cosine_real_zero": {"mean": 0.9}}}
+    results = results_of_grounding({"no_align": without, "sft": grounding})
+    assert results["retrieval"]["real"]["R@10"] == 0.5
+    assert results["cosine_real_zero"] == grounding["encoder"].get("cosine_real_zero", {})
+
+
 @pytest.fixture
 def grounding():
     """A grounding.json of two inputs."""

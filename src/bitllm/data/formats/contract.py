@@ -16,14 +16,10 @@ from bitllm.data.formats.beside import (
     read_voxel_table,
 )
 from bitllm.data.formats.files.arrays import cifti_order, cifti_places, read_betas
-from bitllm.data.formats.files.tables import captions_by_nsd_id, picture_reader, read_table
+from bitllm.data.formats.files.tables import captions_by_nsd_id, picture_reader
+from bitllm.data.formats.trials import read_trials, stimuli_of
 from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents
 from bitllm.errors import DataError
-
-TRIAL_COLUMNS = ("trial_row", "subject", "session", "run", "stimulus_id")
-_OPTIONAL = ("repeat", "split", "trial")
-_PARTS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
-_TEST_SHARE = 10
 
 
 class SubjectFiles(StrictConfig):
@@ -103,76 +99,6 @@ def read_contract(header_path: Path) -> Reading:
         normalisation="as-delivered" if header.already_zscored else "training",
     )
     return Reading(contents, settings, notes)
-
-
-def read_trials(path: Path, *, subjects: tuple[str, ...]) -> pd.DataFrame:
-    """The trials table, checked: every subject's rows are 0 to n - 1, once each.
-
-    Raises
-    ------
-    DataError
-        If a column lacks, a subject has no trial, or a row is missing or there twice.
-    """
-    table = read_table(path, needed=TRIAL_COLUMNS, admitted=_OPTIONAL)
-    table["subject"], table["stimulus_id"] = table["subject"].astype(str), table["stimulus_id"].astype(str)
-    for name in subjects:
-        rows = table["trial_row"][table["subject"] == name]
-        if rows.empty:
-            raise DataError(
-                f"{path}: expected trials of the subject `{name}`, found those of "
-                f"{', '.join(sorted(set(table['subject'])))}; name the subjects alike in header and table"
-            )
-        if rows.duplicated().any():
-            raise DataError(
-                f"{path}: expected every trial once, found the trial_row {rows[rows.duplicated()].iloc[0]} of `{name}` "
-                "twice; take the duplicate out"
-            )
-        if sorted(rows) != list(range(len(rows))):
-            raise DataError(
-                f"{path}: expected trial_row 0 to {len(rows) - 1} for the {len(rows)} trials of `{name}`, found "
-                f"{rows.min()} to {rows.max()}; trial_row counts from 0 in the order of the betas"
-            )
-    return table[table["subject"].isin(subjects)]
-
-
-def stimuli_of(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """The images of a trials table: their numbers, which are shared, and the part where `split` tells.
-
-    Whole numbers are kept; other names are numbered in sorted order, and stay as ``stimulus_name``.
-
-    Raises
-    ------
-    DataError
-        If an image is in two parts, or a part is unknown.
-    """
-    names = sorted(set(table["stimulus_id"]))
-    is_number = all(name.isascii() and name.isdigit() and str(int(name)) == name for name in names)
-    numbers = [int(name) for name in names] if is_number else list(range(len(names)))
-    stimuli = pd.DataFrame({"stimulus_id": names, "nsd_id": numbers})
-    if not is_number:
-        stimuli["stimulus_name"] = names
-    if "split" in table:
-        parts = table["split"].map(_PARTS)
-        if parts.isna().any():
-            raise DataError(
-                f"{path}: expected `split` to be train, val or test, found `{table['split'][parts.isna()].iloc[0]}`; "
-                "name the parts so, or take the column out"
-            )
-        of_image = parts.groupby(table["stimulus_id"]).agg(["nunique", "first"])
-        if (of_image["nunique"] > 1).any():
-            raise DataError(
-                f"{path}: expected an image in one part only, found "
-                f"`{of_image.index[of_image['nunique'] > 1][0]}` in several; split by image, not by trial"
-            )
-        stimuli["part"] = of_image["first"].loc[names].to_numpy()
-        stimuli["shared"] = stimuli["part"] == "test"
-        return stimuli, ()
-    n_subjects = table.groupby("stimulus_id")["subject"].nunique()
-    stimuli["shared"] = (n_subjects.loc[names] > 1).to_numpy()
-    if stimuli["shared"].any() and not stimuli["shared"].all():
-        return stimuli, ("no column `split`: images that several subjects saw are the test part",)
-    stimuli["shared"] = np.arange(len(names)) % _TEST_SHARE == 0
-    return stimuli, (f"no column `split`: every {_TEST_SHARE}th image in sorted order is the test part",)
 
 
 def _subject(

@@ -11,13 +11,12 @@ from bitllm.data.formats.contract import (
     Header,
     SubjectFiles,
     flattened,
-    read_trials,
     session_reader,
-    stimuli_of,
 )
 from bitllm.data.formats.files.arrays import hdf5_dataset, open_hdf5
 from bitllm.data.formats.files.pickles import read_pickled_dict
 from bitllm.data.formats.files.tables import captions_by_nsd_id, picture_reader
+from bitllm.data.formats.trials import read_trials, stimuli_of
 from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents
 from bitllm.errors import DataError
 

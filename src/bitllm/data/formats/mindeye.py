@@ -19,6 +19,7 @@ from bitllm.data.formats.beside import (
 )
 from bitllm.data.formats.files.tables import decode_picture
 from bitllm.data.formats.files.tars import Sample, array_of, read_samples
+from bitllm.data.writing.complete import with_validation_images
 from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents
 from bitllm.errors import DataError
 
@@ -47,6 +48,8 @@ class _Images:
 def read_mindeye(root: Path, beside: Beside, *, subjects: tuple[str, ...] | None = None) -> Reading:
     """Read the tars under ``root/{train,val,test}``; the split is the tars' own.
 
+    Without ``val`` some of the training images are for validation.
+
     ``coco73k`` is the 0-based NSD id in spite of its name. Rows of a sample beyond ``num_uniques`` repeat
     earlier ones and are left out.
 
@@ -72,6 +75,10 @@ def read_mindeye(root: Path, beside: Beside, *, subjects: tuple[str, ...] | None
     is_test = np.array([images.part[n] == "test" for n in nsd_ids.tolist()])
     stimuli = nsd_stimuli(beside, nsd_ids, is_test, root)
     stimuli["part"] = [images.part[n] for n in stimuli["nsd_id"].tolist()]
+    settings = StoreSettings(source="mindeye", beta_version="b3 (MindEye1)", normalisation="as-delivered")
+    stimuli, drawn = with_validation_images(
+        stimuli, validation_fraction=settings.validation_fraction, seed=settings.seed
+    )
     atlases: dict[str, dict[int, str]] = {}
     found = [_subject(name, of_subject, beside, atlases) for name, of_subject in gathered.items()]
     pictures = None
@@ -85,8 +92,7 @@ def read_mindeye(root: Path, beside: Beside, *, subjects: tuple[str, ...] | None
         pictures=pictures,
         atlases=atlases,
     )
-    settings = StoreSettings(source="mindeye", beta_version="b3 (MindEye1)", normalisation="as-delivered")
-    notes = ["sessions and runs are not in this format: all trials are of session 1"]
+    notes = ["sessions and runs are not in this format: all trials are of session 1", *drawn]
     if pictures is None:
         notes.append("some samples have no picture: the store is without pictures")
     return Reading(contents, settings, tuple(notes))

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from bitllm.data.writing.columns import require_numbers
 from bitllm.data.writing.contents import (
     STIMULUS_COLUMNS,
     STIMULUS_OPTIONAL,
@@ -18,14 +19,52 @@ from bitllm.data.writing.contents import (
 from bitllm.errors import DataError
 
 PARTS = ("train", "validation", "test")
+_TRIAL_TYPES = {"session": "int16", "run": "int16", "trial": "int32", "nsd_id": "int64"}
+_VOXEL_TYPES = dict.fromkeys("ijk", "int32") | dict.fromkeys(("x_mm", "y_mm", "z_mm", "ncsnr"), "float32")
 
 
 def part_of_image(nsd_id: int, *, is_shared: bool, validation_fraction: float, seed: int) -> str:
     """``test`` if the image is shared, else ``validation`` or ``train`` by seed and ``nsd_id`` alone."""
     if is_shared:
         return "test"
-    digest = hashlib.sha256(f"{seed}:{nsd_id}".encode()).digest()
-    return "validation" if int.from_bytes(digest[:8]) < validation_fraction * 2**64 else "train"
+    return "validation" if _lot(nsd_id, seed) < validation_fraction * 2**64 else "train"
+
+
+def with_validation_images(
+    stimuli: pd.DataFrame, *, validation_fraction: float, seed: int
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """The same images, some of the part ``train`` moved to ``validation`` where a format has no such part.
+
+    The images that ``part_of_image`` would take, or the next one where it takes none. No test image is moved, and no
+    shared one.
+
+    Returns
+    -------
+    tuple
+        The table, and a line that says so, if images were moved.
+    """
+    is_train = ((stimuli["part"] == "train") & ~stimuli["shared"].astype(bool)).to_numpy()
+    if (stimuli["part"] == "validation").any() or is_train.sum() < 2:
+        return stimuli, ()
+    train = stimuli["nsd_id"].to_numpy()[is_train].tolist()
+    drawn = [
+        n
+        for n in train
+        if part_of_image(n, is_shared=False, validation_fraction=validation_fraction, seed=seed)
+        == "validation"
+    ]
+    if len(drawn) in (0, len(train)):
+        drawn = [min(train, key=lambda n: _lot(n, seed))]
+    parts = stimuli["part"].mask(stimuli["nsd_id"].isin(drawn), "validation")
+    note = (
+        f"no image of the part val: {len(drawn)} of {len(train)} training images are set aside for choices "
+        f"(fraction {validation_fraction:g}, seed {seed}); no test image is moved"
+    )
+    return stimuli.assign(part=parts), (note,)
+
+
+def _lot(nsd_id: int, seed: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{nsd_id}".encode()).digest()[:8])
 
 
 def complete(contents: StoreContents, settings: StoreSettings) -> StoreContents:
@@ -102,6 +141,8 @@ def _complete_subject(
         raise DataError(
             f"{where}: expected trials and voxels, found {len(trials)} × {len(voxels)}; check the input"
         )
+    _require_numbers_in(trials, _TRIAL_TYPES, where, "the table of trials")
+    _require_numbers_in(voxels, _VOXEL_TYPES | dict.fromkeys(atlases, "int16"), where, "the table of voxels")
     if not trials["session"].is_monotonic_increasing:
         raise DataError(
             f"{where}: expected trials in the order of their sessions, found a session after a later one; "
@@ -134,8 +175,7 @@ def _all_trial_columns(trials: pd.DataFrame, stimuli: pd.DataFrame) -> pd.DataFr
         trials["trial"] = trials.groupby(["session", "run"]).cumcount() + 1
     trials["repetition"] = trials.groupby("nsd_id").cumcount()
     trials["shared"] = stimuli.set_index("nsd_id")["shared"].loc[trials["nsd_id"]].to_numpy(bool)
-    types = dict.fromkeys(("session", "run", "repetition"), "int16")
-    return trials[list(TRIAL_COLUMNS)].astype(types | {"trial": "int32", "nsd_id": "int64"})
+    return trials[list(TRIAL_COLUMNS)].astype(_TRIAL_TYPES | {"repetition": "int16"})
 
 
 def _all_voxel_columns(voxels: pd.DataFrame, atlases: dict[str, dict[int, str]]) -> pd.DataFrame:
@@ -145,8 +185,7 @@ def _all_voxel_columns(voxels: pd.DataFrame, atlases: dict[str, dict[int, str]])
     if "ncsnr" not in voxels:
         voxels["ncsnr"] = 0.0
     voxels["ncsnr"] = np.nan_to_num(voxels["ncsnr"].to_numpy(np.float64), nan=0.0)
-    types = dict.fromkeys("ijk", "int32") | dict.fromkeys(("x_mm", "y_mm", "z_mm", "ncsnr"), "float32")
-    return voxels[[*VOXEL_COLUMNS, *atlases]].astype(types | dict.fromkeys(atlases, "int16"))
+    return voxels[[*VOXEL_COLUMNS, *atlases]].astype(_VOXEL_TYPES | dict.fromkeys(atlases, "int16"))
 
 
 def _check_normalisation(subject: SubjectContents, settings: StoreSettings) -> None:
@@ -164,6 +203,10 @@ def _require_columns(table: pd.DataFrame, columns: tuple[str, ...], where: str, 
                 f"{where}: expected the column `{column}` in {what}, found {', '.join(map(str, table))}; "
                 "add it"
             )
+
+
+def _require_numbers_in(table: pd.DataFrame, types: dict[str, str], where: str, what: str) -> None:
+    require_numbers(table, {column: types[column] for column in types if column in table}, where, what)
 
 
 def _require_unique(table: pd.DataFrame, columns: list[str], where: str, what: str) -> None:

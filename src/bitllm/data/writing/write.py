@@ -26,7 +26,7 @@ from bitllm.data.writing.sessions import (
 )
 from bitllm.data.writing.views import contradictions, share_in_view
 from bitllm.errors import DataError
-from bitllm.files import folder_gone_on_with, sha256_of_file, sha256_of_json, write_json
+from bitllm.files import folder_gone_on_with, require_empty, sha256_of_file, sha256_of_json, write_json
 
 
 def write_store(
@@ -41,7 +41,7 @@ def write_store(
     """Write a store from plain tables and betas, session by session.
 
     After a kill, the same call goes on behind the last finished session; a mistake in the data leaves
-    nothing behind.
+    nothing behind. The first pictures are read before any betas: hours of those are not lost to a wrong file.
 
     Parameters
     ----------
@@ -66,6 +66,8 @@ def write_store(
         If ``out`` holds files already, or the disk is full.
     """
     contents = complete(contents, settings)
+    require_empty(Path(out))
+    _require_pictures(contents)
     with folder_gone_on_with(Path(out), _fingerprint(contents, settings)) as store:
         jobs = [
             job
@@ -135,6 +137,11 @@ def _finish_subject(store: Path, subject: SubjectContents) -> SubjectRecord:
     )
     remove_marks(folder)
     return record
+
+
+def _require_pictures(contents: StoreContents) -> None:
+    if contents.pictures is not None:
+        next(contents.pictures(), None)
 
 
 def _write_images(store: Path, contents: StoreContents) -> tuple[str, ...]:

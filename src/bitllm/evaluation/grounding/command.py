@@ -6,7 +6,7 @@ from typing import Any
 from bitllm.data.store import open_store
 from bitllm.evaluation.grounding.ground import Progress, ground
 from bitllm.evaluation.grounding.groups.words import word_categories
-from bitllm.evaluation.grounding.inputs.held_out import read_held_out
+from bitllm.evaluation.grounding.inputs.held_out import HeldOut, read_held_out
 from bitllm.evaluation.grounding.options import GroundOptions
 from bitllm.evaluation.grounding.regions.attribution import attribution
 from bitllm.evaluation.grounding.regions.evidence import roi_evidence
@@ -37,16 +37,7 @@ def ground_files(
     if options.maps is not None:
         require_empty(options.maps)
     categories = word_categories(data, options.words)
-    opened = open_run(
-        run,
-        data,
-        system=options.system,
-        llm=options.llm,
-        split=options.split,
-        align=options.align,
-        targets=options.targets,
-        precision=options.precision,
-    )
+    opened = open_run(run, data, options)
     held_out = read_held_out(data, opened.split, averaged=True, part=options.part, subject=options.subject)
     rois = find_rois(data, held_out.subject, options.rois.split(",") if options.rois else [])
     content, found = ground(
@@ -72,6 +63,14 @@ def ground_files(
         content["attribution"] = voxels.summary(rois)
         if options.maps is not None:
             write_maps(opened.system, held_out, voxels, options.maps)
-    path = options.out or opened.folder / "grounding.json"
+    path = options.out or opened.folder / name_of_record(held_out, is_own_store=opened.is_own_store)
     write_json(path, content)
     return content, path
+
+
+def name_of_record(held_out: HeldOut, *, is_own_store: bool) -> str:
+    """``grounding.json`` for the test part of the run's own store, a name of its own for anything else."""
+    if held_out.part == "test" and is_own_store:
+        return "grounding.json"
+    where = "" if is_own_store else f".store-{held_out.store.sha256[:8]}"
+    return f"grounding{where}.{held_out.part}.{held_out.subject}.json"

@@ -152,7 +152,9 @@ def _groups(
         not_run["category"] = "no words by category for this store; give a list with --words"
     else:
         groups["category"] = strata.by_category(categories)
-    if run.targets is not None:
+    if not run.is_own_store:
+        not_run["similarity_to_training"] = "judged on another store than it was trained on"
+    elif run.targets is not None:
         test = run.targets.image[run.targets.rows(found.held_out.nsd_id)]
         training = run.targets.image[run.targets.rows(np.array(sorted(run.split.train_images)))]
         groups["similarity_to_training"] = strata.by_similarity((test @ training.T).max(axis=1))
@@ -167,7 +169,11 @@ def _about(
         "llm": run.llm,
         "precision": name_of(run.system.model.lm_head.weight.dtype),
         "data": held_out.store.manifest.source,
+        "store_sha256": held_out.store.sha256,
+        "normalisation": held_out.store.manifest.normalisation,
+        "is_store_of_training": run.is_own_store,
         "subject": held_out.subject,
+        "subject_is_trained_on": held_out.subject in run.split.train_subjects if run.is_own_store else None,
         "part": held_out.part,
         "split": run.split.name,
         "split_sha256": run.split.sha256,

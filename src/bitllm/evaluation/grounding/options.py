@@ -23,6 +23,8 @@ class GroundOptions:
     """Base LLM, a folder or hub id, where it does not lie beside the run."""
     split: Path | None = None
     """Split of the run, where it does not lie beside it."""
+    judge_on: str | None = None
+    """A split (poster, develop or a file) of a store that the run was not trained on, to be judged there."""
     align: Path | None = None
     """Checkpoint of the align stage, where it does not lie beside the run."""
     targets: Path | None = None

@@ -11,13 +11,13 @@ from bitllm.data.store import Store
 from bitllm.data.targets import Targets, load_targets
 from bitllm.errors import CheckpointError, SplitError
 from bitllm.evaluation.grounding.diagnostics import same_encoder
+from bitllm.evaluation.grounding.options import GroundOptions
 from bitllm.evaluation.grounding.system import System, load_system
 from bitllm.files import read_json
 from bitllm.model.aligner import BrainAligner, load_aligner
 from bitllm.model.build import CARD
 from bitllm.model.checkpoint.base import load_llm
 from bitllm.model.checkpoint.rft import RFT_CARD, sft_beneath
-from bitllm.model.precision import Precision
 
 _CARDS = (RFT_CARD, CARD)
 
@@ -36,53 +36,48 @@ class GroundedRun:
     targets: Targets | None
     not_run: dict[str, str]
     """Why aligner or targets are missing."""
+    is_own_store: bool = True
+    """Whether store and split are those that it was trained on."""
 
 
-def open_run(
-    run: Path,
-    store: Store,
-    *,
-    system: str | None = None,
-    llm: str | None = None,
-    split: Path | None = None,
-    align: Path | None = None,
-    targets: Path | None = None,
-    precision: Precision = "fp32",
-) -> GroundedRun:
+def open_run(run: Path, store: Store, options: GroundOptions = GroundOptions()) -> GroundedRun:  # noqa: B008 - frozen
     """Open a checkpoint of sft or rft, or one system of a demo's folder.
 
     Parameters
     ----------
     run
         Folder of the checkpoint or of the demo.
-    system
-        Which system of a demo.
-    llm
-        Folder or hub id of the base LLM; by default the folder beside the checkpoint that has the name in it, else
-        the hub id that the checkpoint names.
-    split
-        By default ``split.json`` beside the checkpoint, else the store's own preset with the run's checksum.
-    align, targets
-        By default ``align`` and ``targets.safetensors`` beside the checkpoint, where they are.
-    precision
-        Of the frozen LLM.
+    options
+        Which system of a demo; where base LLM, split, aligner and targets lie, where it is not beside the checkpoint;
+        the split to judge on, where the store is another than the run was trained on.
 
     Raises
     ------
     CheckpointError
         If there is no checkpoint, no such system, or no base LLM.
     SplitError
-        If the run was trained on another split than the store's.
+        If the run was trained on another split or store, and no split to judge on is given.
+    DataError
+        If the targets that are named are of other pictures.
     """
-    folder = checkpoint_folder(Path(run), system)
+    folder = checkpoint_folder(Path(run), options.system)
     card = _card(folder)
-    found_split = find_split(folder, store, card["split"], given=split)
-    base = load_llm(find_llm(folder, given=llm))
-    loaded = load_system(folder.name, folder, base, precision=precision)
+    if options.judge_on is None:
+        found_split = find_split(folder, store, card["split"], given=options.split)
+    else:
+        found_split = split_to_judge_on(store, options.judge_on)
+    is_own = options.judge_on is None or (
+        store_of(folder) == store.sha256 and found_split.sha256 == card["split"]
+    )
+    base = load_llm(find_llm(folder, given=options.llm))
+    loaded = load_system(folder.name, folder, base, precision=options.precision)
     if torch.cuda.is_available():
         loaded.model.to("cuda")
-    aligner, targets_found, not_run = _beside(folder, loaded, align=align, targets=targets)
-    return GroundedRun(folder, loaded, base.name, found_split, aligner, targets_found, not_run)
+    aligner, not_run = _aligner(folder, loaded, given=options.align)
+    targets_found, reason = _targets(folder, store, given=options.targets, is_own_store=is_own)
+    if reason:
+        not_run = {"retrieval": reason, "similarity_to_training": reason} | not_run
+    return GroundedRun(folder, loaded, base.name, found_split, aligner, targets_found, not_run, is_own)
 
 
 def checkpoint_folder(run: Path, system: str | None) -> Path:
@@ -146,13 +141,20 @@ def find_llm(folder: Path, *, given: str | None) -> str:
 
 
 def find_split(folder: Path, store: Store, sha256: str, *, given: Path | None) -> Split:
-    """The split that the run was trained on, if it is one of this store.
+    """The split that the run was trained on, if it is one of this store, and the store that of the run.
 
     Raises
     ------
     SplitError
-        If the checksum of the run's split is not that of the store's, or the split does not fit the store.
+        If the run was trained on another store (other betas, normalisation or regions are another), the checksum of
+        its split is not that of the store's, or the split does not fit the store.
     """
+    trained_on = store_of(folder)
+    if trained_on not in (None, store.sha256):
+        raise SplitError(
+            f"{store.path}: expected the store that {folder} was trained on ({trained_on:.12}), found another "
+            f"({store.sha256:.12}); take that one, or judge the run on this one with `bitllm ground --judge-on SPLIT`"
+        )
     # `develop` needs one subject more than `poster`
     names = PRESETS[: max(0, len(store.subjects) - 1)]
     own = {name: make_split(store, name) for name in names}
@@ -173,25 +175,59 @@ def find_split(folder: Path, store: Store, sha256: str, *, given: Path | None) -
     )
 
 
-def _beside(
-    folder: Path, system: System, *, align: Path | None, targets: Path | None
-) -> tuple[BrainAligner | None, Targets | None, dict[str, str]]:
-    not_run: dict[str, str] = {}
-    aligner = found = None
-    place = align or folder.parent / "align"
-    if align is None and not place.is_dir():
-        not_run["retrieval"] = f"no aligner beside {folder.name}; name one with --align"
-    else:
-        aligner = load_aligner(place).eval()
-        if not same_encoder(aligner.encoder, system.encoder):
-            aligner, not_run["retrieval"] = None, f"the encoder of {folder.name} is not that of {place.name}"
-    where = targets or folder.parent / "targets.safetensors"
-    if targets is None and not where.is_file():
-        reason = f"no embeddings of pictures beside {folder.name}; name them with --targets"
-        not_run |= {"similarity_to_training": reason, "retrieval": not_run.get("retrieval", reason)}
-    else:
-        found = load_targets(where)
-    return aligner, found, not_run
+def store_of(folder: Path) -> str | None:
+    """Checksum of the store that a checkpoint was trained on; None where it does not say."""
+    run = folder / "run.json"
+    if not run.is_file():
+        return None
+    return read_json(run).get("learnt_from", {}).get("store")
+
+
+def split_to_judge_on(store: Store, name: str) -> Split:
+    """A split of a store that the run was not trained on: a preset, or a file.
+
+    Raises
+    ------
+    SplitError
+        If it is neither, or does not fit the store.
+    """
+    if name in PRESETS:
+        return make_split(store, name)
+    if not Path(name).is_file():
+        raise SplitError(
+            f"--judge-on: expected one of {', '.join(PRESETS)} or the file of a split of {store.path}, found "
+            f"`{name}`; make one with `bitllm split`"
+        )
+    split = load_split(Path(name))
+    check_split(store, split)
+    return split
+
+
+def _aligner(
+    folder: Path, system: System, *, given: Path | None
+) -> tuple[BrainAligner | None, dict[str, str]]:
+    place = given or folder.parent / "align"
+    if given is None and not place.is_dir():
+        return None, {"retrieval": f"no aligner beside {folder.name}; name one with --align"}
+    aligner = load_aligner(place).eval()
+    if not same_encoder(aligner.encoder, system.encoder):
+        return None, {"retrieval": f"the encoder of {folder.name} is not that of {place.name}"}
+    return aligner, {}
+
+
+def _targets(
+    folder: Path, store: Store, *, given: Path | None, is_own_store: bool
+) -> tuple[Targets | None, str | None]:
+    """The embeddings of the store's pictures, or why there are none."""
+    place = given or folder.parent / "targets.safetensors"
+    if given is None and not is_own_store:
+        return (
+            None,
+            f"{place.name} beside {folder.name} is of another store; name that of this one with --targets",
+        )
+    if given is None and not place.is_file():
+        return None, f"no embeddings of pictures beside {folder.name}; name them with --targets"
+    return load_targets(place, store=store), None
 
 
 def _card(folder: Path) -> dict:

@@ -3,7 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from bitllm.errors import DataError
+from bitllm.report.headline import final_system
 from bitllm.report.values import number, section
+
+_SAME = ("subject", "part", "split_sha256", "store_sha256", "references_sha256")
 
 
 def results_of_grounding(contents: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
@@ -12,14 +16,23 @@ def results_of_grounding(contents: Mapping[str, dict[str, Any]]) -> dict[str, An
     Parameters
     ----------
     contents
-        System → the content of its ``grounding.json``. What is common to all is taken from the first.
+        System → the content of its ``grounding.json``. What is of the encoder is the final system's.
+
+    Raises
+    ------
+    DataError
+        If they were not judged on the same subject, part, split, store and references.
     """
-    about = section(next(iter(contents.values())), "about")
-    first = next(iter(contents.values()))
+    _require_same(contents)
+    first = contents[final_system({"systems": dict(contents)})]
+    about = section(first, "about")
     data = str(about.get("data", ""))
     return {
         "data": "simulated brain" if data == "simulated" else data,
         "subject": about.get("subject"),
+        "subject_is_trained_on": about.get("subject_is_trained_on"),
+        "part": about.get("part"),
+        "is_store_of_training": about.get("is_store_of_training"),
         "n_images": about.get("n_images"),
         "split": f"{about.get('split')}, part {about.get('part')}",
         "split_hash": about.get("split_sha256"),
@@ -45,6 +58,19 @@ def results_of_grounding(contents: Mapping[str, dict[str, Any]]) -> dict[str, An
         "versions": section(about, "versions"),
         "command": "bitllm ground",
     }
+
+
+def _require_same(contents: Mapping[str, dict[str, Any]]) -> None:
+    """Refuse scores of different data in one table."""
+    first, *others = contents
+    for name in others:
+        for key in _SAME:
+            here, there = (section(contents[one], "about").get(key) for one in (first, name))
+            if here != there and None not in (here, there):  # records of before do not say all of it
+                raise DataError(
+                    f"{first}/grounding.json and {name}/grounding.json: expected systems judged on the same data, "
+                    f"found the {key} {here} and {there}; ground them on the same, or report one with its own folder"
+                )
 
 
 def _row(content: dict[str, Any], which: str, name: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Tables of trials, captions and pictures as anybody holds them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +115,12 @@ def captions_by_nsd_id(paths: Sequence[Path], stimuli: pd.DataFrame) -> dict[int
 def picture_reader(folder: Path | None, stimuli: pd.DataFrame) -> Callable[[int], np.ndarray]:
     """A function that reads the picture of an ``nsd_id`` out of a folder, by the name of the stimulus.
 
+    The head of every file is looked at, its content when it is asked for.
+
     Raises
     ------
     DataError
-        If there is no folder, or it lacks a picture.
+        If there is no folder, or it lacks a picture, or a file is none.
     """
     if folder is None:
         raise DataError(
@@ -125,6 +128,9 @@ def picture_reader(folder: Path | None, stimuli: pd.DataFrame) -> Callable[[int]
         )
     names = dict(zip(stimuli["nsd_id"].tolist(), _names(stimuli), strict=True))
     paths = {nsd_id: _picture(folder, candidates) for nsd_id, candidates in names.items()}
+    for path in paths.values():
+        with _damage_named(path), Image.open(path):
+            pass
     return lambda nsd_id: decode_picture(paths[nsd_id], paths[nsd_id])
 
 
@@ -136,9 +142,14 @@ def decode_picture(file: Any, path: Path) -> np.ndarray:
     DataError
         If it is not a picture.
     """
+    with _damage_named(path), Image.open(file) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
     try:
-        with Image.open(file) as picture:
-            return np.asarray(picture.convert("RGB"))
+        yield
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(
             f"{path}: expected a picture, found a file that does not decode ({error}); copy it again"
