@@ -63,10 +63,12 @@ def test_a_finished_stage_is_not_trained_again(trained, capsys):
 
 
 def test_other_settings_are_refused_and_have_a_place_under_another_name(trained):
+    kept = (trained.parent / "run" / "sft.yaml").read_text()
     with pytest.raises(
         TrainingError, match=r"sft: finished with other settings \(sft.gate_start: 1.0 → 0.5\)"
     ):
         train(trained, "sft", "sft.gate_start=0.5")
+    assert (trained.parent / "run" / "sft.yaml").read_text() == kept, "what the stage was trained with"
     folder, was_done = train(trained, "sft", "sft.interface=prefix", name="prefix")
     assert (folder.name, was_done) == ("prefix", False)
 

@@ -23,6 +23,13 @@ _PARTS_ALLOWED = {
     "validation_images": ("validation",),
     "test_images": ("test", "validation"),  # `develop` is tested on validation images
 }
+_PARTS_UNSEEN = {
+    "training": ("validation", "test"),
+    "across-sessions": ("validation", "test"),
+    "not-shared": ("test",),
+    "session": (),
+}
+"""Parts whose trials the z-scores' statistics did not see, by the store's ``statistics``."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,8 @@ def check_split(store: Store, split: Split) -> None:
     ------
     SplitError
         If a subject or an image is on both sides, is unknown to the store, or has a part in the store that
-        its use forbids: the z-scores' statistics saw every image of the part ``train``.
+        its use forbids: by the default normalisation the z-scores' statistics saw every image of the part
+        ``train``. What they saw by another one is no reason to refuse (see `images_in_statistics`).
     """
     _check_subjects(store, split)
     for one, other in (("train_images", "test_images"), ("train_images", "validation_images")):
@@ -174,6 +182,18 @@ def images_seen(store: Store, subjects: tuple[str, ...], part: str) -> frozenset
     of_part = store.stimuli.index[store.stimuli["part"] == part]
     seen = np.concatenate([store.subject(subject).trials["nsd_id"].to_numpy() for subject in subjects])
     return frozenset(np.intersect1d(of_part, seen).tolist())
+
+
+def images_in_statistics(store: Store, split: Split) -> frozenset[int]:
+    """The test images of a split whose trials the statistics of the store's z-scores saw.
+
+    None where the betas were not z-scored, or as they were delivered, when nobody can say.
+    """
+    unseen = _PARTS_UNSEEN.get(store.manifest.statistics)
+    if unseen is None:
+        return frozenset()
+    part = store.stimuli["part"].to_dict()
+    return frozenset(image for image in split.test_images if image in part and part[image] not in unseen)
 
 
 def with_checksum(split: Split) -> Split:

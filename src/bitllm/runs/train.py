@@ -7,13 +7,14 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from bitllm.data.splits import PRESETS, Split, load_split, make_split, save_split
+from bitllm.data.splits import PRESETS, Split, images_in_statistics, load_split, make_split
 from bitllm.data.store import Store, open_store
 from bitllm.data.targets import Targets, load_clip, load_targets, make_targets, save_targets
-from bitllm.errors import CheckpointError, ConfigError, SplitError
+from bitllm.errors import CheckpointError, ConfigError
 from bitllm.files import read_json
 from bitllm.metrics.bertscore import load_bert_scorer
 from bitllm.model.aligner import load_aligner
@@ -22,6 +23,7 @@ from bitllm.model.checkpoint.base import load_llm
 from bitllm.model.encoder import BrainEncoder
 from bitllm.model.precision import base_dtype
 from bitllm.runs.config import RunConfig
+from bitllm.runs.records import after, require_same_split, write_records
 from bitllm.stages.align import align_learns_from, make_encoder, train_align
 from bitllm.stages.rewards import CompositeReward, RewardWeights
 from bitllm.stages.rft import rft_learns_from, train_rft
@@ -65,7 +67,8 @@ def train_stage(
     Raises
     ------
     BitLlmError
-        If data, models or the stage before are missing or do not fit; nothing is written then.
+        If data, models, settings or the stage before are missing or do not fit. The run then keeps the records that
+        it had; CLIP's embeddings may have been made.
     """
     with joined_ranks():
         store = open_store(config.store)
@@ -73,15 +76,16 @@ def train_stage(
         folder = config.run / (name or stage)
         start = _start(stage, config, start_from)
         _require_before(stage, config, start, folder)
+        require_same_split(split, config.run)
         if start is not None:
             _warn_of_another_store(store, start)
-        if is_main():
-            config.run.mkdir(parents=True, exist_ok=True)
-            _keep_split(split, config.run / "split.json")
-            config.write(config.run / f"{folder.name}.yaml")
-        wait_for_all()
-        under_way = _Stage(config, store, split, folder, start, progress)
-        return folder, {"align": under_way.align, "sft": under_way.sft, "rft": under_way.rft}[stage]()
+        _warn_of_statistics(store, split)
+        written = partial(write_records, config, split, folder.name)
+        under_way = _Stage(config, store, split, folder, start, after(written, progress))
+        was_done = {"align": under_way.align, "sft": under_way.sft, "rft": under_way.rft}[stage]()
+        if not was_done and is_main():
+            written()  # no step was left to do where a stage was killed after its last one
+        return folder, was_done
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class _Stage:
     split: Split
     folder: Path
     start: Path | None
-    progress: Progress | None
+    progress: Progress
 
     @property
     def running(self) -> Running:
@@ -178,23 +182,14 @@ def _split(config: RunConfig, store: Store) -> Split:
     return load_split(Path(config.split))
 
 
-def _keep_split(split: Split, place: Path) -> None:
-    if place.is_file() and load_split(place).sha256 != split.sha256:
-        raise SplitError(
-            f"{place}: the run has another split ({load_split(place).sha256[:12]}) than its configuration "
-            f"({split.sha256[:12]}); name another run, or go back to that split"
-        )
-    save_split(split, place)
-
-
 def _targets(config: RunConfig, store: Store) -> Targets:
     if config.targets is not None:
-        return load_targets(config.targets)
+        return load_targets(config.targets, store=store)
     place = config.run / "targets.safetensors"
     if is_main() and not place.is_file():
         save_targets(make_targets(store, load_clip(config.clip)), place)
     wait_for_all()
-    return load_targets(place)
+    return load_targets(place, store=store)
 
 
 def _encoder(config: RunConfig, store: Store, split: Split) -> BrainEncoder:
@@ -251,6 +246,21 @@ def _warn_of_another_store(store: Store, start: Path) -> None:
             "%s: not known to be trained on %s; see to it yourself that it never saw its test images",
             start,
             store.path,
+        )
+
+
+def _warn_of_statistics(store: Store, split: Split) -> None:
+    """Say that test images of the split are none that the data never saw; `bitllm audit` counts it as a leak."""
+    seen = images_in_statistics(store, split)
+    if seen:
+        _LOG.warning(
+            "%s: the statistics of its z-scores (`%s`) saw %s of the %s test images of the split `%s`; prepare it with "
+            "`--normalisation training` where that matters",
+            store.path,
+            store.manifest.statistics,
+            len(seen),
+            len(split.test_images),
+            split.name,
         )
 
 

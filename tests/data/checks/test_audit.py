@@ -147,6 +147,31 @@ def test_a_planted_leak_of_the_split_is_named(store, changed, change, name):
     assert any(leak.startswith(name) for leak in leaks), leaks
 
 
+@pytest.mark.parametrize(
+    ("statistics", "preset", "is_seen"),
+    [
+        ("training", "develop", False),
+        ("across-sessions", "develop", False),
+        ("not-shared", "poster", False),
+        ("not-shared", "develop", True),
+        ("session", "poster", True),
+        ("session", "develop", True),
+        ("none", "develop", False),
+        ("as-delivered", "develop", False),
+    ],
+)
+def test_whose_trials_the_statistics_saw_is_read_from_the_store(copied_store, statistics, preset, is_seen):
+    manifest = json.loads((copied_store / "manifest.json").read_text())
+    (copied_store / "manifest.json").write_text(json.dumps(manifest | {"statistics": statistics}))
+    store = open_store(copied_store)
+    split = make_split(store, preset)
+    leaks = [leak for leak in audit(store, split=split)["leaks"] if leak.startswith("test image in the")]
+    assert len(leaks) == is_seen
+    if is_seen:
+        assert f"nsd_id {min(split.test_images)} ({len(split.test_images)} in all)" in leaks[0]
+        assert leaks[0].endswith(f"by the normalisation `{statistics}`")
+
+
 def test_a_clean_store_and_run_have_no_leak(store, tmp_path, capsys):
     split = make_split(store, "poster")
     save_split(split, tmp_path / "split.json")

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
-from bitllm.data.splits import WITHIN_SUBJECT, Split
+from bitllm.data.splits import WITHIN_SUBJECT, Split, images_in_statistics
 from bitllm.data.store import Store
 
 _SIDE = 16
@@ -31,10 +31,12 @@ def split_leaks(store: Store, split: Split) -> Iterator[str]:
         yield f"validation image in training: {_some(train & validation)}"
     if validation & test and split.name != "develop":
         yield f"choice made on test: the validation images hold test images, {_some(validation & test)}"
-    part = store.stimuli["part"]
-    in_statistics = {n for n in test if part.get(n) == "train"}
+    in_statistics = images_in_statistics(store, split)
     if in_statistics:
-        yield f"test image in the statistics of the z-scores: {_some(in_statistics)}"
+        yield (
+            f"test image in the statistics of the z-scores: {_some(in_statistics)}, by the normalisation "
+            f"`{store.manifest.statistics}`"
+        )
     shared = set(store.stimuli.index[store.stimuli["shared"]].tolist())
     if shared & (train | validation):
         yield (
