@@ -124,6 +124,20 @@ def require_empty(path: Path) -> None:
         )
 
 
+def require_place(path: Path) -> None:
+    """Refuse a file that cannot be written, before anything is computed for it.
+
+    Raises
+    ------
+    OutputError
+        If it is a folder, or would lie in a file.
+    """
+    blocked = path if path.is_dir() else next((p for p in path.absolute().parents if p.is_file()), None)
+    if blocked is not None:
+        what = "a folder" if blocked == path else f"the file {blocked} in its way"
+        raise OutputError(f"{path}: expected a place for a file, found {what}; name another file")
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` as indented JSON, whole or not at all."""
     with file_written_whole(path) as unfinished:

@@ -153,6 +153,7 @@ def split(
     from bitllm.data.splits import check_split, make_split, save_split
     from bitllm.data.store import open_store
     from bitllm.errors import SplitError
+    from bitllm.files import require_place
 
     if (max_cosine is None) != (embeddings is None):
         raise SplitError(
@@ -163,7 +164,7 @@ def split(
             f"split: expected --held-out with the preset leave-one-subject-out or within-subject, found it with "
             f"`{preset}`, which chooses its subjects itself; add --preset leave-one-subject-out, or leave it out"
         )
-    _require_file_place(out)
+    require_place(out)
     opened = open_store(store)
     if preset == "leave-one-subject-out":
         made = presets.leave_one_subject_out(opened, opened.subjects[-1] if held_out is None else held_out)
@@ -182,20 +183,6 @@ def split(
     _require_same(out, made)
     save_split(made, out)
     OUT.print(f"{out}: split {made.name} written, {len(made.test_images)} test images, {made.sha256[:12]}")
-
-
-def _require_file_place(out: Path) -> None:
-    from bitllm.errors import OutputError
-
-    if out.is_dir():
-        raise OutputError(
-            f"{out}: expected a new JSON file, found a folder; name a file, such as {out / 'split.json'}"
-        )
-    above = next((parent for parent in out.parents if parent.exists()), None)
-    if above is not None and not above.is_dir():
-        raise OutputError(
-            f"{out}: expected a folder to write into, found the file {above}; name another place"
-        )
 
 
 def _require_same(out: Path, made: "Split") -> None:
@@ -225,7 +212,7 @@ def _without_neighbours(store: "Store", made: "Split", embeddings: str, max_cosi
 
     path = Path(embeddings)
     is_file = path.is_file() or path.suffix == ".safetensors"
-    targets = load_targets(path) if is_file else make_targets(store, load_clip(embeddings))
+    targets = load_targets(path, store=store) if is_file else make_targets(store, load_clip(embeddings))
     held = without_neighbours(made, targets.nsd_id, targets.image, cosine=max_cosine)
     n_out = len(made.train_images | made.validation_images) - len(held.train_images | held.validation_images)
     OUT.print(f"{n_out} pictures left out: a cosine above {max_cosine:g} to a picture of another part")

@@ -46,7 +46,8 @@ def score(  # noqa: PLR0913 - each argument is an option of the command
     """
     from bitllm.evaluation.scoring.caption_input import read_input
     from bitllm.evaluation.scoring.score_file import ScoreOptions, score_file
-    from bitllm.evaluation.scoring.score_table import render_scores, require_place, write_per_image
+    from bitllm.evaluation.scoring.score_table import render_scores, write_per_image
+    from bitllm.files import require_place
 
     if per_image is not None:
         require_place(per_image)

@@ -164,8 +164,7 @@ class BitLlmModel(BitLlmPreTrainedModel):
         if brain_memory is None:
             brain_memory = self.brain_memory(**brain)
         if self.config.interface != "cross_attention" and brain_memory is not None and input_ids is not None:
-            is_begun = past_key_values is not None and past_key_values.get_seq_length() > 0
-            inputs_embeds, input_ids = self._with_prefix(input_ids, brain_memory, is_begun=is_begun), None
+            inputs_embeds, input_ids = self._with_prefix(input_ids, brain_memory, past_key_values), None
             brain_memory = None
         return self.language_model(
             input_ids=input_ids,
@@ -176,14 +175,15 @@ class BitLlmModel(BitLlmPreTrainedModel):
         )
 
     def _with_prefix(
-        self, input_ids: Int[Tensor, "B T"], prefix: Float[Tensor, "B N d"], *, is_begun: bool
+        self, input_ids: Int[Tensor, "B T"], prefix: Float[Tensor, "B N d"], past_key_values: Cache | None
     ) -> Float[Tensor, "B T d"]:
         """Token embeddings with the prompt's placeholders replaced by the soft tokens."""
         embeds = self.get_input_embeddings()(input_ids)
         places = input_ids == self.config.brain_token_id
         if not torch.compiler.is_compiling():
             n_places = places.sum(-1)
-            if is_begun and not bool(places.any()):
+            has_begun = past_key_values is not None and bool(past_key_values.get_seq_length() > 0)
+            if has_begun and not bool(places.any()):
                 return embeds  # a step of decoding, after the prompt
             self._check_places(n_places, prefix.shape[1])
         return embeds.masked_scatter(places[..., None], prefix.to(embeds.dtype))

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from bitllm.data.store import open_store
+from bitllm.errors import ConfigError
 from bitllm.evaluation.grounding.ground import Progress, ground
 from bitllm.evaluation.grounding.groups.words import word_categories
 from bitllm.evaluation.grounding.inputs.held_out import HeldOut, read_held_out
@@ -13,7 +14,7 @@ from bitllm.evaluation.grounding.regions.evidence import roi_evidence
 from bitllm.evaluation.grounding.regions.maps import write_maps
 from bitllm.evaluation.grounding.regions.rois import find_rois
 from bitllm.evaluation.grounding.runs import open_run
-from bitllm.files import require_empty, write_json
+from bitllm.files import require_empty, require_place, write_json
 
 
 def ground_files(
@@ -33,6 +34,7 @@ def ground_files(
     BitLlmError
         If run, store, split, subject, ROI or word list are missing or do not fit each other.
     """
+    _require_sensible(options)
     data = open_store(store)
     if options.maps is not None:
         require_empty(options.maps)
@@ -74,3 +76,11 @@ def name_of_record(held_out: HeldOut, *, is_own_store: bool) -> str:
         return "grounding.json"
     where = "" if is_own_store else f".store-{held_out.store.sha256[:8]}"
     return f"grounding{where}.{held_out.part}.{held_out.subject}.json"
+
+
+def _require_sensible(options: GroundOptions) -> None:
+    for name, value, least in (("seed", options.seed, 0), ("max-new-tokens", options.max_new_tokens, 1)):
+        if value < least:
+            raise ConfigError(f"--{name}: expected at least {least}, found {value}; name another number")
+    if options.out is not None:
+        require_place(options.out)

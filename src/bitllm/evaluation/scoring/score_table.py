@@ -6,7 +6,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bitllm.errors import OutputError
 from bitllm.evaluation.scoring.caption_scores import CaptionScores
 from bitllm.files import file_written_whole
 
@@ -21,20 +20,6 @@ def render_scores(scores: CaptionScores) -> Group:
     if scores.summary:
         parts.append(Text(f"\n{scores.summary}", style="bold"))
     return Group(*parts)
-
-
-def require_place(path: Path) -> None:
-    """Refuse a file that cannot be written, before anything is computed for it.
-
-    Raises
-    ------
-    OutputError
-        If it is a folder, or would lie in a file.
-    """
-    blocked = path if path.is_dir() else next((p for p in path.absolute().parents if p.is_file()), None)
-    if blocked is not None:
-        what = "a folder" if blocked == path else f"the file {blocked} in its way"
-        raise OutputError(f"{path}: expected a place for a file, found {what}; name another file")
 
 
 def write_per_image(path: Path, scores: CaptionScores, ids: list[str], captions: list[str]) -> None:
