@@ -228,4 +228,6 @@ def test_another_split_is_never_written_over(store, tmp_path, refused):
 def test_a_split_needs_the_name_of_a_file(tmp_path, refused):
     assert f"{tmp_path}: expected a place for a file, found a folder" in refused(tmp_path)
     (tmp_path / "file").write_text("")
-    assert f"found the file {tmp_path / 'file'}; name another place" in refused(tmp_path / "file" / "s.json")
+    assert f"found the file {tmp_path / 'file'} in its way; name another file" in refused(
+        tmp_path / "file" / "s.json"
+    )
