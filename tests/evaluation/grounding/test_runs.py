@@ -131,3 +131,17 @@ def test_validation_does_not_take_the_place_of_the_test(easy, held_out):
 def test_a_wrong_option_is_named_before_anything_is_computed(easy, wrong, said):
     with pytest.raises(BitLlmError, match=said):
         ground_files(easy.folder / "sft", easy.store.path, GroundOptions(**wrong), progress=pytest.fail)
+
+
+def test_of_a_model_that_went_on_from_another_it_is_not_said_whom_it_never_saw(easy, tmp_path):
+    own = open_run(easy.folder / "sft", easy.store)
+    tested, trained_on = easy.split.test_subjects[0], easy.split.train_subjects[0]
+    assert [own.was_trained_on(subject) for subject in (tested, trained_on)] == [False, True]
+    for name in ("sft", "llm"):
+        shutil.copytree(easy.folder / name, tmp_path / name)
+    place = tmp_path / "sft" / "run.json"
+    record = json.loads(place.read_text())
+    record["learnt_from"]["sft to start from"] = "0" * 64
+    place.write_text(json.dumps(record))
+    went_on = open_run(tmp_path / "sft", easy.store)
+    assert [went_on.was_trained_on(subject) for subject in (tested, trained_on)] == [None, True]

@@ -173,7 +173,7 @@ def _about(
         "normalisation": held_out.store.manifest.normalisation,
         "is_store_of_training": run.is_own_store,
         "subject": held_out.subject,
-        "subject_is_trained_on": held_out.subject in run.split.train_subjects if run.is_own_store else None,
+        "subject_is_trained_on": run.was_trained_on(held_out.subject),
         "part": held_out.part,
         "split": run.split.name,
         "split_sha256": run.split.sha256,

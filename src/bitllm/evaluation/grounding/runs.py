@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,6 +39,14 @@ class GroundedRun:
     """Why aligner or targets are missing."""
     is_own_store: bool = True
     """Whether store and split are those that it was trained on."""
+    went_on: bool = False
+    """Whether its sft went on from another one, whose subjects are not known here."""
+
+    def was_trained_on(self, subject: str) -> bool | None:
+        """Whether a subject's trials were trained on; None where that cannot be told."""
+        if not self.is_own_store:
+            return None
+        return True if subject in self.split.train_subjects else None if self.went_on else False
 
 
 def open_run(run: Path, store: Store, options: GroundOptions = GroundOptions()) -> GroundedRun:  # noqa: B008 - frozen
@@ -77,7 +86,11 @@ def open_run(run: Path, store: Store, options: GroundOptions = GroundOptions()) 
     targets_found, reason = _targets(folder, store, given=options.targets, is_own_store=is_own)
     if reason:
         not_run = {"retrieval": reason, "similarity_to_training": reason} | not_run
-    return GroundedRun(folder, loaded, base.name, found_split, aligner, targets_found, not_run, is_own)
+    sft = sft_beneath(folder) if (folder / RFT_CARD).is_file() else folder
+    went_on = "sft to start from" in _learnt_from(sft)
+    return GroundedRun(
+        folder, loaded, base.name, found_split, aligner, targets_found, not_run, is_own, went_on
+    )
 
 
 def checkpoint_folder(run: Path, system: str | None) -> Path:
@@ -177,10 +190,13 @@ def find_split(folder: Path, store: Store, sha256: str, *, given: Path | None) -
 
 def store_of(folder: Path) -> str | None:
     """Checksum of the store that a checkpoint was trained on; None where it does not say."""
+    return _learnt_from(folder).get("store")
+
+
+def _learnt_from(folder: Path) -> dict[str, Any]:
+    """What decided what a stage learnt, as its ``run.json`` has it; empty where there is none."""
     run = folder / "run.json"
-    if not run.is_file():
-        return None
-    return read_json(run).get("learnt_from", {}).get("store")
+    return read_json(run).get("learnt_from", {}) if run.is_file() else {}
 
 
 def split_to_judge_on(store: Store, name: str) -> Split:
