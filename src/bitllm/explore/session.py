@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -15,19 +15,24 @@ from bitllm.data.splits import Split
 from bitllm.data.store import Store, open_store
 from bitllm.errors import CheckpointError
 from bitllm.evaluation.grounding.regions.rois import find_rois
-from bitllm.evaluation.grounding.runs import checkpoint_folder, find_llm, find_split, system_names
+from bitllm.evaluation.grounding.runs import (
+    CARDS,
+    card_of,
+    checkpoint_folder,
+    find_llm,
+    find_split,
+    system_names,
+)
 from bitllm.evaluation.grounding.system import System, load_system
 from bitllm.explore.schemas import Brain, ImageInfo, ImageList, RoiInfo, RunInfo, SubjectInfo, SystemInfo, Use
 from bitllm.explore.trials import SubjectTrials
 from bitllm.files import read_json
-from bitllm.model.build import CARD
 from bitllm.model.checkpoint.base import BaseLlm, load_llm
 from bitllm.model.checkpoint.rft import RFT_CARD, sft_beneath
 from bitllm.model.precision import Precision
 from bitllm.training.embed import brain_tokens_of_betas
 
 MAX_SHOWN_VOXELS = 20_000
-_CARDS = (RFT_CARD, CARD)
 _SYSTEMS_LOADED = 2
 _PREFERRED = ("rft", "sft")
 
@@ -228,7 +233,7 @@ def open_session(
     run, data = Path(run).resolve(), open_store(store)
     folders = system_folders(run)
     chosen, first = next(iter(folders.items()))
-    sha256 = {name: _card(folder)["split"] for name, folder in folders.items()}
+    sha256 = {name: card_of(folder)["split"] for name, folder in folders.items()}
     found = find_split(first, data, sha256[chosen], given=split)
     of_split = {name: folder for name, folder in folders.items() if sha256[name] == found.sha256}
     # kept as it is stored until a system asks for its precision: a copy in float32 would double Llama's memory
@@ -246,7 +251,7 @@ def system_folders(run: Path) -> dict[str, Path]:
     CheckpointError
         If there is none.
     """
-    if any((run / card).is_file() for card in _CARDS):
+    if any((run / card).is_file() for card in CARDS):
         return {run.resolve().name: run}
     names = set(system_names(run))
     if not names:
@@ -255,12 +260,8 @@ def system_folders(run: Path) -> dict[str, Path]:
     return {name: run / name for name in order}
 
 
-def _card(folder: Path) -> dict[str, Any]:
-    return read_json(next(folder / card for card in _CARDS if (folder / card).is_file()))
-
-
 def _system_info(name: str, folder: Path) -> SystemInfo:
-    card = _card(folder)
+    card = card_of(folder)
     sft = sft_beneath(folder) if (folder / RFT_CARD).is_file() else folder
     return SystemInfo(
         name=name, interface=read_json(sft / "config.json")["interface"], stage=str(card["stage"])

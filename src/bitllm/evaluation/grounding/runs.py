@@ -20,7 +20,8 @@ from bitllm.model.build import CARD
 from bitllm.model.checkpoint.base import load_llm
 from bitllm.model.checkpoint.rft import RFT_CARD, sft_beneath
 
-_CARDS = (RFT_CARD, CARD)
+CARDS = (RFT_CARD, CARD)
+"""Names of the cards of checkpoints: that of rft, whose folder has it alone, and that of sft."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def open_run(run: Path, store: Store, options: GroundOptions = GroundOptions()) 
         If the targets that are named are of other pictures.
     """
     folder = checkpoint_folder(Path(run), options.system)
-    card = _card(folder)
+    card = card_of(folder)
     if options.judge_on is None:
         found_split = find_split(folder, store, card["split"], given=options.split)
     else:
@@ -110,7 +111,7 @@ def checkpoint_folder(run: Path, system: str | None) -> Path:
                 f"{run}: expected a system of the run, found `{system}`; {nearest(system, names)}"
             )
         return run / system
-    if any((run / card).is_file() for card in _CARDS):
+    if any((run / card).is_file() for card in CARDS):
         return run
     if names:
         raise CheckpointError(
@@ -124,7 +125,7 @@ def checkpoint_folder(run: Path, system: str | None) -> Path:
 
 def system_names(run: Path) -> list[str]:
     """Names of the checkpoints in a run's folder."""
-    cards = [path for card in _CARDS for path in run.glob(f"*/{card}")]
+    cards = [path for card in CARDS for path in run.glob(f"*/{card}")]
     # the demo marks its step "rft" as done with a file of the same name
     return sorted(path.parent.name for path in cards if any(path.parent.glob("*.safetensors")))
 
@@ -142,7 +143,7 @@ def find_llm(folder: Path, *, given: str | None) -> str:
             raise CheckpointError(f"{given}: expected the folder of a base LLM, found none; check --llm")
         return given
     sft = sft_beneath(folder) if (folder / RFT_CARD).is_file() else folder
-    name = str(_card(sft)["base_llm"]["name"])
+    name = str(card_of(sft)["base_llm"]["name"])
     for place in (folder.parent / name, sft.parent / name):
         if place.exists():
             return str(place)
@@ -246,8 +247,9 @@ def _targets(
     return load_targets(place, store=store), None
 
 
-def _card(folder: Path) -> dict:
-    return read_json(next(folder / card for card in _CARDS if (folder / card).is_file()))
+def card_of(folder: Path) -> dict[str, Any]:
+    """What is said of the training of a checkpoint of sft or rft."""
+    return read_json(next(folder / card for card in CARDS if (folder / card).is_file()))
 
 
 def _is_hub_id(name: str) -> bool:
