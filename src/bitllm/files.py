@@ -5,12 +5,14 @@ temporary name and renamed. What a killed process left behind has the temporary 
 next one.
 """
 
+import codecs
 import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,7 @@ from safetensors import SafetensorError
 from bitllm.errors import DataError, OutputError
 
 _UNFINISHED = ".unfinished"
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 @contextmanager
@@ -144,21 +147,76 @@ def write_json(path: Path, content: Any) -> None:
         unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
+def require_file(path: Path, what: str) -> Path:
+    """Return ``path`` if it is a readable file with its content.
 
     Raises
     ------
     DataError
-        If the file is missing, is not UTF-8 or is not JSON.
+        If there is no such file, it may not be read, or it is a git-lfs pointer instead of the file itself.
     """
+    path = Path(path)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: expected a JSON file, found none; check the path") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        is_file = path.is_file()
+    except PermissionError:
+        is_file = False
+    if not is_file:
+        raise DataError(f"{path}: expected {what}, found no file; check the path, or download it")
+    if not os.access(path, os.R_OK):
         raise DataError(
-            f"{path}: expected JSON in UTF-8, found text that does not parse ({error}); fetch or make it again"
+            f"{path}: expected {what}, found a file without read permission; change its permissions"
+        )
+    with path.open("rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise DataError(f"{path}: expected {what}, found a git-lfs pointer to it; run `git lfs pull`")
+    return path
+
+
+def read_text(path: Path, what: str) -> str:
+    """Read a text file in UTF-8, with or without a byte order mark.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, unreadable, or in another encoding.
+    """
+    content = require_file(path, what).read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError(f"{path}: expected {what} in UTF-8, found UTF-16; save it as UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: expected {what} in UTF-8, found another encoding at byte {error.start}; save it as UTF-8"
+        ) from None
+
+
+def read_json(path: Path, what: str = "a JSON file") -> Any:
+    """Read a JSON file in UTF-8.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, is not UTF-8 or not JSON, or has a key twice in one object (Python's parser
+        would drop the first value without a word).
+    """
+    text = read_text(path, what)
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+            raise DataError(
+                f"{path}: expected each key once, found {len(twice)} keys twice "
+                f"({', '.join(map(repr, twice[:3]))}); remove the duplicates"
+            )
+        return found
+
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DataError(
+            f"{path}: expected JSON, found text that does not parse ({error}); fetch or make it again"
         ) from None
 
 

@@ -67,7 +67,7 @@ def test_a_file_that_is_no_split_is_refused(tmp_path):
     (tmp_path / "split.json").write_text('{"name": "poster"}')
     with pytest.raises(SplitError, match="expected a split with the keys name, train_subjects"):
         load_split(tmp_path / "split.json")
-    with pytest.raises(DataError, match="expected a JSON file, found none"):
+    with pytest.raises(DataError, match="found no file"):
         load_split(tmp_path / "none.json")
 
 

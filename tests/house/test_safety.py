@@ -21,7 +21,7 @@ _LARGEST_BYTES = 1_000_000
 
 
 # GLMsingle's .npy is a pickle; with the user's consent it is read by an unpickler that admits arrays alone.
-_ADMITTED = {"src/bitllm/data/formats/files/pickles.py": ["pickle"]}
+_ADMITTED = {"src/bitllm/data/io/pickles.py": ["pickle"]}
 
 
 def test_no_source_file_unpickles_or_runs_a_shell(source: list[Any]) -> None:

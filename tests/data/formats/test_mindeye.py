@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from bitllm.data.formats.beside import Beside
-from bitllm.data.formats.files.tars import read_samples
 from bitllm.data.formats.mindeye import read_mindeye
+from bitllm.data.io.tars import read_samples
 from bitllm.errors import DataError
 
 

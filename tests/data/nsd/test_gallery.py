@@ -118,8 +118,11 @@ BROKEN = {
         lambda m: annotations(m, lambda c: c | {"annotations": []}),
         "captions of the COCO",
     ),
-    "captions no JSON": (lambda m: m.annotations().write_text("{"), "train2017.json: expected JSON in UTF-8"),
-    "captions not UTF-8": (lambda m: m.annotations().write_bytes(b'{"a": "\xff"}'), "expected JSON in UTF-8"),
+    "captions no JSON": (lambda m: m.annotations().write_text("{"), "train2017.json: expected JSON"),
+    "captions not UTF-8": (
+        lambda m: m.annotations().write_bytes(b'{"a": "\xff"}'),
+        "expected a JSON file in UTF-8",
+    ),
     "no annotations": (lambda m: m.annotations().write_text("{}"), "captions under `annotations`"),
     "instances": (
         lambda m: annotations(m, lambda c: c | {"annotations": [{"image_id": 1}]}),

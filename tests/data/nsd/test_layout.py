@@ -4,8 +4,9 @@ import shutil
 
 import pytest
 
-from bitllm.data.nsd.layout import NsdRelease, require_file
+from bitllm.data.nsd.layout import NsdRelease
 from bitllm.errors import DataError
+from bitllm.files import require_file
 
 
 def test_subjects_and_sessions_come_from_the_files(written_release):
@@ -65,12 +66,14 @@ def test_a_beta_folder_without_sessions_is_named(release):
 
 
 def test_a_missing_file_is_named_with_what_it_was(tmp_path):
-    with pytest.raises(DataError, match=r"gone.nii.gz: expected the noise ceilings, found no file; down"):
+    with pytest.raises(DataError, match=r"gone.nii.gz: expected the noise ceilings, found no file"):
         require_file(tmp_path / "gone.nii.gz", "the noise ceilings")
 
 
 def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     (tmp_path / "locked.csv").touch()
     monkeypatch.setattr("os.access", lambda path, mode: False)  # root may read whatever the mode says
-    with pytest.raises(DataError, match=r"locked.csv: expected a table, found a file that may not be read"):
+    with pytest.raises(
+        DataError, match=r"locked.csv: expected a table, found a file without read permission"
+    ):
         require_file(tmp_path / "locked.csv", "a table")

@@ -15,11 +15,11 @@ from bitllm.data.formats.beside import (
     fingerprint,
     nsd_stimuli,
 )
-from bitllm.data.formats.files.arrays import read_npy, require_readable
-from bitllm.data.formats.files.tables import decode_picture
+from bitllm.data.io.arrays import read_npy
+from bitllm.data.io.tables import decode_picture
 from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents
 from bitllm.errors import DataError
-from bitllm.files import read_json
+from bitllm.files import read_json, require_file
 
 LABELS = {
     "prf-visualrois": ["V1v", "V1d", "V2v", "V2d", "V3v", "V3d", "hV4"],
@@ -110,7 +110,7 @@ def read_algonauts(
 def _label_names(path: Path | None) -> dict[str, dict[int, str]]:
     if path is None:
         return {atlas: dict(enumerate(of_atlas, 1)) for atlas, of_atlas in LABELS.items()}
-    require_readable(path, "names of labels in JSON, not the challenge's mapping_*.npy, which are pickles")
+    require_file(path, "names of labels in JSON, not the challenge's mapping_*.npy, which are pickles")
     if path.suffix == ".npy":
         raise DataError(
             f"{path}: expected names of labels in JSON, found .npy: mapping_*.npy are pickles and are never opened; "
@@ -188,7 +188,7 @@ def _vertices(
             f"{folder}: expected the places of the vertices, found none in this format; name FreeSurfer's folder "
             "fsaverage/surf with --surfaces"
         )
-    surface = require_readable(surfaces / f"{hemisphere}.white", "fsaverage's white surface")
+    surface = require_file(surfaces / f"{hemisphere}.white", "fsaverage's white surface")
     mm = nib.freesurfer.read_geometry(surface)[0]
     if place.max() >= len(mm):
         raise DataError(

@@ -4,15 +4,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from bitllm.data.formats.files.arrays import image_values, load_image, require_readable
-from bitllm.data.formats.files.tables import captions_by_nsd_id, read_table
+from bitllm.data.io.tables import captions_by_nsd_id, read_table
+from bitllm.data.io.volumes import open_volume, read_volume
 from bitllm.data.nsd.anatomy import read_voxel_mask, read_voxels
 from bitllm.data.nsd.layout import NsdRelease
 from bitllm.data.writing.contents import StoreContents, StoreSettings
 from bitllm.errors import DataError
+from bitllm.files import require_file
 
 PLACES = ("x_mm", "y_mm", "z_mm")
 _BLOCK = 64
@@ -97,15 +99,17 @@ def places_in_mask(path: Path) -> tuple[np.ndarray, pd.DataFrame]:
     DataError
         If the mask is missing, damaged or empty.
     """
-    require_readable(path, "a mask")
-    mask = np.nan_to_num(image_values(path, "a mask")) > 0
+    require_file(path, "a mask")
+    mask = np.nan_to_num(read_volume(path, "a mask")) > 0
     if mask.ndim != 3 or not mask.any():
         raise DataError(
             f"{path}: expected a mask of three axes with values above 0, found the shape {mask.shape} with "
             f"{mask.sum()} such voxels; name the right file"
         )
     ijk = np.argwhere(mask)
-    affine = load_image(path, "a mask").affine
+    image = open_volume(path, "a mask")
+    assert not isinstance(image, nib.Cifti2Image), f"{path}: three axes"
+    affine = image.affine
     mm = ijk @ affine[:3, :3].T + affine[:3, 3]
     table = pd.DataFrame(ijk, columns=["i", "j", "k"])
     for axis, place in enumerate(PLACES):

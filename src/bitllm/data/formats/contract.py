@@ -15,9 +15,9 @@ from bitllm.data.formats.beside import (
     places_in_mask,
     read_voxel_table,
 )
-from bitllm.data.formats.files.arrays import cifti_order, cifti_places, read_betas
-from bitllm.data.formats.files.tables import captions_by_nsd_id, picture_reader
 from bitllm.data.formats.trials import read_trials, stimuli_of
+from bitllm.data.io.arrays import cifti_order, cifti_places, read_betas
+from bitllm.data.io.tables import captions_by_nsd_id, picture_reader
 from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents
 from bitllm.errors import DataError
 

@@ -13,10 +13,10 @@ from bitllm.data.formats.contract import (
     flattened,
     session_reader,
 )
-from bitllm.data.formats.files.arrays import hdf5_dataset, open_hdf5
-from bitllm.data.formats.files.pickles import read_pickled_dict
-from bitllm.data.formats.files.tables import captions_by_nsd_id, picture_reader
 from bitllm.data.formats.trials import read_trials, stimuli_of
+from bitllm.data.io.arrays import hdf5_dataset, open_hdf5
+from bitllm.data.io.pickles import read_pickled_dict
+from bitllm.data.io.tables import captions_by_nsd_id, picture_reader
 from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents
 from bitllm.errors import DataError
 

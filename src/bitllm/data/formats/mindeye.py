@@ -17,8 +17,8 @@ from bitllm.data.formats.beside import (
     nsd_stimuli,
     places_of,
 )
-from bitllm.data.formats.files.tables import decode_picture
-from bitllm.data.formats.files.tars import Sample, array_of, read_samples
+from bitllm.data.io.tables import decode_picture
+from bitllm.data.io.tars import Sample, array_of, read_samples
 from bitllm.data.writing.complete import with_validation_images
 from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents
 from bitllm.errors import DataError

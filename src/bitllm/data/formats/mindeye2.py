@@ -17,8 +17,8 @@ from bitllm.data.formats.beside import (
     nsd_stimuli,
     places_of,
 )
-from bitllm.data.formats.files.arrays import hdf5_dataset, open_hdf5
-from bitllm.data.formats.files.tars import array_of, read_samples
+from bitllm.data.io.arrays import hdf5_dataset, open_hdf5
+from bitllm.data.io.tars import array_of, read_samples
 from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents
 from bitllm.errors import DataError
 

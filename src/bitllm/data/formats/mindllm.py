@@ -15,8 +15,8 @@ from bitllm.data.formats.beside import (
     places_of,
     read_stimulus_table,
 )
-from bitllm.data.formats.files.arrays import hdf5_dataset, open_hdf5
-from bitllm.data.formats.files.tables import picture_reader
+from bitllm.data.io.arrays import hdf5_dataset, open_hdf5
+from bitllm.data.io.tables import picture_reader
 from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents
 from bitllm.data.writing.normalise import looks_z_scored
 from bitllm.errors import DataError

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bitllm.data.formats.files.tables import read_table
+from bitllm.data.io.tables import read_table
 from bitllm.data.writing.columns import require_numbers
 from bitllm.data.writing.complete import with_validation_images
 from bitllm.data.writing.contents import StoreSettings

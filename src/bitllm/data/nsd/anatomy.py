@@ -8,8 +8,8 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int16
 from scipy.spatial import KDTree
 
+from bitllm.data.io.volumes import open_volume, volume_values
 from bitllm.data.nsd.layout import NsdRelease
-from bitllm.data.nsd.volumes import open_volume, volume_values
 from bitllm.data.writing.contents import View
 from bitllm.errors import DataError
 

@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int16
 from nibabel.arrayproxy import ArrayProxy
 
-from bitllm.data.nsd.layout import require_file
-from bitllm.data.nsd.volumes import open_volume, stored_volumes
+from bitllm.data.io.volumes import open_volume, stored_volumes
 from bitllm.errors import DataError
+from bitllm.files import require_file
 
 UNITS_PER_PERCENT = 300
 """NSD stores volume betas as int16 of 300 times the percent signal change."""

@@ -1,6 +1,5 @@
 """Where the files of an NSD release lie, and which subjects and sessions are there."""
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -234,20 +233,3 @@ class NsdRelease:
                     f"download {prefix}betas_session{session:02d}.{endings[0]}, or take away the sessions after it"
                 )
         return tuple(files[session] for session in sorted(files))
-
-
-def require_file(path: Path, what: str) -> Path:
-    """The path itself, if there is a file that may be read.
-
-    Raises
-    ------
-    DataError
-        If there is none, or it may not be read.
-    """
-    if not path.is_file():
-        raise DataError(
-            f"{path}: expected {what}, found no file; download it, or check the root folder's name"
-        )
-    if not os.access(path, os.R_OK):
-        raise DataError(f"{path}: expected {what}, found a file that may not be read; change its permissions")
-    return path

@@ -9,9 +9,9 @@ import pandas as pd
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from bitllm.data.nsd.layout import NsdRelease, require_file
+from bitllm.data.nsd.layout import NsdRelease
 from bitllm.errors import DataError
-from bitllm.files import read_json
+from bitllm.files import read_json, require_file
 
 _COLUMNS = ["nsdId", "cocoId", "cocoSplit", "shared1000"]
 _BLOCK = 256

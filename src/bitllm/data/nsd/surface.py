@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float32, Int16
 
+from bitllm.data.io.volumes import open_volume, stored_volumes, volume_values
 from bitllm.data.nsd.anatomy import Labels, read_labels
-from bitllm.data.nsd.layout import HEMISPHERES, NsdRelease, require_file
-from bitllm.data.nsd.volumes import open_volume, stored_volumes, volume_values
+from bitllm.data.nsd.layout import HEMISPHERES, NsdRelease
 from bitllm.errors import DataError
+from bitllm.files import require_file
 
 VertexMasks = tuple[Bool[np.ndarray, " left"], Bool[np.ndarray, " right"]]
 """The vertices to keep, of the left and of the right hemisphere."""

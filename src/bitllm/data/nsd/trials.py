@@ -10,8 +10,9 @@ import scipy.io
 from jaxtyping import Int
 from scipy.io.matlab import MatReadError
 
-from bitllm.data.nsd.layout import NsdRelease, require_file
+from bitllm.data.nsd.layout import NsdRelease
 from bitllm.errors import DataError
+from bitllm.files import require_file
 
 _DESIGN_KEYS = ("masterordering", "subjectim", "sharedix", "stimpattern")
 _RESPONSE_COLUMNS = {"SESSION": "session", "RUN": "run", "TRIAL": "trial", "73KID": "nsd_id"}

@@ -10,9 +10,8 @@ import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
 from bitllm.config import nearest
-from bitllm.data.formats.files.arrays import require_readable
 from bitllm.errors import DataError
-from bitllm.files import read_json
+from bitllm.files import read_json, require_file
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".JPEG", ".bmp")
 
@@ -34,7 +33,7 @@ def read_table(path: Path, *, needed: Sequence[str], admitted: Sequence[str] | N
     DataError
         If the file is missing or damaged, or a column lacks or is unknown.
     """
-    require_readable(path, "a table")
+    require_file(path, "a table")
     try:
         if path.suffix == ".parquet":
             table = pd.read_parquet(path)
@@ -72,7 +71,7 @@ def read_captions(paths: Sequence[Path]) -> tuple[dict[str, tuple[str, ...]], bo
     captions: dict[str, list[str]] = {}
     is_coco = False
     for path in paths:
-        require_readable(path, "captions in JSON")
+        require_file(path, "captions in JSON")
         content = read_json(path)
         is_coco = is_coco or (isinstance(content, dict) and isinstance(content.get("annotations"), list))
         for name, caption in _caption_rows(path, content):

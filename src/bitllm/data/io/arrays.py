@@ -1,41 +1,16 @@
 """Arrays from files of several kinds, none of which may run code."""
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import h5py
 import nibabel as nib
 import numpy as np
 
-from bitllm.data.nsd.volumes import IMAGE_DAMAGE
+from bitllm.data.io.volumes import open_volume, read_volume
 from bitllm.errors import DataError
+from bitllm.files import require_file
 
 _SUFFIXES = (".npy", ".h5", ".hdf5", ".dscalar.nii", ".nii", ".nii.gz", ".mgh", ".mgz")
-
-
-def require_readable(path: Path, what: str) -> Path:
-    """The path, if it is a file that may be read.
-
-    Raises
-    ------
-    DataError
-        If it is missing or may not be read.
-    """
-    path = Path(path)
-    try:
-        is_file = path.is_file()
-    except PermissionError:
-        is_file = False
-    if not is_file:
-        raise DataError(f"{path}: expected {what}, found no file; check the path")
-    if not os.access(path, os.R_OK):
-        raise DataError(
-            f"{path}: expected {what} that can be read, found no permission; change the file's permissions"
-        )
-    return path
 
 
 def read_npy(path: Path, what: str) -> np.ndarray:
@@ -46,7 +21,7 @@ def read_npy(path: Path, what: str) -> np.ndarray:
     DataError
         If the file is missing, damaged or a pickle.
     """
-    require_readable(path, what)
+    require_file(path, what)
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
@@ -68,7 +43,7 @@ def open_hdf5(path: Path, what: str) -> h5py.File:
     DataError
         If it is missing or damaged.
     """
-    require_readable(path, what)
+    require_file(path, what)
     try:
         return h5py.File(path, "r")
     except OSError as error:
@@ -92,43 +67,6 @@ def hdf5_dataset(file: h5py.File, key: str) -> h5py.Dataset:
             "name the right one, or copy the file again"
         )
     return found
-
-
-def load_image(path: Path, what: str) -> Any:
-    """Open NIfTI, MGH or CIFTI.
-
-    Raises
-    ------
-    DataError
-        If it is missing or damaged.
-    """
-    require_readable(path, what)
-    with _damage_named(path, what):
-        return nib.load(path)
-
-
-def image_values(path: Path, what: str) -> np.ndarray:
-    """All values of an image, scaled by its own header.
-
-    Raises
-    ------
-    DataError
-        If it is missing, damaged or cut off.
-    """
-    image = load_image(path, what)
-    with _damage_named(path, what):
-        return np.asanyarray(image.dataobj)
-
-
-@contextmanager
-def _damage_named(path: Path, what: str) -> Iterator[None]:
-    try:
-        yield
-    except IMAGE_DAMAGE as error:
-        reason = str(error).replace("\n", " ")
-        raise DataError(
-            f"{path}: expected {what}, found a file that nibabel cannot read to its end ({reason}); copy it again"
-        ) from None
 
 
 def read_betas(path: Path, *, key: str = "betas") -> tuple[np.ndarray, str]:
@@ -155,7 +93,7 @@ def read_betas(path: Path, *, key: str = "betas") -> tuple[np.ndarray, str]:
     if name.endswith((".h5", ".hdf5")):
         with open_hdf5(path, "betas") as file:
             return hdf5_dataset(file, key)[()], "hdf5"
-    image = load_image(path, "betas")
+    image = open_volume(path, "betas")
     if isinstance(image, nib.Cifti2Image):
         axes = [image.header.get_axis(n) for n in range(image.ndim)]
         if not isinstance(axes[0], nib.cifti2.ScalarAxis):
@@ -163,14 +101,15 @@ def read_betas(path: Path, *, key: str = "betas") -> tuple[np.ndarray, str]:
                 f"{path}: expected CIFTI with trials as its axis of scalars (dscalar), found "
                 f"{type(axes[0]).__name__}; write one scalar map for each trial"
             )
-        return image_values(path, "betas"), "cifti"
-    return image_values(path, "betas"), "volume"
+        return read_volume(path, "betas"), "cifti"
+    return read_volume(path, "betas"), "volume"
 
 
 def cifti_places(path: Path) -> np.ndarray:
     """Voxel indices (i, j, k) of CIFTI's grayordinates; -1 for vertices of the surface."""
-    axis = load_image(path, "betas").header.get_axis(1)
-    return np.asarray(axis.voxel)
+    image = open_volume(path, "betas")
+    assert isinstance(image, nib.Cifti2Image), f"{path}: not CIFTI"
+    return np.asarray(image.header.get_axis(1).voxel)
 
 
 def cifti_order(path: Path, mask: np.ndarray) -> np.ndarray:

@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from bitllm.data.formats.files.arrays import require_readable
 from bitllm.errors import DataError
+from bitllm.files import require_file
 
 MEMBER_BYTES = 512 * 2**20
 """No member of the known tars comes near this (a whole brain, three repeats, is 150 MB)."""
@@ -48,7 +48,7 @@ def read_samples(
     DataError
         If the file is missing, damaged or cut off, or a member is unsafe.
     """
-    require_readable(path, "a webdataset tar")
+    require_file(path, "a webdataset tar")
     try:
         with tarfile.open(path, "r|*") as archive:
             members = _within(path, _safe_files(path, archive, member_bytes), wanted, kept_bytes)

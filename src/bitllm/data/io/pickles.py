@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from bitllm.data.formats.files.arrays import require_readable
 from bitllm.errors import DataError
+from bitllm.files import require_file
 
 _ADMITTED = {
     (module, name)
@@ -39,7 +39,7 @@ def read_pickled_dict(path: Path, *, is_trusted: bool) -> dict[str, Any]:
     DataError
         Without consent, or if the file is damaged or asks for anything else.
     """
-    require_readable(path, "GLMsingle's output")
+    require_file(path, "GLMsingle's output")
     if not is_trusted:
         raise DataError(
             f"{path}: expected GLMsingle's output as .hdf5 (wanthdf5=1), found .npy, which is a pickle and can "

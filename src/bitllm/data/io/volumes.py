@@ -1,4 +1,4 @@
-"""Volumes (NIfTI) and maps of surfaces (MGH), opened with errors that name the file."""
+"""Volumes (NIfTI), maps of surfaces (MGH) and grayordinates (CIFTI), opened with errors that name the file."""
 
 import gzip
 import zlib
@@ -12,10 +12,10 @@ from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
-from bitllm.data.nsd.layout import require_file
 from bitllm.errors import DataError
+from bitllm.files import require_file
 
-Image = nib.Nifti1Image | nib.MGHImage
+Image = nib.Nifti1Image | nib.MGHImage | nib.Cifti2Image
 
 _MGH = (".mgh", ".mgz")
 
@@ -33,7 +33,7 @@ IMAGE_DAMAGE = (
 
 
 def open_volume(path: Path, what: str) -> Image:
-    """Open a NIfTI or MGH file without reading its values.
+    """Open a NIfTI, MGH or CIFTI file without reading its values.
 
     Raises
     ------
@@ -43,7 +43,10 @@ def open_volume(path: Path, what: str) -> Image:
     require_file(path, what)
     with _damage_named(path, what):
         image = nib.load(path)
-    assert isinstance(image, Image), f"{path}: not named .nii, .nii.gz, .mgh or .mgz"
+    if not isinstance(image, Image):
+        raise DataError(
+            f"{path}: expected {what} as NIfTI, MGH or CIFTI, found {type(image).__name__}; convert it"
+        )
     return image
 
 
@@ -57,6 +60,11 @@ def volume_values(image: Image, path: Path, what: str) -> np.ndarray:
     """
     with _damage_named(path, what):
         return np.asanyarray(image.dataobj)
+
+
+def read_volume(path: Path, what: str) -> np.ndarray:
+    """Open an image and return all its values, scaled by its own header."""
+    return volume_values(open_volume(path, what), path, what)
 
 
 def stored_volumes(image: Image, path: Path, what: str) -> Iterator[np.ndarray]:
