@@ -16,7 +16,7 @@ from bitllm.data.formats.beside import (
     nsd_stimuli,
 )
 from bitllm.data.io.arrays import read_npy
-from bitllm.data.io.tables import decode_picture
+from bitllm.data.io.pictures import decode_picture
 from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents
 from bitllm.errors import DataError
 from bitllm.files import read_json, require_file

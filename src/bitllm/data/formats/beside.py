@@ -8,7 +8,8 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from bitllm.data.io.tables import captions_by_nsd_id, read_table
+from bitllm.data.io.captions import captions_by_nsd_id
+from bitllm.data.io.tables import read_table
 from bitllm.data.io.volumes import open_volume, read_volume
 from bitllm.data.nsd.anatomy import read_voxel_mask, read_voxels
 from bitllm.data.nsd.layout import NsdRelease

@@ -17,7 +17,8 @@ from bitllm.data.formats.beside import (
 )
 from bitllm.data.formats.trials import read_trials, stimuli_of
 from bitllm.data.io.arrays import cifti_order, cifti_places, read_betas
-from bitllm.data.io.tables import captions_by_nsd_id, picture_reader
+from bitllm.data.io.captions import captions_by_nsd_id
+from bitllm.data.io.pictures import picture_reader
 from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents
 from bitllm.errors import DataError
 

@@ -15,8 +15,9 @@ from bitllm.data.formats.contract import (
 )
 from bitllm.data.formats.trials import read_trials, stimuli_of
 from bitllm.data.io.arrays import hdf5_dataset, open_hdf5
+from bitllm.data.io.captions import captions_by_nsd_id
 from bitllm.data.io.pickles import read_pickled_dict
-from bitllm.data.io.tables import captions_by_nsd_id, picture_reader
+from bitllm.data.io.pictures import picture_reader
 from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents
 from bitllm.errors import DataError
 

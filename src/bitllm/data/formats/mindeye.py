@@ -17,7 +17,7 @@ from bitllm.data.formats.beside import (
     nsd_stimuli,
     places_of,
 )
-from bitllm.data.io.tables import decode_picture
+from bitllm.data.io.pictures import decode_picture
 from bitllm.data.io.tars import Sample, array_of, read_samples
 from bitllm.data.writing.complete import with_validation_images
 from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents

@@ -16,7 +16,7 @@ from bitllm.data.formats.beside import (
     read_stimulus_table,
 )
 from bitllm.data.io.arrays import hdf5_dataset, open_hdf5
-from bitllm.data.io.tables import picture_reader
+from bitllm.data.io.pictures import picture_reader
 from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents
 from bitllm.data.writing.normalise import looks_z_scored
 from bitllm.errors import DataError
