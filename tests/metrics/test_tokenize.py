@@ -1,6 +1,6 @@
 import pytest
 
-from bitllm.metrics.java.ptb import ptb_tokenize_by_jar, why_no_ptb
+from bitllm.metrics.java import ptb_tokenize_by_jar, why_no_ptb
 from bitllm.metrics.tokenize import ptb_tokenize
 
 HARD = [

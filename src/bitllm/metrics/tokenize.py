@@ -38,7 +38,7 @@ def ptb_tokenize(captions: Sequence[str]) -> list[str]:
 
     Pure Python: nltk's Treebank tokenizer, brought nearer to the Stanford tokenizer of the COCO tools where
     the two differ on captions. Numbers to be published should use
-    :func:`bitllm.metrics.java.ptb.ptb_tokenize_by_jar`.
+    :func:`bitllm.metrics.java.ptb_tokenize_by_jar`.
 
     Parameters
     ----------

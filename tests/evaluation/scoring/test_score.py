@@ -3,7 +3,7 @@ import pytest
 
 from bitllm.errors import DataError
 from bitllm.evaluation.scoring.score import compare_captions, score_captions
-from bitllm.metrics.java.ptb import why_no_ptb
+from bitllm.metrics.java import why_no_ptb
 
 LEADERBOARD = {"BLEU-1": 59.44, "BLEU-4": 19.03, "ROUGE-L": 43.71, "CIDEr": 61.06}
 

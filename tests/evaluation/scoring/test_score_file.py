@@ -8,7 +8,7 @@ from bitllm.evaluation.scoring.caption_scorer import METRICS, CaptionScorer
 from bitllm.evaluation.scoring.captions_file import CaptionRecord, write_captions
 from bitllm.evaluation.scoring.floors import best_constant_caption, permuted_captions
 from bitllm.evaluation.scoring.score_file import ScoreOptions, score_file
-from bitllm.metrics.java.meteor import why_no_meteor
+from bitllm.metrics.java import why_no_meteor
 
 CAPTIONS = {"3": "a dog runs", "1": "two boats on a lake", "2": "a red bus"}
 REFERENCES = {
@@ -131,6 +131,16 @@ def test_a_java_that_crashes_leaves_the_other_metrics(files, fake_java):
     scores = plain(files, options=ScoreOptions("auto", meteor=True))
     assert "Java does not start" in scores.not_run["METEOR"]
     assert "Java does not start" in scores.notes[0]
+
+
+@pytest.mark.skipif(why_no_meteor() is not None, reason=f"METEOR: {why_no_meteor()}")
+def test_a_caption_of_15_000_words_leaves_out_meteor_alone(files):
+    """METEOR's jar takes minutes or its whole heap for it; the other metrics do not mind."""
+    (files / "captions.json").write_text(json.dumps({**CAPTIONS, "3": "dog " * 15_000}))
+    scores = plain(files, options=ScoreOptions("python", meteor=True))
+    assert scores.not_run["METEOR"].startswith("caption of 15,000 words")
+    assert scores.metrics == plain(files).metrics
+    assert set(METRICS) <= set(scores.metrics)
 
 
 def test_one_image_is_too_few(files):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bitllm.errors import BitLlmError, DataError
-from bitllm.metrics.java.meteor import Meteor, meteor_from_statistics, why_no_meteor
+from bitllm.metrics.java import Meteor, meteor_from_statistics, why_no_meteor
 
 needs_java = pytest.mark.skipif(why_no_meteor() is not None, reason=f"METEOR: {why_no_meteor()}")
 
@@ -62,6 +62,16 @@ def test_one_process_answers_more_than_its_pipes_hold(meteor):
 
 
 @needs_java
+@pytest.mark.parametrize("kind", ["caption", "reference"])
+def test_a_text_too_long_for_the_jar_is_refused_with_its_number_of_words(meteor, kind):
+    long = " ".join(["dog"] * 15_000)
+    caption, reference = (long, "a dog") if kind == "caption" else ("a dog", long)
+    with pytest.raises(BitLlmError, match=f"METEOR: {kind} of 15,000 words"):
+        meteor.statistics(["a cat", caption], [["a cat"], ["a dog", reference]])
+    assert meteor.statistics(["a cat"], [["a cat"]])[0, 0] == 2, "the process is still there"
+
+
+@needs_java
 def test_captions_without_references_are_refused(meteor):
     with pytest.raises(DataError, match="expected one set for each of 1 captions, found 0"):
         meteor.statistics(["a"], [])
@@ -90,8 +100,8 @@ def test_a_java_that_babbles_is_an_error(fake_java):
         running.statistics(["a"], [["b"]])
 
 
-def test_a_java_that_hangs_is_killed(fake_java):
-    fake_java("exec sleep 30")
+def test_a_java_that_hangs_is_killed_with_what_it_started(fake_java):
+    fake_java("sleep 30")  # a child of the script, which holds the pipe open
     with Meteor(timeout_s=0.2) as running, pytest.raises(BitLlmError, match="found none"):
         running.statistics(["a"], [["b"]])
     assert running._process.returncode is not None

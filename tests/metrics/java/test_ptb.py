@@ -1,8 +1,10 @@
+from pathlib import Path
+
 import pytest
 
 from bitllm.errors import BitLlmError
-from bitllm.metrics.java import ptb
-from bitllm.metrics.java.ptb import ptb_tokenize_by_jar, why_no_ptb
+from bitllm.metrics import java as module
+from bitllm.metrics.java import ptb_tokenize_by_jar, why_no_ptb
 
 needs_java = pytest.mark.skipif(why_no_ptb() is not None, reason=f"Java tokenizer: {why_no_ptb()}")
 
@@ -21,7 +23,7 @@ HARDER = [
 def test_words_are_those_of_the_coco_tools(monkeypatch, tmp_path):
     wrapper = pytest.importorskip("pycocoevalcap.tokenizer.ptbtokenizer", reason="in the extra `eval`")
     # theirs writes beside the jar, which may be read-only: give it a folder of links
-    for jar in (ptb.coco_folder("tokenizer") or tmp_path).glob("*.jar"):
+    for jar in Path(wrapper.__file__).parent.glob("*.jar"):
         (tmp_path / jar.name).symlink_to(jar)
     monkeypatch.setattr(wrapper, "__file__", str(tmp_path / "ptbtokenizer.py"))
     theirs = wrapper.PTBTokenizer().tokenize(
@@ -58,8 +60,8 @@ def test_java_that_says_too_little_is_an_error(fake_java):
 
 
 def test_java_that_hangs_or_does_not_start_is_an_error(fake_java, monkeypatch):
-    java = fake_java("exec sleep 30")
-    monkeypatch.setattr(ptb, "_TIMEOUT_S", 0.2)
+    java = fake_java("sleep 30")  # a child of the script, which must die with it
+    monkeypatch.setattr(module, "PTB_TIMEOUT_S", 0.2)
     with pytest.raises(BitLlmError, match=r"no answer within 0\.2 s"):
         ptb_tokenize_by_jar(["a"])
     java.write_text("not a program")

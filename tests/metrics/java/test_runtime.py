@@ -2,8 +2,8 @@ import shutil
 
 import pytest
 
-from bitllm.metrics.java import runtime
-from bitllm.metrics.java.runtime import coco_folder, java_command, java_version, last_words, why_not
+from bitllm.metrics import java as module
+from bitllm.metrics.java import java_command, java_version, last_words, why_no_meteor, why_no_ptb
 
 
 def test_java_home_comes_before_the_path(fake_java, tmp_path, monkeypatch):
@@ -29,17 +29,15 @@ def test_the_version_is_read_from_the_file_beside_java(fake_java):
 
 def test_without_java_there_is_no_version_and_a_reason(no_java):
     assert java_version() is None
-    assert why_not("meteor", "meteor-1.5.jar") == (
-        "expected Java on the path, found none; install a Java runtime"
-    )
+    assert why_no_meteor() == "expected Java on the path, found none; install a Java runtime"
 
 
 def test_a_missing_jar_names_the_extra(fake_java, monkeypatch):
     fake_java("exit 0")
-    assert "expected gone.jar of pycocoevalcap, found none" in str(why_not("meteor", "gone.jar"))
-    monkeypatch.setattr(runtime, "find_spec", lambda _: None)
-    assert coco_folder("meteor") is None
-    assert str(why_not("meteor", "meteor-1.5.jar")).endswith("install `bitllm[eval]`")
+    monkeypatch.setattr(module, "find_spec", lambda _: None)
+    for problem in (why_no_meteor(), why_no_ptb()):
+        assert problem is not None
+        assert ".jar of pycocoevalcap, found none; install `bitllm[eval]`" in problem
 
 
 @pytest.mark.parametrize(

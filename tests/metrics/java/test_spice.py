@@ -3,8 +3,8 @@
 import pytest
 
 from bitllm.errors import BitLlmError, DataError
-from bitllm.metrics.java import spice as module
-from bitllm.metrics.java.spice import spice, why_no_spice
+from bitllm.metrics import java as module
+from bitllm.metrics.java import spice, why_no_spice
 
 ANSWER = '[{"image_id": 1, "scores": {"All": {"f": 0.5}}}, {"image_id": 0, "scores": {"All": {"f": 0.25}}}]'
 # writes what it is told into the file behind -out
@@ -18,8 +18,7 @@ def jars(tmp_path, monkeypatch):
         path = tmp_path / "spice" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
-    monkeypatch.setattr(module, "coco_folder", lambda _: tmp_path / "spice")
-    monkeypatch.setattr(module, "why_not", lambda *_: None)
+    monkeypatch.setattr(module, "_jar", lambda part, name: tmp_path / part / name)
     return tmp_path / "spice"
 
 
@@ -45,9 +44,9 @@ def test_a_java_that_fails_hangs_or_does_not_start_is_an_error(jars, fake_java, 
     java = fake_java("echo java.lang.OutOfMemoryError: heap >&2; exit 1")
     with pytest.raises(BitLlmError, match=r"found exit status 1: java.lang.OutOfMemoryError: heap; its auth"):
         spice(["a"], [["a"]])
-    fake_java("exec sleep 30")
-    monkeypatch.setattr(module, "_TIMEOUT_S", 0.2)
-    with pytest.raises(BitLlmError, match=r"expected an answer within 0\.2 s"):
+    fake_java("sleep 30")  # a child of the script, which must die with it
+    monkeypatch.setattr(module, "SPICE_TIMEOUT_S", 0.2)
+    with pytest.raises(BitLlmError, match=r"within 0\.2 s"):
         spice(["a"], [["a"]])
     java.write_text("no program")
     with pytest.raises(BitLlmError, match="Java does not start"):
@@ -56,7 +55,7 @@ def test_a_java_that_fails_hangs_or_does_not_start_is_an_error(jars, fake_java, 
 
 def test_missing_parser_jars_are_named_with_how_to_get_them(jars):
     (jars / "lib" / module._PARSER_JARS[1]).unlink()
-    assert "expected stanford-corenlp-3.6.0-models.jar beside" in str(why_no_spice())
+    assert "expected stanford-corenlp-3.6.0-models.jar in" in str(why_no_spice())
     with pytest.raises(BitLlmError, match=r"SPICE: expected .* found none; get them with"):
         spice(["a"], [["a"]])
 

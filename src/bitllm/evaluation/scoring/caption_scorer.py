@@ -23,8 +23,7 @@ from bitllm.metrics.bleu import Bleu, require_references
 from bitllm.metrics.cider import Cider, DocumentFrequencies
 from bitllm.metrics.diversity import distinct_n, mean_length, n_distinct_captions
 from bitllm.metrics.intervals import Interval, resampled_sums
-from bitllm.metrics.java.ptb import JAVA_TOKENIZER, ptb_tokenize_by_jar
-from bitllm.metrics.java.runtime import java_version
+from bitllm.metrics.java import JAVA_TOKENIZER, java_version, ptb_tokenize_by_jar
 from bitllm.metrics.rouge import rouge_l
 from bitllm.metrics.tokenize import PYTHON_TOKENIZER, ptb_tokenize
 

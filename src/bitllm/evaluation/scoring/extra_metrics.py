@@ -8,8 +8,7 @@ from jaxtyping import Float
 
 from bitllm.errors import DataError
 from bitllm.evaluation.scoring.caption_scores import Batch, ExtraMetric
-from bitllm.metrics.java.meteor import Meteor, meteor_from_statistics
-from bitllm.metrics.java.spice import spice
+from bitllm.metrics.java import Meteor, meteor_from_statistics, spice
 
 _PICTURES = (".png", ".jpg", ".jpeg")
 _PROMPT = "A photo depicts "  # put before every text by the authors of CLIPScore

@@ -26,8 +26,7 @@ from bitllm.evaluation.scoring.floors import (
     permuted_captions,
 )
 from bitllm.evaluation.scoring.score import compare_captions
-from bitllm.metrics.java.meteor import Meteor, why_no_meteor
-from bitllm.metrics.java.spice import why_no_spice
+from bitllm.metrics.java import Meteor, why_no_meteor, why_no_spice
 
 _ORACLE_SEARCH = 5000  # captions and images among which the oracle's constant caption is looked for
 
