@@ -16,7 +16,7 @@ Added later, and predicted before it was measured: on fsaverage (one hemisphere 
 Measured on 2 cores at a load of 4 (other work; one thread of our own), 29 s in all: the reader takes 0.13 s, the
 whole dataset 9.4 s (73 times as long), the mask's chunks alone 0.12 s (reader by chunks 1.09); NIfTI, of 40
 trials, 1.01 of unpacking it; a row of the store 2.8 µs, 1.00 of the memory map, and 67 ms from chunks of one voxel
-(24,000 times as long); a session is prepared, normalised and written in 0.62 s; fsaverage 0.05 s a hemisphere, 1.90
+(24,000 times as long); a session is prepared, normalized and written in 0.62 s; fsaverage 0.05 s a hemisphere, 1.90
 of reading the bytes. The peak of memory is 0.21 GB after the imports, 0.21 GB after reading a session, 0.41 GB
 after preparing. The prediction was too careful for the dataset and for single trials, and too low for the memory
 of preparing. Two runs before, at a load of 7: reader by chunks 1.22 and 1.28, NIfTI 0.95 and 1.04, store rows .98
@@ -47,8 +47,8 @@ import pandas as pd
 from bitllm.data.nsd.betas import percent_signal_change, read_session_betas
 from bitllm.data.nsd.surface import read_surface_betas
 from bitllm.data.store import open_store
-from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents
-from bitllm.data.writing.write import write_store
+from bitllm.data.store.contents import StoreContents, StoreSettings, SubjectContents
+from bitllm.data.store.write import write_store
 
 SHAPE, N_TRIALS, N_VOXELS = (81, 104, 83), 750, 15_724
 N_VERTICES, N_KEPT_VERTICES = 163_842, 18_992

@@ -11,7 +11,7 @@ import pytest
 from bitllm.cli import main
 from bitllm.data.prepare import prepare_nsd
 from bitllm.data.store import open_store
-from bitllm.data.writing.complete import part_of_image
+from bitllm.data.store.complete import part_of_image
 from bitllm.errors import DataError, OutputError
 
 PREPARE = {"validation_fraction": 0.3, "seed": 2}
@@ -58,7 +58,7 @@ def test_across_sessions_has_one_mean_and_deviation_from_all_training_trials_of_
     prepare_nsd(
         written_release.root,
         tmp_path / "store",
-        normalisation="across-sessions",
+        normalization="across-sessions",
         workers=2,
         progress=lambda *step: told.append(step),
         **PREPARE,
@@ -66,7 +66,7 @@ def test_across_sessions_has_one_mean_and_deviation_from_all_training_trials_of_
     store = open_store(tmp_path / "store")
     assert (
         store.manifest.statistics == "across-sessions"
-        and "all sessions together" in store.manifest.normalisation
+        and "all sessions together" in store.manifest.normalization
     )
     for subject in store.subjects:
         mask = written_release.mask[subject]
@@ -87,8 +87,8 @@ def test_across_sessions_has_one_mean_and_deviation_from_all_training_trials_of_
     )
 
 
-def test_without_normalisation_the_store_holds_percent_signal_change(written_release, tmp_path):
-    prepare_nsd(written_release.root, tmp_path / "store", normalisation="none", **PREPARE)
+def test_without_normalization_the_store_holds_percent_signal_change(written_release, tmp_path):
+    prepare_nsd(written_release.root, tmp_path / "store", normalization="none", **PREPARE)
     store = open_store(tmp_path / "store")
     for session in (1, 2):
         volume = written_release.volumes["subj03", session][written_release.mask["subj03"]].T
@@ -100,7 +100,7 @@ def test_without_normalisation_the_store_holds_percent_signal_change(written_rel
 def test_across_sessions_needs_a_training_trial(written_release, tmp_path):
     with pytest.raises(DataError, match=r"\(subj01\): expected trials of training images, found none; lower"):
         prepare_nsd(
-            written_release.root, tmp_path / "store", normalisation="across-sessions", validation_fraction=1.0
+            written_release.root, tmp_path / "store", normalization="across-sessions", validation_fraction=1.0
         )
 
 

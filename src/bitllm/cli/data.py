@@ -78,7 +78,7 @@ def prepare_nsd(  # noqa: PLR0913 - tyro reads the signature
     subjects: tuple[str, ...] = (),
     sessions: int | None = None,
     beta_version: Literal["b1", "b2", "b3"] = "b3",
-    normalisation: Literal["training", "not-shared", "session", "across-sessions", "none"] = "training",
+    normalization: Literal["training", "not-shared", "session", "across-sessions", "none"] = "training",
     validation_fraction: float = 0.08,
     seed: int = 0,
     picture_px: int | None = None,
@@ -94,7 +94,7 @@ def prepare_nsd(  # noqa: PLR0913 - tyro reads the signature
         subjects: Subjects to prepare (all that are there).
         sessions: Only the first so many of every subject (all); -3 leaves out the last three, as before 2023.
         beta_version: NSD's version of the betas.
-        normalisation: Whose trials the z-scores' statistics see; session sees test trials (a leak, says audit).
+        normalization: Whose trials the z-scores' statistics see; session sees test trials (a leak, says audit).
         validation_fraction: Share of the training images set aside for choices.
         seed: Of the choice of validation images.
         picture_px: Side to which pictures are resized (as they are: 425 in NSD, 39 GB for all).
@@ -113,7 +113,7 @@ def prepare_nsd(  # noqa: PLR0913 - tyro reads the signature
             subjects=subjects or None,
             n_sessions=sessions,
             beta_version=beta_version,
-            normalisation=normalisation,
+            normalization=normalization,
             validation_fraction=validation_fraction,
             seed=seed,
             picture_px=picture_px,
@@ -227,7 +227,7 @@ def inspect(store: tyro.conf.Positional[Path], /, json: bool = False, verify: bo
         json: Print JSON instead of tables.
         verify: Compare the checksum of every file first.
     """
-    from bitllm.data.checks.verify import verify_store
+    from bitllm.data.audit import verify_store
     from bitllm.data.inspect import inspect_store, render_inspection
     from bitllm.data.store import open_store
 
@@ -254,7 +254,7 @@ def audit(
         split: The split to audit by; the run's own split.json by default.
         json: Print JSON instead of lines.
     """
-    from bitllm.data.checks.audit import audit as look
+    from bitllm.data.audit import audit as look
     from bitllm.data.splits import load_split
     from bitllm.data.store import open_store
 

@@ -196,7 +196,7 @@ def _beside(images: Images, places: Places, pictures: Path | None = None) -> "Be
 
 
 def _write(store: Path, reading: "Reading") -> None:
-    from bitllm.data.writing.write import write_store
+    from bitllm.data.store.write import write_store
     from bitllm.demo.display import Display
 
     for note in reading.notes:

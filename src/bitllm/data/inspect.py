@@ -10,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from bitllm.data.store import SUBJECT_FILES, Store
+from bitllm.data.store.read import SUBJECT_FILES, Store
 
 _UNKNOWN = "–"
 
@@ -21,7 +21,7 @@ def inspect_store(store: Store) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``path``, ``source``, ``beta_version``, ``roi``, ``normalisation``; ``subjects`` (sessions, trials,
+        ``path``, ``source``, ``beta_version``, ``roi``, ``normalization``; ``subjects`` (sessions, trials,
         voxels, voxels out of view in some session, images by part, mean noise ceiling in percent for one
         trial and for the mean of three (``None`` where it is not known), voxels of each label, bytes,
         checksums); ``images`` by part; ``captions`` (number, and least, mean and most per image); ``bytes``
@@ -38,7 +38,7 @@ def inspect_store(store: Store) -> dict[str, Any]:
         "space": manifest.space,
         "roi": manifest.roi,
         "statistics": manifest.statistics,
-        "normalisation": manifest.normalisation,
+        "normalization": manifest.normalization,
         "validation_fraction": manifest.validation_fraction,
         "seed": manifest.seed,
         "subjects": {subject: _inspect_subject(store, subject) for subject in store.subjects},
@@ -115,7 +115,7 @@ def _overview(inspection: dict[str, Any]) -> Table:
             "data",
             f"{inspection['source']}, betas {inspection['beta_version']} in {inspection['space']}, {inspection['roi']}",
         ),
-        ("betas", inspection["normalisation"]),
+        ("betas", inspection["normalization"]),
         ("images", ", ".join(f"{n:,} {part}" for part, n in images.items())),
         (
             "captions",

@@ -14,10 +14,10 @@ from bitllm.data.nsd.layout import NsdRelease
 from bitllm.data.nsd.stimuli import read_captions, read_pictures, read_stimuli, resized
 from bitllm.data.nsd.surface import VertexMasks, read_surface_betas, read_vertex_masks, read_vertices
 from bitllm.data.nsd.trials import Design, read_design, read_trials
-from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents, View
-from bitllm.data.writing.normalise import Normalisation
-from bitllm.data.writing.sessions import Progress
-from bitllm.data.writing.write import write_store
+from bitllm.data.store.contents import StoreContents, StoreSettings, SubjectContents, View
+from bitllm.data.store.normalize import Normalization
+from bitllm.data.store.sessions import Progress
+from bitllm.data.store.write import write_store
 from bitllm.errors import ConfigError, DataError
 
 
@@ -63,7 +63,7 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
     seed: int = 0,
     n_sessions: int | None = None,
     beta_version: str = "b3",
-    normalisation: Normalisation = "training",
+    normalization: Normalization = "training",
     picture_px: int | None = None,
     workers: int = 1,
     progress: Progress | None = None,
@@ -96,7 +96,7 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
         Of the choice of those images.
     beta_version
         ``b1``, ``b2`` or ``b3``.
-    normalisation
+    normalization
         Whose trials the statistics of the z-scores see.
     picture_px
         Side to which the pictures are resized; as they are by default (NSD's have 425 pixels).
@@ -147,7 +147,7 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
         beta_version=beta_version,
         space=space,
         roi=roi,
-        normalisation=normalisation,
+        normalization=normalization,
         validation_fraction=validation_fraction,
         seed=seed,
     )

@@ -126,7 +126,7 @@ def check_split(store: Store, split: Split) -> None:
     ------
     SplitError
         If a subject or an image is on both sides, is unknown to the store, or has a part in the store that
-        its use forbids: by the default normalisation the z-scores' statistics saw every image of the part
+        its use forbids: by the default normalization the z-scores' statistics saw every image of the part
         ``train``. What they saw by another one is no reason to refuse (see `images_in_statistics`).
     """
     _check_subjects(store, split)

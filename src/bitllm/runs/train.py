@@ -255,7 +255,7 @@ def _warn_of_statistics(store: Store, split: Split) -> None:
     if seen:
         _LOG.warning(
             "%s: the statistics of its z-scores (`%s`) saw %s of the %s test images of the split `%s`; prepare it with "
-            "`--normalisation training` where that matters",
+            "`--normalization training` where that matters",
             store.path,
             store.manifest.statistics,
             len(seen),

@@ -17,7 +17,7 @@ from PIL import Image
 
 from bitllm.data.formats.beside import Reading
 from bitllm.data.store import Store, open_store
-from bitllm.data.writing.write import write_store
+from bitllm.data.store.write import write_store
 
 N_VOXELS, N_IMAGES = 7, 12
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from bitllm.cli import main
-from bitllm.data.checks.audit import audit
+from bitllm.data.audit import audit
 from bitllm.data.formats.beside import Beside
 from bitllm.data.formats.mindeye2 import read_mindeye2
 from bitllm.data.formats.mindllm import read_mindllm

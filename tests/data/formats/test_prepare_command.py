@@ -78,7 +78,7 @@ def test_a_damaged_file_is_one_line(tmp_path, monkeypatch, refused, words, name,
 
 
 def test_a_picture_that_is_none_is_named_before_any_betas_are_read(table, tmp_path, refused, monkeypatch):
-    monkeypatch.setattr("bitllm.data.writing.write.run_jobs", lambda *_, **__: pytest.fail("betas first"))
+    monkeypatch.setattr("bitllm.data.store.write.run_jobs", lambda *_, **__: pytest.fail("betas first"))
     (table.root / "pictures/9.png").write_text("<html>not found</html>")
     assert "9.png: expected a picture, found a file that does not" in refused(
         "table", table.root / "header.yaml", tmp_path / "store"

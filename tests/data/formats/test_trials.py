@@ -7,7 +7,7 @@ from bitllm.cli import main
 from bitllm.data.formats.contract import read_contract
 from bitllm.data.splits import make_split
 from bitllm.data.store import open_store
-from bitllm.data.writing.complete import part_of_image, with_validation_images
+from bitllm.data.store.complete import part_of_image, with_validation_images
 from bitllm.errors import DataError
 
 

@@ -10,8 +10,8 @@ from bitllm.cli import main
 from bitllm.data.nsd.layout import NsdRelease
 from bitllm.data.nsd.trials import Design, read_trials
 from bitllm.data.splits import load_split
-from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents
-from bitllm.data.writing.write import write_store
+from bitllm.data.store.contents import StoreContents, StoreSettings, SubjectContents
+from bitllm.data.store.write import write_store
 
 ROOT = Path(__file__).resolve().parents[3]
 N_SESSIONS = dict(zip([f"subj{n:02d}" for n in range(1, 9)], (40, 40, 32, 30, 40, 32, 40, 30), strict=True))

@@ -17,7 +17,7 @@ from bitllm.data.formats.beside import (
 )
 from bitllm.data.io.arrays import read_npy
 from bitllm.data.io.pictures import decode_picture
-from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents
+from bitllm.data.store.contents import StoreContents, StoreSettings, SubjectContents
 from bitllm.errors import DataError
 from bitllm.files import read_json, require_file
 
@@ -102,7 +102,7 @@ def read_algonauts(
         beta_version="b3",
         space="fsaverage",
         roi="challenge",
-        normalisation="as-delivered",
+        normalization="as-delivered",
     )
     return Reading(contents, settings, tuple(notes))
 

@@ -13,7 +13,7 @@ from bitllm.data.io.tables import read_table
 from bitllm.data.io.volumes import open_volume, read_volume
 from bitllm.data.nsd.anatomy import read_voxel_mask, read_voxels
 from bitllm.data.nsd.layout import NsdRelease
-from bitllm.data.writing.contents import StoreContents, StoreSettings
+from bitllm.data.store.contents import StoreContents, StoreSettings
 from bitllm.errors import DataError
 from bitllm.files import require_file
 

@@ -19,7 +19,7 @@ from bitllm.data.formats.trials import read_trials, stimuli_of
 from bitllm.data.io.arrays import cifti_order, cifti_places, read_betas
 from bitllm.data.io.captions import captions_by_nsd_id
 from bitllm.data.io.pictures import picture_reader
-from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents
+from bitllm.data.store.contents import StoreContents, StoreSettings, SubjectContents
 from bitllm.errors import DataError
 
 
@@ -97,7 +97,7 @@ def read_contract(header_path: Path) -> Reading:
         beta_version=header.source_version,
         space=header.space,
         roi="mask",
-        normalisation="as-delivered" if header.already_zscored else "training",
+        normalization="as-delivered" if header.already_zscored else "training",
     )
     return Reading(contents, settings, notes)
 

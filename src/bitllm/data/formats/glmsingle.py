@@ -18,7 +18,7 @@ from bitllm.data.io.arrays import hdf5_dataset, open_hdf5
 from bitllm.data.io.captions import captions_by_nsd_id
 from bitllm.data.io.pickles import read_pickled_dict
 from bitllm.data.io.pictures import picture_reader
-from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents
+from bitllm.data.store.contents import StoreContents, StoreSettings, SubjectContents
 from bitllm.errors import DataError
 
 _ENDINGS = (".hdf5", ".h5", ".npy", ".mat")

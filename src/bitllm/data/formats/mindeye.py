@@ -19,8 +19,8 @@ from bitllm.data.formats.beside import (
 )
 from bitllm.data.io.pictures import decode_picture
 from bitllm.data.io.tars import Sample, array_of, read_samples
-from bitllm.data.writing.complete import with_validation_images
-from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents
+from bitllm.data.store.complete import with_validation_images
+from bitllm.data.store.contents import StoreContents, StoreSettings, SubjectContents
 from bitllm.errors import DataError
 
 _PARTS = {"train": "train", "val": "validation", "test": "test"}
@@ -75,7 +75,7 @@ def read_mindeye(root: Path, beside: Beside, *, subjects: tuple[str, ...] | None
     is_test = np.array([images.part[n] == "test" for n in nsd_ids.tolist()])
     stimuli = nsd_stimuli(beside, nsd_ids, is_test, root)
     stimuli["part"] = [images.part[n] for n in stimuli["nsd_id"].tolist()]
-    settings = StoreSettings(source="mindeye", beta_version="b3 (MindEye1)", normalisation="as-delivered")
+    settings = StoreSettings(source="mindeye", beta_version="b3 (MindEye1)", normalization="as-delivered")
     stimuli, drawn = with_validation_images(
         stimuli, validation_fraction=settings.validation_fraction, seed=settings.seed
     )

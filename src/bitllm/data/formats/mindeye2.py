@@ -19,7 +19,7 @@ from bitllm.data.formats.beside import (
 )
 from bitllm.data.io.arrays import hdf5_dataset, open_hdf5
 from bitllm.data.io.tars import array_of, read_samples
-from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents
+from bitllm.data.store.contents import StoreContents, StoreSettings, SubjectContents
 from bitllm.errors import DataError
 
 _COLUMNS = 17
@@ -70,7 +70,7 @@ def read_mindeye2(root: Path, beside: Beside, *, subjects: tuple[str, ...] | Non
         atlases=atlases,
     )
     settings = StoreSettings(
-        source="mindeye2", beta_version="b2 (MindEye2 renorm)", normalisation="as-delivered"
+        source="mindeye2", beta_version="b2 (MindEye2 renorm)", normalization="as-delivered"
     )
     notes = [_STATISTICS]
     if pictures is None:

@@ -17,8 +17,8 @@ from bitllm.data.formats.beside import (
 )
 from bitllm.data.io.arrays import hdf5_dataset, open_hdf5
 from bitllm.data.io.pictures import picture_reader
-from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents
-from bitllm.data.writing.normalise import looks_z_scored
+from bitllm.data.store.contents import StoreContents, StoreSettings, SubjectContents
+from bitllm.data.store.normalize import looks_z_scored
 from bitllm.errors import DataError
 
 
@@ -65,11 +65,11 @@ def read_mindllm(root: Path, beside: Beside, *, subjects: tuple[str, ...] | None
         pictures=pictures,
         atlases=atlases,
     )
-    normalisation = "as-delivered" if scored else "training"
-    settings = StoreSettings(source="mindllm", normalisation=normalisation)
+    normalization = "as-delivered" if scored else "training"
+    settings = StoreSettings(source="mindllm", normalization=normalization)
     notes = [
         "sessions and runs are not in this format: all trials are of session 1",
-        "how these betas were normalised is not documented: their values "
+        "how these betas were normalized is not documented: their values "
         + (
             "look z-scored and stay as they are"
             if scored

@@ -7,9 +7,8 @@ import numpy as np
 import pandas as pd
 
 from bitllm.data.io.tables import read_table
-from bitllm.data.writing.columns import require_numbers
-from bitllm.data.writing.complete import with_validation_images
-from bitllm.data.writing.contents import StoreSettings
+from bitllm.data.store.complete import require_numbers, with_validation_images
+from bitllm.data.store.contents import StoreSettings
 from bitllm.errors import DataError
 
 TRIAL_COLUMNS = ("trial_row", "subject", "session", "run", "stimulus_id")

@@ -10,7 +10,7 @@ from scipy.spatial import KDTree
 
 from bitllm.data.io.volumes import open_volume, volume_values
 from bitllm.data.nsd.layout import NsdRelease
-from bitllm.data.writing.contents import View
+from bitllm.data.store.contents import View
 from bitllm.errors import DataError
 
 INVALID_MNI = 9999

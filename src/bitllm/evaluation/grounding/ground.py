@@ -170,7 +170,7 @@ def _about(
         "precision": name_of(run.system.model.lm_head.weight.dtype),
         "data": held_out.store.manifest.source,
         "store_sha256": held_out.store.sha256,
-        "normalisation": held_out.store.manifest.normalisation,
+        "normalisation": held_out.store.manifest.normalization,
         "is_store_of_training": run.is_own_store,
         "subject": held_out.subject,
         "subject_is_trained_on": run.was_trained_on(held_out.subject),

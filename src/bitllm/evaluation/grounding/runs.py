@@ -160,7 +160,7 @@ def find_split(folder: Path, store: Store, sha256: str, *, given: Path | None) -
     Raises
     ------
     SplitError
-        If the run was trained on another store (other betas, normalisation or regions are another), the checksum of
+        If the run was trained on another store (other betas, normalization or regions are another), the checksum of
         its split is not that of the store's, or the split does not fit the store.
     """
     trained_on = store_of(folder)

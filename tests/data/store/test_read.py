@@ -1,5 +1,6 @@
 """Opening a store: what it gives, and what is refused."""
 
+import hashlib
 import json
 import pickle
 
@@ -8,7 +9,8 @@ import pandas as pd
 import pytest
 
 from bitllm.cli import main
-from bitllm.data.store import open_store, write_rows
+from bitllm.data.store import open_store
+from bitllm.data.store.write import write_rows
 from bitllm.errors import DataError
 
 
@@ -112,3 +114,12 @@ def test_a_damaged_table_is_one_line_that_names_it(copied_store, capsys, command
     err = capsys.readouterr().err
     assert f"{copied_store / file}: expected a whole table, found a damaged file (" in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_the_manifest_and_the_checksum_of_a_store_keep_their_first_spelling(store):
+    """Stores and records of runs from the first release hold the key `normalisation`."""
+    written = json.loads((store.path / "manifest.json").read_text())
+    assert "normalisation" in written and "normalization" not in written
+    assert store.manifest.normalization == written["normalisation"]
+    plain = json.dumps(written, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert store.sha256 == hashlib.sha256(plain.encode()).hexdigest()

@@ -1,30 +1,30 @@
-"""The one road into a store, for every format: checked, normalised, checksummed, whole or not at all."""
+"""The one road into a store, for every format: checked, normalized, checksummed, whole or not at all."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from bitllm.data.store import (
+from bitllm.data.store.complete import complete
+from bitllm.data.store.contents import StoreContents, StoreSettings, SubjectContents
+from bitllm.data.store.normalize import NORMALIZATIONS
+from bitllm.data.store.read import (
     SHARED_FILES,
     STORE_VERSION,
     SUBJECT_FILES,
     StoreManifest,
     SubjectRecord,
-    write_rows,
 )
-from bitllm.data.writing.complete import complete
-from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents
-from bitllm.data.writing.normalise import NORMALISATIONS
-from bitllm.data.writing.sessions import (
+from bitllm.data.store.sessions import (
     Progress,
+    contradictions,
     remove_marks,
     run_jobs,
     run_statistics,
     session_jobs,
+    share_in_view,
 )
-from bitllm.data.writing.views import contradictions, share_in_view
 from bitllm.errors import DataError
 from bitllm.files import folder_gone_on_with, require_empty, sha256_of_file, sha256_of_json, write_json
 
@@ -50,7 +50,7 @@ def write_store(
     contents
         Subjects, images, captions, pictures.
     settings
-        Where they came from, the normalisation, the choice of validation images.
+        Where they came from, the normalization, the choice of validation images.
     workers
         How many processes read sessions at the same time.
     progress
@@ -73,10 +73,10 @@ def write_store(
             job
             for subject in contents.subjects
             for job in session_jobs(
-                subject, contents.stimuli, _folder(store, subject), settings.normalisation
+                subject, contents.stimuli, _folder(store, subject), settings.normalization
             )
         ]
-        is_across = settings.normalisation == "across-sessions"
+        is_across = settings.normalization == "across-sessions"
         steps = _Steps(progress, len(jobs) * (1 + is_across) + 1)
         if is_across:
             run_statistics(jobs, workers=workers, done=steps.done)
@@ -95,8 +95,8 @@ def write_store(
             beta_version=settings.beta_version,
             space=settings.space,
             roi=settings.roi,
-            statistics=settings.normalisation,
-            normalisation=NORMALISATIONS[settings.normalisation],
+            statistics=settings.normalization,
+            normalization=NORMALIZATIONS[settings.normalization],
             validation_fraction=settings.validation_fraction,
             seed=settings.seed,
             subjects=records,
@@ -106,6 +106,27 @@ def write_store(
             sha256={file: sha256_of_file(store / file) for file in shared_files},
         )
         write_json(store / "manifest.json", manifest.model_dump(mode="json"))
+
+
+def write_rows(path: Path, n_rows: int, blocks: Iterable[np.ndarray]) -> int:
+    """Write blocks of rows as one ``.npy`` file, in bounded memory.
+
+    By plain writes and not through a memory map, which a full disk answers with a signal that kills the
+    process. The number of rows that were written is returned; it should be ``n_rows``.
+    """
+    n_written = 0
+    with path.open("wb") as file:
+        for block in blocks:
+            if not n_written:
+                header = {
+                    "descr": block.dtype.str,
+                    "fortran_order": False,
+                    "shape": (n_rows, *block.shape[1:]),
+                }
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(np.ascontiguousarray(block).data)
+            n_written += len(block)
+    return n_written
 
 
 class _Steps:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from bitllm.cli import main
-from bitllm.data.checks.audit import audit
+from bitllm.data.audit import audit
 from bitllm.data.presets import within_subject
 from bitllm.data.splits import Split, make_split, save_split
 from bitllm.errors import DataError

@@ -6,10 +6,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Float16, Float64
 
-Normalisation = Literal["training", "not-shared", "session", "across-sessions", "none", "as-delivered"]
-"""How betas become what the store holds; see `NORMALISATIONS`."""
+Normalization = Literal["training", "not-shared", "session", "across-sessions", "none", "as-delivered"]
+"""How betas become what the store holds; see `NORMALIZATIONS`."""
 
-NORMALISATIONS: dict[str, str] = {
+NORMALIZATIONS: dict[str, str] = {
     "training": (
         "z-score per voxel and session (ddof 0), mean and deviation from trials of training images only"
     ),
@@ -19,12 +19,12 @@ NORMALISATIONS: dict[str, str] = {
         "z-score per voxel (ddof 0), mean and deviation from trials of training images of all sessions together"
     ),
     "none": "no z-score: the betas in the unit of the input (NSD: percent signal change)",
-    "as-delivered": "the values as they were delivered; whoever made them chose the normalisation",
+    "as-delivered": "the values as they were delivered; whoever made them chose the normalization",
 }
-"""What the store says about its betas, by the name of the normalisation."""
+"""What the store says about its betas, by the name of the normalization."""
 
 SCORED_BY_US = frozenset({"training", "not-shared", "session", "across-sessions"})
-"""The normalisations that make z-scores, which must not be made twice."""
+"""The normalizations that make z-scores, which must not be made twice."""
 
 Moments = Float64[np.ndarray, "5 voxels"]
 """Of each voxel: number of trials, mean, sum of squared deviations, least and greatest value."""

@@ -6,7 +6,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitllm.data.writing.normalise import moments, pooled, scaled_by, z_scores
+from bitllm.data.store.normalize import moments, pooled, scaled_by, z_scores
 
 
 def test_training_trials_have_the_z_scores_of_scipy(rng):

@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 
 from bitllm.data.store import open_store
-from bitllm.data.writing.contents import StoreContents, StoreSettings, SubjectContents
-from bitllm.data.writing.write import write_store
+from bitllm.data.store.contents import StoreContents, StoreSettings, SubjectContents
+from bitllm.data.store.write import write_store
 from bitllm.errors import DataError, OutputError
 
 SETTINGS = StoreSettings(source="table", validation_fraction=0.3)
@@ -61,7 +61,7 @@ def test_z_scores_are_stored_as_delivered_and_never_scored_twice(tmp_path):
         write_store(tmp_path / "a", contents(betas=values, is_z_scored=True), SETTINGS)
     with pytest.raises(DataError, match="found mean 0 and deviation 1 in nearly every voxel"):
         write_store(tmp_path / "a", contents(betas=values), SETTINGS)
-    delivered = SETTINGS.model_copy(update={"normalisation": "as-delivered"})
+    delivered = SETTINGS.model_copy(update={"normalization": "as-delivered"})
     write_store(tmp_path / "a", contents(betas=values, is_z_scored=True), delivered)
     betas = open_store(tmp_path / "a").subject("subj01").betas
     np.testing.assert_array_equal(betas, values.reshape(48, 5).astype(np.float16))
@@ -197,26 +197,26 @@ def read(session):
         os.kill(os.getpid(), signal.SIGKILL)
     return whole.subjects[0].read_session(session)
 whole, reads, killed_after = contents(), [], [int(n) for n in sys.argv[4]]
-settings = SETTINGS.model_copy(update={"normalisation": sys.argv[3]})
+settings = SETTINGS.model_copy(update={"normalization": sys.argv[3]})
 write_store(Path(sys.argv[1]), contents(read_session=read), settings)
 """
 
 
 @pytest.mark.parametrize(
-    ("normalisation", "killed_after", "left"),
+    ("normalization", "killed_after", "left"),
     [
         ("training", "12", [2]),
         ("across-sessions", "12", [2, 1, 2]),  # statistics of both sessions first, then both are written
         ("across-sessions", "1212", [2]),
     ],
 )
-def test_after_a_kill_a_finished_session_is_not_read_again(tmp_path, normalisation, killed_after, left):
+def test_after_a_kill_a_finished_session_is_not_read_again(tmp_path, normalization, killed_after, left):
     here = str(Path(__file__).parent)
-    arguments = [sys.executable, "-c", KILLED, str(tmp_path / "é store"), here, normalisation, killed_after]
+    arguments = [sys.executable, "-c", KILLED, str(tmp_path / "é store"), here, normalization, killed_after]
     assert subprocess.run(arguments, check=False).returncode == -signal.SIGKILL
     assert [path.name for path in tmp_path.iterdir()] == ["é store.unfinished"]
     whole, read = contents(), []
-    settings = SETTINGS.model_copy(update={"normalisation": normalisation})
+    settings = SETTINGS.model_copy(update={"normalization": normalization})
 
     def counted(session: int) -> np.ndarray:
         read.append(session)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bitllm.data.writing.columns import require_numbers
+from bitllm.data.store.complete import require_numbers
 from bitllm.errors import DataError
 
 

@@ -1,4 +1,4 @@
-"""Sessions of betas on their way into one file: read, normalised and written one by one, and gone on with."""
+"""Sessions of betas on their way into one file: read, normalized and written one by one, and gone on with."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Bool, Float32, Num
 
-from bitllm.data.writing.contents import SubjectContents
-from bitllm.data.writing.normalise import (
+from bitllm.data.store.contents import SubjectContents, View
+from bitllm.data.store.normalize import (
     SCORED_BY_US,
-    Normalisation,
+    Normalization,
     in_float16,
     looks_z_scored,
     moments,
@@ -21,18 +22,20 @@ from bitllm.data.writing.normalise import (
     scaled_by,
     z_scores,
 )
-from bitllm.data.writing.views import contradicted, seen_in_both, write_mark
 from bitllm.errors import DataError
 from bitllm.files import file_written_whole
 
 _STATISTICS = "statistics.npy"
+_IN_VIEW, _CONTRADICTED = 1, 2
+"""Bits of a voxel in the mark of a finished session."""
+Betas = Num[np.ndarray, "trials voxels"]
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many steps are done, and how many there are."""
 
 
 @dataclass(frozen=True)
 class SessionJob:
-    """One session to be read, normalised and written at its place in the file of the subject's betas."""
+    """One session to be read, normalized and written at its place in the file of the subject's betas."""
 
     subject: SubjectContents
     session: int
@@ -40,7 +43,7 @@ class SessionJob:
     first_row: int
     is_seen: np.ndarray
     """Which trials the statistics see."""
-    normalisation: Normalisation
+    normalization: Normalization
 
     @property
     def done_mark(self) -> Path:
@@ -59,18 +62,18 @@ class SessionJob:
 
 
 def session_jobs(
-    subject: SubjectContents, stimuli: pd.DataFrame, folder: Path, normalisation: Normalisation
+    subject: SubjectContents, stimuli: pd.DataFrame, folder: Path, normalization: Normalization
 ) -> list[SessionJob]:
     """The sessions of a subject; ``betas.npy`` is made at its full length, unless it is there."""
     path = folder / "betas.npy"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         allocate_rows(path, (len(subject.trials), len(subject.voxels)), np.dtype(np.float16))
-    is_seen = _is_seen(subject, stimuli, normalisation)
+    is_seen = _is_seen(subject, stimuli, normalization)
     jobs = []
     for session, rows in subject.trials.groupby("session").indices.items():
         first, last = int(rows[0]), int(rows[-1]) + 1
-        jobs.append(SessionJob(subject, int(str(session)), folder, first, is_seen[first:last], normalisation))
+        jobs.append(SessionJob(subject, int(str(session)), folder, first, is_seen[first:last], normalization))
     return jobs
 
 
@@ -121,11 +124,11 @@ def allocate_rows(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
 
 
 def write_session(job: SessionJob) -> str:
-    """Read, normalise and write one session, then mark it as done."""
+    """Read, normalize and write one session, then mark it as done."""
     betas = _read(job)
-    if job.normalisation not in SCORED_BY_US:
+    if job.normalization not in SCORED_BY_US:
         scaled = in_float16(betas)
-    elif job.normalisation == "across-sessions":
+    elif job.normalization == "across-sessions":
         scaled = scaled_by(betas, np.load(job.folder / _STATISTICS))
     elif not job.is_seen.any():
         raise DataError(
@@ -183,11 +186,11 @@ def _run(jobs: list[SessionJob], work: Callable[[SessionJob], str], workers: int
             raise
 
 
-def _is_seen(subject: SubjectContents, stimuli: pd.DataFrame, normalisation: Normalisation) -> np.ndarray:
+def _is_seen(subject: SubjectContents, stimuli: pd.DataFrame, normalization: Normalization) -> np.ndarray:
     of_trials = stimuli.set_index("nsd_id").loc[subject.trials["nsd_id"]]
-    if normalisation in ("training", "across-sessions"):
+    if normalization in ("training", "across-sessions"):
         return np.asarray(of_trials["part"] == "train")
-    if normalisation == "not-shared":
+    if normalization == "not-shared":
         return np.asarray(of_trials["part"] != "test")
     return np.ones(len(of_trials), bool)
 
@@ -208,10 +211,10 @@ def _read(job: SessionJob) -> np.ndarray:
             f"{where}: expected numbers, found NaN or infinity in some trials of {partly.sum()} voxels; "
             "mend or leave out those voxels (a voxel without any number in a session becomes 0)"
         )
-    if job.normalisation in SCORED_BY_US and looks_z_scored(betas):
+    if job.normalization in SCORED_BY_US and looks_z_scored(betas):
         raise DataError(
             f"{where}: expected betas to be z-scored, found mean 0 and deviation 1 in nearly every voxel; "
-            "they are never z-scored twice, use the normalisation `as-delivered`"
+            "they are never z-scored twice, use the normalization `as-delivered`"
         )
     return betas
 
@@ -225,3 +228,52 @@ def _write_at(path: Path, first_row: int, rows: np.ndarray) -> None:
         file.write(np.ascontiguousarray(rows).data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def in_view(betas: Betas) -> Bool[np.ndarray, " voxels"]:
+    """Which voxels were in the field of view: NSD writes 0 for all trials of a session (NaN on surfaces)."""
+    return (np.isfinite(betas) & (betas != 0)).any(axis=0)
+
+
+def seen_in_both(betas: Betas, view: View | None) -> Bool[np.ndarray, " voxels"]:
+    """Which voxels were in view by the betas and, where there is one, by the file too."""
+    return in_view(betas) if view is None else in_view(betas) & view.voxels
+
+
+def contradicted(betas: Betas, view: View | None) -> Bool[np.ndarray, " voxels"]:
+    """Which voxels vary though the file says they were out of view, or do not though it says they were in view."""
+    if view is None:
+        return np.zeros(betas.shape[1], bool)
+    return view.voxels != (in_view(betas) & (betas.max(axis=0) > betas.min(axis=0)))
+
+
+def write_mark(
+    path: Path, seen: Bool[np.ndarray, " voxels"], contradicted: Bool[np.ndarray, " voxels"]
+) -> None:
+    """Write the file that says that a session is finished, and what was found out about its voxels."""
+    with file_written_whole(path) as unfinished:
+        unfinished.write_bytes((seen * _IN_VIEW + contradicted * _CONTRADICTED).astype(np.uint8).tobytes())
+
+
+def share_in_view(folder: Path) -> Float32[np.ndarray, " voxels"]:
+    """In which share of a subject's written sessions each voxel was in view, as NSD's ``valid.nii.gz``."""
+    seen = np.stack([mark & _IN_VIEW for mark in _read_marks(folder).values()])
+    return np.asarray(seen.mean(axis=0), np.float32)
+
+
+def contradictions(subject: SubjectContents, folder: Path) -> str | None:
+    """One line about all voxels of a subject of which file and betas say the contrary, or ``None``."""
+    counts = {session: int((mark & _CONTRADICTED > 0).sum()) for session, mark in _read_marks(folder).items()}
+    sessions = [session for session, count in counts.items() if count]
+    if not sessions:
+        return None
+    return (
+        f"{subject.views[sessions[0]].origin}: expected it to fit the betas, found {counts[sessions[0]]} voxels "
+        f"that vary though said to be out of view, or the reverse ({len(sessions)} sessions of {subject.name} "
+        "have such voxels); a voxel is taken as in view where both say so"
+    )
+
+
+def _read_marks(folder: Path) -> dict[int, np.ndarray]:
+    marks = sorted(folder.glob("session*.done"))
+    return {int(mark.stem[len("session") :]): np.frombuffer(mark.read_bytes(), np.uint8) for mark in marks}

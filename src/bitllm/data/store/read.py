@@ -1,11 +1,6 @@
-"""The store: what `prepare` wrote, readable with numpy and pandas alone.
+"""Read a store: its manifest, tables, betas and pictures."""
 
-One folder holds a manifest, one table of images, one of captions, their pictures, and for each subject its
-betas (trials x voxels) beside the tables of trials and of voxels. See `write_rows` for how arrays are
-written.
-"""
-
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float16, Int, UInt8
 from pyarrow.lib import ArrowException
+from pydantic import ConfigDict, Field
 
 from bitllm.config import StrictConfig, nearest
 from bitllm.errors import ConfigError, DataError
@@ -39,6 +35,8 @@ class SubjectRecord(StrictConfig):
 class StoreManifest(StrictConfig):
     """What a store holds and where it came from."""
 
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
     version: int
     source: str
     """``nsd``, ``simulated`` or the name of another format."""
@@ -49,8 +47,8 @@ class StoreManifest(StrictConfig):
     roi: str
     statistics: Literal["training", "not-shared", "session", "across-sessions", "none", "as-delivered"]
     """Whose trials the z-scores' statistics saw."""
-    normalisation: str
-    """The same, in words."""
+    normalization: str = Field(alias="normalisation")
+    """The same, in words. The file keeps the spelling of the first release, so that old stores open."""
     validation_fraction: float
     seed: int
     """Of the choice of validation images."""
@@ -85,7 +83,7 @@ class Store:
         self._opened: dict[str, SubjectData] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A worker process opens the files anew: a pickled memory map would carry the whole array.
+        # A worker process opens the files itself: a pickled memory map would carry the whole array.
         return open_store, (self.path,)
 
     @cached_property
@@ -202,27 +200,6 @@ def open_store(path: Path | str) -> Store:
         if not file.is_file():
             raise DataError(f"{file}: expected a file of the store, found none; make the store again")
     return Store(path, manifest)
-
-
-def write_rows(path: Path, n_rows: int, blocks: Iterable[np.ndarray]) -> int:
-    """Write blocks of rows as one ``.npy`` file, in bounded memory.
-
-    By plain writes and not through a memory map, which a full disk answers with a signal that kills the
-    process. The number of rows that were written is returned; it should be ``n_rows``.
-    """
-    n_written = 0
-    with path.open("wb") as file:
-        for block in blocks:
-            if not n_written:
-                header = {
-                    "descr": block.dtype.str,
-                    "fortran_order": False,
-                    "shape": (n_rows, *block.shape[1:]),
-                }
-                np.lib.format.write_array_header_1_0(file, header)
-            file.write(np.ascontiguousarray(block).data)
-            n_written += len(block)
-    return n_written
 
 
 def _read_table(path: Path) -> pd.DataFrame:

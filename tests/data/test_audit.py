@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 
 from bitllm.cli import main
-from bitllm.data.checks.audit import audit
-from bitllm.data.checks.verify import verify_store
+from bitllm.data.audit import audit, verify_store
 from bitllm.data.splits import make_split, save_split
 from bitllm.data.store import open_store
 from bitllm.errors import DataError
@@ -169,7 +168,7 @@ def test_whose_trials_the_statistics_saw_is_read_from_the_store(copied_store, st
     assert len(leaks) == is_seen
     if is_seen:
         assert f"nsd_id {min(split.test_images)} ({len(split.test_images)} in all)" in leaks[0]
-        assert leaks[0].endswith(f"by the normalisation `{statistics}`")
+        assert leaks[0].endswith(f"by the normalization `{statistics}`")
 
 
 def test_a_clean_store_and_run_have_no_leak(store, tmp_path, capsys):

@@ -8,7 +8,7 @@ import pandas as pd
 from jaxtyping import Bool, UInt8
 
 from bitllm.config import StrictConfig
-from bitllm.data.writing.normalise import Normalisation
+from bitllm.data.store.normalize import Normalization
 
 TRIAL_COLUMNS = ("session", "run", "trial", "nsd_id", "repetition", "shared")
 VOXEL_COLUMNS = ("i", "j", "k", "x_mm", "y_mm", "z_mm", "ncsnr")
@@ -30,7 +30,7 @@ class StoreSettings(StrictConfig):
     beta_version: str = "unknown"
     space: str = "func1pt8mm"
     roi: str = "nsdgeneral"
-    normalisation: Normalisation = "training"
+    normalization: Normalization = "training"
     validation_fraction: float = 0.08
     seed: int = 0
     """Of the choice of validation images."""

@@ -1,13 +1,13 @@
 """Checks of what goes into a store, and the columns that follow from others."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
-from bitllm.data.writing.columns import require_numbers
-from bitllm.data.writing.contents import (
+from bitllm.data.store.contents import (
     STIMULUS_COLUMNS,
     STIMULUS_OPTIONAL,
     TRIAL_COLUMNS,
@@ -81,7 +81,7 @@ def complete(contents: StoreContents, settings: StoreSettings) -> StoreContents:
     captions = _complete_captions(contents, stimuli)
     subjects = [_complete_subject(subject, stimuli, contents.atlases) for subject in contents.subjects]
     for subject in subjects:
-        _check_normalisation(subject, settings)
+        _check_normalization(subject, settings)
     return replace(contents, subjects=subjects, stimuli=stimuli, captions=captions)
 
 
@@ -188,12 +188,53 @@ def _all_voxel_columns(voxels: pd.DataFrame, atlases: dict[str, dict[int, str]])
     return voxels[[*VOXEL_COLUMNS, *atlases]].astype(_VOXEL_TYPES | dict.fromkeys(atlases, "int16"))
 
 
-def _check_normalisation(subject: SubjectContents, settings: StoreSettings) -> None:
-    if subject.is_z_scored != (settings.normalisation == "as-delivered") and subject.is_z_scored:
+def _check_normalization(subject: SubjectContents, settings: StoreSettings) -> None:
+    if subject.is_z_scored != (settings.normalization == "as-delivered") and subject.is_z_scored:
         raise DataError(
             f"{subject.origin} ({subject.name}): expected betas to be z-scored, found z-scores already; "
-            "they are never z-scored twice, use the normalisation `as-delivered`"
+            "they are never z-scored twice, use the normalization `as-delivered`"
         )
+
+
+def require_numbers(
+    table: pd.DataFrame, types: Mapping[str, str], where: str, what: str, *, advice: str = "mend that row"
+) -> None:
+    """Refuse a table that cannot be cast: numpy wraps numbers that are too large.
+
+    Parameters
+    ----------
+    table
+        Its rows are counted from 1 in errors, the heading not counted.
+    types
+        Column to numpy's type; whole numbers must be whole and fit, other numbers may be missing.
+    where, what
+        The file, and what the table is: errors name both.
+    advice
+        What to do.
+
+    Raises
+    ------
+    DataError
+        If a value is no number of the type; the first one is named with its column and row.
+    """
+    for column, dtype in types.items():
+        values = table[column]
+        numbers = pd.to_numeric(values, errors="coerce")
+        if np.dtype(dtype).kind == "f":
+            kind = "numbers"
+            is_wrong = numbers.isna() & values.notna()
+        else:
+            low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+            kind = f"whole numbers from {low} to {high}"
+            is_wrong = numbers.isna() | (numbers % 1 != 0) | (numbers < low) | (numbers > high)
+        wrong = np.flatnonzero(is_wrong.to_numpy(bool))
+        if wrong.size:
+            found = values.iloc[int(wrong[0])]
+            shown = "nothing" if pd.isna(found) else f"`{found}`"
+            raise DataError(
+                f"{where}: expected {kind} in the column `{column}` of {what}, found {shown} in row {wrong[0] + 1} "
+                f"({wrong.size} in all, the heading not counted); {advice}"
+            )
 
 
 def _require_columns(table: pd.DataFrame, columns: tuple[str, ...], where: str, what: str) -> None:
