@@ -1,13 +1,15 @@
 """What all configurations share: strict keys, YAML, and errors that name the nearest valid key."""
 
 import difflib
+import types
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from bitllm.errors import ConfigError
+from bitllm.errors import ConfigError, DataError
+from bitllm.files import normalized_name, read_json, read_text
 
 ConfigT = TypeVar("ConfigT", bound="StrictConfig")
 
@@ -16,6 +18,18 @@ class StrictConfig(BaseModel):
     """A configuration that refuses unknown keys and wrong types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fit_words(cls, values: Any) -> Any:
+        """Numbers stay text where a field is text, and a single word is a list of one."""
+        if not isinstance(values, dict):
+            return values
+        fields = cls.model_fields
+        return {
+            key: _fitted(value, fields[key].annotation) if key in fields else value
+            for key, value in values.items()
+        }
 
     @classmethod
     def parse(cls: type[ConfigT], values: dict[str, Any], *, source: str = "configuration") -> ConfigT:
@@ -33,40 +47,144 @@ class StrictConfig(BaseModel):
 
     @classmethod
     def read(cls: type[ConfigT], path: Path) -> ConfigT:
-        """Read this configuration from a YAML file.
+        """Read this configuration from a YAML or JSON file.
 
         Raises
         ------
         ConfigError
-            If the file is missing, is not YAML, or holds an unknown key or a wrong value.
+            If the file is missing, is not YAML, or holds an unknown key, a key twice or a wrong value.
         """
-        return cls.parse(read_yaml(path), source=str(path))
+        return cls.parse(read_yaml(path, is_written=True), source=str(path))
 
     def write(self, path: Path) -> None:
         """Write this configuration as YAML."""
         Path(path).write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file.
+def read_yaml(path: Path, *, is_written: bool = False) -> dict[str, Any]:
+    """The keys and values of a YAML file in UTF-8, or of a JSON file by its ending.
+
+    Keys are text as they are written: ``01`` is no number. With ``is_written`` numbers remember how they were
+    written, so that a field of text can have ``01`` or ``1.10``.
 
     Raises
     ------
     ConfigError
-        If the file is missing, is not YAML, or does not hold keys and values.
+        If the file is missing, is not YAML, has a key twice, or does not hold keys and values.
     """
+    what = "a YAML configuration"
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: expected a YAML configuration, found no file; check the path") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        is_json = Path(path).suffix.lower() == ".json"
+        values = (
+            read_json(path, what) if is_json else parse_yaml(read_text(path, what), str(path), is_written)
+        )
+    except DataError as error:
+        raise ConfigError(str(error)) from None
+    except yaml.YAMLError as error:
         reason = str(error).replace("\n", " ")
-        raise ConfigError(
-            f"{path}: expected a YAML configuration, found text that does not parse ({reason})"
-        ) from None
+        raise ConfigError(f"{path}: expected {what}, found text that does not parse ({reason})") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected YAML with `key: value` lines, found {type(values).__name__}")
     return values
+
+
+def parse_yaml(text: str, source: str, is_written: bool = True) -> Any:
+    """The value of a YAML text.
+
+    Raises
+    ------
+    ConfigError
+        If a key is there twice.
+    yaml.YAMLError
+        If the text is not YAML.
+    """
+    loader = (_WrittenLoader if is_written else _UniqueKeysLoader)(text)
+    loader.source = source
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
+class _UniqueKeysLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, but a key is text, may be there once, and a date is text too."""
+
+    source: str
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            # a subject `01` would become the number 1, and PyYAML would drop the first of two equal keys
+            key.tag, key.value = "tag:yaml.org,2002:str", normalized_name(key.value)
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise ConfigError(
+                    f"{self.source}: expected each key once, found `{key.value}` in the lines {lines[key.value]} and "
+                    f"{line}; remove or rename one"
+                )
+            lines[key.value] = line
+        return node
+
+
+_UniqueKeysLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+class _WrittenLoader(_UniqueKeysLoader):
+    """Its numbers remember how they were written."""
+
+
+class _WrittenInt(int):
+    written: str
+
+
+class _WrittenFloat(float):
+    written: str
+
+
+def _written_int(loader: yaml.SafeLoader, node: Any) -> _WrittenInt:
+    value = _WrittenInt(loader.construct_yaml_int(node))
+    value.written = node.value
+    return value
+
+
+def _written_float(loader: yaml.SafeLoader, node: Any) -> _WrittenFloat:
+    value = _WrittenFloat(loader.construct_yaml_float(node))
+    value.written = node.value
+    return value
+
+
+_WrittenLoader.add_constructor("tag:yaml.org,2002:int", _written_int)
+_WrittenLoader.add_constructor("tag:yaml.org,2002:float", _written_float)
+
+
+def _fitted(value: Any, annotation: Any) -> Any:
+    """A value of YAML as a field wants it: text as it was written, one word as a list of one."""
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    is_name = any(_is_text(kind) for kind in kinds) and not {int, float, bool} & set(kinds)
+    if is_name and isinstance(value, _WrittenInt | _WrittenFloat):
+        return value.written
+    for kind in kinds:
+        inner = get_args(kind)
+        if get_origin(kind) is tuple and inner[1:] == (...,):
+            if _is_text(inner[0]) and isinstance(value, str | _WrittenInt | _WrittenFloat):
+                value = (value,)
+            if isinstance(value, list | tuple):
+                return tuple(_fitted(one, inner[0]) for one in value)
+        if get_origin(kind) is dict and isinstance(value, dict):
+            return {key: _fitted(one, inner[1]) for key, one in value.items()}
+    return value
+
+
+def _is_text(kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return all(isinstance(choice, str) for choice in get_args(kind))
+    return kind in (str, Path)
 
 
 def nearest(word: str, valid: list[str]) -> str:

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,9 +21,11 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from bitllm.errors import DataError, OutputError
+from bitllm.errors import BitLlmError, DataError, OutputError
 
 _UNFINISHED = ".unfinished"
+_PLAIN_NAME = re.compile(r"\w(?:[\w .+@=-]{0,98}[\w+@=-])?")
+_INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff"
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -180,15 +183,59 @@ def read_text(path: Path, what: str) -> str:
     DataError
         If the file is missing, unreadable, or in another encoding.
     """
-    content = require_file(path, what).read_bytes()
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    return decoded_text(require_file(path, what).read_bytes(), path, what)
+
+
+def decoded_text(content: bytes, path: Path, what: str) -> str:
+    """The text of a file's bytes in UTF-8, with or without a byte order mark.
+
+    Raises
+    ------
+    DataError
+        If the bytes are in another encoding, or are not text.
+    """
+    # UTF-16 without its mark shows by zero bytes, which no text in UTF-8 has
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:2] + content[-2:]:
         raise DataError(f"{path}: expected {what} in UTF-8, found UTF-16; save it as UTF-8")
+    if b"\0" in content:
+        raise DataError(f"{path}: expected {what} in UTF-8, found a binary file; name the right file")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}: expected {what} in UTF-8, found another encoding at byte {error.start}; save it as UTF-8"
         ) from None
+
+
+def normalized_name(text: str) -> str:
+    """A name as it is compared and stored: Unicode's composed form (NFC), no spaces around it.
+
+    macOS writes file names in the decomposed form, spreadsheets leave spaces behind: ``café `` is ``café``.
+    """
+    if text.isascii():
+        return text.strip()
+    before = None
+    while before != text:  # spaces and invisible characters may alternate
+        before, text = text, text.strip().strip(_INVISIBLE)
+    return unicodedata.normalize("NFC", text)
+
+
+def require_plain_name(name: str, where: object, what: str, *, error: type[BitLlmError] = DataError) -> str:
+    """Return a name that is safe as a part of a path.
+
+    Plain names have letters, digits and ``_ . + @ = -``, and spaces only inside; ``..`` and slashes would lead out of
+    the folder.
+
+    Raises
+    ------
+    BitLlmError
+        Of the class ``error``, if the name is not plain or has more than 100 characters.
+    """
+    if not _PLAIN_NAME.fullmatch(name):
+        raise error(
+            f"{where}: expected a plain name of {what} (letters, digits, _ . + @ = -), found {name!r}; rename it"
+        )
+    return name
 
 
 def read_json(path: Path, what: str = "a JSON file") -> Any:

@@ -4,10 +4,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import Field
 
-from bitllm.config import StrictConfig, nearest
+from bitllm.config import StrictConfig, nearest, parse_yaml
 from bitllm.errors import ConfigError
 from bitllm.neighbours.clip import SmallClipConfig
 from bitllm.neighbours.llm import SmallLlmConfig
@@ -56,7 +55,7 @@ def demo_config(name_or_path: str) -> DemoConfig:
     """
     if name_or_path in DEMOS:
         text = files("bitllm.demo").joinpath(f"{name_or_path}.yaml").read_text(encoding="utf-8")
-        return DemoConfig.parse(yaml.safe_load(text), source=f"{name_or_path}.yaml")
+        return DemoConfig.parse(parse_yaml(text, name_or_path), source=f"{name_or_path}.yaml")
     if not Path(name_or_path).suffix:
         raise ConfigError(
             f"demo: expected one of {', '.join(DEMOS)} or a YAML file, found `{name_or_path}`; "

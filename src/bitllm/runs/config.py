@@ -6,7 +6,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field
 
-from bitllm.config import StrictConfig
+from bitllm.config import StrictConfig, parse_yaml, read_yaml
 from bitllm.errors import ConfigError
 from bitllm.stages.align import AlignConfig, EncoderConfig
 from bitllm.stages.rft import RftConfig
@@ -62,12 +62,7 @@ def read_run_config(path: Path, changes: list[str]) -> RunConfig:
     ConfigError
         If the file or a change is not valid; a wrong key is answered with the nearest valid one.
     """
-    if not changes:
-        return RunConfig.read(path)
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return RunConfig.read(path)  # says what is wrong
+    values = read_yaml(path, is_written=True)
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals:
@@ -75,12 +70,12 @@ def read_run_config(path: Path, changes: list[str]) -> RunConfig:
                 f"--set {change}: expected KEY=VALUE, found no `=`; e.g. --set sft.optimizer.steps=100"
             )
         try:
-            _put(values, key.split("."), yaml.safe_load(value))
+            _put(values, key.split("."), parse_yaml(value, f"--set {change}"))
         except (TypeError, yaml.YAMLError):
             raise ConfigError(
                 f"--set {change}: expected the key of one value, as in --set sft.optimizer.steps=100"
             ) from None
-    return RunConfig.parse(values, source=f"{path} with --set")
+    return RunConfig.parse(values, source=f"{path} with --set" if changes else str(path))
 
 
 def _put(values: dict[str, Any], keys: list[str], value: Any) -> None:
