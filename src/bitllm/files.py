@@ -195,7 +195,7 @@ def decoded_text(content: bytes, path: Path, what: str) -> str:
         If the bytes are in another encoding, or are not text.
     """
     # UTF-16 without its mark shows by zero bytes, which no text in UTF-8 has
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:2] + content[-2:]:
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:2]:
         raise DataError(f"{path}: expected {what} in UTF-8, found UTF-16; save it as UTF-8")
     if b"\0" in content:
         raise DataError(f"{path}: expected {what} in UTF-8, found a binary file; name the right file")

@@ -127,11 +127,17 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
         )
     release = NsdRelease(Path(root), beta_version, space)
     design = read_design(release.design)
-    read = [_read_subject(release, design, name, roi, n_sessions) for name in release.subjects(subjects)]
+    notes: list[str] = []
+    read = [
+        _read_subject(release, design, name, roi, n_sessions, notes) for name in release.subjects(subjects)
+    ]
     people = [person for person, _ in read]
     atlases = _merged_labels(release, [(person.name, labels) for person, labels in read])
     nsd_ids = np.unique(np.concatenate([person.trials["nsd_id"].to_numpy() for person in people]))
-    stimuli = read_stimuli(release.stimulus_table, nsd_ids, design.shared_ids)
+    stimuli = read_stimuli(release.stimulus_table, nsd_ids, design.shared_ids, notes)
+    if note is not None:
+        for line in notes:
+            note(line)
     simulation = release.simulation()
     contents = StoreContents(
         subjects=people,
@@ -155,12 +161,12 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
 
 
 def _read_subject(
-    release: NsdRelease, design: Design, name: str, roi: str, n_sessions: int | None
+    release: NsdRelease, design: Design, name: str, roi: str, n_sessions: int | None, notes: list[str]
 ) -> tuple[SubjectContents, Labels]:
     is_surface = release.space == "fsaverage"
     in_volume = () if is_surface else tuple((path,) for path in release.session_files(name))
     files = (in_volume or release.surface_session_files(name))[:n_sessions]
-    trials = read_trials(release, design, name, len(files))
+    trials = read_trials(release, design, name, len(files), notes)
     n_trials = {int(str(s)): int(n) for s, n in trials["session"].value_counts().items()}
     read_session: VolumeSessions | SurfaceSessions
     views: Mapping[int, View] = {}  # vertices out of view are NaN

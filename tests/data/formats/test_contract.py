@@ -26,7 +26,7 @@ def test_betas_order_captions_and_pictures_are_the_sources(table, prepared, requ
     [
         (lambda t: t.iloc[:-1], r"betas.nii.gz: expected 23 trials, as in the trials table, found 24"),
         (lambda t: pd.concat([t, t.tail(1)]), r"the trial_row 23 of `s1` twice"),
-        (lambda t: t.assign(color=1), r"expected known columns, found `color`"),
+        (lambda t: t.rename(columns={"split": "Split"}), r"found `Split`; did you mean `split`"),
         (lambda t: t.assign(trial_row=t["trial_row"] + 1), r"expected trial_row 0 to 23"),
         (lambda t: t.drop(columns="run"), r"expected a column `run`"),
     ],

@@ -38,14 +38,10 @@ def test_sessions_and_runs_may_be_written_as_in_bids(table, change_trials, prepa
 @pytest.mark.parametrize(
     ("column", "value", "match"),
     [
-        ("session", "pre", r"column `session` of the trials, found `pre` in row 5 \(1 in all"),
-        ("session", "ses-pre", r"column `session` of the trials, found `ses-pre` in row 5"),
-        ("session", "20240131", r"from -32768 to 32767 in the column `session`.*found `20240131` in row 5"),
+        ("session", "", r"column `session` of the trials, found nothing in row 5"),
         ("run", "1.5", r"expected whole numbers .* column `run` of the trials, found `1.5` in row 5"),
         ("run", "", r"column `run` of the trials, found nothing in row 5"),
         ("trial_row", "four", r"column `trial_row` of the trials, found `four` in row 5"),
-        ("stimulus_id", "", r"expected a name in the column `stimulus_id` of the trials, found nothing in row 5"),
-        ("stimulus_id", "  ", r"expected a name in the column `stimulus_id` of the trials, found nothing"),
         ("subject", "", r"expected a name in the column `subject` of the trials, found nothing in row 5"),
     ],
 )  # fmt: skip

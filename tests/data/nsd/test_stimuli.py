@@ -74,8 +74,39 @@ def test_missing_captions_are_named(release):
 
 def test_a_stimulus_table_without_its_columns_is_named(release):
     pd.read_csv(release.stimulus_table).drop(columns="cocoId").to_csv(release.stimulus_table)
-    message = r"nsd_stim_info_merged.csv: expected a table with the columns nsdId, cocoId"
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=r"nsd_stim_info_merged\.csv: .*`cocoId`"):
+        stimuli_of(release)
+
+
+@pytest.mark.parametrize(
+    "rewrite",
+    [
+        lambda t: "\ufeff" + t,
+        lambda t: t.replace(",", ";"),
+        lambda t: t.replace("True", "1").replace("False", "0"),
+    ],
+    ids=["byte order mark", "semicolons", "1 and 0"],
+)
+def test_a_stimulus_table_in_odd_writing_gives_the_same_images(release, rewrite):
+    plain = stimuli_of(release)
+    path = release.stimulus_table
+    path.write_bytes(rewrite(path.read_text()).encode())
+    pd.testing.assert_frame_equal(stimuli_of(release), plain)
+    assert plain["shared"].dtype == bool
+
+
+def test_a_stimulus_table_with_an_image_twice_is_refused(release):
+    table = pd.read_csv(release.stimulus_table)
+    pd.concat([table, table.tail(1)]).to_csv(release.stimulus_table, index=False)
+    with pytest.raises(DataError, match=r"nsd_stim_info_merged\.csv: .*nsdId"):
+        stimuli_of(release)
+
+
+def test_a_word_for_a_flag_is_named(release):
+    table = pd.read_csv(release.stimulus_table, dtype=str)
+    table.loc[2, "shared1000"] = "perhaps"
+    table.to_csv(release.stimulus_table, index=False)
+    with pytest.raises(DataError, match=r"`shared1000` .*`perhaps` in row 3"):
         stimuli_of(release)
 
 

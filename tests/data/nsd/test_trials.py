@@ -119,10 +119,17 @@ def test_too_few_responses_are_named(release):
         trials_of(release, "subj03")
 
 
-@pytest.mark.parametrize("change", [lambda t: t.drop(columns="73KID"), lambda t: t.assign(RUN="one")])
-def test_responses_without_their_columns_are_named(release, change):
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda t: t.drop(columns="73KID"), "`73KID`"),
+        (lambda t: t.assign(RUN="one"), "`RUN` .* `one` in row 1"),
+        (lambda t: t.assign(RUN=1.5), "`RUN` .* `1.5` in row 1"),
+    ],
+)
+def test_responses_without_their_columns_are_named(release, change, match):
     change_responses(release, "subj01", change)
-    with pytest.raises(DataError, match=r"responses.tsv: expected tab-separated integers in the col"):
+    with pytest.raises(DataError, match=rf"responses\.tsv: .*{match}"):
         trials_of(release, "subj01")
 
 
@@ -130,3 +137,21 @@ def test_missing_responses_are_named(release):
     release.responses("subj01").unlink()
     with pytest.raises(DataError, match=r"responses.tsv: expected the subject's responses, found no file"):
         trials_of(release, "subj01")
+
+
+@pytest.mark.parametrize(
+    "rewrite",
+    [
+        lambda text: "\ufeff" + text,
+        lambda text: text.replace("\t", ","),
+        lambda text: text.replace("\n", "\r"),
+        lambda text: text.replace("\t", " \t "),
+        lambda text: text + "\n\n",
+    ],
+    ids=["byte order mark", "commas", "CR", "spaces", "empty lines"],
+)
+def test_responses_in_odd_writing_give_the_same_trials(written_release, release, rewrite):
+    path = release.responses("subj01")
+    text = path.read_text()
+    path.write_bytes(rewrite(text).encode())
+    pd.testing.assert_frame_equal(trials_of(release, "subj01"), trials_of(written_release, "subj01"))

@@ -58,7 +58,7 @@ class Reading:
 
 
 def places_of(
-    beside: Beside, subject: str, n_voxels: int, source: Path
+    beside: Beside, subject: str, n_voxels: int, source: Path, notes: list[str]
 ) -> tuple[pd.DataFrame, dict[str, dict[int, str]]]:
     """The table of a subject's voxels, and the names of its labels.
 
@@ -80,16 +80,26 @@ def places_of(
             f"{source}: expected to know where the {n_voxels} voxels of {subject} lie, found no coordinates in this "
             "format; name an NSD root with --nsd, or a folder of tables (x_mm, y_mm, z_mm) with --voxels"
         )
-    candidates = [beside.voxels / f"{subject}.{ending}" for ending in ("parquet", "tsv", "csv")]
+    candidates = [
+        beside.voxels / f"{subject}.{ending}" for ending in ("parquet", "tsv", "csv", "tsv.gz", "csv.gz")
+    ]
     path = next((path for path in candidates if path.is_file()), candidates[1])
-    table = read_voxel_table(path)
+    table = read_voxel_table(path, notes)
     _require_count(path, len(table), n_voxels, source)
     return table, labels
 
 
-def read_voxel_table(path: Path) -> pd.DataFrame:
+def read_voxel_table(path: Path, notes: list[str]) -> pd.DataFrame:
     """``x_mm``, ``y_mm``, ``z_mm`` of every voxel; ``i``, ``j``, ``k`` and ``ncsnr`` where they are known."""
-    return read_table(path, needed=PLACES, admitted=("i", "j", "k", "ncsnr"))
+    numbers = dict.fromkeys("ijk", "int32") | dict.fromkeys((*PLACES, "ncsnr"), "float64")
+    return read_table(
+        path,
+        needed=PLACES,
+        optional=("i", "j", "k", "ncsnr"),
+        numbers=numbers,
+        notes=notes,
+        what="the table of voxels",
+    )
 
 
 def places_in_mask(path: Path) -> tuple[np.ndarray, pd.DataFrame]:
@@ -155,7 +165,8 @@ def nsd_stimuli(beside: Beside, nsd_ids: np.ndarray, shared: np.ndarray, source:
 
 def read_stimulus_table(path: Path) -> pd.DataFrame:
     """``cocoId`` and ``shared1000`` by 0-based NSD id."""
-    table = read_table(path, needed=("nsdId", "cocoId", "shared1000"))
+    numbers = {"nsdId": "int64", "cocoId": "int64", "shared1000": "bool"}
+    table = read_table(path, needed=tuple(numbers), numbers=numbers, what="NSD's table of stimuli")
     return table.set_index("nsdId")[["cocoId", "shared1000"]]
 
 

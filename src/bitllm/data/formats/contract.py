@@ -19,8 +19,9 @@ from bitllm.data.formats.trials import read_trials, stimuli_of
 from bitllm.data.io.arrays import cifti_order, cifti_places, read_betas
 from bitllm.data.io.captions import captions_by_nsd_id
 from bitllm.data.io.pictures import picture_reader
-from bitllm.data.store.contents import StoreContents, StoreSettings, SubjectContents
-from bitllm.errors import DataError
+from bitllm.data.store.contents import TRIAL_OPTIONAL, StoreContents, StoreSettings, SubjectContents
+from bitllm.errors import ConfigError, DataError
+from bitllm.files import require_plain_name
 
 
 class SubjectFiles(StrictConfig):
@@ -65,16 +66,18 @@ def read_contract(header_path: Path) -> Reading:
         If a file lacks, is damaged, or does not fit the others.
     """
     header = Header.read(header_path)
+    for name in header.subjects:
+        require_plain_name(name, header_path, "a subject", error=ConfigError)
     folder = header_path.parent
     table_path = folder / header.trials
-    table = read_trials(table_path, subjects=tuple(header.subjects))
-    stimuli, notes = stimuli_of(table, table_path)
+    read = read_trials(table_path, subjects=tuple(header.subjects))
+    stimuli, of_images = stimuli_of(read.table, table_path)
+    notes = [*read.notes, *of_images]
     number = dict(zip(stimuli["stimulus_id"], stimuli["nsd_id"].tolist(), strict=True))
     subjects = []
     for name, files in header.subjects.items():
-        trials = table[table["subject"] == name].sort_values("trial_row", ignore_index=True)
-        trials["nsd_id"] = trials["stimulus_id"].map(number)
-        subjects.append(_subject(name, folder, files, header, trials))
+        trials = read.of(name).assign(nsd_id=lambda own: own["stimulus_id"].map(number))
+        subjects.append(_subject(name, folder, files, header, trials, read.n_betas[name], notes))
     captions = captions_by_nsd_id([folder / header.captions], stimuli.assign(coco_id=stimuli["nsd_id"]))
     pictures = None
     if header.pictures is not None:
@@ -83,7 +86,7 @@ def read_contract(header_path: Path) -> Reading:
             picture_reader(folder / header.pictures, stimuli.assign(coco_id=stimuli["nsd_id"])),
         )
     else:
-        notes = (*notes, "no `pictures` in the header: the store is without pictures")
+        notes.append("no `pictures` in the header: the store is without pictures")
     rows = [(nsd_id, caption) for nsd_id, found in captions.items() for caption in found]
     contents = StoreContents(
         subjects=subjects,
@@ -99,43 +102,57 @@ def read_contract(header_path: Path) -> Reading:
         roi="mask",
         normalization="as-delivered" if header.already_zscored else "training",
     )
-    return Reading(contents, settings, notes)
+    return Reading(contents, settings, tuple(notes))
 
 
 def _subject(
-    name: str, folder: Path, files: SubjectFiles, header: Header, trials: pd.DataFrame
+    name: str,
+    folder: Path,
+    files: SubjectFiles,
+    header: Header,
+    trials: pd.DataFrame,
+    n_betas: int,
+    notes: list[str],
 ) -> SubjectContents:
     path = folder / files.betas
     betas, kind = read_betas(path, key=files.key)
-    flat, voxels = flattened(path, betas, kind, header, files, folder)
+    flat, voxels = flattened(path, betas, kind, header, files, folder, notes)
     return SubjectContents(
         name=name,
-        trials=_by_session(trials)[["session", "run", "nsd_id"]],
+        trials=store_columns(trials),
         voxels=voxels,
-        read_session=session_reader(path, flat, header, _by_session(trials)),
+        read_session=session_reader(path, flat, header, trials, n_betas),
         origin=str(path),
         is_z_scored=header.already_zscored,
         fingerprint=fingerprint(path),
     )
 
 
-def _by_session(trials: pd.DataFrame) -> pd.DataFrame:
-    return trials.sort_values(["session", "trial_row"], ignore_index=True)
+def store_columns(trials: pd.DataFrame) -> pd.DataFrame:
+    """What a store has of the trials table."""
+    return trials[["session", "run", "nsd_id", *(name for name in TRIAL_OPTIONAL if name in trials)]]
 
 
 def session_reader(
-    path: Path, flat: np.ndarray, header: Header, trials: pd.DataFrame
+    path: Path, flat: np.ndarray, header: Header, trials: pd.DataFrame, n_betas: int
 ) -> Callable[[int], np.ndarray]:
     """Checks betas [trials, voxels] against the header and the trials, and reads them by session.
+
+    Parameters
+    ----------
+    trials
+        ``session`` and ``trial_row`` of the trials that are stored; rows of ``flat`` that none has are left out.
+    n_betas
+        Rows of ``flat`` according to the trials table, trials without an image counted.
 
     Raises
     ------
     DataError
         If there is another number of trials, or ``scale`` does not suit the numbers.
     """
-    if len(flat) != len(trials):
+    if len(flat) != n_betas:
         raise DataError(
-            f"{path}: expected {len(trials)} trials, as in the trials table, found {len(flat)} (array of "
+            f"{path}: expected {n_betas} trials, as in the trials table, found {len(flat)} (array of "
             f"{flat.shape[0]} × {flat.shape[1]}); check axis_order, and that both are of one subject"
         )
     if header.scale != 1 and flat.dtype.kind == "f":
@@ -161,7 +178,13 @@ _LARGEST_DEVIATION = 5.0
 
 
 def flattened(
-    path: Path, betas: np.ndarray, kind: str, header: Header, files: SubjectFiles, folder: Path
+    path: Path,
+    betas: np.ndarray,
+    kind: str,
+    header: Header,
+    files: SubjectFiles,
+    folder: Path,
+    notes: list[str],
 ) -> tuple[np.ndarray, pd.DataFrame]:
     """Betas as trials x voxels in the C order of x, y, z, and the table of the voxels.
 
@@ -199,7 +222,7 @@ def flattened(
             order.T[mask.T] = np.arange(mask.sum())
             flat = flat[:, order[mask]]
     if files.voxels:
-        voxels = read_voxel_table(folder / files.voxels)
+        voxels = read_voxel_table(folder / files.voxels, notes)
     if voxels is None:
         surface = kind == "cifti" and (cifti_places(path) < 0).any()
         raise DataError(

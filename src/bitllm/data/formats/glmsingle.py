@@ -12,17 +12,19 @@ from bitllm.data.formats.contract import (
     SubjectFiles,
     flattened,
     session_reader,
+    store_columns,
 )
-from bitllm.data.formats.trials import read_trials, stimuli_of
+from bitllm.data.formats.trials import Trials, read_trials, stimuli_of
 from bitllm.data.io.arrays import hdf5_dataset, open_hdf5
 from bitllm.data.io.captions import captions_by_nsd_id
 from bitllm.data.io.pickles import read_pickled_dict
 from bitllm.data.io.pictures import picture_reader
+from bitllm.data.io.tables import is_table
 from bitllm.data.store.contents import StoreContents, StoreSettings, SubjectContents
 from bitllm.errors import DataError
+from bitllm.files import require_plain_name
 
 _ENDINGS = (".hdf5", ".h5", ".npy", ".mat")
-_TABLES = (".tsv", ".csv", ".parquet")
 
 
 def read_glmsingle(
@@ -64,13 +66,14 @@ def read_glmsingle(
         If a file lacks, is damaged, is TYPEA, or does not fit the others.
     """
     values = _array(betas, ("betasmd", "modelmd"), trust_pickle)
-    table = read_trials(trials, subjects=(subject,))
+    require_plain_name(subject, "--subject", "a subject")
+    read = read_trials(trials, subjects=(subject,))
     if design is not None:
-        _check_order(design, _array(design, ("stimorder",), trust_pickle), table)
-    stimuli, notes = stimuli_of(table, trials)
+        _check_order(design, _array(design, ("stimorder",), trust_pickle), read)
+    stimuli, of_images = stimuli_of(read.table, trials)
+    notes = [*read.notes, *of_images]
     number = dict(zip(stimuli["stimulus_id"], stimuli["nsd_id"].tolist(), strict=True))
-    ordered = table.sort_values(["session", "trial_row"], ignore_index=True)
-    ordered["nsd_id"] = ordered["stimulus_id"].map(number)
+    ordered = read.of(subject).assign(nsd_id=lambda own: own["stimulus_id"].map(number))
     is_list = values.ndim == 2 or values.shape[1:3] == (1, 1)
     header = Header(
         subjects={},
@@ -79,17 +82,17 @@ def read_glmsingle(
         axis_order="voxels-trials" if is_list else "xyz-trials",
         already_zscored=False,
     )
-    is_table = places.suffix in _TABLES
-    files = SubjectFiles(betas=betas, mask=None if is_table else places, voxels=places if is_table else None)
-    flat, voxels = flattened(betas, values, "hdf5", header, files, Path())
+    of_table = is_table(places)
+    files = SubjectFiles(betas=betas, mask=None if of_table else places, voxels=places if of_table else None)
+    flat, voxels = flattened(betas, values, "hdf5", header, files, Path(), notes)
     named = stimuli.assign(coco_id=stimuli["nsd_id"])
     rows = [(n, text) for n, found in captions_by_nsd_id(captions, named).items() for text in found]
     made = blocks(stimuli["nsd_id"].to_numpy(), picture_reader(pictures, named)) if pictures else None
     found = SubjectContents(
         name=subject,
-        trials=ordered[["session", "run", "nsd_id"]],
+        trials=store_columns(ordered),
         voxels=voxels,
-        read_session=session_reader(betas, flat, header, ordered),
+        read_session=session_reader(betas, flat, header, ordered, read.n_betas[subject]),
         origin=str(betas),
         fingerprint=fingerprint(betas),
     )
@@ -104,10 +107,10 @@ def read_glmsingle(
         source="glmsingle", beta_version=betas.name.split(".")[0], space="native", roi="mask"
     )
     if design is None:
-        notes = (*notes, "no --design: the order of the trials is believed, not checked against stimorder")
+        notes.append("no --design: the order of the trials is believed, not checked against stimorder")
     if made is None:
-        notes = (*notes, "no --pictures: the store is without pictures")
-    return Reading(contents, settings, notes)
+        notes.append("no --pictures: the store is without pictures")
+    return Reading(contents, settings, tuple(notes))
 
 
 def _array(path: Path, keys: tuple[str, ...], trust_pickle: bool) -> np.ndarray:
@@ -137,15 +140,17 @@ def _array(path: Path, keys: tuple[str, ...], trust_pickle: bool) -> np.ndarray:
     return values.transpose() if is_matlab else values
 
 
-def _check_order(path: Path, stimorder: np.ndarray, table: pd.DataFrame) -> None:
+def _check_order(path: Path, stimorder: np.ndarray, trials: Trials) -> None:
     order = np.asarray(stimorder).reshape(-1)
-    ids = table.sort_values("trial_row")["stimulus_id"].to_numpy()
-    if len(order) != len(ids):
+    (n_betas,) = trials.n_betas.values()
+    if len(order) != n_betas:
         raise DataError(
-            f"{path}: expected a stimorder of {len(ids)} trials, as in the trials table, found {len(order)}; both must "
+            f"{path}: expected a stimorder of {n_betas} trials, as in the trials table, found {len(order)}; both must "
             "be of one run of GLMsingle"
         )
-    pairs = pd.DataFrame({"condition": order, "stimulus": ids}).drop_duplicates()
+    pairs = pd.DataFrame(
+        {"condition": order[trials.table["trial_row"]], "stimulus": trials.table["stimulus_id"].to_numpy()}
+    ).drop_duplicates()
     for column in ("condition", "stimulus"):
         twice = pairs[pairs.duplicated(column)]
         if len(twice):

@@ -80,7 +80,8 @@ def read_mindeye(root: Path, beside: Beside, *, subjects: tuple[str, ...] | None
         stimuli, validation_fraction=settings.validation_fraction, seed=settings.seed
     )
     atlases: dict[str, dict[int, str]] = {}
-    found = [_subject(name, of_subject, beside, atlases) for name, of_subject in gathered.items()]
+    notes = ["sessions and runs are not in this format: all trials are of session 1", *drawn]
+    found = [_subject(name, of_subject, beside, atlases, notes) for name, of_subject in gathered.items()]
     pictures = None
     if set(images.encoded) == set(images.part):
         pictures = blocks(nsd_ids, lambda n: decode_picture(io.BytesIO(images.encoded[n]), root))
@@ -92,7 +93,6 @@ def read_mindeye(root: Path, beside: Beside, *, subjects: tuple[str, ...] | None
         pictures=pictures,
         atlases=atlases,
     )
-    notes = ["sessions and runs are not in this format: all trials are of session 1", *drawn]
     if pictures is None:
         notes.append("some samples have no picture: the store is without pictures")
     return Reading(contents, settings, tuple(notes))
@@ -143,12 +143,12 @@ def _take(path: Path, sample: Sample, part: str, gathered: _Gathered, images: _I
 
 
 def _subject(
-    name: str, gathered: _Gathered, beside: Beside, atlases: dict[str, dict[int, str]]
+    name: str, gathered: _Gathered, beside: Beside, atlases: dict[str, dict[int, str]], notes: list[str]
 ) -> SubjectContents:
     betas = np.concatenate(gathered.betas)
     gathered.betas.clear()
     source = gathered.files[0]
-    voxels, labels = places_of(beside, name, betas.shape[1], source)
+    voxels, labels = places_of(beside, name, betas.shape[1], source, notes)
     for atlas, found in labels.items():
         atlases.setdefault(atlas, {}).update(found)
     return SubjectContents(

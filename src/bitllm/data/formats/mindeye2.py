@@ -53,11 +53,12 @@ def read_mindeye2(root: Path, beside: Beside, *, subjects: tuple[str, ...] | Non
             f"{root}: expected betas of the subject `{unknown[0]}`, found none; {nearest(unknown[0], list(files))}"
         )
     atlases: dict[str, dict[int, str]] = {}
+    notes = [_STATISTICS]
     found, behaviour = [], []
     for name in subjects or sorted(files):
         trials = _trials(root / "wds" / name)
         behaviour.append(trials)
-        found.append(_subject(files[name], name, trials, beside, atlases))
+        found.append(_subject(files[name], name, trials, beside, atlases, notes))
     seen = pd.concat(behaviour)
     stimuli = nsd_stimuli(beside, seen["nsd_id"].to_numpy(), seen["shared"].to_numpy(), root)
     pictures = _pictures(root / "coco_images_224_float16.hdf5", stimuli["nsd_id"].to_numpy())
@@ -72,7 +73,6 @@ def read_mindeye2(root: Path, beside: Beside, *, subjects: tuple[str, ...] | Non
     settings = StoreSettings(
         source="mindeye2", beta_version="b2 (MindEye2 renorm)", normalization="as-delivered"
     )
-    notes = [_STATISTICS]
     if pictures is None:
         notes.append("no coco_images_224_float16.hdf5: the store is without pictures")
     return Reading(contents, settings, tuple(notes))
@@ -109,7 +109,12 @@ def _trials(folder: Path) -> pd.DataFrame:
 
 
 def _subject(
-    path: Path, name: str, trials: pd.DataFrame, beside: Beside, atlases: dict[str, dict[int, str]]
+    path: Path,
+    name: str,
+    trials: pd.DataFrame,
+    beside: Beside,
+    atlases: dict[str, dict[int, str]],
+    notes: list[str],
 ) -> SubjectContents:
     with open_hdf5(path, "betas") as file:
         shape = hdf5_dataset(file, "betas").shape
@@ -118,7 +123,7 @@ def _subject(
             f"{path}: expected betas of trials × voxels with the row {trials['row'].max()} of the behaviour, found "
             f"the shape {shape}; betas and tars must be of one release (27,750 or 30,000 trials)"
         )
-    voxels, labels = places_of(beside, name, shape[1], path)
+    voxels, labels = places_of(beside, name, shape[1], path, notes)
     for atlas, found in labels.items():
         atlases.setdefault(atlas, {}).update(found)
 

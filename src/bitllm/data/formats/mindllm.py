@@ -48,10 +48,11 @@ def read_mindllm(root: Path, beside: Beside, *, subjects: tuple[str, ...] | None
     stimuli = _stimuli(beside, seen, root)
     number = dict(zip(stimuli["coco_id"].tolist(), stimuli["nsd_id"].tolist(), strict=True))
     atlases: dict[str, dict[int, str]] = {}
+    notes: list[str] = []
     found, scored = [], True
     for name, path in files.items():
         trials[name]["nsd_id"] = trials[name]["coco_id"].map(number)
-        subject, is_scored = _subject(name, path, trials[name], beside, atlases)
+        subject, is_scored = _subject(name, path, trials[name], beside, atlases, notes)
         found.append(subject)
         scored = scored and is_scored
     pictures = None
@@ -67,7 +68,7 @@ def read_mindllm(root: Path, beside: Beside, *, subjects: tuple[str, ...] | None
     )
     normalization = "as-delivered" if scored else "training"
     settings = StoreSettings(source="mindllm", normalization=normalization)
-    notes = [
+    notes += [
         "sessions and runs are not in this format: all trials are of session 1",
         "how these betas were normalized is not documented: their values "
         + (
@@ -133,14 +134,19 @@ def _stimuli(beside: Beside, seen: pd.DataFrame, root: Path) -> pd.DataFrame:
 
 
 def _subject(
-    name: str, path: Path, trials: pd.DataFrame, beside: Beside, atlases: dict[str, dict[int, str]]
+    name: str,
+    path: Path,
+    trials: pd.DataFrame,
+    beside: Beside,
+    atlases: dict[str, dict[int, str]],
+    notes: list[str],
 ) -> tuple[SubjectContents, bool]:
     def read_session(_: int) -> np.ndarray:
         with open_hdf5(path, "MindLLM's trials") as file:
             rows = [file[f"{key}/visual_voxels"][()].reshape(-1) for key in trials["key"]]
         return np.stack(rows).astype(np.float32)
 
-    voxels, labels = places_of(beside, name, int(trials["n_voxels"].iloc[0]), path)
+    voxels, labels = places_of(beside, name, int(trials["n_voxels"].iloc[0]), path, notes)
     for atlas, found in labels.items():
         atlases.setdefault(atlas, {}).update(found)
     is_scored = looks_z_scored(read_session(1))

@@ -1,7 +1,10 @@
 """The trials table of the general contract: which image each beta is a response to, and the parts of the images."""
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,75 +13,243 @@ from bitllm.data.io.tables import read_table
 from bitllm.data.store.complete import require_numbers, with_validation_images
 from bitllm.data.store.contents import StoreSettings
 from bitllm.errors import DataError
+from bitllm.files import normalized_name
 
 TRIAL_COLUMNS = ("trial_row", "subject", "session", "run", "stimulus_id")
 _OPTIONAL = ("repeat", "split", "trial")
 _PARTS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 _TEST_SHARE = 10
-_LABEL = {"session": re.compile(r"^ses(?:sion)?-?(?=\d)"), "run": re.compile(r"^run-?(?=\d)")}
-"""What BIDS writes before the number: ``ses-01``, ``run-01``."""
-_TYPES = {"trial_row": "int64", "session": "int16", "run": "int16"}
+_BIDS_RUN = re.compile(r"run-?(?=\d)")
+_PLAIN_SESSION = re.compile(r"(?:ses(?:sion)?-?)?0*(\d{1,5})(?:\.0)?")
+"""A whole number, or BIDS's ``ses-01``."""
+_LARGEST_SESSION = int(np.iinfo(np.int16).max)
+_CONVENTION = 50
+"""So many names of digits, all equally long, are a convention; fewer may be chance."""
 
 
-def read_trials(path: Path, *, subjects: tuple[str, ...]) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Trials:
+    """The trials table, read.
+
+    Parameters
+    ----------
+    table
+        The trials with an image, in the order of the file: ``subject`` as the header names it, ``session`` as a
+        number, ``session_name`` where the labels are no plain numbers.
+    n_betas
+        How many betas each subject has; trials without an image count, since the array holds them.
+    notes
+        A line on each thing that is no mistake but should be known.
+    """
+
+    table: pd.DataFrame
+    n_betas: dict[str, int]
+    notes: tuple[str, ...]
+
+    def of(self, subject: str) -> pd.DataFrame:
+        """The trials of one subject by session, in each session in the order of the betas."""
+        own = self.table[self.table["subject"] == subject]
+        return own.sort_values(["session", "trial_row"], ignore_index=True)
+
+
+def read_trials(path: Path, *, subjects: tuple[str, ...]) -> Trials:
     """The trials table, checked: every subject's rows are 0 to n - 1, once each.
 
-    ``ses-01`` and ``run-01`` count as their number.
+    Names are text. ``01`` and ``sub-01`` are one subject, ``run-01`` is the run 1. Sessions are labels: see
+    `_numbered_sessions`. A trial without an image (blank, fixation) counts as a row of the betas and is left out.
 
     Raises
     ------
     DataError
-        If a column lacks, a value is empty or no number, a subject has no trial, or a row is missing or there twice.
+        If a column is missing, a value is empty or no number, a subject has no trial, or a row is missing or there
+        twice.
     """
-    table = read_table(path, needed=TRIAL_COLUMNS, admitted=_OPTIONAL)
-    for column in ("subject", "stimulus_id"):
-        _require_filled(table, column, path)
-        table[column] = table[column].astype(str)
-    for column, label in _LABEL.items():
-        if table[column].dtype.kind not in "iuf":
-            table[column] = table[column].map(lambda value, label=label: label.sub("", str(value).strip()))
-    require_numbers(
-        table, _TYPES, str(path), "the trials", advice="write the number, or for example ses-01, run-01"
+    notes: list[str] = []
+    table = read_table(
+        path,
+        needed=TRIAL_COLUMNS,
+        optional=_OPTIONAL,
+        numbers={"trial_row": "int64"},
+        notes=notes,
+        what="the trials",
+        advice="write the row of the betas, from 0",
     )
-    for column in _TYPES:
-        table[column] = pd.to_numeric(table[column]).astype("int64")
+    for column in ("subject", "session"):
+        _require_filled(table, column, path)
+    table["run"] = table["run"].str.replace(_BIDS_RUN, "", regex=True).mask(table["run"] == "", None)
+    require_numbers(table, {"run": "int16"}, str(path), "the trials", advice="write the number, or run-01")
+    table["run"] = pd.to_numeric(table["run"]).astype("int64")
+    table["subject"] = _as_in_header(table["subject"], subjects, path)
     for name in subjects:
-        rows = table["trial_row"][table["subject"] == name]
-        if rows.empty:
+        _require_every_row(table["trial_row"][table["subject"] == name], name, path)
+    table = table[table["subject"].isin(subjects)]
+    n_betas = {name: int((table["subject"] == name).sum()) for name in subjects}
+    table = _with_images(table, subjects, path, notes)
+    table = _numbered_sessions(table, path, notes)
+    return Trials(table, n_betas, tuple(notes))
+
+
+def _as_in_header(written: pd.Series, subjects: Sequence[str], path: Path) -> pd.Series:
+    """The table's subjects by the names of the header."""
+    keys: dict[str, str] = {}
+    for name in subjects:
+        if (other := keys.setdefault(_subject_key(name), name)) != name:
+            raise DataError(
+                f"{path}: expected subjects with different names, found `{other}` and `{name}`, which are one; "
+                "name a subject once in the header"
+            )
+    found = written.map(lambda name: keys.get(_subject_key(name), name))
+    for name in subjects:
+        if not (found == name).any():
             raise DataError(
                 f"{path}: expected trials of the subject `{name}`, found those of "
-                f"{', '.join(sorted(set(table['subject'])))}; name the subjects alike in header and table"
+                f"{', '.join(sorted(set(written)))}; name the subjects alike in header and table"
             )
-        if rows.duplicated().any():
+    return found
+
+
+def _subject_key(name: str) -> str:
+    return normalized_name(name).removeprefix("sub-")
+
+
+def _require_every_row(rows: pd.Series, name: str, path: Path) -> None:
+    if rows.duplicated().any():
+        raise DataError(
+            f"{path}: expected every trial once, found the trial_row {rows[rows.duplicated()].iloc[0]} of `{name}` "
+            "twice; take the duplicate out"
+        )
+    if sorted(rows) != list(range(len(rows))):
+        raise DataError(
+            f"{path}: expected trial_row 0 to {len(rows) - 1} for the {len(rows)} trials of `{name}`, found "
+            f"{rows.min()} to {rows.max()}; trial_row counts from 0 in the order of the betas"
+        )
+
+
+def _with_images(table: pd.DataFrame, subjects: Sequence[str], path: Path, notes: list[str]) -> pd.DataFrame:
+    is_blank = table["stimulus_id"] == ""
+    if not is_blank.any():
+        return table
+    for name in subjects:
+        if is_blank[table["subject"] == name].all():
             raise DataError(
-                f"{path}: expected every trial once, found the trial_row {rows[rows.duplicated()].iloc[0]} of `{name}` "
-                "twice; take the duplicate out"
+                f"{path}: expected trials with an image of the subject `{name}`, found none with a stimulus_id; fill "
+                "in that column"
             )
-        if sorted(rows) != list(range(len(rows))):
+    notes.append(f"{path}: {is_blank.sum()} trials without an image (empty stimulus_id) are left out")
+    return table[~is_blank]
+
+
+def _numbered_sessions(table: pd.DataFrame, path: Path, notes: list[str]) -> pd.DataFrame:
+    """Sessions as numbers, which the store counts by.
+
+    Plain numbers (also ``01``, ``ses-01``) that ascend in every subject stay as they are. All other labels, such as
+    ``20230101`` and ``ses-pre``, are numbered from 1 in the order of the subject's rows in the table, and stay as
+    ``session_name``.
+
+    Raises
+    ------
+    DataError
+        If two labels of a subject are one number, such as ``1`` and ``ses-01``.
+    """
+    subjects = dict.fromkeys(table["subject"].tolist())
+    labels: dict[str, list[str]] = {
+        name: list(dict.fromkeys(table["session"][table["subject"] == name].tolist())) for name in subjects
+    }
+    numbers = {name: [_plain_session(label) for label in found] for name, found in labels.items()}
+    for name, found in numbers.items():
+        known = [number for number in found if number is not None]
+        twice = next((number for number in known if known.count(number) > 1), None)
+        if twice is not None:
+            one, other = [labels[name][n] for n, number in enumerate(found) if number == twice][:2]
             raise DataError(
-                f"{path}: expected trial_row 0 to {len(rows) - 1} for the {len(rows)} trials of `{name}`, found "
-                f"{rows.min()} to {rows.max()}; trial_row counts from 0 in the order of the betas"
+                f"{path}: expected one label for a session of `{name}`, found `{one}` and `{other}`; write one of them"
             )
-    return table[table["subject"].isin(subjects)]
+    is_plain = all(None not in found and found == sorted(found) for found in numbers.values())  # type: ignore[type-var]
+    if not is_plain:
+        table = table.assign(session_name=table["session"])
+        numbers = {name: [*range(1, len(found) + 1)] for name, found in labels.items()}
+        notes.append(
+            f"{path}: sessions are numbered in the order of the table; their labels stay as `session_name` in the store"
+        )
+    of_label = {
+        (name, label): number
+        for name in labels
+        for label, number in zip(labels[name], numbers[name], strict=True)
+    }
+    pairs = zip(table["subject"], table["session"], strict=True)
+    session: list[Any] = [of_label[pair] for pair in pairs]
+    return table.assign(session=session)
+
+
+def _plain_session(label: str) -> int | None:
+    found = _PLAIN_SESSION.fullmatch(label) if label.isascii() else None
+    number = int(found[1]) if found else None
+    return number if number is not None and number <= _LARGEST_SESSION else None
 
 
 def stimuli_of(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """The images of a trials table: their numbers, which are shared, and the part where `split` tells.
 
-    Whole numbers are kept; other names are numbered in sorted order, and stay as ``stimulus_name``. Where `split`
-    names no image for validation, some of the training images are.
+    Names that all are plain whole numbers are the numbers of the images; other names are numbered in sorted order,
+    and stay as ``stimulus_name``. Where `split` names no image for validation, some of the training images are.
 
     Raises
     ------
     DataError
-        If an image is in two parts, or a part is unknown.
+        If an image is in two parts, a part is unknown, or two names seem to be one image.
     """
     names = sorted(set(table["stimulus_id"]))
-    is_number = all(name.isascii() and name.isdigit() and str(int(name)) == name for name in names)
+    alike = _names_alike(names, path)
+    is_number = all(_is_whole_number(name) for name in names)
     numbers = [int(name) for name in names] if is_number else list(range(len(names)))
     stimuli = pd.DataFrame({"stimulus_id": names, "nsd_id": numbers})
     if not is_number:
         stimuli["stimulus_name"] = names
+    stimuli, notes = _with_parts(stimuli, table, path)
+    return stimuli, (*alike, *notes)
+
+
+def _is_whole_number(name: str) -> bool:
+    is_digits = name.isascii() and name.isdigit() and len(name) < len(str(2**63))
+    return is_digits and str(int(name)) == name
+
+
+def _names_alike(names: Sequence[str], path: Path) -> tuple[str, ...]:
+    """Refuse two names that are one image written in two ways; a note for those that may be.
+
+    Names that differ in spaces alone are refused. Names of digits that differ in zeros at the front, ``7`` beside
+    ``0007``, are two images where names of digits have many lengths or are few, and a note says so. They are refused
+    where all other names of digits (at least 50) are as long as the longer one: then a program has read the shorter
+    one as a number.
+    """
+    without_spaces: dict[str, str] = {}
+    for name in names:
+        if (other := without_spaces.setdefault("".join(name.split()), name)) != name:
+            raise DataError(
+                f"{path}: expected names that differ in more than spaces, found `{other}` and `{name}`; "
+                "write one of them"
+            )
+    digits = [name for name in names if name.isascii() and name.isdigit()]
+    without_zeros: dict[str, list[str]] = {}
+    for name in digits:
+        without_zeros.setdefault(name.lstrip("0"), []).append(name)
+    pairs = [found for found in without_zeros.values() if len(found) > 1]
+    if not pairs:
+        return ()
+    short, full = min(pairs[0], key=len), max(pairs[0], key=len)
+    others = {name for name in digits if name not in {one for found in pairs for one in found}}
+    if len(others) >= _CONVENTION and {len(name) for name in others} == {len(full)}:
+        raise DataError(
+            f"{path}: expected names of {len(full)} digits, as the other {len(others)} have, found `{short}` beside "
+            f"`{full}`, as if read as a number ({len(pairs)} such pairs); write `{full}` in both places"
+        )
+    return (f"{path}: `{short}` and `{full}` are two images ({len(pairs)} such pairs): names are text",)
+
+
+def _with_parts(
+    stimuli: pd.DataFrame, table: pd.DataFrame, path: Path
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    names = stimuli["stimulus_id"].tolist()
     if "split" in table:
         parts = table["split"].map(_PARTS)
         if parts.isna().any():
@@ -107,10 +278,9 @@ def stimuli_of(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, tuple[str
 
 
 def _require_filled(table: pd.DataFrame, column: str, path: Path) -> None:
-    is_empty = table[column].isna() | (table[column].astype(str).str.strip() == "")
+    is_empty = table[column] == ""
     if is_empty.any():
         raise DataError(
             f"{path}: expected a name in the column `{column}` of the trials, found nothing in row "
-            f"{int(np.flatnonzero(is_empty)[0]) + 1} ({is_empty.sum()} in all, the heading not counted); fill it in "
-            "(the names NA, nan, null and None count as empty), or leave those trials out"
+            f"{int(np.flatnonzero(is_empty)[0]) + 1} ({is_empty.sum()} in all, the heading not counted); fill it in"
         )

@@ -9,16 +9,21 @@ import pandas as pd
 from jaxtyping import Int, UInt8
 from PIL import Image
 
+from bitllm.data.io.tables import read_table
 from bitllm.data.nsd.layout import NsdRelease
 from bitllm.errors import DataError
 from bitllm.files import read_json, require_file
 
-_COLUMNS = ["nsdId", "cocoId", "cocoSplit", "shared1000"]
+_COLUMNS = ("nsdId", "cocoId", "cocoSplit", "shared1000")
+_NUMBERS = {"nsdId": "int64", "cocoId": "int64", "shared1000": "bool"}
 _BLOCK = 256
 
 
 def read_stimuli(
-    path: Path, nsd_ids: Int[np.ndarray, " images"], shared_ids: Int[np.ndarray, " shared"]
+    path: Path,
+    nsd_ids: Int[np.ndarray, " images"],
+    shared_ids: Int[np.ndarray, " shared"],
+    notes: list[str] | None = None,
 ) -> pd.DataFrame:
     """Rows of NSD's stimulus table for some images.
 
@@ -30,6 +35,8 @@ def read_stimuli(
         The images wanted.
     shared_ids
         The shared images according to the design; the table must agree.
+    notes
+        Gets a line on each thing that is no mistake but should be known.
 
     Returns
     -------
@@ -41,15 +48,14 @@ def read_stimuli(
     DataError
         If the table is missing, lacks a column or an image, or tells of other shared images.
     """
-    require_file(path, "NSD's table of stimuli")
-    try:
-        table = pd.read_csv(path, usecols=_COLUMNS).set_index("nsdId")
-    except (ValueError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
+    what, advice = "NSD's table of stimuli", "download it again"
+    table = read_table(path, needed=_COLUMNS, numbers=_NUMBERS, notes=notes, what=what, advice=advice)
+    twice = table["nsdId"][table["nsdId"].duplicated()]
+    if len(twice):
         raise DataError(
-            f"{path}: expected a table with the columns {', '.join(_COLUMNS)}, found another ({reason}); "
-            "download it again"
-        ) from None
+            f"{path}: expected every nsdId once, found {twice.iloc[0]} twice ({len(twice)} in all); {advice}"
+        )
+    table = table.set_index("nsdId")[list(_COLUMNS[1:])]
     missing = np.setdiff1d(nsd_ids, table.index)
     if missing.size:
         raise DataError(

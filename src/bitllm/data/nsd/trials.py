@@ -10,6 +10,7 @@ import scipy.io
 from jaxtyping import Int
 from scipy.io.matlab import MatReadError
 
+from bitllm.data.io.tables import read_table
 from bitllm.data.nsd.layout import NsdRelease
 from bitllm.errors import DataError
 from bitllm.files import require_file
@@ -86,7 +87,9 @@ def read_design(path: Path) -> Design:
     return design
 
 
-def read_trials(release: NsdRelease, design: Design, subject: str, n_sessions: int) -> pd.DataFrame:
+def read_trials(
+    release: NsdRelease, design: Design, subject: str, n_sessions: int, notes: list[str] | None = None
+) -> pd.DataFrame:
     """The trials of a subject in the order of the betas.
 
     Parameters
@@ -99,6 +102,8 @@ def read_trials(release: NsdRelease, design: Design, subject: str, n_sessions: i
         For example ``subj01``: the first row of ``subjectim``.
     n_sessions
         How many sessions of betas there are; later rows of the responses are left out.
+    notes
+        Gets a line on each thing that is no mistake but should be known.
 
     Returns
     -------
@@ -115,7 +120,7 @@ def read_trials(release: NsdRelease, design: Design, subject: str, n_sessions: i
     ordering, sessions = _planned_trials(design, n_sessions)
     nsd_id = _images_of(design, subject)[ordering]
     path = release.responses(subject)
-    responses = _read_responses(path)
+    responses = _read_responses(path, notes)
     _check_responses(path, responses, sessions, nsd_id)
     trials = responses.iloc[: len(nsd_id)].copy()
     trials["nsd_id"] = nsd_id
@@ -166,16 +171,16 @@ def _images_of(design: Design, subject: str) -> np.ndarray:
     return design.subject_images[number - 1]
 
 
-def _read_responses(path: Path) -> pd.DataFrame:
-    require_file(path, "the subject's responses")
-    try:
-        responses = pd.read_csv(path, sep="\t", usecols=list(_RESPONSE_COLUMNS))
-        return responses.rename(columns=_RESPONSE_COLUMNS).astype("int64")[list(_RESPONSE_COLUMNS.values())]
-    except (ValueError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: expected tab-separated integers in the columns {', '.join(_RESPONSE_COLUMNS)}, found a "
-            f"table without ({str(error).splitlines()[0]}); download it again"
-        ) from None
+def _read_responses(path: Path, notes: list[str] | None) -> pd.DataFrame:
+    responses = read_table(
+        path,
+        needed=tuple(_RESPONSE_COLUMNS),
+        numbers=dict.fromkeys(_RESPONSE_COLUMNS, "int64"),
+        notes=notes,
+        what="the subject's responses",
+        advice="download it again",
+    )
+    return responses.rename(columns=_RESPONSE_COLUMNS)[list(_RESPONSE_COLUMNS.values())]
 
 
 def _check_responses(path: Path, responses: pd.DataFrame, sessions: np.ndarray, nsd_id: np.ndarray) -> None:

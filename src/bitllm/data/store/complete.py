@@ -11,12 +11,14 @@ from bitllm.data.store.contents import (
     STIMULUS_COLUMNS,
     STIMULUS_OPTIONAL,
     TRIAL_COLUMNS,
+    TRIAL_OPTIONAL,
     VOXEL_COLUMNS,
     StoreContents,
     StoreSettings,
     SubjectContents,
 )
 from bitllm.errors import DataError
+from bitllm.files import require_plain_name
 
 PARTS = ("train", "validation", "test")
 _TRIAL_TYPES = {"session": "int16", "run": "int16", "trial": "int32", "nsd_id": "int64"}
@@ -77,6 +79,10 @@ def complete(contents: StoreContents, settings: StoreSettings) -> StoreContents:
     """
     if not contents.subjects:
         raise DataError(f"{contents.origin}: expected at least one subject, found none; check the input")
+    for subject in contents.subjects:  # its name becomes a folder
+        require_plain_name(subject.name, subject.origin, "a subject")
+    for atlas in contents.atlases:
+        require_plain_name(atlas, contents.origin, "an atlas")
     stimuli = _complete_stimuli(contents, settings)
     captions = _complete_captions(contents, stimuli)
     subjects = [_complete_subject(subject, stimuli, contents.atlases) for subject in contents.subjects]
@@ -175,7 +181,8 @@ def _all_trial_columns(trials: pd.DataFrame, stimuli: pd.DataFrame) -> pd.DataFr
         trials["trial"] = trials.groupby(["session", "run"]).cumcount() + 1
     trials["repetition"] = trials.groupby("nsd_id").cumcount()
     trials["shared"] = stimuli.set_index("nsd_id")["shared"].loc[trials["nsd_id"]].to_numpy(bool)
-    return trials[list(TRIAL_COLUMNS)].astype(_TRIAL_TYPES | {"repetition": "int16"})
+    columns = [*TRIAL_COLUMNS, *(name for name in TRIAL_OPTIONAL if name in trials)]
+    return trials[columns].astype(_TRIAL_TYPES | {"repetition": "int16"})
 
 
 def _all_voxel_columns(voxels: pd.DataFrame, atlases: dict[str, dict[int, str]]) -> pd.DataFrame:
@@ -225,7 +232,7 @@ def require_numbers(
             is_wrong = numbers.isna() & values.notna()
         else:
             low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
-            kind = f"whole numbers from {low} to {high}"
+            kind = "whole numbers" if dtype == "int64" else f"whole numbers from {low} to {high}"
             is_wrong = numbers.isna() | (numbers % 1 != 0) | (numbers < low) | (numbers > high)
         wrong = np.flatnonzero(is_wrong.to_numpy(bool))
         if wrong.size:

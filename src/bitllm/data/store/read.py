@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field
 
 from bitllm.config import StrictConfig, nearest
 from bitllm.errors import ConfigError, DataError
-from bitllm.files import read_json, sha256_of_json
+from bitllm.files import read_json, require_plain_name, sha256_of_json
 
 STORE_VERSION = 3
 
@@ -194,6 +194,9 @@ def open_store(path: Path | str) -> Store:
         raise DataError(
             f"{error}; expected the manifest that `bitllm prepare nsd` wrote, make the store again"
         ) from None
+    for what, names in (("a subject", manifest.subjects), ("a file of the store", manifest.sha256)):
+        for name in names:
+            require_plain_name(name, manifest_path, what)
     folders = [path / "subjects" / subject for subject in manifest.subjects]
     needed = [folder / file for folder in folders for file in SUBJECT_FILES]
     for file in [*(path / file for file in manifest.sha256), *needed]:
