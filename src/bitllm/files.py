@@ -21,7 +21,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from bitllm.errors import BitLlmError, DataError, OutputError
+from bitllm.errors import DataError, OutputError
 
 _UNFINISHED = ".unfinished"
 _PLAIN_NAME = re.compile(r"\w(?:[\w .+@=-]{0,98}[\w+@=-])?")
@@ -220,7 +220,7 @@ def normalized_name(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def require_plain_name(name: str, where: object, what: str, *, error: type[BitLlmError] = DataError) -> str:
+def require_plain_name(name: str, where: object, what: str, *, error: type[Exception] = DataError) -> str:
     """Return a name that is safe as a part of a path.
 
     Plain names have letters, digits and ``_ . + @ = -``, and spaces only inside; ``..`` and slashes would lead out of
@@ -228,8 +228,8 @@ def require_plain_name(name: str, where: object, what: str, *, error: type[BitLl
 
     Raises
     ------
-    BitLlmError
-        Of the class ``error``, if the name is not plain or has more than 100 characters.
+    DataError
+        Or the class ``error``, if the name is not plain or has more than 100 characters.
     """
     if not _PLAIN_NAME.fullmatch(name):
         raise error(

@@ -58,6 +58,7 @@ def test_all_systems_differ_in_what_is_asked_alone(experiments):
         ),
         ({"systems": {"rft": {"after": "stf"}, "sft": {}}}, r"no system stf; did you mean `sft`\?"),
         ({"systems": {"a": {"rate_of": "b"}, "b": {}}}, "which must stand above it"),
+        ({"systems": {"../out": {}}}, "a system .*'../out'"),
         ({"along": {"prefx": 1.0}}, r"no system prefx; did you mean `prefix`\?"),
     ],
 )

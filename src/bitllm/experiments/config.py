@@ -9,6 +9,7 @@ from bitllm.config import StrictConfig, nearest, read_yaml
 from bitllm.errors import ConfigError
 from bitllm.experiments.recipe import QUICK, RECIPES, Recipe, changed, read_recipe
 from bitllm.experiments.verdict import ENCODER_MEASURES, MEASURED_UNDER, Arm, Claim
+from bitllm.files import require_plain_name
 from bitllm.simulation.parameters import preset
 from bitllm.stages.align import EncoderConfig
 from bitllm.stages.rft import RftConfig
@@ -110,6 +111,7 @@ class ExperimentConfig(StrictConfig):
                 raise ValueError(f"`{key}` holds a seed twice")
         names = list(self.systems)
         for name, system in self.systems.items():
+            require_plain_name(name, "systems", "a system", error=ValueError)
             for before in (system.after, system.goes_on, system.rate_of):
                 if before is not None and names.index(name) <= _place(names, before):
                     raise ValueError(f"system {name} comes after {before}, which must stand above it")

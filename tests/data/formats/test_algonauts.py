@@ -87,6 +87,9 @@ def test_the_names_of_labels_are_nsds_or_the_users(made):
     own.write_text(json.dumps({"streams": {"1": "early"}}))
     with pytest.raises(DataError, match=r"streams_challenge_space.npy: .*unknown labels \[2, 3, 4, 5, 6\]"):
         read(root, labels=own)
+    own.write_text(json.dumps({"streams": {"1": "early", "01": "parietal"}}))
+    with pytest.raises(DataError, match=r"labels\.json: .*`streams`"):
+        read(root, labels=own)
     own.write_text("[1]")
     with pytest.raises(DataError, match=r"expected \{atlas: \{number: name\}\}, found another"):
         read(root, labels=own)

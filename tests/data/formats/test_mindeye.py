@@ -5,6 +5,7 @@ import shutil
 import tarfile
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from bitllm.data.formats.beside import Beside
@@ -38,6 +39,19 @@ def test_a_store_has_the_real_repeats_in_the_tars_order(mindeye, prepared, requi
     repeats = [sum(mindeye.nsd_id[:row] == n) for row, n in enumerate(mindeye.nsd_id)]
     assert store.subject("subj01").trials["repetition"].tolist() == repeats
     assert "session 1" in reading.notes[0]
+
+
+def test_a_copy_of_a_tar_is_named(mindeye):
+    path = mindeye.root / "train/train_subj01_0.tar"
+    path.with_name("train_subj01_0 (1).tar").write_bytes(path.read_bytes())
+    refused(mindeye, r"train_subj01_0 \(1\)\.tar: .*`0 \(1\)`")
+
+
+def test_notes_on_a_table_of_places_reach_the_reading(mindeye, tmp_path):
+    path = mindeye.voxels / "subj01.tsv"
+    pd.read_csv(path, sep="\t").assign(area="V1").to_csv(path, sep="\t", index=False)
+    reading = read_mindeye(mindeye.root, beside(mindeye))
+    assert [note for note in reading.notes if "`area`" in note]
 
 
 def test_coco_annotations_go_through_the_table_of_nsd_ids(mindeye, tmp_path, prepared):

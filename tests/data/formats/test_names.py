@@ -52,9 +52,9 @@ def _rename(table):
         lambda n: f"{n:03d}",
         lambda n: f"1.{n}0",
         lambda n: f"1518879.{n:05d}0",
-        lambda n: "NA null None nan N/A NaN inf - 1e5 TRUE 0x1 <NA>".replace("/", "").split()[n],
+        lambda n: ["NA", "null", "None", "nan", "n.a.", "NaN", "inf", "-", "1e5", "TRUE", "0x1", "<NA>"][n],
         lambda n: f"x{n}" if n % 2 else f"{n:04d}",
-        lambda n: str(n),
+        str,
     ],
     ids=["000", "1.10", "1518879.010420", "missing", "mixed", "numbers"],
 )  # fmt: skip

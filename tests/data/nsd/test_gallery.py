@@ -102,13 +102,16 @@ BROKEN = {
     "749 trials": (lambda m: responses(m, lambda t: t[:-1]), "responses.tsv: expected 36 trials"),
     "trials swapped": (lambda m: responses(m, lambda t: t[::-1]), "responses.tsv: expected SESSION"),
     "no responses": (lambda m: m.responses("subj01").unlink(), "responses.tsv: expected the subject's"),
-    "no 73KID": (lambda m: responses(m, lambda t: t.drop(columns="73KID")), "responses.tsv: expected tab"),
+    "no 73KID": (
+        lambda m: responses(m, lambda t: t.drop(columns="73KID")),
+        "responses.tsv: expected a column `73KID`",
+    ),
     "no stimulus table": (lambda m: m.stimulus_table.unlink(), "merged.csv: expected NSD's table"),
     "1-based nsdId": (
         lambda m: stimuli(m, lambda t: t.assign(nsdId=t["nsdId"] + 1)),
         "nsd_stim_info_merged.csv: expected",
     ),
-    "no cocoId": (lambda m: stimuli(m, lambda t: t.drop(columns="cocoId")), "table with the columns"),
+    "no cocoId": (lambda m: stimuli(m, lambda t: t.drop(columns="cocoId")), "expected a column `cocoId`"),
     "other shared": (
         lambda m: stimuli(m, lambda t: t.assign(shared1000=~t["shared1000"])),
         "expected `shared1000` to be",

@@ -117,14 +117,20 @@ def _label_names(path: Path | None) -> dict[str, dict[int, str]]:
             "leave --labels out to use NSD's own names"
         )
     try:
-        return {
-            str(atlas): {int(number): str(name) for number, name in of_atlas.items() if int(number) > 0}
+        found = {
+            str(atlas): [(int(number), str(name)) for number, name in of_atlas.items() if int(number) > 0]
             for atlas, of_atlas in read_json(path).items()
         }
     except (AttributeError, ValueError):
         raise DataError(
             f"{path}: expected {{atlas: {{number: name}}}}, found another; write it so, or leave --labels out"
         ) from None
+    for atlas, of_atlas in found.items():
+        if len(dict(of_atlas)) < len(of_atlas):
+            raise DataError(
+                f"{path}: expected each label of `{atlas}` once, found a number in two spellings (1 and 01); remove one"
+            )
+    return {atlas: dict(of_atlas) for atlas, of_atlas in found.items()}
 
 
 def _pictures(folder: Path) -> list[tuple[int, Path]]:

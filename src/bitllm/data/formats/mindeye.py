@@ -101,9 +101,7 @@ def read_mindeye(root: Path, beside: Beside, *, subjects: tuple[str, ...] | None
 def _gather(root: Path, name: str, images: _Images) -> _Gathered:
     gathered = _Gathered()
     for split, part in _PARTS.items():
-        tars = sorted(
-            root.glob(f"{split}/{split}_{name}_*.tar"), key=lambda path: int(path.stem.split("_")[-1])
-        )
+        tars = sorted(root.glob(f"{split}/{split}_{name}_*.tar"), key=_number_of)
         if not tars and split != "val":
             raise DataError(f"{root / split}: expected {split}_{name}_0.tar, found no tar; download it")
         for path in tars:
@@ -111,6 +109,16 @@ def _gather(root: Path, name: str, images: _Images) -> _Gathered:
             for sample in read_samples(path, _WANTED):
                 _take(path, sample, part, gathered, images)
     return gathered
+
+
+def _number_of(path: Path) -> int:
+    number = path.stem.rpartition("_")[2]
+    if not (number.isascii() and number.isdigit()):
+        raise DataError(
+            f"{path}: expected a number at the end of the tar's name, found `{number}`; is it a copy of another tar? "
+            "Remove or rename it"
+        )
+    return int(number)
 
 
 def _take(path: Path, sample: Sample, part: str, gathered: _Gathered, images: _Images) -> None:

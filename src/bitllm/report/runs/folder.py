@@ -14,7 +14,7 @@ import numpy as np
 
 from bitllm.data.store import Store, open_store
 from bitllm.errors import DataError
-from bitllm.files import read_json
+from bitllm.files import read_json, require_plain_name
 from bitllm.report.brain.maps import BrainMaps, read_brain_maps
 from bitllm.report.gallery import GalleryItem, WordBits
 from bitllm.report.headline import final_system
@@ -104,6 +104,8 @@ def read_gallery(
     """Best, median, worst and random images by the final system's CIDEr under real betas."""
     final = final_system(results)
     judged = folder / "judged"
+    if final:
+        require_plain_name(final, folder / "results.json", "a system")
     if not (judged / final / "scores.json").is_file():
         return []
     shown = {final: (final, "real")}
