@@ -1,8 +1,8 @@
 """Commands that prepare a store from the formats that people hold besides NSD's own."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
@@ -138,16 +138,27 @@ class StimulusFiles:
     """Folder of pictures named by stimulus_id."""
 
 
+@dataclass(frozen=True)
+class TrialTable:
+    """Which image each beta is a response to."""
+
+    trials: Path
+    """Trials table (TSV or Parquet)."""
+    subject: str
+    """The subject's name in the trials table."""
+    design: Path | None = None
+    """DESIGNINFO, whose stimorder is checked against the trials."""
+
+
 def prepare_glmsingle(
     betas: tyro.conf.Positional[Path],
     store: tyro.conf.Positional[Path],
     /,
     *,
-    trials: Path,
-    subject: str,
+    table: tyro.conf.OmitArgPrefixes[TrialTable],
     stimuli: tyro.conf.OmitArgPrefixes[StimulusFiles],
     places: Path,
-    design: Path | None = None,
+    normalization: Literal["training", "not-shared", "session", "across-sessions", "none"] = "training",
     trust_pickle: bool = False,
 ) -> None:
     """Prepare a store from GLMsingle's output for one subject.
@@ -155,26 +166,26 @@ def prepare_glmsingle(
     Args:
         betas: TYPED_FITHRF_GLMDENOISE_RR.hdf5, TYPEC or TYPEB.
         store: New folder for the store.
-        trials: Trials table (TSV or Parquet).
-        subject: The subject's name in the trials table.
+        table: Trials table, and the order of the trials.
         stimuli: Captions and pictures.
         places: Mask on the grid of the betas (values above 0), or table of x_mm, y_mm, z_mm.
-        design: DESIGNINFO, whose stimorder is checked against the trials.
+        normalization: Whose trials the z-scores' statistics see; session sees test trials (a leak, says audit).
         trust_pickle: Read GLMsingle's npy, a pickle; only arrays and plain containers are admitted.
     """
     from bitllm.data.formats.glmsingle import read_glmsingle
 
     reading = read_glmsingle(
         betas,
-        trials=trials,
+        trials=table.trials,
         captions=stimuli.captions,
-        subject=subject,
+        subject=table.subject,
         places=places,
-        design=design,
+        design=table.design,
         pictures=stimuli.pictures,
         trust_pickle=trust_pickle,
     )
-    _write(store, reading)
+    settings = reading.settings.model_copy(update={"normalization": normalization})
+    _write(store, replace(reading, settings=settings))
 
 
 def prepare_table(header: tyro.conf.Positional[Path], store: tyro.conf.Positional[Path], /) -> None:
@@ -199,8 +210,9 @@ def _write(store: Path, reading: "Reading") -> None:
     from bitllm.data.store.write import write_store
     from bitllm.demo.display import Display
 
-    for note in reading.notes:
-        OUT.print(f"note: {note}", markup=False, soft_wrap=True)
+    notes = list(reading.notes)
     with Display(OUT) as display:
-        write_store(store, reading.contents, reading.settings, progress=display.progress)
+        write_store(store, reading.contents, reading.settings, progress=display.progress, note=notes.append)
+    for note in notes:
+        OUT.print(f"note: {note}", markup=False, soft_wrap=True)
     OUT.print(f"{store}: store written; look at it with: bitllm inspect {store}")

@@ -1,17 +1,21 @@
 """Audit of a store, a split and a run: leaks, files that changed, and what cannot be checked."""
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
+from scipy.spatial import cKDTree
 
 from bitllm.data.splits import WITHIN_SUBJECT, Split, images_in_statistics, load_split
-from bitllm.data.store import Store
+from bitllm.data.store import Store, SubjectData
+from bitllm.data.store.read import sessions_of_zeros
 from bitllm.errors import DataError
 from bitllm.files import sha256_of_file
 
@@ -24,6 +28,12 @@ _SAME_PICTURE = 0.998
 _SAME_WORDS = 0.9
 _FEWEST_WORDS = 8
 _BLOCK = 1024
+_FEWEST_VOXELS, _FEWEST_TRIALS = 5, 10
+"""With fewer, the distributions of different trials look alike."""
+_N_POWERS = 6
+_SAME_SHAPE = 0.01
+"""Distance of two trials in sampling errors. Rounding to float16 moves a trial by up to 0.002; other trials are
+0.02 and more away, measured for 5 to 15,000 voxels."""
 
 
 def audit(store: Store, *, split: Split | None = None, run: Path | None = None) -> dict[str, Any]:
@@ -51,7 +61,8 @@ def audit(store: Store, *, split: Split | None = None, run: Path | None = None) 
     DataError
         If ``run`` holds no split and none is given.
     """
-    leaks = list(_store_leaks(store))
+    copies = list(_copies(store))
+    leaks = [*_store_leaks(store), *(f"one brain under two names: {line}" for _, _, line in copies)]
     notes = _store_notes(store)
     if run is not None:
         path = Path(run) / "split.json"
@@ -70,6 +81,7 @@ def audit(store: Store, *, split: Split | None = None, run: Path | None = None) 
         notes += _run_notes(store, Path(run))
     if split is not None:
         leaks += _split_leaks(store, split)
+        leaks += _copied_test_subjects(copies, split)
     return {
         "store": str(store.path),
         "split": split.sha256 if split else None,
@@ -150,11 +162,21 @@ def _store_leaks(store: Store) -> Iterator[str]:
 
 def _store_notes(store: Store) -> list[str]:
     """What cannot be checked since the store does not say it."""
+    notes = []
+    for subject in store.subjects:
+        sessions = sessions_of_zeros(store.subject(subject))
+        if sessions:
+            notes.append(
+                f"{store.path}: all betas of {subject} are 0 in session {sessions[0]} ({len(sessions)} such sessions); "
+                "earlier versions stored sessions with one training trial so, prepare it again with the normalization "
+                "`across-sessions`"
+            )
     if store.manifest.statistics != "as-delivered":
-        return []
+        return notes
     return [
+        *notes,
         f"{store.path}: z-scored by whoever made the betas ({store.manifest.source}); whether test trials are in the "
-        "statistics is not known"
+        "statistics is not known",
     ]
 
 
@@ -168,12 +190,94 @@ def _trial_leaks(store: Store, subject: str) -> Iterator[str]:
     if (counted != trials["repetition"].to_numpy()).any():
         yield f"repeats miscounted: {subject} has trials listed twice or out of order"
     is_test = (store.stimuli["part"].reindex(trials["nsd_id"]) == "test").to_numpy()
-    first = np.asarray(store.subject(subject).betas[:, :64], dtype=np.float32)
-    varies = first.std(axis=1) > 0
-    rows = pd.util.hash_pandas_object(pd.DataFrame(first), index=False).to_numpy()
-    same = set(rows[is_test & varies].tolist()) & set(rows[~is_test & varies].tolist())
+    betas = store.subject(subject).betas
+    sides: dict[bool, set[bytes]] = {True: set(), False: set()}
+    for row, of_test in enumerate(is_test.tolist()):
+        values = betas[row] + np.float16(0)  # -0 becomes 0
+        if values.min() < values.max():
+            sides[of_test].add(hashlib.blake2b(values.tobytes(), digest_size=16).digest())
+    same = sides[True] & sides[False]
     if same:
         yield f"test trial in training: {subject} has {len(same)} test trials whose betas are a training trial's"
+
+
+def _copied_test_subjects(copies: list[tuple[str, str, str]], split: Split) -> Iterator[str]:
+    train, test = set(split.train_subjects), set(split.test_subjects)
+    for one, other, line in copies:
+        if (one in train and other in test - train) or (other in train and one in test - train):
+            yield f"test subject in training: {line}"
+
+
+def _copies(store: Store) -> Iterator[tuple[str, str, str]]:
+    """Pairs of subjects with the same betas, and one line that says so.
+
+    Found whatever the order of trials or voxels, and where each voxel of a session was scaled and shifted.
+    """
+    by_width: dict[int, list[str]] = {}
+    for name in store.subjects:
+        by_width.setdefault(store.subject(name).betas.shape[1], []).append(name)
+    for width, names in by_width.items():
+        if len(names) < 2 or width < _FEWEST_VOXELS:
+            continue
+        shapes = {name: _trial_shapes(store.subject(name)) for name in names}
+        for one, other in combinations(names, 2):
+            is_copy = _has_neighbour(shapes[other], shapes[one])
+            if _is_most_of_a_session(is_copy, store.subject(other).trials["session"]):
+                yield one, other, f"{other} has the betas of {one} ({is_copy.sum()} of {len(is_copy)} trials)"
+
+
+def _trial_shapes(data: SubjectData) -> Float[np.ndarray, "2 trials 6"]:
+    """What each trial's distribution of betas over voxels looks like: as stored, and scaled by voxel and session."""
+    shapes = np.full((2, len(data.trials), _N_POWERS), np.nan)
+    for of_session in data.trials.groupby("session").indices.values():
+        rows = of_session[-1] + 1 - of_session[0]
+        blocks = [slice(n, min(n + 64, rows)) for n in range(0, rows, 64)]
+        betas, found = data.betas[of_session[0] :][:rows], shapes[:, of_session[0] :][:, :rows]
+        sums = sum(betas[block].sum(axis=0, dtype=np.float64) for block in blocks)
+        mean = sums / rows
+        squares = sum(((betas[block] - mean) ** 2).sum(axis=0) for block in blocks)
+        deviation = np.sqrt(np.asarray(squares) / rows)
+        deviation[deviation < 1e-6] = np.inf
+        for block in blocks:
+            values = betas[block].astype(np.float32)
+            found[0, block] = _shape_of_rows(values)
+            if rows >= _FEWEST_TRIALS:
+                found[1, block] = _shape_of_rows(((values - mean) / deviation).astype(np.float32))
+    return shapes
+
+
+def _shape_of_rows(values: Float[np.ndarray, "trials voxels"]) -> Float[np.ndarray, "trials 6"]:
+    """Mean powers of each row's standardized values, drawn into -1 to 1: no order of voxels, no scale matters.
+
+    In units of their own sampling error; NaN for a row that does not vary.
+    """
+    values = values - values.mean(axis=1, keepdims=True)
+    deviation = values.std(axis=1, keepdims=True)
+    standard = values / np.where(deviation > 0, deviation, np.nan)
+    drawn_in = 2 * standard / (1 + standard**2)
+    powers, power = [], np.ones_like(drawn_in)
+    for _ in range(_N_POWERS):
+        power = power * drawn_in
+        powers.append(power.mean(axis=1, dtype=np.float64))
+    return np.stack(powers, axis=1) * np.sqrt(values.shape[1])
+
+
+def _has_neighbour(
+    shapes: Float[np.ndarray, "2 n 6"], others: Float[np.ndarray, "2 m 6"]
+) -> Bool[np.ndarray, " n"]:
+    """Which trials look like one of the others, as stored or scaled by voxel and session."""
+    found = np.zeros(shapes.shape[1], bool)
+    for of_one, of_others in zip(shapes, others, strict=True):
+        rows = np.flatnonzero(np.isfinite(of_one).all(axis=1))
+        known = of_others[np.isfinite(of_others).all(axis=1)]
+        if rows.size and len(known):
+            found[rows] |= cKDTree(known).query(of_one[rows])[0] < _SAME_SHAPE
+    return found
+
+
+def _is_most_of_a_session(is_copy: Bool[np.ndarray, " trials"], sessions: pd.Series) -> bool:
+    by_session = pd.Series(is_copy).groupby(sessions.to_numpy()).agg(["mean", "sum"])
+    return bool(((by_session["mean"] > 0.5) & (by_session["sum"] >= 5)).any() or is_copy.mean() > 0.5)
 
 
 def _caption_leaks(store: Store) -> Iterator[str]:

@@ -10,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from bitllm.data.store.read import SUBJECT_FILES, Store
+from bitllm.data.store.read import SUBJECT_FILES, Store, sessions_of_zeros
 
 _UNKNOWN = "–"
 
@@ -22,10 +22,10 @@ def inspect_store(store: Store) -> dict[str, Any]:
     -------
     dict
         ``path``, ``source``, ``beta_version``, ``roi``, ``normalization``; ``subjects`` (sessions, trials,
-        voxels, voxels out of view in some session, images by part, mean noise ceiling in percent for one
-        trial and for the mean of three (``None`` where it is not known), voxels of each label, bytes,
-        checksums); ``images`` by part; ``captions`` (number, and least, mean and most per image); ``bytes``
-        and ``sha256`` of the shared files.
+        voxels, sessions whose betas are all 0, voxels out of view in some session, images by part, mean noise
+        ceiling in percent for one trial and for the mean of three (``None`` where it is not known), voxels of
+        each label, bytes, checksums); ``images`` by part; ``captions`` (number, and least, mean and most per
+        image); ``bytes`` and ``sha256`` of the shared files.
     """
     manifest = store.manifest
     per_image = np.array([len(captions) for captions in store.captions.values()])
@@ -86,6 +86,7 @@ def _inspect_subject(store: Store, subject: str) -> dict[str, Any]:
         "n_sessions": record.n_sessions,
         "n_trials": record.n_trials,
         "n_voxels": record.n_voxels,
+        "sessions_of_zeros": sessions_of_zeros(data),
         "n_voxels_out_of_view": int((data.voxels["valid"] < 1).sum()),
         "images": _count(part.to_numpy()),
         "noise_ceiling_percent": {
@@ -109,6 +110,9 @@ def _overview(inspection: dict[str, Any]) -> Table:
     captions, images = inspection["captions"], inspection["images"]
     n_bytes = sum(inspection["bytes"].values()) + sum(s["bytes"] for s in inspection["subjects"].values())
     overview = Table.grid(padding=(0, 2))
+    zeros = {
+        name: s["sessions_of_zeros"] for name, s in inspection["subjects"].items() if s["sessions_of_zeros"]
+    }
     for name, value in (
         ("store", inspection["path"]),
         (
@@ -123,6 +127,13 @@ def _overview(inspection: dict[str, Any]) -> Table:
             f"{captions['mean']:.2f}",
         ),
         ("size", f"{n_bytes / 1e6:,.1f} MB"),
+        *(
+            (
+                "warning",
+                f"{name}: all betas are 0 in session {', '.join(map(str, sessions))}; prepare it again",
+            )
+            for name, sessions in zeros.items()
+        ),
     ):
         overview.add_row(f"[bold]{name}[/]", escape(value))
     return overview

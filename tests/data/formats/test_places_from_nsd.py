@@ -16,7 +16,7 @@ def test_places_are_those_of_nsds_own_store(mindeye, make, easy_release, prepare
     for part, ids in (("train", range(8)), ("val", (8, 9)), ("test", (10, 11))):
         for path in (mindeye.root / part).glob("*.tar"):
             path.unlink()
-        rows = np.zeros((1, len(expected)), np.float16)
+        rows = np.ones((1, len(expected)), np.float16)
         samples = [make.mindeye_sample(n, rows, mindeye.pictures[n]) for n in ids]
         make.write_tar(mindeye.root / f"{part}/{part}_subj01_0.tar", samples)
     beside = Beside(captions=(mindeye.captions_file,), nsd=easy_release / "nsd")

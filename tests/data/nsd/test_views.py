@@ -25,7 +25,12 @@ def true_view(mini, session: int) -> np.ndarray:
 def prepared(mini, out, **more):
     notes: list[str] = []
     prepare_nsd(mini.root, out, subjects=[SUBJECT, "subj02"], note=notes.append, **more)
-    return open_store(out).subject(SUBJECT), notes
+    return open_store(out).subject(SUBJECT), about_views(notes)
+
+
+def about_views(lines: list[str]) -> list[str]:
+    """Without the notes about the miniature's short sessions."""
+    return [line for line in lines if "valid_session" in line]
 
 
 def test_volumes_that_fit_the_betas_change_nothing_and_are_not_remarked_on(release, write_volume, tmp_path):
@@ -56,7 +61,7 @@ def test_a_voxel_said_to_be_invalid_is_zero_in_that_session_and_one_line_says_so
     assert data.voxels["valid"].iloc[0] == pytest.approx(2 / 3)
     main(["prepare", "nsd", str(release.root), str(tmp_path / "by command"), "--subjects", SUBJECT, "subj02"])
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
-    assert said == [f"note: {notes[0]}"]
+    assert about_views(said) == [f"note: {notes[0]}"]
 
 
 def test_a_voxel_said_to_be_valid_that_never_varies_is_remarked_on_and_counted_as_out_of_view(

@@ -12,7 +12,7 @@ from bitllm.errors import DataError
     ("values", "dtype", "match"),
     [
         ([1, 2, "x"], "int16", r"t\.tsv: expected whole numbers .* column `a` of the voxels, found `x` in row 3"),
-        ([1, 40_000, 40_001], "int16", r"found `40000` in row 2 \(2 in all, the heading not counted\); mend"),
+        ([1, 40_000, 40_001], "int16", r"found `40000` in row 2 \(2 in all, the heading not counted\); "),
         ([1.5, 2.0], "int64", r"found `1.5` in row 1"),
         ([1, np.nan], "int32", r"found nothing in row 2"),
         (["0.5", "left"], "float32", r"expected numbers in the column `a`.*found `left` in row 2"),

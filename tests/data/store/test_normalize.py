@@ -42,9 +42,10 @@ def test_held_out_trials_do_not_move_the_statistics(rng):
     np.testing.assert_array_equal(z_scores(betas, is_training)[is_training], before)
 
 
-def test_a_session_without_training_trials_is_refused():
-    with pytest.raises(ValueError, match="at least one training trial"):
-        z_scores(np.ones((3, 2), np.float32), np.zeros(3, bool))
+@pytest.mark.parametrize("n_training", [0, 1])
+def test_a_session_with_fewer_than_two_training_trials_is_refused(n_training):
+    with pytest.raises(ValueError, match=f"found {n_training}"):
+        z_scores(np.ones((3, 2), np.float32), np.arange(3) < n_training)
 
 
 @settings(max_examples=30, deadline=None)

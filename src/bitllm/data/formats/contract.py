@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import model_validator
 
 from bitllm.config import StrictConfig
 from bitllm.data.formats.beside import (
@@ -20,6 +21,7 @@ from bitllm.data.io.arrays import cifti_order, cifti_places, read_betas
 from bitllm.data.io.captions import captions_by_nsd_id
 from bitllm.data.io.pictures import picture_reader
 from bitllm.data.store.contents import TRIAL_OPTIONAL, StoreContents, StoreSettings, SubjectContents
+from bitllm.data.store.normalize import Normalization
 from bitllm.errors import ConfigError, DataError
 from bitllm.files import require_plain_name
 
@@ -51,8 +53,21 @@ class Header(StrictConfig):
     voxel_order: Literal["C", "F"] = "C"
     """Order in which a flat array lists the voxels of the mask's axes x, y, z."""
     already_zscored: bool
+    normalization: Normalization | None = None
+    """As in `prepare nsd`; by default ``training``, or ``as-delivered`` where the betas are z-scores."""
     space: str = "unknown"
     source_version: str = "unknown"
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "Header":
+        is_delivered = self.normalization == "as-delivered"
+        if self.normalization is not None and is_delivered != self.already_zscored:
+            raise ValueError(
+                f"expected `normalization` to fit already_zscored: {str(self.already_zscored).lower()}, found "
+                f"`{self.normalization}`; leave `normalization` out, or write "
+                + ("as-delivered" if self.already_zscored else "none for betas in their own unit")
+            )
+        return self
 
 
 def read_contract(header_path: Path) -> Reading:
@@ -100,7 +115,7 @@ def read_contract(header_path: Path) -> Reading:
         beta_version=header.source_version,
         space=header.space,
         roi="mask",
-        normalization="as-delivered" if header.already_zscored else "training",
+        normalization=header.normalization or ("as-delivered" if header.already_zscored else "training"),
     )
     return Reading(contents, settings, tuple(notes))
 

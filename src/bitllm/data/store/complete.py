@@ -1,7 +1,9 @@
 """Checks of what goes into a store, and the columns that follow from others."""
 
 import hashlib
-from collections.abc import Mapping
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -17,8 +19,13 @@ from bitllm.data.store.contents import (
     StoreSettings,
     SubjectContents,
 )
+from bitllm.data.store.normalize import FEWEST_TRIALS, SCORED_BY_US, Normalization, sees
 from bitllm.errors import DataError
 from bitllm.files import require_plain_name
+
+_BY_SESSION = SCORED_BY_US - {"across-sessions"}
+_FEW_TRIALS = 10
+"""A deviation of 10 values is known to about a quarter (1 / sqrt(2 n))."""
 
 PARTS = ("train", "validation", "test")
 _TRIAL_TYPES = {"session": "int16", "run": "int16", "trial": "int32", "nsd_id": "int64"}
@@ -79,6 +86,7 @@ def complete(contents: StoreContents, settings: StoreSettings) -> StoreContents:
     """
     if not contents.subjects:
         raise DataError(f"{contents.origin}: expected at least one subject, found none; check the input")
+    _require_distinct_names(contents)
     for subject in contents.subjects:  # its name becomes a folder
         require_plain_name(subject.name, subject.origin, "a subject")
     for atlas in contents.atlases:
@@ -88,6 +96,7 @@ def complete(contents: StoreContents, settings: StoreSettings) -> StoreContents:
     subjects = [_complete_subject(subject, stimuli, contents.atlases) for subject in contents.subjects]
     for subject in subjects:
         _check_normalization(subject, settings)
+        _require_trials_for_statistics(subject, stimuli, settings.normalization)
     return replace(contents, subjects=subjects, stimuli=stimuli, captions=captions)
 
 
@@ -204,7 +213,7 @@ def _check_normalization(subject: SubjectContents, settings: StoreSettings) -> N
 
 
 def require_numbers(
-    table: pd.DataFrame, types: Mapping[str, str], where: str, what: str, *, advice: str = "mend that row"
+    table: pd.DataFrame, types: Mapping[str, str], where: str, what: str, *, advice: str = "fix that row"
 ) -> None:
     """Refuse a table that cannot be cast: numpy wraps numbers that are too large.
 
@@ -242,6 +251,72 @@ def require_numbers(
                 f"{where}: expected {kind} in the column `{column}` of {what}, found {shown} in row {wrong[0] + 1} "
                 f"({wrong.size} in all, the heading not counted); {advice}"
             )
+
+
+def _require_trials_for_statistics(
+    subject: SubjectContents, stimuli: pd.DataFrame, normalization: Normalization
+) -> None:
+    """Refuse sessions of which no deviation can be worked out, before any betas are read."""
+    counts = _trials_in_statistics(subject, stimuli, normalization)
+    where = f"{subject.origin} ({subject.name})"
+    if counts.sum() < FEWEST_TRIALS and normalization in SCORED_BY_US:
+        raise DataError(
+            f"{where}: expected at least {FEWEST_TRIALS} trials of training images, found {counts.sum()}; lower the "
+            "validation fraction, or set more images to train in the column `split`"
+        )
+    few = counts[counts < FEWEST_TRIALS]
+    if len(few) and normalization in _BY_SESSION:
+        raise DataError(
+            f"{where}: expected at least {FEWEST_TRIALS} trials of training images in every session, found "
+            f"{few.iloc[0]} in session {few.index[0]} ({len(few)} such sessions); use the normalization "
+            "`across-sessions`, or leave the session out"
+        )
+
+
+def few_training_trials(
+    subject: SubjectContents, stimuli: pd.DataFrame, normalization: Normalization
+) -> Iterator[str]:
+    """One line about sessions of which mean and deviation are inexact, if there are any."""
+    counts = _trials_in_statistics(subject, stimuli, normalization)
+    few = counts[counts < _FEW_TRIALS]
+    if len(few) and normalization in _BY_SESSION:
+        yield (
+            f"{subject.origin} ({subject.name}): session {few.index[0]} has only {few.iloc[0]} trials of training "
+            f"images ({len(few)} sessions have fewer than {_FEW_TRIALS}), so its mean and deviation are inexact; the "
+            "normalization `across-sessions` uses the trials of all sessions"
+        )
+
+
+def part_of_trials(subject: SubjectContents, stimuli: pd.DataFrame) -> pd.Series:
+    """The part (train, validation, test) of each trial's image."""
+    return stimuli.set_index("nsd_id")["part"].loc[subject.trials["nsd_id"]].reset_index(drop=True)
+
+
+def _trials_in_statistics(
+    subject: SubjectContents, stimuli: pd.DataFrame, normalization: Normalization
+) -> pd.Series:
+    """How many trials of each session the statistics see, by the session's label where it has one."""
+    label = "session_name" if "session_name" in subject.trials else "session"
+    seen = pd.Series(sees(part_of_trials(subject, stimuli), normalization))
+    return seen.groupby(subject.trials[label].to_numpy(), sort=False).sum()
+
+
+def _require_distinct_names(contents: StoreContents) -> None:
+    """Refuse names of subjects that a person or a file system may take for one."""
+    found: dict[str, str] = {}
+    for subject in contents.subjects:
+        other = found.get(_folded(subject.name))
+        if other is not None:
+            raise DataError(
+                f"{contents.origin}: expected names of subjects that differ by more than case, zeros, accents' form or "
+                f"spaces, found `{other}` and `{subject.name}`; rename one of them"
+            )
+        found[_folded(subject.name)] = subject.name
+
+
+def _folded(name: str) -> str:
+    plain = unicodedata.normalize("NFKC", name).casefold().strip().removeprefix("sub-")
+    return re.sub(r"(?<!\d)0+(?=\d)", "", unicodedata.normalize("NFKC", plain))
 
 
 def _require_columns(table: pd.DataFrame, columns: tuple[str, ...], where: str, what: str) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool, Float, Float16, Float64
 
 Normalization = Literal["training", "not-shared", "session", "across-sessions", "none", "as-delivered"]
@@ -26,11 +27,23 @@ NORMALIZATIONS: dict[str, str] = {
 SCORED_BY_US = frozenset({"training", "not-shared", "session", "across-sessions"})
 """The normalizations that make z-scores, which must not be made twice."""
 
+FEWEST_TRIALS = 2
+"""Of fewer trials there is no deviation: all betas would become 0."""
+
 Moments = Float64[np.ndarray, "5 voxels"]
-"""Of each voxel: number of trials, mean, sum of squared deviations, least and greatest value."""
+"""Of each voxel: number of trials, sum, sum of squares, least and greatest value."""
 
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 _BLOCK_VALUES = 4 * 2**20
+
+
+def sees(part: pd.Series, normalization: Normalization) -> Bool[np.ndarray, " trials"]:
+    """Which trials the statistics see, by the part (train, validation, test) of each trial's image."""
+    if normalization in ("training", "across-sessions"):
+        return np.asarray(part == "train")
+    if normalization == "not-shared":
+        return np.asarray(part != "test")
+    return np.ones(len(part), bool)
 
 
 def z_scores(
@@ -54,15 +67,17 @@ def z_scores(
     Raises
     ------
     ValueError
-        If there is no training trial.
+        If there are fewer than two training trials.
 
     References
     ----------
     ``mean`` and ``std`` with ddof 0, as scikit-learn's StandardScaler, which published NSD pipelines fit on
     whole sessions; here test and validation trials are left out of the statistics.
     """
-    if not is_training.any():
-        raise ValueError("z-scores need at least one training trial in the session, found none")
+    if is_training.sum() < FEWEST_TRIALS:
+        raise ValueError(
+            f"z-scores: expected at least {FEWEST_TRIALS} training trials in the session, found {is_training.sum()}"
+        )
     scaled = np.empty(betas.shape, np.float16)
     for columns in _blocks(betas):
         scaled[:, columns] = _z_scores(betas[:, columns], is_training)
@@ -74,35 +89,26 @@ def moments(
     is_training: Bool[np.ndarray, " trials"],
     is_in_view: Bool[np.ndarray, " voxels"],
 ) -> Moments:
-    """What a session's training trials add to statistics across sessions; nothing for voxels out of view."""
+    """Sums over a session's training trials, for statistics across sessions; nothing for voxels out of view."""
     found = np.zeros((5, betas.shape[1]))
     found[3], found[4] = np.inf, -np.inf
     columns = np.flatnonzero(is_in_view)
     if is_training.any() and columns.size:
         training = betas[np.ix_(is_training, columns)].astype(np.float64)
-        mean = training.mean(axis=0)
-        deviations = ((training - mean) ** 2).sum(axis=0)
-        parts = (np.full(len(columns), len(training)), mean, deviations, training.min(0), training.max(0))
-        found[:, columns] = parts
+        n = np.full(len(columns), len(training))
+        found[:, columns] = (n, training.sum(0), (training**2).sum(0), training.min(0), training.max(0))
     return found
 
 
 def pooled(sessions: Sequence[Moments]) -> Float64[np.ndarray, "2 voxels"]:
-    """Mean and deviation (ddof 0) of all sessions' training trials; 0 and infinity where a voxel never varies.
-
-    References
-    ----------
-    Chan, Golub & LeVeque 1983, the pairwise update of sums of squares.
-    """
-    n, mean, squares, low, high = sessions[0].copy()
-    for n_more, mean_more, squares_more, low_more, high_more in sessions[1:]:
-        total = np.maximum(n + n_more, 1)
-        apart = mean_more - mean
-        squares += squares_more + apart**2 * n * n_more / total
-        mean += apart * n_more / total
-        n, low, high = n + n_more, np.minimum(low, low_more), np.maximum(high, high_more)
-    varies = high > low
-    deviation = np.sqrt(squares / np.maximum(n, 1))
+    """Mean and deviation (ddof 0) of all sessions' training trials; 0 and infinity where a voxel never varies."""
+    stacked = np.stack(list(sessions))
+    n, total, squares = stacked[:, :3].sum(axis=0)
+    varies = stacked[:, 4].max(axis=0) > stacked[:, 3].min(axis=0)
+    mean = total / np.maximum(n, 1)
+    # Plain sums are exact enough in float64: betas are float32, within a few thousand deviations of 0.
+    deviation = np.sqrt(np.maximum(squares / np.maximum(n, 1) - mean**2, 0))
+    varies &= deviation > 0
     return np.stack([np.where(varies, mean, 0), np.where(varies, deviation, np.inf)])
 
 

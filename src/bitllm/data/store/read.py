@@ -69,6 +69,15 @@ class SubjectData:
     voxels: pd.DataFrame
 
 
+def sessions_of_zeros(data: SubjectData) -> list[int]:
+    """Sessions without a single beta but 0; earlier versions stored sessions with one training trial so."""
+    # The first trial with another value ends the search, so a whole store is read in one trial a session.
+    sessions = data.trials.groupby("session").indices
+    return [
+        int(str(session)) for session, rows in sessions.items() if not any(data.betas[n].any() for n in rows)
+    ]
+
+
 class Store:
     """An open store; betas and pictures stay on disk until they are asked for."""
 

@@ -1,4 +1,4 @@
-"""Sessions of betas on their way into one file: read, normalized and written one by one, and gone on with."""
+"""Sessions of betas on their way into one file: read, normalized and written one by one; a killed run resumes."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float32, Num
 
+from bitllm.data.store.complete import part_of_trials
 from bitllm.data.store.contents import SubjectContents, View
 from bitllm.data.store.normalize import (
     SCORED_BY_US,
@@ -20,6 +21,7 @@ from bitllm.data.store.normalize import (
     moments,
     pooled,
     scaled_by,
+    sees,
     z_scores,
 )
 from bitllm.errors import DataError
@@ -69,7 +71,7 @@ def session_jobs(
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         allocate_rows(path, (len(subject.trials), len(subject.voxels)), np.dtype(np.float16))
-    is_seen = _is_seen(subject, stimuli, normalization)
+    is_seen = sees(part_of_trials(subject, stimuli), normalization)
     jobs = []
     for session, rows in subject.trials.groupby("session").indices.items():
         first, last = int(rows[0]), int(rows[-1]) + 1
@@ -94,16 +96,11 @@ def run_statistics(jobs: list[SessionJob], *, workers: int, done: Callable[[str]
     Raises
     ------
     DataError
-        If a session cannot be read, or a subject has no trial of a training image.
+        If a session cannot be read.
     """
     _run_left(jobs, write_moments, lambda job: job.moments, workers=workers, done=done)
     for folder in dict.fromkeys(job.folder for job in jobs):
         of_subject = [job for job in jobs if job.folder == folder]
-        if not any(job.is_seen.any() for job in of_subject):
-            raise DataError(
-                f"{of_subject[0].subject.origin} ({of_subject[0].subject.name}): expected trials of training "
-                "images, found none; lower the validation fraction"
-            )
         np.save(folder / _STATISTICS, pooled([np.load(job.moments) for job in of_subject]))
 
 
@@ -130,16 +127,17 @@ def write_session(job: SessionJob) -> str:
         scaled = in_float16(betas)
     elif job.normalization == "across-sessions":
         scaled = scaled_by(betas, np.load(job.folder / _STATISTICS))
-    elif not job.is_seen.any():
-        raise DataError(
-            f"{job.subject.origin} ({job.label}): expected trials of training images in the session, found "
-            "none; lower the validation fraction"
-        )
     else:
         scaled = z_scores(betas, job.is_seen)
     view = job.subject.views.get(job.session)
     seen = seen_in_both(betas, view)
     scaled[:, ~seen] = 0
+    if not scaled.any():
+        raise DataError(
+            f"{job.subject.origin} ({job.label}): expected betas that vary between trials, found betas that are 0 or "
+            f"constant in every voxel ({seen.sum()} of {len(seen)} voxels in view); check the file, or leave the "
+            "session out"
+        )
     _write_at(job.folder / "betas.npy", job.first_row, scaled)
     write_mark(job.done_mark, seen, contradicted(betas, view))
     return job.label
@@ -186,15 +184,6 @@ def _run(jobs: list[SessionJob], work: Callable[[SessionJob], str], workers: int
             raise
 
 
-def _is_seen(subject: SubjectContents, stimuli: pd.DataFrame, normalization: Normalization) -> np.ndarray:
-    of_trials = stimuli.set_index("nsd_id").loc[subject.trials["nsd_id"]]
-    if normalization in ("training", "across-sessions"):
-        return np.asarray(of_trials["part"] == "train")
-    if normalization == "not-shared":
-        return np.asarray(of_trials["part"] != "test")
-    return np.ones(len(of_trials), bool)
-
-
 def _read(job: SessionJob) -> np.ndarray:
     betas = job.subject.read_session(job.session)
     where = f"{job.subject.origin} ({job.label})"
@@ -209,7 +198,7 @@ def _read(job: SessionJob) -> np.ndarray:
     if partly.any():
         raise DataError(
             f"{where}: expected numbers, found NaN or infinity in some trials of {partly.sum()} voxels; "
-            "mend or leave out those voxels (a voxel without any number in a session becomes 0)"
+            "fix or exclude those voxels (a voxel without any number in a session becomes 0)"
         )
     if job.normalization in SCORED_BY_US and looks_z_scored(betas):
         raise DataError(
@@ -261,17 +250,16 @@ def share_in_view(folder: Path) -> Float32[np.ndarray, " voxels"]:
     return np.asarray(seen.mean(axis=0), np.float32)
 
 
-def contradictions(subject: SubjectContents, folder: Path) -> str | None:
-    """One line about all voxels of a subject of which file and betas say the contrary, or ``None``."""
+def contradictions(subject: SubjectContents, folder: Path) -> Iterator[str]:
+    """One line about voxels of a subject where the file of views contradicts the betas, if there are any."""
     counts = {session: int((mark & _CONTRADICTED > 0).sum()) for session, mark in _read_marks(folder).items()}
     sessions = [session for session, count in counts.items() if count]
-    if not sessions:
-        return None
-    return (
-        f"{subject.views[sessions[0]].origin}: expected it to fit the betas, found {counts[sessions[0]]} voxels "
-        f"that vary though said to be out of view, or the reverse ({len(sessions)} sessions of {subject.name} "
-        "have such voxels); a voxel is taken as in view where both say so"
-    )
+    if sessions:
+        yield (
+            f"{subject.views[sessions[0]].origin}: expected it to fit the betas, found {counts[sessions[0]]} voxels "
+            f"that vary though said to be out of view, or the reverse ({len(sessions)} sessions of {subject.name} "
+            "have such voxels); a voxel is taken as in view where both say so"
+        )
 
 
 def _read_marks(folder: Path) -> dict[int, np.ndarray]:

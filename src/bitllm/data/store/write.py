@@ -1,12 +1,12 @@
-"""The one road into a store, for every format: checked, normalized, checksummed, whole or not at all."""
+"""Write a store, whatever the format it comes from: checked, normalized, checksummed, whole or not at all."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from bitllm.data.store.complete import complete
+from bitllm.data.store.complete import complete, few_training_trials
 from bitllm.data.store.contents import StoreContents, StoreSettings, SubjectContents
 from bitllm.data.store.normalize import NORMALIZATIONS
 from bitllm.data.store.read import (
@@ -40,7 +40,7 @@ def write_store(
 ) -> None:
     """Write a store from plain tables and betas, session by session.
 
-    After a kill, the same call goes on behind the last finished session; a mistake in the data leaves
+    After a kill, the same call resumes after the last finished session; a mistake in the data leaves
     nothing behind. The first pictures are read before any betas: hours of those are not lost to a wrong file.
 
     Parameters
@@ -81,9 +81,8 @@ def write_store(
         if is_across:
             run_statistics(jobs, workers=workers, done=steps.done)
         run_jobs(jobs, workers=workers, done=steps.done)
-        for subject in contents.subjects:
-            line = contradictions(subject, _folder(store, subject))
-            if line and note:
+        for line in _remarks(store, contents, settings):
+            if note:
                 note(line)
         records = {subject.name: _finish_subject(store, subject) for subject in contents.subjects}
         shared_files = _write_images(store, contents)
@@ -106,6 +105,12 @@ def write_store(
             sha256={file: sha256_of_file(store / file) for file in shared_files},
         )
         write_json(store / "manifest.json", manifest.model_dump(mode="json"))
+
+
+def _remarks(store: Path, contents: StoreContents, settings: StoreSettings) -> Iterator[str]:
+    for subject in contents.subjects:
+        yield from few_training_trials(subject, contents.stimuli, settings.normalization)
+        yield from contradictions(subject, _folder(store, subject))
 
 
 def write_rows(path: Path, n_rows: int, blocks: Iterable[np.ndarray]) -> int:
