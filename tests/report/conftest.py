@@ -36,6 +36,15 @@ def _retrievals() -> dict[str, dict[str, float]]:
     }
 
 
+def _single_trials() -> dict[str, dict]:
+    return {
+            "sft": {**_scores(49.5, 14.2, 39.0, 260, 8.6), "n_trials": 654,
+                    "intervals": _intervals(_scores(49.5, 14.2, 39.0, 260, 8.6)),
+                    "real - permuted": {"CIDEr": _difference(44.2, 3.0)}},
+            "rft": {**_scores(55.1, 16.9, 41.2, 244, 8.1), "n_trials": 654},
+        }  # fmt: skip
+
+
 @pytest.fixture
 def results() -> dict[str, Any]:
     """A whole results.json, as the demo would fill it."""
@@ -63,13 +72,12 @@ def results() -> dict[str, Any]:
             **{system: _differences(systems, system) for system in CIDER},
             "rft - sft": {"CIDEr": _difference(6.7, 2.2), "BLEU-4": _difference(3.4, 3.9)},
         },
-        "single_trial": {
-            "sft": {**_scores(49.5, 14.2, 39.0, 260, 8.6), "n_trials": 654,
-                    "real - permuted": {"CIDEr": _difference(44.2, 3.0)}},
-            "rft": {**_scores(55.1, 16.9, 41.2, 244, 8.1), "n_trials": 654},
-        },
+        "single_trial": _single_trials(),
         "ceiling": {"human": {"CIDEr": 96.4, "BLEU-1": 65.0, "BLEU-4": 24.5, "ROUGE-L": 49.2}},
         "intervals": {system: _intervals(scores) for system, scores in systems.items()},
+        "control_intervals": {
+            system: {name: _intervals(row) for name, row in _controls(system).items()} for system in CIDER
+        },
         "retrieval": _retrievals(),
         "cosine_real_zero": {"mean": -0.0123, "sd": 0.0412},
         "bits": {
@@ -96,7 +104,7 @@ def curves() -> dict[str, list[dict[str, Any]]]:
     """Log rows of the three stages and two baselines."""
     rng = np.random.default_rng(1)
     sft = [
-        {"step": step, "loss": _falling(step, rng), "lr": 1e-3 * (1 - step / 600)}
+        {"step": step, "loss": _falling(step, rng), "learning_rate": 1e-3 * (1 - step / 600)}
         for step in range(10, 601, 10)
     ]
     validation = [
@@ -104,9 +112,9 @@ def curves() -> dict[str, list[dict[str, Any]]]:
     ]
     return {
         "align": [
-            *({"step": step, "loss": 1.4 * _falling(step, rng), "lr": 3e-4} for step in range(10, 401, 10)),
+            *({"step": step, "loss": 1.4 * _falling(step, rng), "learning_rate": 3e-4} for step in range(10, 401, 10)),
             *({"step": step, "validation_R@10": 0.55 * (1 - np.exp(-step / 120)),
-               "validation_MedR": 120 - step / 4}
+               "validation_chance_R@10": 0.046}
               for step in range(50, 401, 50)),
         ],
         "sft": [*sft, *validation],
@@ -114,7 +122,7 @@ def curves() -> dict[str, list[dict[str, Any]]]:
             *({"step": step, "reward": 0.41 + step / 1200 + rng.normal(0, 0.02),
                "reward_cider": 0.3 + step / 900,
                "reward_bertscore": 0.55 + step / 2000, "reward_ip": 0.45 + step / 3000, "kl": step / 3000,
-               "length": 8.9 - step / 200, "distinct": 5.6 - step / 100, "loss": rng.normal(0, 0.01)}
+               "length": 8.9 - step / 200, "distinct": 0.93 - step / 600, "loss": rng.normal(0, 0.01)}
               for step in range(2, 151, 2)),
             *({"step": step, "validation_cider": 65 + step / 15,
                "validation_real_minus_permuted": 60 + step / 17}

@@ -127,6 +127,12 @@ def test_every_control_is_in_the_table_and_is_explained(write, results):
     assert "human ceiling" in table
 
 
+def test_the_intervals_of_controls_stand_in_the_table_and_in_the_chart(write):
+    html = unescape(write())
+    for part in (html[html.index('<table class="scores"') :], html[html.index('id="controls"') :]):
+        assert "[9.7, 11.1]" in part[: part.index("</section>")], "all betas zero, CIDEr of rft"
+
+
 def test_the_provenance_names_data_split_command_and_how_choices_were_made(write, results):
     html = write()
     provenance = html[html.index('id="provenance"') :]
@@ -137,10 +143,11 @@ def test_the_provenance_names_data_split_command_and_how_choices_were_made(write
 
 
 def test_any_key_may_be_missing(write, results, gallery):
-    for key in results:
-        without = {name: value for name, value in results.items() if name != key}
-        for changed in (without, {**results, key: None}):
-            assert _Page(write(results=changed, curves={}, gallery=gallery[:1])).open == []
+    for number, key in enumerate(results):
+        changed = {**results, key: None}
+        if number % 2:  # a page takes a second: half of the keys are None, half are missing
+            del changed[key]
+        assert _Page(write(results=changed, curves={}, gallery=gallery[:1])).open == []
 
 
 def test_every_key_of_a_system_may_be_missing(write, results):

@@ -31,6 +31,21 @@ def test_the_system_carries_its_interval_and_its_controls_their_difference(resul
     assert zero.difference.value == results["differences"]["rft"]["zero"]["CIDEr"]["difference"]
 
 
+def test_a_control_carries_its_own_interval_in_every_metric(results):
+    zero = next(row for row in score_groups(results)[0].rows if row.name == "zero")
+    for metric in ("CIDEr", "BLEU-4", "ROUGE-L"):
+        ends = results["control_intervals"]["rft"]["zero"][metric]
+        assert (zero.scores[metric].low, zero.scores[metric].high) == (ends["low"], ends["high"])
+    del results["control_intervals"]
+    assert not score_groups(results)[0].rows[2].scores["CIDEr"].has_interval
+
+
+def test_single_trials_carry_their_own_interval(results):
+    sft = next(group for group in score_groups(results) if group.system == "sft")
+    single = next(row for row in sft.rows if row.kind == "single")
+    assert single.scores["CIDEr"].low == results["single_trial"]["sft"]["intervals"]["CIDEr"]["low"]
+
+
 def test_an_unknown_control_and_an_unknown_system_are_shown_under_their_keys(results):
     results["controls"]["rft"]["half_brain"] = {"CIDEr": 40.0}
     results["systems"]["new_one"] = {"CIDEr": 50.0}

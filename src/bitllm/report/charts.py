@@ -1,261 +1,214 @@
-"""Small charts drawn as SVG: bars with intervals, differences about 0, and curves.
+"""The charts of the page: systems against their controls, retrieval, and the training logs."""
 
-Drawn by hand because a page of twenty matplotlib pictures is heavy, cannot follow the reader's dark mode and
-is mute to a screen reader. Every chart has a ``<title>`` and a ``<desc>``, every mark its own ``<title>``;
-colours come from the page's style sheet by class, and no class differs by colour alone. ElementTree escapes
-all text.
-"""
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-import math
-import re
-import sys
-from collections.abc import Sequence
-from typing import NamedTuple
-from xml.etree.ElementTree import Element, SubElement, tostring
+from bitllm.report.figures import Curve, Row, curve_chart, interval_chart
+from bitllm.report.headline import Verdict, verdict
+from bitllm.report.tables import Group, RetrievalRow, score_groups
+from bitllm.report.values import Estimate, number, plain
 
-from bitllm.report.values import Estimate, plain, with_interval
-
-WIDTH = 380.0  # units of the drawing; about a phone's width, so that its text keeps its size there
-LABEL_WIDTH = 140.0
-ROW_HEIGHT = 24.0
-VALUE_WIDTH = 44.0
-CURVE_HEIGHT = 216.0
-TOP = 28.0  # room for the heading
-MAX_POINTS = 400  # of one curve: more than the screen has pixels for; beyond, neighbours are averaged
+MAIN_STAGES = ("align", "sft", "rft")
+STAGE_TITLES = {
+    "align": "Stage 1, align: brain, image and caption embeddings brought together",
+    "sft": "Stage 2, sft: the interface learns to caption",
+    "rft": "Stage 3, rft: reinforced on sampled captions",
+    "clip": "The small CLIP: trained on training images and captions, no brain",
+    "llm": "The small Llama: trained on training captions, no brain",
+}
+_MOST_CURVES = 5
 
 
-class Bar(NamedTuple):
-    """One row of a bar or difference chart; ``kind`` is a class of the style sheet."""
+class SystemCharts(NamedTuple):
+    """The two charts of one system and the verdict that they show."""
 
-    label: str
-    found: Estimate
-    kind: str
+    system: str
+    bars: str
+    differences: str
+    verdict: Verdict
 
 
-class Series(NamedTuple):
-    """One curve: values by training step, ascending."""
+class Panel(NamedTuple):
+    """A chart of a training log: its title, and the log keys drawn in it with their names."""
+
+    title: str
+    keys: Mapping[str, str]
+
+
+# The first key of a panel is the one that several runs are compared by.
+PANELS = (
+    Panel(
+        "Loss",
+        {
+            "loss": "training",
+            "image_loss": "its image part",
+            "text_loss": "its caption part",
+            "validation_loss": "validation",
+        },
+    ),
+    Panel(
+        "Validation retrieval, R@10", {"validation_R@10": "real betas", "validation_chance_R@10": "chance"}
+    ),
+    Panel(
+        "Greedy CIDEr on validation images",
+        {"validation_cider": "real betas", "validation_real_minus_permuted": "real − other image's betas"},
+    ),
+    Panel(
+        "Sampled reward and its parts",
+        {
+            "reward": "reward",
+            "reward_cider": "CIDEr",
+            "reward_bertscore": "BERTScore",
+            "reward_ip": "inner product",
+        },
+    ),
+    Panel("Distance to the reference model (KL)", {"kl": "KL"}),
+    Panel("Words per caption", {"length": "sampled", "validation_length": "greedy, validation"}),
+    Panel("Sampled captions, shares", {"distinct": "distinct", "ended": "with an end token"}),
+    Panel(
+        "Greedy captions on validation images, shares",
+        {
+            "validation_distinct": "distinct captions",
+            "validation_distinct_2": "distinct word pairs",
+            "validation_repetition": "repeated word pairs",
+        },
+    ),
+    Panel("Learning rate", {"learning_rate": "learning rate"}),
+    Panel("Gradient norm", {"grad_norm": "norm"}),
+)
+
+
+class StageCurves(NamedTuple):
+    """The charts of one stage or run."""
 
     name: str
-    steps: tuple[float, ...]
-    values: tuple[float, ...]
+    title: str
+    charts: list[str]
 
 
-def bar_chart(
-    title: str,
-    bars: Sequence[Bar],
-    *,
-    digits: int = 1,
-    maximum: float | None = None,
-    line: tuple[str, float] | None = None,
-) -> str:
-    """Horizontal bars from 0, with whiskers where an interval is known.
+def system_charts(results: dict[str, Any]) -> list[SystemCharts]:
+    """Real input against every control, for each system that has controls, on one common scale."""
+    groups = [group for group in score_groups(results) if group.system and len(group.rows) > 1]
+    groups = [group for group in groups if any(row.kind == "control" for row in group.rows)]
+    bars = [_bars(group) for group in groups]
+    ends = [end for rows in bars for row in rows for end in (row.found.value, row.found.high or 0.0)]
+    charts = []
+    for group, rows in zip(groups, bars, strict=True):
+        title = f"{group.system}: CIDEr from real betas and from controls"
+        leads = _leads(group)
+        differences = f"{group.system}: real − control, CIDEr points"
+        charts.append(
+            SystemCharts(
+                group.system,
+                interval_chart(title, rows, maximum=max(ends, default=1.0)),
+                interval_chart(differences, leads, is_difference=True) if leads else "",
+                verdict(results, group.system),
+            )
+        )
+    return charts
+
+
+def retrieval_charts(rows: Sequence[RetrievalRow], identification: Sequence[Any] = ()) -> list[str]:
+    """R@10 of every input with chance, R@k by k, and the identification curve, as far as they are known.
 
     Parameters
     ----------
-    title
-        What is shown, with its unit.
-    bars
-        The rows from top to bottom.
-    digits
-        Decimals of the written values.
-    maximum
-        Right end of the axis, to share it between charts; the largest value by default.
-    line
-        Label and value of a vertical line, such as chance.
+    rows
+        One for every input.
+    identification
+        Of the real betas: ``ways``, ``correct``, ``low``, ``high``, ``chance``.
     """
-    top = maximum or max([end for bar in bars for end in (bar.found.value, bar.found.high or 0)], default=1.0)
-    ticks = nice_ticks(0.0, top or 1.0)
-    svg = _canvas(title, _described(bars, digits), TOP + 24 + ROW_HEIGHT * len(bars) + (16 if line else 0))
-    x = _scale(0.0, max(top, ticks[-1]), LABEL_WIDTH, WIDTH - VALUE_WIDTH)
-    bottom = TOP + ROW_HEIGHT * len(bars)
-    _value_axis(svg, ticks, x, bottom)
-    for row, bar in enumerate(bars):
-        middle = TOP + ROW_HEIGHT * (row + 0.5)
-        group = _row_group(svg, bar, middle, digits)
-        _add(
-            group,
-            "rect",
-            f"bar {bar.kind}",
-            x=x(0),
-            y=middle - 7,
-            height=14,
-            width=max(x(max(bar.found.value, 0.0)) - x(0), 0.5),
-        )
-        _whisker(group, bar, x, middle)
-        end = max(x(max(bar.found.value, 0.0)), x(bar.found.high) if bar.found.high is not None else 0)
-        _text(group, plain(bar.found.value, digits), end + 5, middle + 4, "value")
-    if line:
-        _add(svg, "line", "reference", x1=x(line[1]), x2=x(line[1]), y1=TOP, y2=bottom + 20)
-        _text(svg, f"{line[0]} {plain(line[1], digits)}", x(line[1]) + 3, bottom + 32, "tick")
-    return tostring(svg, encoding="unicode")
+    charts = [_recall_bars(rows), _recall_curves(rows), _identification(identification)]
+    return [chart for chart in charts if chart]
 
 
-def difference_chart(title: str, bars: Sequence[Bar], *, digits: int = 1) -> str:
-    """Differences with their intervals about a line at 0; hollow where the interval is not above 0."""
-    ends = [
-        end for bar in bars for end in (bar.found.value, bar.found.low, bar.found.high) if end is not None
+def stage_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[StageCurves]:
+    """Draw every known key of every stage's log; a stage without any is left out.
+
+    Parameters
+    ----------
+    curves
+        Stage or run name → its log rows, each with ``step`` and some numbers.
+    """
+    names = [name for name in MAIN_STAGES if name in curves]
+    names += [name for name in curves if name not in MAIN_STAGES]
+    found = []
+    for name in names:
+        charts = [chart for panel in PANELS if (chart := _panel_chart(name, panel, curves[name]))]
+        if charts:
+            found.append(StageCurves(name, STAGE_TITLES.get(name, f"Baseline {name}"), charts))
+    return found
+
+
+def logged_curve(rows: Sequence[Mapping[str, Any]], key: str, name: str) -> Curve | None:
+    """The finite values of one log key by step, or None if there is none."""
+    points = {}
+    for row in rows:
+        step, value = number(row, "step"), number(row, key)
+        if step is not None and value is not None:
+            points[step] = value
+    if not points:
+        return None
+    steps = tuple(sorted(points))
+    return Curve(name, steps, tuple(points[step] for step in steps))
+
+
+def _bars(group: Group) -> list[Row]:
+    kinds = {"system": "real", "single": "single", "control": "control", "rival": "rival"}
+    return [
+        Row("real betas" if row.kind == "system" else row.short, row.scores["CIDEr"], kinds[row.kind])
+        for row in group.rows
+        if row.kind in kinds and "CIDEr" in row.scores
     ]
-    low, high = min([0.0, *ends]), max([0.0, *ends])
-    ticks = nice_ticks(low, high if high > low else low + 1.0)
-    svg = _canvas(title, _described(bars, digits), TOP + 24 + ROW_HEIGHT * len(bars))
-    x = _scale(min(low, ticks[0]), max(high, ticks[-1]), LABEL_WIDTH + 6, WIDTH - VALUE_WIDTH)
-    bottom = TOP + ROW_HEIGHT * len(bars)
-    _value_axis(svg, ticks, x, bottom)
-    _add(svg, "line", "zero-line", x1=x(0), x2=x(0), y1=TOP, y2=bottom)
-    for row, bar in enumerate(bars):
-        middle = TOP + ROW_HEIGHT * (row + 0.5)
-        group = _row_group(svg, bar, middle, digits, sign=True)
-        _whisker(group, bar, x, middle)
-        filled = "dot" if bar.found.is_above_zero else "dot hollow"
-        _add(group, "circle", f"{filled} {bar.kind}", cx=x(bar.found.value), cy=middle, r=4.5)
-        _text(group, plain(bar.found.value, digits), WIDTH - 2, middle + 4, "value end")
-    return tostring(svg, encoding="unicode")
 
 
-def line_chart(title: str, series: Sequence[Series], *, x_label: str = "step") -> str:
-    """Curves over training steps; each line has its own colour, dash and name."""
-    series = [thinned(one) for one in series]
-    values = [value for one in series for value in one.values]
-    steps = [step for one in series for step in one.steps]
-    ticks = nice_ticks(min(values), max(values))
-    svg = _canvas(title, _described_curves(series), CURVE_HEIGHT + 16 * len(series))
-    left = 14.0 + 7 * max(len(_tick_text(tick, ticks)) for tick in ticks)
-    bottom = CURVE_HEIGHT - 34
-    x = _scale(min(steps), max(steps) if max(steps) > min(steps) else min(steps) + 1.0, left, WIDTH - 14)
-    y = _scale(min(ticks[0], *values), max(ticks[-1], *values), bottom, TOP + 4)
-    for tick in ticks:
-        _add(svg, "line", "grid", x1=left, x2=WIDTH - 14, y1=y(tick), y2=y(tick))
-        _text(svg, _tick_text(tick, ticks), left - 5, y(tick) + 4, "tick end")
-    for step in sorted({min(steps), max(steps)}):
-        _text(svg, f"{step:,.0f}", x(step), bottom + 16, "tick end" if step > min(steps) else "tick")
-    _text(svg, x_label, (left + WIDTH - 14) / 2, bottom + 16, "tick centre")
-    for index, one in enumerate(series):
-        _curve(svg, one, index, x, y)
-        _legend(svg, one, index, left, CURVE_HEIGHT - 2 + 16 * index)
-    return tostring(svg, encoding="unicode")
+def _leads(group: Group) -> list[Row]:
+    return [
+        Row(row.short, row.difference, "rival" if row.kind == "rival" else "real")
+        for row in group.rows
+        if row.difference is not None and row.difference.has_interval
+    ]
 
 
-def nice_ticks(low: float, high: float, n_about: int = 4) -> list[float]:
-    """Round numbers within ``low`` to ``high``, about ``n_about`` of them, at least two."""
-    if not (high - low) / n_about > sys.float_info.min:  # equal, or as good as
-        low, high = low - (abs(low) * 0.1 or 0.5), high + (abs(high) * 0.1 or 0.5)
-    rough = (high - low) / n_about
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.999)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    if last - first < 1:
-        first, last = math.floor(low / step), math.ceil(high / step)
-    return [index * step for index in range(first, last + 1)]
+def _recall_bars(rows: Sequence[RetrievalRow]) -> str:
+    bars = [
+        Row(row.short, row.r_at_10, "real" if row.name in ("real", "single_trial") else "control")
+        for row in rows
+        if row.r_at_10 is not None
+    ]
+    chance = next((row.chance_r_at_10 for row in rows if row.chance_r_at_10 is not None), None)
+    if not bars:
+        return ""
+    line = ("chance", chance) if chance is not None else None
+    return interval_chart("Share of images found among the first 10 (R@10)", bars, digits=3, line=line)
 
 
-def thinned(series: Series, max_points: int = MAX_POINTS) -> Series:
-    """The curve with at most ``max_points`` points, each the mean of equally many neighbours."""
-    n_points = len(series.steps)
-    if n_points <= max_points:
-        return series
-    size = math.ceil(n_points / max_points)
-    starts = range(0, n_points, size)
-    steps = tuple(math.fsum(part) / len(part) for part in (series.steps[at : at + size] for at in starts))
-    values = tuple(math.fsum(part) / len(part) for part in (series.values[at : at + size] for at in starts))
-    return series._replace(steps=steps, values=values)
+def _recall_curves(rows: Sequence[RetrievalRow]) -> str:
+    curves = []
+    for row in rows[: _MOST_CURVES - 1]:
+        points = [(float(k), value) for k, value in sorted(row.r_at.items()) if value is not None]
+        if len(points) > 1:
+            curves.append(Curve(row.short, tuple(k for k, _ in points), tuple(v for _, v in points)))
+    n = next((row.n_pictures for row in rows if row.n_pictures), None)
+    if not curves or not n:
+        return ""
+    ks = curves[0].x
+    curves.append(Curve("chance", ks, tuple(min(1.0, k / n) for k in ks)))
+    return curve_chart("Share of images found among the first k", curves, x_label="k")
 
 
-class _Scale(NamedTuple):
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def __call__(self, value: float | int) -> float:
-        return self.start + (value - self.low) / ((self.high - self.low) or 1.0) * (self.end - self.start)
-
-
-def _scale(low: float, high: float, start: float, end: float) -> _Scale:
-    return _Scale(low, high, start, end)
+def _identification(curve: Sequence[Any]) -> str:
+    rows = []
+    for point in curve:
+        ways, correct, chance = (number(point, key) for key in ("ways", "correct", "chance"))
+        if ways is None or correct is None or chance is None:
+            continue
+        found = Estimate(correct, number(point, "low"), number(point, "high"))
+        rows.append(Row(f"1 of {plain(ways, 0)}", found, "real"))
+        rows.append(Row("chance", Estimate(chance), "control"))
+    return interval_chart("Right image identified among N", rows, digits=2) if rows else ""
 
 
-def _canvas(title: str, description: str, height: float) -> Element:
-    # An id per title keeps the labels of the charts on one page apart.
-    name = "chart-" + re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
-    svg = Element(
-        "svg",
-        {
-            "class": "chart",
-            "viewBox": f"0 0 {WIDTH:g} {height:g}",
-            "role": "img",
-            "aria-labelledby": f"{name}-title {name}-desc",
-        },
-    )
-    SubElement(svg, "title", {"id": f"{name}-title"}).text = title
-    SubElement(svg, "desc", {"id": f"{name}-desc"}).text = description
-    _text(svg, title, 0, 14, "heading")
-    return svg
-
-
-def _add(parent: Element, tag: str, kind: str, **attributes: float | int) -> Element:
-    written = {name: f"{value:.2f}".rstrip("0").rstrip(".") for name, value in attributes.items()}
-    return SubElement(parent, tag, {"class": kind, **written})
-
-
-def _text(parent: Element, words: str, x: float | int, y: float | int, kind: str) -> None:
-    _add(parent, "text", kind, x=x, y=y).text = words
-
-
-def _row_group(svg: Element, bar: Bar, middle: float, digits: int, *, sign: bool = False) -> Element:
-    group = SubElement(svg, "g")
-    SubElement(group, "title").text = f"{bar.label}: {with_interval(bar.found, digits, sign=sign)}"
-    _text(group, bar.label, LABEL_WIDTH - 8, middle + 4, "label end")
-    return group
-
-
-def _whisker(group: Element, bar: Bar, x: _Scale, middle: float) -> None:
-    if bar.found.low is None or bar.found.high is None:
-        return
-    low, high = x(bar.found.low), x(bar.found.high)
-    _add(group, "line", "whisker", x1=low, x2=high, y1=middle, y2=middle)
-    for end in (low, high):
-        _add(group, "line", "whisker", x1=end, x2=end, y1=middle - 4, y2=middle + 4)
-
-
-def _value_axis(svg: Element, ticks: list[float], x: _Scale, bottom: float) -> None:
-    for tick in ticks:
-        _add(svg, "line", "grid", x1=x(tick), x2=x(tick), y1=TOP, y2=bottom)
-        _text(svg, _tick_text(tick, ticks), x(tick), bottom + 16, "tick centre")
-
-
-def _tick_text(tick: float, ticks: list[float]) -> str:
-    step = abs(ticks[1] - ticks[0])
-    if step < 1e-3:
-        return "0" if tick == 0 else f"{tick:.1e}".replace("e-0", "e-").replace("-", "−")
-    digits = max(0, -math.floor(math.log10(step) + 1e-9))
-    digits += int(digits > 0 and not math.isclose(step * 10**digits, round(step * 10**digits)))
-    return plain(tick, digits)
-
-
-def _curve(svg: Element, series: Series, index: int, x: _Scale, y: _Scale) -> None:
-    points = list(zip(series.steps, series.values, strict=True))
-    group = SubElement(svg, "g", {"class": f"series s{index % 5}"})
-    SubElement(group, "title").text = f"{series.name}: {_first_to_last(series)}"
-    path = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in points)
-    SubElement(group, "polyline", {"points": path})
-    if len(points) <= 12:
-        for step, value in points:
-            _add(group, "circle", "point", cx=x(step), cy=y(value), r=2.6)
-
-
-def _legend(svg: Element, series: Series, index: int, left: float, top: float) -> None:
-    group = SubElement(svg, "g", {"class": f"series s{index % 5}"})
-    _add(group, "line", "key", x1=left, x2=left + 26, y1=top, y2=top)
-    _text(svg, f"{series.name}: {_first_to_last(series)}", left + 32, top + 4, "label")
-
-
-def _first_to_last(series: Series) -> str:
-    return f"{series.values[0]:.3g} → {series.values[-1]:.3g}".replace("-", "−")
-
-
-def _described(bars: Sequence[Bar], digits: int) -> str:
-    return "; ".join(f"{bar.label} {with_interval(bar.found, digits)}" for bar in bars) + "."
-
-
-def _described_curves(series: Sequence[Series]) -> str:
-    return "; ".join(f"{one.name} from {_first_to_last(one).replace(' → ', ' to ')}" for one in series) + "."
+def _panel_chart(stage: str, panel: Panel, rows: Sequence[Mapping[str, Any]]) -> str:
+    curves = [one for key, name in panel.keys.items() if (one := logged_curve(rows, key, name))]
+    return curve_chart(f"{stage}: {panel.title}", curves) if curves else ""

@@ -8,15 +8,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bitllm.files import file_written_whole
 from bitllm.report import values
-from bitllm.report.brain.maps import BrainMaps
-from bitllm.report.charts import Bar, bar_chart, difference_chart
-from bitllm.report.curves import stage_curves
+from bitllm.report.ablation import METRICS, ablation_rows
+from bitllm.report.brain import BrainMaps
+from bitllm.report.charts import retrieval_charts, stage_curves, system_charts
 from bitllm.report.gallery import GalleryItem, card_groups
-from bitllm.report.headline import Verdict, headline, key_numbers, verdict
-from bitllm.report.sections.ablation import METRICS, ablation_rows
-from bitllm.report.sections.retrieval import retrieval_charts
+from bitllm.report.headline import headline, key_numbers
 from bitllm.report.tables import (
-    Group,
     between_systems,
     metrics_of,
     retrieval_rows,
@@ -24,15 +21,6 @@ from bitllm.report.tables import (
 )
 from bitllm.report.values import Estimate, estimate, number, section
 from bitllm.report.wording import CONTROLS, control_label, in_known_order
-
-
-class SystemCharts(NamedTuple):
-    """The two charts of one system and the verdict that they show."""
-
-    system: str
-    bars: str
-    differences: str
-    verdict: Verdict
 
 
 class Bits(NamedTuple):
@@ -122,29 +110,6 @@ def render(template: str, **content: Any) -> str:
     return environment.get_template(template).render(n=values, **content)
 
 
-def system_charts(results: dict[str, Any]) -> list[SystemCharts]:
-    """Real input against every control, for each system that has controls, on one common scale."""
-    groups = [group for group in score_groups(results) if group.system and len(group.rows) > 1]
-    groups = [group for group in groups if any(row.kind == "control" for row in group.rows)]
-    bars = [_bars(group) for group in groups]
-    ends = [end for rows in bars for bar in rows for end in (bar.found.value, bar.found.high or 0.0)]
-    charts = []
-    for group, rows in zip(groups, bars, strict=True):
-        system = group.system
-        leads = _leads(group)
-        charts.append(
-            SystemCharts(
-                system,
-                bar_chart(
-                    f"{system}: CIDEr from real betas and from controls", rows, maximum=max(ends, default=1.0)
-                ),
-                difference_chart(f"{system}: real − control, CIDEr points", leads) if leads else "",
-                verdict(results, system),
-            )
-        )
-    return charts
-
-
 def facts(results: dict[str, Any]) -> list[Fact]:
     """Where the numbers come from; what is not known is left out."""
     names = {
@@ -168,27 +133,6 @@ def facts(results: dict[str, Any]) -> list[Fact]:
 
 def _with_note(name: str, note: str) -> str:
     return f"{name}, {note}" if note else name
-
-
-def _bars(group: Group) -> list[Bar]:
-    kinds = {"system": "real", "single": "real single", "control": "control", "rival": "rival"}
-    return [
-        Bar(
-            "real betas" if row.kind == "system" else row.short,
-            row.scores["CIDEr"],
-            kinds[row.kind],
-        )
-        for row in group.rows
-        if row.kind in kinds and "CIDEr" in row.scores
-    ]
-
-
-def _leads(group: Group) -> list[Bar]:
-    return [
-        Bar(row.short, row.difference, "rival" if row.kind == "rival" else "real")
-        for row in group.rows
-        if row.difference is not None and row.difference.has_interval
-    ]
 
 
 def _bits(results: dict[str, Any]) -> list[Bits]:

@@ -1,9 +1,20 @@
 """The rows of the report's tables, the same for the page and for the terminal."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from bitllm.report.headline import chance_r_at
-from bitllm.report.values import Estimate, difference, estimate, number, score, section
+from bitllm.report.values import (
+    Estimate,
+    control_score,
+    difference,
+    estimate,
+    number,
+    score,
+    section,
+    single_trial_score,
+)
 from bitllm.report.wording import (
     CONTROLS,
     RETRIEVAL_INPUTS,
@@ -98,6 +109,7 @@ def score_groups(results: dict) -> list[Group]:
                 {},
                 note="each human reference against the others of its image",
             ),
+            partial(_ceiling_score, results, name),
         )
         for name in section(results, "ceiling")
     ]
@@ -141,6 +153,7 @@ def _system_group(results: dict, system: str) -> Group:
             results,
             ("systems", system),
             Row("system", system, system, system, {}, note=SYSTEMS.get(system, "")),
+            partial(score, results, system),
         )
     ]
     if section(results, "single_trial", system):
@@ -160,14 +173,14 @@ def _single_row(results: dict, system: str) -> Row:
     notes = [f"{n_trials:,.0f} trials"] if n_trials is not None else []
     notes += ["the difference is to another image's single trials"] if own is not None else []
     row = Row("single", system, "real betas, single trials", "single trials", {}, own, note="; ".join(notes))
-    return _row(results, path, row)
+    return _row(results, path, row, partial(single_trial_score, results, system))
 
 
 def _control_row(results: dict, system: str, name: str) -> Row:
     kind, note = ("rival", RIVAL) if name in RIVALS else ("control", "")
     own = difference(results, system, name)
     row = Row(kind, name, control_label(name), control_short_label(name), {}, own, note=note)
-    return _row(results, ("controls", system, name), row)
+    return _row(results, ("controls", system, name), row, partial(control_score, results, system, name))
 
 
 def _borrowed_rows(results: dict) -> list[Row]:
@@ -182,19 +195,20 @@ def _borrowed_rows(results: dict) -> list[Row]:
                 {},
                 note="the same for every system; no other control was run",
             )
-            return [_row(results, ("controls", other, "constant"), row)]
+            own = partial(control_score, results, other, "constant")
+            return [_row(results, ("controls", other, "constant"), row, own)]
     return []
 
 
-def _row(results: dict, path: tuple[str, ...], row: Row) -> Row:
-    scores = {}
-    for metric in METRICS:
-        value = number(results, *path, metric)
-        whole = score(results, row.name, metric) if row.kind == "system" else None
-        if value is not None:
-            scores[metric] = whole or Estimate(value)
+def _ceiling_score(results: dict, name: str, metric: str) -> Estimate | None:
+    value = number(results, "ceiling", name, metric)
+    return None if value is None else Estimate(value)
+
+
+def _row(results: dict, path: tuple[str, ...], row: Row, of: Callable[[str], Estimate | None]) -> Row:
+    """The row with every metric that ``of`` gives."""
     return row._replace(
-        scores=scores,
+        scores={metric: found for metric in METRICS if (found := of(metric)) is not None},
         n_distinct=number(results, *path, "distinct"),
         mean_length=number(results, *path, "mean_length"),
     )

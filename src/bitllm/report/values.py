@@ -66,11 +66,28 @@ def difference(results: dict, system: str, control: str, metric: str = "CIDEr") 
 
 def score(results: dict, system: str, metric: str = "CIDEr") -> Estimate | None:
     """A system's metric with its interval over images, in points."""
-    value = number(results, "systems", system, metric)
+    return _with_ends(results, ("systems", system), ("intervals", system), metric)
+
+
+def control_score(results: dict, system: str, control: str, metric: str = "CIDEr") -> Estimate | None:
+    """The metric of a system under a control, with its interval over images, in points."""
+    row = (system, control)
+    return _with_ends(results, ("controls", *row), ("control_intervals", *row), metric)
+
+
+def single_trial_score(results: dict, system: str, metric: str = "CIDEr") -> Estimate | None:
+    """A system's metric on single trials, with its interval over images, in points."""
+    row = ("single_trial", system)
+    return _with_ends(results, row, (*row, "intervals"), metric)
+
+
+def _with_ends(
+    results: dict, path: tuple[str, ...], interval_path: tuple[str, ...], metric: str
+) -> Estimate | None:
+    value = number(results, *path, metric)
     if value is None:
         return None
-    ends = (number(results, "intervals", system, metric, key) for key in ("low", "high"))
-    return Estimate(value, *ends)
+    return Estimate(value, *(number(results, *interval_path, metric, key) for key in ("low", "high")))
 
 
 def data_sentence(results: dict) -> str:

@@ -3,8 +3,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bitllm.experiments.results.curves import half_interval, means_along
-from bitllm.experiments.results.figures import alt_text, make_figure
+from bitllm.experiments.results.figures import alt_text, half_interval, make_figure, means_along
 from bitllm.experiments.results.read import read_question
 
 SVG = "{http://www.w3.org/2000/svg}"

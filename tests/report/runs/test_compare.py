@@ -21,7 +21,7 @@ def runs(results, curves, gallery):
 def test_numbers_of_both_stand_in_one_row(runs):
     rows = {row.label: row.values for row in compare_rows(runs)}
     assert [value for value, _ in rows["CIDEr"]] == ["74.9", "60.0"]
-    assert rows["CIDEr under another image's betas"][0] == ("5.2", "")
+    assert rows["CIDEr under another image's betas"][0] == ("5.2", "[4.8, 5.6]")
     assert rows["CIDEr real − another image's betas"][0] == ("+69.7", "[63.6, 75.8]")
 
 

@@ -5,13 +5,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bitllm.files import file_written_whole
-from bitllm.report.charts import Bar, bar_chart, difference_chart, line_chart
-from bitllm.report.curves import MAIN_STAGES, PANELS, series_of
+from bitllm.report.charts import MAIN_STAGES, PANELS, logged_curve
+from bitllm.report.figures import Row, curve_chart, interval_chart
 from bitllm.report.headline import Verdict, final_system, headline
 from bitllm.report.page import Fact, facts, render
 from bitllm.report.runs.folder import RunFiles
 from bitllm.report.tables import METRICS
-from bitllm.report.values import Estimate, difference, estimate, interval, number, plain, score, signed, text
+from bitllm.report.values import (
+    Estimate,
+    control_score,
+    difference,
+    estimate,
+    interval,
+    number,
+    plain,
+    score,
+    signed,
+    text,
+)
 from bitllm.report.wording import CONTROLS, control_label
 
 _MOST_CURVES = 5
@@ -95,8 +106,7 @@ def compare_rows(runs: Sequence[RunFiles]) -> list[CompareRow]:
     rows = [_row(metric, [score(one, system, metric) for one, system in pairs]) for metric in METRICS]
     for control in CONTROLS:
         label = f"CIDEr under {control_label(control)}"
-        found = [number(one, "controls", system, control, "CIDEr") for one, system in pairs]
-        rows.append(_row(label, [None if value is None else Estimate(value) for value in found]))
+        rows.append(_row(label, [control_score(one, system, control) for one, system in pairs]))
         leads = [difference(one, system, control) for one, system in pairs]
         rows.append(_row(f"CIDEr real − {control_label(control)}", leads, is_signed=True))
     bits = [estimate(one, "bits", system, "per_caption", name="mean") for one, system in pairs]
@@ -122,16 +132,18 @@ def _charts(runs: Sequence[RunFiles], names: Sequence[str]) -> list[str]:
     for run, name in zip(runs, names, strict=True):
         system = final_system(run.results)
         real = score(run.results, system)
-        permuted = number(run.results, "controls", system, "permuted", "CIDEr")
+        permuted = control_score(run.results, system, "permuted")
         if real is not None:
-            bars.append(Bar(name[:20], real, "real"))
+            bars.append(Row(name[:20], real, "real"))
         if permuted is not None:
-            bars.append(Bar("another image", Estimate(permuted), "control"))
+            bars.append(Row("another image", permuted, "control"))
         lead = difference(run.results, system, "permuted")
         if lead is not None and lead.has_interval:
-            leads.append(Bar(name[:20], lead, "real"))
-    charts = [bar_chart("CIDEr of the final system and of its control", bars)] if bars else []
-    return charts + ([difference_chart("CIDEr real − another image's betas", leads)] if leads else [])
+            leads.append(Row(name[:20], lead, "real"))
+    charts = [interval_chart("CIDEr of the final system and of its control", bars)] if bars else []
+    return charts + (
+        [interval_chart("CIDEr real − another image's betas", leads, is_difference=True)] if leads else []
+    )
 
 
 def _curves(runs: Sequence[RunFiles], names: Sequence[str]) -> list[str]:
@@ -139,11 +151,11 @@ def _curves(runs: Sequence[RunFiles], names: Sequence[str]) -> list[str]:
     for stage in MAIN_STAGES:
         for panel in PANELS:
             key = next(iter(panel.keys))
-            series = [
+            curves = [
                 one
                 for run, name in zip(runs, names, strict=True)
-                if (one := series_of(run.curves.get(stage, []), key, name[:24])) is not None
+                if (one := logged_curve(run.curves.get(stage, []), key, name[:24])) is not None
             ]
-            if len(series) > 1:
-                charts.append(line_chart(f"{stage}: {panel.title}", series[:_MOST_CURVES]))
+            if len(curves) > 1:
+                charts.append(curve_chart(f"{stage}: {panel.title}", curves[:_MOST_CURVES]))
     return charts

@@ -15,7 +15,7 @@ import numpy as np
 from bitllm.data.store import Store, open_store
 from bitllm.errors import DataError
 from bitllm.files import read_json, require_plain_name
-from bitllm.report.brain.maps import BrainMaps, read_brain_maps
+from bitllm.report.brain import BrainMaps, read_brain_maps
 from bitllm.report.gallery import GalleryItem, WordBits
 from bitllm.report.headline import final_system
 from bitllm.report.runs.grounding import results_of_grounding

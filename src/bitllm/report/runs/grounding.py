@@ -44,6 +44,7 @@ def results_of_grounding(contents: Mapping[str, dict[str, Any]]) -> dict[str, An
             name: section(content, "captions", "averaged", "real", "intervals")
             for name, content in contents.items()
         },
+        "control_intervals": {name: _control_intervals(content) for name, content in contents.items()},
         "differences": {name: _differences(content) for name, content in contents.items()},
         "single_trial": {name: _single(content) for name, content in contents.items()},
         "ceiling": {"human": section(first, "captions", "human")},
@@ -84,6 +85,11 @@ def _controls(content: dict[str, Any]) -> dict[str, Any]:
     return {name: _row(content, "averaged", name) for name in names}
 
 
+def _control_intervals(content: dict[str, Any]) -> dict[str, Any]:
+    found = section(content, "captions", "averaged")
+    return {name: section(found, name, "intervals") for name in found if name != "real"}
+
+
 def _differences(content: dict[str, Any]) -> dict[str, Any]:
     found = section(content, "captions", "averaged")
     return {name: section(found, name, "real - control") for name in found if name != "real"}
@@ -95,7 +101,8 @@ def _single(content: dict[str, Any]) -> dict[str, Any]:
         return {}
     n_trials = number(content, "about", "n_trials")
     lead = section(content, "captions", "single", "permuted", "real - control")
-    return row | {"n_trials": n_trials, "real - permuted": lead}
+    intervals = section(content, "captions", "single", "real", "intervals")
+    return row | {"n_trials": n_trials, "real - permuted": lead, "intervals": intervals}
 
 
 def _retrieval(content: dict[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bitllm.report.brain.maps import read_brain_maps, region_chart, region_rows
-from bitllm.report.brain.surface import RADIUS_MM, Mesh, at_vertices, brain_uri, load_mesh
+from bitllm.report.brain import (
+    RADIUS_MM,
+    Mesh,
+    at_vertices,
+    brain_uri,
+    load_mesh,
+    read_brain_maps,
+    region_chart,
+    region_rows,
+)
 
 FLAT = Mesh(
     np.array([[0.0, 0], [1, 0], [0, 1]]),
@@ -46,7 +54,7 @@ def test_with_and_without_a_mesh_a_value_changes_the_picture(rng):
     voxels = rng.normal(size=(40, 3)) * 20
     for mesh in (FLAT._replace(pial_mm=voxels[:3]), None):
         one, other = (
-            pixels(brain_uri(mesh, voxels, values, limits=(0.0, 1.0), colours="viridis", unit="x"))
+            pixels(brain_uri(mesh, voxels, values, limits=(0.0, 1.0), colors="viridis", unit="x"))
             for values in (np.zeros(40), np.ones(40))
         )
         assert (one != other).any(axis=-1).sum() > 50

@@ -1,10 +1,8 @@
-"""The interfaces beside the poster's, and the charts of retrieval."""
+"""The interfaces of the run next to the poster's."""
 
 import pytest
 
-from bitllm.report.sections.ablation import POSTER, ablation_rows
-from bitllm.report.sections.retrieval import retrieval_charts
-from bitllm.report.tables import retrieval_rows
+from bitllm.report.ablation import POSTER, ablation_rows
 
 
 def test_the_posters_figures_are_the_posters():
@@ -29,17 +27,3 @@ def test_every_interface_of_the_run_has_a_row(results):
 def test_without_a_prefix_there_is_no_ablation(results):
     results["systems"] = {name: results["systems"][name] for name in ("sft", "rft")}
     assert ablation_rows(results) == []
-
-
-def test_retrieval_is_drawn_by_k_beside_chance_and_among_n(results):
-    curve = [
-        {"ways": 2, "correct": 0.93, "low": 0.9, "high": 0.95, "chance": 0.5},
-        {"ways": 10, "correct": None},
-    ]
-    bars, by_k, identified = retrieval_charts(retrieval_rows(results), curve)
-    assert "chance 0.046" in bars
-    assert "chance: 0.00459 → 0.0459" in by_k
-    assert "real betas: 0.118 → 0.541" in by_k
-    assert "1 of 2" in identified
-    assert "1 of 10" not in identified
-    assert retrieval_charts([]) == []
