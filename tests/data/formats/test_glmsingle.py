@@ -58,6 +58,32 @@ def _read(tmp_path):
     return read
 
 
+def test_blank_trials_are_skipped_and_the_subject_and_table_may_be_written_in_other_ways(
+    made, read, tmp_path, prepared
+):
+    betas, shown, order, _ = made
+    trials = pd.read_csv(tmp_path / "trials.tsv", sep="\t", dtype=str).assign(subject="sub-s1")
+    blank = [3, 17]
+    trials.loc[trials["trial_row"].isin(map(str, blank)), "stimulus_id"] = ""
+    trials.to_csv(tmp_path / "trials.csv.gz", index=False)
+    order = order.copy()
+    order[blank] = 99
+    design = save_hdf5(tmp_path / "DESIGNINFO.hdf5", "stimorder", order)
+    mask = np.asanyarray(nib.load(tmp_path / "mask.nii.gz").dataobj) > 0
+    places = pd.DataFrame(np.argwhere(mask) * 1.0, columns=["x_mm", "y_mm", "z_mm"])
+    places.to_csv(tmp_path / "places.tsv.gz", sep="\t", index=False)
+    flat = save_hdf5(tmp_path / f"{NAME}.hdf5", "betasmd", betas[mask][:, None, None, :])
+    reading = read(flat, trials=tmp_path / "trials.csv.gz", design=design, places=tmp_path / "places.tsv.gz")
+    assert [note for note in reading.notes if "2 trials without an image" in note]
+    data = prepared(reading).subject("s1")
+    left = np.setdiff1d(np.arange(N_TRIALS), blank)
+    assert data.trials["nsd_id"].tolist() == shown[left].tolist()
+    rows = left[left < 12]
+    training = betas[mask].T[rows][shown[rows] < 8]
+    expected = (betas[mask].T[rows] - training.mean(0)) / training.std(0)
+    np.testing.assert_allclose(np.asarray(data.betas)[: len(rows)], expected, rtol=2e-3, atol=2e-3)
+
+
 def save_hdf5(path: Path, key: str, values: np.ndarray) -> Path:
     with h5py.File(path, "w") as file:
         file[key] = values

@@ -188,6 +188,15 @@ def test_other_sessions_are_labels_in_the_order_of_the_table(tmp_path, labels, n
     assert [note for note in notes if "session_name" in note]
 
 
+@pytest.mark.parametrize("labels", [["1", "1", "2", "3"], ["post", "pre", "late", "late"]])
+def test_the_order_of_the_rows_in_the_file_changes_no_session(tmp_path, labels):
+    path = tmp_path / "t.tsv"
+    plain = sessions_of(path, labels)[0]
+    pd.read_csv(path, sep="\t", dtype=str).iloc[::-1].to_csv(path, sep="\t", index=False)
+    shuffled = read_trials(path, subjects=("s1",)).table.sort_values("trial_row", ignore_index=True)
+    pd.testing.assert_frame_equal(shuffled, plain)
+
+
 def test_labels_of_sessions_stay_in_the_store_and_betas_follow_them(table, prepared):
     path = table.root / "trials.tsv"
     plain = prepared(read_contract(table.root / "header.yaml"), "plain").subject("s1")

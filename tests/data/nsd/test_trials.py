@@ -7,6 +7,7 @@ import scipy.io
 
 from bitllm.data.nsd.layout import NsdRelease
 from bitllm.data.nsd.trials import read_design, read_trials
+from bitllm.data.prepare import prepare_nsd
 from bitllm.errors import DataError
 
 
@@ -155,3 +156,11 @@ def test_responses_in_odd_writing_give_the_same_trials(written_release, release,
     text = path.read_text()
     path.write_bytes(rewrite(text).encode())
     pd.testing.assert_frame_equal(trials_of(release, "subj01"), trials_of(written_release, "subj01"))
+
+
+def test_notes_on_the_responses_reach_the_user(release, tmp_path):
+    path = release.responses("subj01")
+    path.write_text(path.read_text().replace("\t", ","))
+    notes: list[str] = []
+    prepare_nsd(release.root, tmp_path / "store", subjects=["subj01"], note=notes.append)
+    assert [note for note in notes if "responses.tsv" in note and "commas" in note]

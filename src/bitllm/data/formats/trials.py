@@ -143,7 +143,7 @@ def _numbered_sessions(table: pd.DataFrame, path: Path, notes: list[str]) -> pd.
     """Sessions as numbers, which the store counts by.
 
     Plain numbers (also ``01``, ``ses-01``) that ascend in every subject stay as they are. All other labels, such as
-    ``20230101`` and ``ses-pre``, are numbered from 1 in the order of the subject's rows in the table, and stay as
+    ``20230101`` and ``ses-pre``, are numbered from 1 in the order of the subject's trials (``trial_row``), and stay as
     ``session_name``.
 
     Raises
@@ -151,10 +151,11 @@ def _numbered_sessions(table: pd.DataFrame, path: Path, notes: list[str]) -> pd.
     DataError
         If two labels of a subject are one number, such as ``1`` and ``ses-01``.
     """
-    subjects = dict.fromkeys(table["subject"].tolist())
-    labels: dict[str, list[str]] = {
-        name: list(dict.fromkeys(table["session"][table["subject"] == name].tolist())) for name in subjects
-    }
+    labels: dict[str, list[str]] = {}
+    in_order = table.sort_values("trial_row")  # a table may be shuffled, the betas are in the order of time
+    for name, label in zip(in_order["subject"], in_order["session"], strict=True):
+        if label not in (of_subject := labels.setdefault(name, [])):
+            of_subject.append(label)
     numbers = {name: [_plain_session(label) for label in found] for name, found in labels.items()}
     for name, found in numbers.items():
         known = [number for number in found if number is not None]
@@ -169,7 +170,7 @@ def _numbered_sessions(table: pd.DataFrame, path: Path, notes: list[str]) -> pd.
         table = table.assign(session_name=table["session"])
         numbers = {name: [*range(1, len(found) + 1)] for name, found in labels.items()}
         notes.append(
-            f"{path}: sessions are numbered in the order of the table; their labels stay as `session_name` in the store"
+            f"{path}: sessions are numbered in the order of the trials; the store has their labels as `session_name`"
         )
     of_label = {
         (name, label): number

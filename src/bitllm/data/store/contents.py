@@ -12,7 +12,7 @@ from bitllm.data.store.normalize import Normalization
 
 TRIAL_COLUMNS = ("session", "run", "trial", "nsd_id", "repetition", "shared")
 TRIAL_OPTIONAL = ("session_name",)
-"""The label of a session where it is no plain number; sessions are numbered in the order of the table."""
+"""The label of a session where it is no plain number; sessions are numbered in the order of the trials."""
 VOXEL_COLUMNS = ("i", "j", "k", "x_mm", "y_mm", "z_mm", "ncsnr")
 STIMULUS_COLUMNS = ("nsd_id", "coco_id", "shared", "part")
 STIMULUS_OPTIONAL = ("stimulus_name",)
