@@ -22,6 +22,7 @@ class Shelf(StrictConfig):
     counts: dict[str, int] = Field(default_factory=dict)
     names: dict[str, str] = Field(default_factory=dict)
     n: int = 0
+    is_open: bool = False
     share: float = 0.5
     either: float | str = 0.0
 
@@ -32,7 +33,22 @@ def read(tmp_path: Path, text: str, name: str = "shelf.yaml") -> Shelf:
 
 
 @pytest.mark.parametrize(
-    "written", ["01", "1.10", "007", "1e3", "0x10", "1_000", "2023-01-01", "12:30:45", "-0"]
+    "written",
+    [
+        "01",
+        "1.10",
+        "007",
+        "1e3",
+        "0x10",
+        "1_000",
+        "2023-01-01",
+        "12:30:45",
+        "-0",
+        "no",
+        "on",
+        "Yes",
+        "trueish",
+    ],
 )
 def test_a_number_or_date_in_a_field_of_text_is_text_as_it_is_written(tmp_path, written):
     shelf = read(
@@ -54,8 +70,14 @@ def test_a_key_is_text_as_it_is_written(tmp_path, key):
     assert read(tmp_path, f"counts: {{{key}: 5}}").counts == {key.strip("\"'"): 5}
 
 
-def test_a_key_in_decomposed_unicode_is_the_composed_one(tmp_path):
-    assert read(tmp_path, "counts: {cafe\u0301: 5}").counts == {"caf\u00e9": 5}
+@pytest.mark.parametrize("name", ["shelf.yaml", "shelf.json"])
+def test_a_key_in_decomposed_unicode_is_the_composed_one(tmp_path, name):
+    assert read(tmp_path, '{"counts": {"cafe\u0301": 5}}', name).counts == {"caf\u00e9": 5}
+
+
+@pytest.mark.parametrize(("written", "value"), [("yes", True), ("no", False), ("on", True), ("true", True)])
+def test_a_boolean_field_takes_all_words_of_yaml(tmp_path, written, value):
+    assert read(tmp_path, f"is_open: {written}").is_open is value
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What all configurations share: strict keys, YAML, and errors that name the nearest valid key."""
 
 import difflib
+import re
 import types
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -76,7 +77,9 @@ def read_yaml(path: Path, *, is_written: bool = False) -> dict[str, Any]:
     try:
         is_json = Path(path).suffix.lower() == ".json"
         values = (
-            read_json(path, what) if is_json else parse_yaml(read_text(path, what), str(path), is_written)
+            _composed(read_json(path, what))
+            if is_json
+            else parse_yaml(read_text(path, what), str(path), is_written)
         )
     except DataError as error:
         raise ConfigError(str(error)) from None
@@ -106,6 +109,13 @@ def parse_yaml(text: str, source: str, is_written: bool = True) -> Any:
         loader.dispose()
 
 
+def _composed(content: Any) -> Any:
+    """The same JSON, its keys without spaces around and in Unicode's composed form, as those of YAML."""
+    if isinstance(content, dict):
+        return {normalized_name(key): _composed(value) for key, value in content.items()}
+    return [_composed(value) for value in content] if isinstance(content, list) else content
+
+
 class _UniqueKeysLoader(yaml.SafeLoader):
     """PyYAML's safe loader, but a key is text, may be there once, and a date is text too."""
 
@@ -129,8 +139,14 @@ class _UniqueKeysLoader(yaml.SafeLoader):
         return node
 
 
+_BOOLEAN = re.compile(r"(?:true|True|TRUE|false|False|FALSE)$")
+# `no`, `on` and dates are text; a field that is a boolean takes `yes` and `no` all the same
 _UniqueKeysLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
+    first: [
+        (tag, _BOOLEAN if tag.endswith(":bool") else pattern)
+        for tag, pattern in found
+        if not tag.endswith(":timestamp")
+    ]
     for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 
