@@ -123,6 +123,27 @@ def test_a_test_subject_in_training_is_named(store, leaky):
         check_split(store, leaky(train_subjects=("subj01", "subj03")))
 
 
+@pytest.mark.parametrize(
+    ("space", "is_refused"),
+    [
+        ("T1w", True),
+        ("space-native", True),
+        ("func1pt8mm", False),
+        ("MNI152NLin6Asym", False),
+        ("unknown", False),
+    ],
+)
+def test_subjects_in_spaces_of_their_own_cannot_share_an_encoder(copied_store, space, is_refused):
+    path = copied_store / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"space": space}))
+    store = open_store(copied_store)
+    if is_refused:
+        with pytest.raises(SplitError, match=rf"subj01, .*`{space}`"):
+            check_split(store, make_split(store, "poster"))
+    else:
+        check_split(store, make_split(store, "poster"))
+
+
 def test_a_split_of_another_store_is_refused(store, leaky):
     message = "expected subjects of .*, found subj08; make the split again for this store"
     with pytest.raises(SplitError, match=message):

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool
 
-from bitllm.data.nsd.anatomy import Labels, read_views, read_voxel_mask, read_voxels
+from bitllm.data.io.volumes import Grid
+from bitllm.data.nsd.anatomy import Labels, read_grid, read_views, read_voxel_mask, read_voxels
 from bitllm.data.nsd.betas import percent_signal_change, read_session_betas
 from bitllm.data.nsd.layout import NsdRelease
 from bitllm.data.nsd.stimuli import read_captions, read_pictures, read_stimuli, resized
@@ -30,10 +31,14 @@ class VolumeSessions:
     voxel_mask: Bool[np.ndarray, "x y z"]
     n_trials: dict[int, int]
     """By session."""
+    grid: Grid
+    """Of the brain mask."""
 
     def __call__(self, session: int) -> np.ndarray:
         """Betas [trials, voxels] of a session."""
-        stored = read_session_betas(self.files[session - 1], self.voxel_mask, self.n_trials[session])
+        stored = read_session_betas(
+            self.files[session - 1], self.voxel_mask, self.n_trials[session], grid=self.grid
+        )
         return percent_signal_change(stored)
 
 
@@ -178,7 +183,9 @@ def _read_subject(
         mask = read_voxel_mask(release, name, roi)
         voxels, labels = read_voxels(release, name, mask, release.atlases(name, besides=roi))
         views = read_views(release, name, mask, n_trials)
-        read_session = VolumeSessions(tuple(path for (path,) in files), mask, n_trials)
+        read_session = VolumeSessions(
+            tuple(path for (path,) in files), mask, n_trials, read_grid(release, name)
+        )
     stats = [path.stat() for of_session in files for path in of_session]
     subject = SubjectContents(
         name=name,

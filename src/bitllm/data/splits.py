@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from bitllm.config import nearest
+from bitllm.data.spaces import is_subjects_own
 from bitllm.data.store import Store
 from bitllm.errors import SplitError
 from bitllm.files import read_json, sha256_of_json, write_json
@@ -127,7 +128,8 @@ def check_split(store: Store, split: Split) -> None:
     SplitError
         If a subject or an image is on both sides, is unknown to the store, or has a part in the store that
         its use forbids: by the default normalization the z-scores' statistics saw every image of the part
-        ``train``. What they saw by another one is no reason to refuse (see `images_in_statistics`).
+        ``train``. What they saw by another one is no reason to refuse (see `images_in_statistics`). Or if
+        there are several subjects with coordinates in spaces of their own, which one encoder cannot share.
     """
     _check_subjects(store, split)
     for one, other in (("train_images", "test_images"), ("train_images", "validation_images")):
@@ -152,6 +154,13 @@ def _check_subjects(store: Store, split: Split) -> None:
         raise SplitError(
             f"split `{split.name}`: expected subjects of {store.path}, found {min(unknown)}; make the split "
             "again for this store"
+        )
+    everyone = {*split.train_subjects, *split.test_subjects}
+    if len(everyone) > 1 and is_subjects_own(store.manifest.space):
+        raise SplitError(
+            f"{store.path}: expected coordinates in a space common to {', '.join(sorted(everyone))}, found each "
+            f"subject's own (`{store.manifest.space}`): one encoder reads the places of all; prepare the store with "
+            "coordinates in MNI, or train and test on one subject (`--preset within-subject`)"
         )
     both = set(split.train_subjects) & set(split.test_subjects)
     if both and not split.name.startswith(WITHIN_SUBJECT):

@@ -99,6 +99,22 @@ def test_the_names_of_labels_are_nsds_or_the_users(made):
         read(root, labels=pickled)
 
 
+def test_labels_are_rounded_and_others_refused(made):
+    path = made[0] / "subj01/roi_masks/lh.streams_challenge_space.npy"
+    labels = np.load(path)
+    expected = read(made[0]).contents.subjects[0].voxels["streams"].tolist()
+    np.save(path, labels - 1e-9)
+    assert read(made[0]).contents.subjects[0].voxels["streams"].tolist() == expected
+    np.save(path, labels + 0.25)
+    with pytest.raises(DataError, match=r"lh.streams_challenge_space.npy: .*found 0.25"):
+        read(made[0])
+    np.save(path, labels)
+    surface = made[0].parent / "surf/lh.white"
+    surface.write_bytes(surface.read_bytes()[:40])
+    with pytest.raises(DataError, match=r"lh.white: .*damaged"):
+        read(made[0])
+
+
 def test_one_subject_needs_the_table_of_shared_images(made, prepared):
     root = made[0]
     with pytest.raises(DataError, match=r"found one subject and no stimulus table"):

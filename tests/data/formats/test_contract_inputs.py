@@ -8,6 +8,8 @@ import pytest
 from bitllm.data.formats.contract import read_contract
 from bitllm.errors import DataError
 
+AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
+
 
 @pytest.fixture(name="stored")
 def _stored(table):
@@ -33,7 +35,7 @@ def _require_same(table, prepared):
 
 def save_cifti(path, flat, mask, axis=None) -> None:
     trials = axis or nib.cifti2.ScalarAxis([f"trial {n}" for n in range(len(flat))])
-    voxels = nib.cifti2.BrainModelAxis.from_mask(mask, name="thalamus_left", affine=np.eye(4))
+    voxels = nib.cifti2.BrainModelAxis.from_mask(mask, name="thalamus_left", affine=AFFINE)
     nib.save(nib.Cifti2Image(flat, header=(trials, voxels)), path)
 
 
@@ -65,7 +67,7 @@ def test_hdf5_with_reversed_axes_gives_the_same_store(
 
 @pytest.mark.parametrize("ending", ["mgh", "mgz"])
 def test_mgh_gives_the_same_store(table, stored, change_header, require_same, ending):
-    nib.save(nib.MGHImage(stored[0], np.eye(4)), table.root / f"b.{ending}")
+    nib.save(nib.MGHImage(stored[0], AFFINE), table.root / f"b.{ending}")
     require_same(change_header(betas=f"b.{ending}"))
 
 
@@ -74,7 +76,7 @@ def test_mgh_gives_the_same_store(table, stored, change_header, require_same, en
 def test_an_image_cut_off_is_named_whatever_its_kind(table, stored, change_header, ending, kept):
     kind = nib.MGHImage if ending.startswith("mg") else nib.Nifti1Image
     path = table.root / f"cut.{ending}"
-    nib.save(kind(stored[0], np.eye(4)), path)
+    nib.save(kind(stored[0], AFFINE), path)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * kept)])
     message = rf"cut.{ending}: expected betas"
@@ -103,7 +105,7 @@ def test_columns_of_cifti_lie_where_its_own_axis_says(table, stored, change_head
         return nib.cifti2.BrainModelAxis(
             np.array([f"CIFTI_STRUCTURE_{name.upper()}" for name in names]),
             voxel=voxels,
-            affine=np.eye(4),
+            affine=AFFINE,
             volume_shape=mask.shape,
         )
 
@@ -140,7 +142,7 @@ def test_cifti_without_an_axis_of_trials_or_places_is_refused(table, stored, cha
 
 def test_floats_that_are_scaled_already_are_not_scaled_again(table, stored, change_header, require_same):
     volume = stored[0].astype(np.float32) * np.float32(1 / 300)
-    nib.save(nib.Nifti1Image(volume, np.eye(4)), table.root / "scaled.nii")
+    nib.save(nib.Nifti1Image(volume, AFFINE), table.root / "scaled.nii")
     with pytest.raises(DataError, match=r"expected whole numbers for the scale 0.00333333, found float32"):
         read_contract(change_header(betas="scaled.nii"))
     require_same(change_header(scale=1.0))

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.io
 
 from bitllm.cli import main
 from bitllm.data.formats.glmsingle import read_glmsingle
@@ -123,6 +124,34 @@ def test_a_store_holds_the_betas_in_the_order_of_stimorder(made, read, prepared,
     np.testing.assert_allclose(np.asarray(data.betas), expected, rtol=2**-10, atol=1e-3)
     assert store.captions == {n: (f"caption of {n}",) for n in range(12)}
     assert store.stimuli["part"].tolist() == ["train"] * 8 + ["validation"] * 2 + ["test"] * 2
+
+
+def test_matlab_files_before_version_7_3_are_read(made, read, prepared, tmp_path):
+    betas, shown, order, expected = made
+    path, design = tmp_path / f"{NAME}.mat", tmp_path / "DESIGNINFO.mat"
+    scipy.io.savemat(path, {"modelmd": betas, "R2": betas[..., 0]}, do_compression=True)
+    scipy.io.savemat(design, {"stimorder": order[None]})
+    data = prepared(read(path, design=design)).subject("s1")
+    assert data.trials["nsd_id"].tolist() == shown.tolist()
+    np.testing.assert_allclose(np.asarray(data.betas), expected, rtol=2**-10, atol=1e-3)
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(DataError, match=rf"{NAME}.mat: .*-v7.3"):
+        read(path)
+    scipy.io.savemat(path, {"R2": betas})
+    with pytest.raises(DataError, match=rf"{NAME}.mat: expected betasmd or modelmd, found R2"):
+        read(path)
+
+
+@pytest.mark.parametrize("kind", ["npy", "hdf5", "old.mat"])
+def test_complex_numbers_are_refused(made, read, tmp_path, kind):
+    betas = made[0].astype(np.complex64)
+    path = tmp_path / f"{NAME}.{kind}"
+    if kind == "old.mat":
+        scipy.io.savemat(path, {"modelmd": betas})
+    else:
+        save(tmp_path, kind, NAME, "betasmd", betas)
+    with pytest.raises(DataError, match=rf"{NAME}.{kind}: .*complex"):
+        read(path, trust_pickle=True)
 
 
 def test_a_list_of_voxels_takes_a_table_of_places(made, read, prepared, tmp_path):

@@ -104,6 +104,26 @@ def test_mindeye2_without_the_older_test_tar_of_a_release_takes_it(mindeye2):
     assert len(reading.contents.subjects[0].trials) == 24
 
 
+def damage_chunk(path, name, values, chunks) -> None:
+    with h5py.File(path, "r+") as file:
+        del file[name]
+        made = file.create_dataset(name, data=values, chunks=chunks, fletcher32=True)
+        place = made.id.get_chunk_info(made.id.get_num_chunks() - 1).byte_offset
+    content = bytearray(path.read_bytes())
+    content[place] ^= 255
+    path.write_bytes(content)
+
+
+def test_a_damaged_chunk_of_mindeye2_is_named_with_its_trials(mindeye2):
+    path = mindeye2.root / "betas_all_subj01_fp32_renorm.hdf5"
+    damage_chunk(path, "betas", mindeye2.betas, (8, mindeye2.betas.shape[1]))
+    subject = read_mindeye2(mindeye2.root, beside(mindeye2)).contents.subjects[0]
+    n = len(mindeye2.betas)
+    with pytest.raises(DataError, match=rf"renorm.hdf5: .*`betas`, trials {8 * ((n - 1) // 8)} to "):
+        for session in subject.trials["session"].unique().tolist():
+            subject.read_session(session)
+
+
 def test_mindeye2_of_another_release_is_refused(mindeye2, make):
     path = mindeye2.root / "betas_all_subj01_fp32_renorm.hdf5"
     make.write_h5(path, betas=mindeye2.betas[:20])

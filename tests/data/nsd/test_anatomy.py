@@ -49,6 +49,7 @@ def test_a_voxel_outside_the_template_takes_its_nearest_neighbours_place(release
     mni = np.stack(np.meshgrid(*[np.arange(9.0)] * 3, indexing="ij"), axis=-1)
     mni[4, 4, 8] = 9999
     write_volume(release.transform(SUBJECT), mni)
+    write_volume(NsdRelease(release.root).brainmask(SUBJECT), np.ones(shape))
     write_volume(release.session(SUBJECT, 1).with_name("ncsnr.nii.gz"), np.zeros(shape))
     voxels, _ = read_voxels(NsdRelease(release.root), SUBJECT, mask, ())
     place = voxels.set_index(["i", "j", "k"])[["x_mm", "y_mm", "z_mm"]]

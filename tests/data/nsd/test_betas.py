@@ -60,7 +60,7 @@ def test_a_truncated_hdf5_file_is_named(release, kept):
     path = release.session(SUBJECT, 1)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * kept)])
-    message = r"betas_session01.hdf5: expected a whole session of betas as HDF5, found"
+    message = r"betas_session01.hdf5: expected a session of betas as whole HDF5, found"
     with pytest.raises(DataError, match=message):
         read(release)
 
@@ -115,5 +115,5 @@ def test_a_nifti_scale_factor_is_refused(release):
 def test_hdf5_without_betas_is_named(release):
     with h5py.File(release.session(SUBJECT, 1), "w") as file:
         file["voxels"] = np.zeros(3)
-    with pytest.raises(DataError, match="expected a dataset `betas`, found none"):
+    with pytest.raises(DataError, match="expected a dataset `betas`, found voxels"):
         read(release)

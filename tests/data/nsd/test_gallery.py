@@ -21,8 +21,8 @@ def rewrite(path, change) -> None:
 
 
 def volume(path, change) -> None:
-    values = nib.load(path).get_fdata()
-    nib.save(nib.Nifti1Image(change(values), np.eye(4)), path)
+    image = nib.load(path)
+    nib.save(nib.Nifti1Image(change(image.get_fdata()), image.affine), path)
 
 
 def cut(path) -> None:
@@ -58,8 +58,14 @@ def one_caption(content, caption):
 
 S1 = ("subj01", 1)
 BROKEN = {
-    "truncated HDF5": (lambda m: cut(m.session(*S1)), "betas_session01.hdf5: expected a whole session"),
-    "empty HDF5": (lambda m: m.session(*S1).write_bytes(b""), "betas_session01.hdf5: expected a whole"),
+    "truncated HDF5": (
+        lambda m: cut(m.session(*S1)),
+        "betas_session01.hdf5: expected a session of betas as whole HDF5",
+    ),
+    "empty HDF5": (
+        lambda m: m.session(*S1).write_bytes(b""),
+        "betas_session01.hdf5: expected a session of betas as whole HDF5",
+    ),
     "axes in NIfTI's order": (
         lambda m: rewrite(m.session(*S1), lambda v: v.transpose(3, 2, 1, 0)),
         "betas_session01.hdf5: expected the shape",
@@ -134,7 +140,10 @@ BROKEN = {
     "no pictures": (lambda m: m.stimuli.unlink(), "nsd_stimuli.hdf5: expected NSD's pictures"),
     "few pictures": (lambda m: rewrite(m.stimuli, lambda v: v[:3]), "nsd_stimuli.hdf5: expected at least"),
     "float pictures": (lambda m: rewrite(m.stimuli, lambda v: v / 255.0), "`imgBrick` of uint8"),
-    "truncated pictures": (lambda m: cut(m.stimuli), "nsd_stimuli.hdf5: expected whole HDF5"),
+    "truncated pictures": (
+        lambda m: cut(m.stimuli),
+        "nsd_stimuli.hdf5: expected NSD's pictures as whole HDF5",
+    ),
     "label without a name": (
         lambda m: m.table("prf-visualrois", "subj01").write_text("1 V1v\n"),
         "expected a name for the label",

@@ -133,11 +133,11 @@ def test_too_few_pictures_are_named(written_release):
 def test_another_dataset_than_pictures_is_named(release, name, shape, dtype):
     with h5py.File(release.stimuli, "w") as file:
         file[name] = np.zeros(shape, dtype)
-    with pytest.raises(DataError, match="expected a dataset `imgBrick` of uint8 pictures"):
+    with pytest.raises(DataError, match="expected a dataset `imgBrick`"):
         pictures_of(release, [0])
 
 
 def test_damaged_pictures_are_named(release):
     release.stimuli.write_bytes(release.stimuli.read_bytes()[:900])
-    with pytest.raises(DataError, match=r"nsd_stimuli.hdf5: expected whole HDF5, found a damaged file"):
+    with pytest.raises(DataError, match=r"nsd_stimuli.hdf5: expected NSD's pictures as whole HDF5"):
         pictures_of(release)

@@ -147,6 +147,20 @@ def test_the_store_has_z_scores_of_a_loop_zeros_for_nan_and_the_share_in_view(su
     np.testing.assert_array_equal(two.betas, data.betas[: 2 * N_TRIALS])
 
 
+def test_labels_and_vertices_saved_again_as_floats_are_rounded_and_others_refused(surface):
+    release = released(surface)
+    masks = read_vertex_masks(release, "subj01", "nsdgeneral")
+    expected, _ = read_vertices(release, "subj01", masks, ("prf-visualrois", "streams"))
+    labels = np.arange(9) % 3
+    write_map(surface.label("fsaverage", "lh", "streams"), (labels - 1e-4).astype(np.float32))
+    write_map(surface.transform("lh"), (surface.vertex["lh"] - 1e-4).astype(np.float32))
+    found, _ = read_vertices(release, "subj01", masks, ("prf-visualrois", "streams"))
+    assert found.equals(expected)
+    write_map(surface.transform("lh"), (surface.vertex["lh"] - 0.5).astype(np.float32))
+    with pytest.raises(DataError, match=r"lh.white-to-fsaverage.mgz: expected .*\.5 "):
+        read_vertices(release, "subj01", masks, ("prf-visualrois",))
+
+
 def cut(path: Path, kept: float = 0.5) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * kept)])
@@ -176,7 +190,7 @@ BROKEN = {
         "found NaN or infinity in some trials",
     ),
     "no surface": (lambda s: s.white("lh").unlink(), "lh.white: expected fsaverage's white surface"),
-    "surface cut off": (lambda s: cut(s.white("rh")), "rh.white: expected a surface of FreeSurfer"),
+    "surface cut off": (lambda s: cut(s.white("rh")), "rh.white: expected fsaverage's white surface"),
     "no region": (
         lambda s: s.label("fsaverage", "rh", "nsdgeneral").unlink(),
         "rh.nsdgeneral.mgz: expected the labels `nsdgeneral`",

@@ -54,6 +54,25 @@ def test_betas_are_z_scored_with_training_trials_and_tables_completed(tmp_path):
         store.pictures([0])
 
 
+def spread(scale: float, offset: float = 0.0) -> pd.DataFrame:
+    rng = np.random.default_rng(3)
+    return pd.DataFrame(offset + scale * rng.uniform(-70, 70, (5, 3)), columns=["x_mm", "y_mm", "z_mm"])
+
+
+@pytest.mark.parametrize("voxels", [spread(1e-3), spread(0), spread(1e3), spread(1, 2000)])
+def test_coordinates_of_no_brain_in_millimeters_are_refused(tmp_path, voxels):
+    with pytest.raises(DataError, match=r"table.tsv \(subj01\): expected coordinates in mm"):
+        write_store(tmp_path / "store", contents(voxels=voxels), SETTINGS)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_small_region_in_one_slice_far_from_the_origin_is_read(tmp_path):
+    voxels = spread(0).assign(x_mm=60 + 1.8 * np.arange(5), y_mm=-90.0, z_mm=12.0)
+    write_store(tmp_path / "store", contents(voxels=voxels), SETTINGS)
+    found = open_store(tmp_path / "store").subject("subj01").voxels["x_mm"]
+    np.testing.assert_allclose(found, voxels["x_mm"], rtol=1e-6)
+
+
 def test_z_scores_are_stored_as_delivered_and_never_scored_twice(tmp_path):
     values = np.random.default_rng(1).normal(size=(2, 24, 5))
     values = ((values - values.mean(axis=1, keepdims=True)) / values.std(axis=1, keepdims=True)).astype("f4")

@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 
@@ -17,6 +16,8 @@ from bitllm.data.formats.beside import (
 )
 from bitllm.data.io.arrays import read_npy
 from bitllm.data.io.pictures import decode_picture
+from bitllm.data.io.values import whole_labels
+from bitllm.data.io.volumes import read_surface
 from bitllm.data.store.contents import StoreContents, StoreSettings, SubjectContents
 from bitllm.errors import DataError
 from bitllm.files import read_json, require_file
@@ -183,7 +184,8 @@ def _vertices(
     folder: Path, hemisphere: str, n_vertices: int, surfaces: Path | None, names: dict[str, dict[int, str]]
 ) -> pd.DataFrame:
     path = folder / f"roi_masks/{hemisphere}.all-vertices_fsaverage_space.npy"
-    place = np.flatnonzero(read_npy(path, "the challenge's vertices"))
+    what = "the challenge's vertices"
+    place = np.flatnonzero(whole_labels(read_npy(path, what), path, what))
     if len(place) != n_vertices:
         raise DataError(
             f"{path}: expected {n_vertices} vertices, as in the responses, found {len(place)}; both must be of one "
@@ -194,8 +196,8 @@ def _vertices(
             f"{folder}: expected the places of the vertices, found none in this format; name FreeSurfer's folder "
             "fsaverage/surf with --surfaces"
         )
-    surface = require_file(surfaces / f"{hemisphere}.white", "fsaverage's white surface")
-    mm = nib.freesurfer.read_geometry(surface)[0]
+    surface = surfaces / f"{hemisphere}.white"
+    mm = read_surface(surface, "fsaverage's white surface")
     if place.max() >= len(mm):
         raise DataError(
             f"{surface}: expected a surface of at least {place.max() + 1} vertices (fsaverage has 163,842), found "
@@ -213,7 +215,8 @@ def _vertices(
 def _atlas(path: Path, n_vertices: int, names: dict[int, str]) -> np.ndarray:
     if not path.exists():  # a subject may lack a region
         return np.zeros(n_vertices, np.int16)
-    number = np.asarray(read_npy(path, "labels of vertices"))
+    what = "labels of vertices"
+    number = whole_labels(read_npy(path, what), path, what, largest=2**15 - 1)
     unnamed = set(np.unique(number).tolist()) - set(names) - {0}
     if number.shape != (n_vertices,) or unnamed:
         raise DataError(

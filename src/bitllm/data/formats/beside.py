@@ -4,18 +4,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 
 from bitllm.data.io.captions import captions_by_nsd_id
 from bitllm.data.io.tables import read_table
-from bitllm.data.io.volumes import open_volume, read_volume
 from bitllm.data.nsd.anatomy import read_voxel_mask, read_voxels
 from bitllm.data.nsd.layout import NsdRelease
 from bitllm.data.store.contents import StoreContents, StoreSettings
 from bitllm.errors import DataError
-from bitllm.files import require_file
 
 PLACES = ("x_mm", "y_mm", "z_mm")
 _BLOCK = 64
@@ -100,32 +97,6 @@ def read_voxel_table(path: Path, notes: list[str]) -> pd.DataFrame:
         notes=notes,
         what="the table of voxels",
     )
-
-
-def places_in_mask(path: Path) -> tuple[np.ndarray, pd.DataFrame]:
-    """The mask of a volume (values above 0), and the places of its voxels by the volume's affine.
-
-    Raises
-    ------
-    DataError
-        If the mask is missing, damaged or empty.
-    """
-    require_file(path, "a mask")
-    mask = np.nan_to_num(read_volume(path, "a mask")) > 0
-    if mask.ndim != 3 or not mask.any():
-        raise DataError(
-            f"{path}: expected a mask of three axes with values above 0, found the shape {mask.shape} with "
-            f"{mask.sum()} such voxels; name the right file"
-        )
-    ijk = np.argwhere(mask)
-    image = open_volume(path, "a mask")
-    assert not isinstance(image, nib.Cifti2Image), f"{path}: three axes"
-    affine = image.affine
-    mm = ijk @ affine[:3, :3].T + affine[:3, 3]
-    table = pd.DataFrame(ijk, columns=["i", "j", "k"])
-    for axis, place in enumerate(PLACES):
-        table[place] = mm[:, axis]
-    return mask, table
 
 
 def nsd_stimuli(beside: Beside, nsd_ids: np.ndarray, shared: np.ndarray, source: Path) -> pd.DataFrame:

@@ -6,20 +6,16 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from bitllm.config import StrictConfig
-from bitllm.data.formats.beside import (
-    Reading,
-    blocks,
-    fingerprint,
-    places_in_mask,
-    read_voxel_table,
-)
+from bitllm.data.formats.beside import Reading, blocks, fingerprint
+from bitllm.data.formats.series import Axes, AxisOrder, Series, read_series
 from bitllm.data.formats.trials import read_trials, stimuli_of
-from bitllm.data.io.arrays import cifti_order, cifti_places, read_betas
+from bitllm.data.io.arrays import open_betas
 from bitllm.data.io.captions import captions_by_nsd_id
 from bitllm.data.io.pictures import picture_reader
+from bitllm.data.spaces import is_subjects_own
 from bitllm.data.store.contents import TRIAL_OPTIONAL, StoreContents, StoreSettings, SubjectContents
 from bitllm.data.store.normalize import Normalization
 from bitllm.errors import ConfigError, DataError
@@ -29,12 +25,13 @@ from bitllm.files import require_plain_name
 class SubjectFiles(StrictConfig):
     """The files of one subject; paths are relative to the header."""
 
-    betas: Path
-    """``.npy``, ``.h5``, ``.nii.gz``, ``.mgh`` or CIFTI ``.dscalar.nii``."""
+    betas: tuple[Path, ...] = Field(min_length=1)
+    """One file, or several (one a session) in the order of the trials: ``.npy``, ``.h5``, ``.nii.gz``, ``.mgh`` or
+    CIFTI ``.dscalar.nii``."""
     key: str = "betas"
     """The dataset, for HDF5."""
     mask: Path | None = None
-    """A volume whose values above 0 are the voxels, on the grid of the betas."""
+    """A volume whose labels above 0 are the voxels, on the grid of the betas."""
     voxels: Path | None = None
     """A table with ``x_mm``, ``y_mm``, ``z_mm`` for each voxel (TSV or Parquet)."""
 
@@ -49,13 +46,17 @@ class Header(StrictConfig):
     """Folder of the pictures, named by ``stimulus_id``."""
     scale: float = 1.0
     """What stored whole numbers are multiplied by; 1/300 for NSD's."""
-    axis_order: Literal["trials-voxels", "voxels-trials", "xyz-trials", "trials-zyx"]
+    axis_order: AxisOrder | None = None
+    """By default that of the kind of file; a plain array needs it where its shape could be read in two ways."""
     voxel_order: Literal["C", "F"] = "C"
     """Order in which a flat array lists the voxels of the mask's axes x, y, z."""
     already_zscored: bool
     normalization: Normalization | None = None
     """As in `prepare nsd`; by default ``training``, or ``as-delivered`` where the betas are z-scores."""
+    resample_mask: bool = False
+    """Whether a mask on another grid is resampled to that of the betas (nearest neighbor, by nilearn)."""
     space: str = "unknown"
+    """The space of the coordinates. ``T1w``, ``native`` and the like are a subject's own."""
     source_version: str = "unknown"
 
     @model_validator(mode="after")
@@ -102,6 +103,7 @@ def read_contract(header_path: Path) -> Reading:
         )
     else:
         notes.append("no `pictures` in the header: the store is without pictures")
+    notes.extend(_space_notes(header))
     rows = [(nsd_id, caption) for nsd_id, found in captions.items() for caption in found]
     contents = StoreContents(
         subjects=subjects,
@@ -120,6 +122,20 @@ def read_contract(header_path: Path) -> Reading:
     return Reading(contents, settings, tuple(notes))
 
 
+def _space_notes(header: Header) -> tuple[str, ...]:
+    if len(header.subjects) < 2:
+        return ()
+    n = len(header.subjects)
+    if is_subjects_own(header.space):
+        return (
+            f"the coordinates of {n} subjects are each in the subject's own space (`{header.space}`): a model of "
+            "several subjects is refused on this store; bring the coordinates to a common space, such as MNI",
+        )
+    if header.space == "unknown":
+        return (f"the header names no `space`: a model of {n} subjects needs coordinates in a common one",)
+    return ()
+
+
 def _subject(
     name: str,
     folder: Path,
@@ -129,17 +145,25 @@ def _subject(
     n_betas: int,
     notes: list[str],
 ) -> SubjectContents:
-    path = folder / files.betas
-    betas, kind = read_betas(path, key=files.key)
-    flat, voxels = flattened(path, betas, kind, header, files, folder, notes)
+    paths = [folder / path for path in files.betas]
+    series, voxels = read_series(
+        [open_betas(path, key=files.key) for path in paths],
+        Axes(header.axis_order, header.voxel_order),
+        n_trials=n_betas,
+        notes=notes,
+        mask=None if files.mask is None else folder / files.mask,
+        table=None if files.voxels is None else folder / files.voxels,
+        resample=header.resample_mask,
+    )
+    origin = ", ".join(map(str, paths))
     return SubjectContents(
         name=name,
         trials=store_columns(trials),
         voxels=voxels,
-        read_session=session_reader(path, flat, header, trials, n_betas),
-        origin=str(path),
+        read_session=session_reader(origin, series, header, trials, n_betas),
+        origin=origin,
         is_z_scored=header.already_zscored,
-        fingerprint=fingerprint(path),
+        fingerprint=fingerprint(*paths),
     )
 
 
@@ -149,7 +173,7 @@ def store_columns(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def session_reader(
-    path: Path, flat: np.ndarray, header: Header, trials: pd.DataFrame, n_betas: int
+    origin: str, series: Series, header: Header, trials: pd.DataFrame, n_betas: int
 ) -> Callable[[int], np.ndarray]:
     """Checks betas [trials, voxels] against the header and the trials, and reads them by session.
 
@@ -165,23 +189,24 @@ def session_reader(
     DataError
         If there is another number of trials, or ``scale`` does not suit the numbers.
     """
-    if len(flat) != n_betas:
+    n_trials = sum(series.n_trials)
+    if n_trials != n_betas:
         raise DataError(
-            f"{path}: expected {n_betas} trials, as in the trials table, found {len(flat)} (array of "
-            f"{flat.shape[0]} × {flat.shape[1]}); check axis_order, and that both are of one subject"
+            f"{origin}: expected {n_betas} trials, as in the trials table, found {n_trials} (array of "
+            f"{n_trials} × {series.n_voxels}); check axis_order, and that both are of one subject"
         )
-    if header.scale != 1 and flat.dtype.kind == "f":
+    if header.scale != 1 and series.dtype.kind == "f":
         raise DataError(
-            f"{path}: expected whole numbers for the scale {header.scale:g}, found {flat.dtype} (they are scaled "
+            f"{origin}: expected whole numbers for the scale {header.scale:g}, found {series.dtype} (they are scaled "
             "already, or NIfTI's own header scales them); write scale: 1"
         )
 
     def read_session(session: int) -> np.ndarray:
         rows = trials["trial_row"][trials["session"] == session].to_numpy()
-        values = np.asarray(flat[rows], np.float32) * np.float32(header.scale)
+        values = series.rows(rows) * np.float32(header.scale)
         if header.already_zscored and np.median(values.std(axis=0)) > _LARGEST_DEVIATION:
             raise DataError(
-                f"{path}: expected z-scores (already_zscored: true), found a deviation of "
+                f"{origin}: expected z-scores (already_zscored: true), found a deviation of "
                 f"{np.median(values.std(axis=0)):.3g} in session {session}; write already_zscored: false"
             )
         return values
@@ -190,63 +215,3 @@ def session_reader(
 
 
 _LARGEST_DEVIATION = 5.0
-
-
-def flattened(
-    path: Path,
-    betas: np.ndarray,
-    kind: str,
-    header: Header,
-    files: SubjectFiles,
-    folder: Path,
-    notes: list[str],
-) -> tuple[np.ndarray, pd.DataFrame]:
-    """Betas as trials x voxels in the C order of x, y, z, and the table of the voxels.
-
-    Raises
-    ------
-    DataError
-        If the axes are not those of the header, the mask is on another grid, or the places are unknown.
-    """
-    mask, voxels = places_in_mask(folder / files.mask) if files.mask else (None, None)
-    if header.axis_order in ("xyz-trials", "trials-zyx"):
-        grid = betas.transpose(3, 2, 1, 0) if betas.ndim == 4 and header.axis_order == "trials-zyx" else betas
-        if betas.ndim != 4 or mask is None or grid.shape[:3] != mask.shape:
-            shape = mask.shape if mask is not None else "a mask"
-            raise DataError(
-                f"{path}: expected axes {header.axis_order} on the mask's grid {shape}, found the shape {betas.shape}; "
-                "check axis_order (h5py shows MATLAB's and NSD's HDF5 with reversed axes) and mask"
-            )
-        flat = grid[mask].T
-    else:
-        if betas.ndim == 4 and betas.shape[1:3] == (1, 1):  # surfaces in MGH, and GLMsingle's V × 1 × 1
-            betas = betas.reshape(betas.shape[0], betas.shape[3])
-        if betas.ndim != 2:
-            raise DataError(
-                f"{path}: expected two axes ({header.axis_order}), found the shape {betas.shape}; a volume has the "
-                "axis_order xyz-trials or trials-zyx"
-            )
-        is_last = header.axis_order == "voxels-trials" and kind != "cifti"
-        flat = betas.T if is_last else betas
-        if kind == "cifti" and mask is not None:
-            flat = flat[
-                :, cifti_order(path, mask)
-            ]  # CIFTI orders by structure, and says where each column lies
-        elif header.voxel_order == "F" and mask is not None and flat.shape[1] == mask.sum():
-            order = np.zeros(mask.shape, np.int64)
-            order.T[mask.T] = np.arange(mask.sum())
-            flat = flat[:, order[mask]]
-    if files.voxels:
-        voxels = read_voxel_table(folder / files.voxels, notes)
-    if voxels is None:
-        surface = kind == "cifti" and (cifti_places(path) < 0).any()
-        raise DataError(
-            f"{path}: expected the places of the voxels, found neither `mask` nor `voxels` in the header"
-            f"{' (CIFTI does not hold the coordinates of surface vertices)' if surface else ''}; add one"
-        )
-    if len(voxels) != flat.shape[1]:
-        raise DataError(
-            f"{path}: expected {len(voxels)} voxels, as in mask or voxels, found {flat.shape[1]} (array of "
-            f"{flat.shape[0]} × {flat.shape[1]}); check axis_order, and that both are of one region"
-        )
-    return flat, voxels

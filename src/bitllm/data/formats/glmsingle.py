@@ -1,28 +1,27 @@
 """GLMsingle's outputs: ``betasmd`` of TYPEB, TYPEC or TYPED, beside a trials table."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pandas as pd
+import scipy.io
 
 from bitllm.data.formats.beside import Reading, blocks, fingerprint
-from bitllm.data.formats.contract import (
-    Header,
-    SubjectFiles,
-    flattened,
-    session_reader,
-    store_columns,
-)
+from bitllm.data.formats.contract import Header, session_reader, store_columns
+from bitllm.data.formats.series import Axes, read_series
 from bitllm.data.formats.trials import Trials, read_trials, stimuli_of
-from bitllm.data.io.arrays import hdf5_dataset, open_hdf5
+from bitllm.data.io.arrays import BetasFile
 from bitllm.data.io.captions import captions_by_nsd_id
+from bitllm.data.io.hdf5 import hdf5_dataset, open_hdf5, read_dataset
 from bitllm.data.io.pickles import read_pickled_dict
 from bitllm.data.io.pictures import picture_reader
 from bitllm.data.io.tables import is_table
+from bitllm.data.io.values import require_real
 from bitllm.data.store.contents import StoreContents, StoreSettings, SubjectContents
 from bitllm.errors import DataError
-from bitllm.files import require_plain_name
+from bitllm.files import require_file, require_plain_name
 
 _ENDINGS = (".hdf5", ".h5", ".npy", ".mat")
 
@@ -75,16 +74,16 @@ def read_glmsingle(
     number = dict(zip(stimuli["stimulus_id"], stimuli["nsd_id"].tolist(), strict=True))
     ordered = read.of(subject).assign(nsd_id=lambda own: own["stimulus_id"].map(number))
     is_list = values.ndim == 2 or values.shape[1:3] == (1, 1)
-    header = Header(
-        subjects={},
-        trials=trials,
-        captions=trials,
-        axis_order="voxels-trials" if is_list else "xyz-trials",
-        already_zscored=False,
-    )
+    header = Header(subjects={}, trials=trials, captions=trials, already_zscored=False)
     of_table = is_table(places)
-    files = SubjectFiles(betas=betas, mask=None if of_table else places, voxels=places if of_table else None)
-    flat, voxels = flattened(betas, values, "hdf5", header, files, Path(), notes)
+    series, voxels = read_series(
+        [_Loaded(betas, "npy", values.shape, values.dtype, values=values)],
+        Axes("voxels-trials" if is_list else "xyz-trials"),
+        n_trials=read.n_betas[subject],
+        notes=notes,
+        mask=None if of_table else places,
+        table=places if of_table else None,
+    )
     named = stimuli.assign(coco_id=stimuli["nsd_id"])
     rows = [(n, text) for n, found in captions_by_nsd_id(captions, named).items() for text in found]
     made = blocks(stimuli["nsd_id"].to_numpy(), picture_reader(pictures, named)) if pictures else None
@@ -92,7 +91,7 @@ def read_glmsingle(
         name=subject,
         trials=store_columns(ordered),
         voxels=voxels,
-        read_session=session_reader(betas, flat, header, ordered, read.n_betas[subject]),
+        read_session=session_reader(str(betas), series, header, ordered, read.n_betas[subject]),
         origin=str(betas),
         fingerprint=fingerprint(betas),
     )
@@ -113,6 +112,16 @@ def read_glmsingle(
     return Reading(contents, settings, tuple(notes))
 
 
+@dataclass(frozen=True)
+class _Loaded(BetasFile):
+    """Betas in memory."""
+
+    values: np.ndarray = field(default_factory=lambda: np.empty(0))
+
+    def read(self, *, trial_axis: int = 0) -> np.ndarray:
+        return self.values
+
+
 def _array(path: Path, keys: tuple[str, ...], trust_pickle: bool) -> np.ndarray:
     name = path.name
     if name.startswith("TYPEA"):
@@ -131,13 +140,42 @@ def _array(path: Path, keys: tuple[str, ...], trust_pickle: bool) -> np.ndarray:
             raise DataError(
                 f"{path}: expected {' or '.join(keys)}, found {', '.join(map(str, content))}; name the right file"
             )
-        return np.asarray(content[key])
+        values = np.asarray(content[key])
+        require_real(values.dtype, path, f"`{key}`")
+        return values
+    if path.suffix == ".mat" and not _is_hdf5(path):
+        return _read_old_matlab(path, keys)
     with open_hdf5(path, "GLMsingle's output") as file:
         key = next((key for key in keys if isinstance(file.get(key), h5py.Dataset)), keys[0])
         dataset = hdf5_dataset(file, key)
         is_matlab = path.suffix == ".mat" or "MATLAB_class" in dataset.attrs
-        values = dataset[()]
+        values = read_dataset(dataset, trial_axis=0 if is_matlab else dataset.ndim - 1)
     return values.transpose() if is_matlab else values
+
+
+def _is_hdf5(path: Path) -> bool:
+    return bool(h5py.is_hdf5(require_file(path, "GLMsingle's output")))
+
+
+def _read_old_matlab(path: Path, keys: tuple[str, ...]) -> np.ndarray:
+    """One of some variables in MATLAB's format before 7.3, which is no HDF5."""
+    try:
+        content = scipy.io.loadmat(path, variable_names=list(keys))
+        key = next((key for key in keys if key in content), None)
+        names = [name for name, *_ in scipy.io.whosmat(path)] if key is None else []
+    except Exception as error:  # noqa: BLE001 - a damaged file can raise anything
+        reason = str(error).replace("\n", " ")
+        raise DataError(
+            f"{path}: expected GLMsingle's output as a whole .mat file, found a damaged one ({reason}); save it again "
+            "with -v7.3, or copy it again"
+        ) from None
+    if key is None:
+        raise DataError(
+            f"{path}: expected {' or '.join(keys)}, found {', '.join(names) or 'nothing'}; name the right file"
+        )
+    values = np.asarray(content[key])
+    require_real(values.dtype, path, f"`{key}`")
+    return values
 
 
 def _check_order(path: Path, stimorder: np.ndarray, trials: Trials) -> None:

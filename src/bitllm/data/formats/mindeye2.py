@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pandas as pd
 
@@ -17,7 +16,7 @@ from bitllm.data.formats.beside import (
     nsd_stimuli,
     places_of,
 )
-from bitllm.data.io.arrays import hdf5_dataset, open_hdf5
+from bitllm.data.io.hdf5 import hdf5_dataset, open_hdf5, read_dataset
 from bitllm.data.io.tars import array_of, read_samples
 from bitllm.data.store.contents import StoreContents, StoreSettings, SubjectContents
 from bitllm.errors import DataError
@@ -130,7 +129,7 @@ def _subject(
     def read_session(session: int) -> np.ndarray:
         rows = trials["row"][trials["session"] == session].to_numpy()
         with open_hdf5(path, "betas") as file:
-            block = hdf5_dataset(file, "betas")[rows[0] : rows[-1] + 1]
+            block = read_dataset(hdf5_dataset(file, "betas"), slice(rows[0], rows[-1] + 1))
         return block[rows - rows[0]]
 
     return SubjectContents(
@@ -156,8 +155,8 @@ def _pictures(path: Path, nsd_ids: np.ndarray) -> Blocks | None:
         )
 
     def picture(nsd_id: int) -> np.ndarray:
-        with h5py.File(path, "r") as file:
-            values = file["images"][nsd_id].astype(np.float32)
+        with open_hdf5(path, "pictures") as file:
+            values = read_dataset(hdf5_dataset(file, "images"), nsd_id).astype(np.float32)
         return np.round(values.transpose(1, 2, 0).clip(0, 1) * 255).astype(np.uint8)
 
     return blocks(nsd_ids, picture)

@@ -15,7 +15,7 @@ from bitllm.data.formats.beside import (
     places_of,
     read_stimulus_table,
 )
-from bitllm.data.io.arrays import hdf5_dataset, open_hdf5
+from bitllm.data.io.hdf5 import hdf5_dataset, open_hdf5, read_dataset
 from bitllm.data.io.pictures import picture_reader
 from bitllm.data.store.contents import StoreContents, StoreSettings, SubjectContents
 from bitllm.data.store.normalize import looks_z_scored
@@ -94,7 +94,7 @@ def _trials(path: Path) -> pd.DataFrame:
                     f"{path}: expected the groups train and test with trials, found none in `{part}`; copy it again"
                 )
             for key in sorted(group):
-                coco_id = hdf5_dataset(file, f"{part}/{key}/coco_id")[()]
+                coco_id = read_dataset(hdf5_dataset(file, f"{part}/{key}/coco_id"), trial_axis=None)
                 n_voxels = hdf5_dataset(file, f"{part}/{key}/visual_voxels").size
                 rows.append((f"{part}/{key}", part, int(np.asarray(coco_id).reshape(-1)[0]), n_voxels))
     trials = pd.DataFrame(rows, columns=["key", "part", "coco_id", "n_voxels"])
@@ -143,7 +143,8 @@ def _subject(
 ) -> tuple[SubjectContents, bool]:
     def read_session(_: int) -> np.ndarray:
         with open_hdf5(path, "MindLLM's trials") as file:
-            rows = [file[f"{key}/visual_voxels"][()].reshape(-1) for key in trials["key"]]
+            datasets = (hdf5_dataset(file, f"{key}/visual_voxels") for key in trials["key"])
+            rows = [read_dataset(one, trial_axis=None).reshape(-1) for one in datasets]
         return np.stack(rows).astype(np.float32)
 
     voxels, labels = places_of(beside, name, int(trials["n_voxels"].iloc[0]), path, notes)

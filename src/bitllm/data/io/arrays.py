@@ -1,20 +1,50 @@
-"""Arrays from files of several kinds, none of which may run code."""
+"""Betas from files of several kinds, none of which may run code: described by their headers, read when asked for."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-import h5py
 import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 
-from bitllm.data.io.volumes import open_volume, read_volume
+from bitllm.data.io.hdf5 import hdf5_dataset, open_hdf5, read_dataset
+from bitllm.data.io.values import require_real
+from bitllm.data.io.volumes import Grid, grid_of, open_volume, require_same_grid, volume_values
 from bitllm.errors import DataError
 from bitllm.files import require_file
 
 _SUFFIXES = (".npy", ".h5", ".hdf5", ".dscalar.nii", ".nii", ".nii.gz", ".mgh", ".mgz")
 
+Kind = Literal["npy", "hdf5", "volume", "cifti"]
+
+
+@dataclass(frozen=True)
+class BetasFile:
+    """A file of betas, known by its header; ``read`` reads the values."""
+
+    path: Path
+    kind: Kind
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    """Of the values that ``read`` gives: floats where the file's own header scales them."""
+    key: str = ""
+    """The dataset, for HDF5."""
+    grid: Grid | None = None
+    """For volumes."""
+
+    def read(self, *, trial_axis: int = 0) -> np.ndarray:
+        """The values (a memory map for ``.npy``); CIFTI's are trials x grayordinates."""
+        if self.kind == "npy":
+            return read_npy(self.path, "betas")
+        if self.kind == "hdf5":
+            with open_hdf5(self.path, "betas") as file:
+                return read_dataset(hdf5_dataset(file, self.key), trial_axis=trial_axis)
+        return volume_values(open_volume(self.path, "betas"), self.path, "betas")
+
 
 def read_npy(path: Path, what: str) -> np.ndarray:
-    """Memory-map a ``.npy`` file; a pickle in it is refused.
+    """Memory-map a ``.npy`` file of real numbers; a pickle in it is refused.
 
     Raises
     ------
@@ -23,7 +53,7 @@ def read_npy(path: Path, what: str) -> np.ndarray:
     """
     require_file(path, what)
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         if "pickle" in str(error) or "Python objects" in str(error):
             raise DataError(
@@ -33,55 +63,17 @@ def read_npy(path: Path, what: str) -> np.ndarray:
         raise DataError(
             f"{path}: expected {what} as a whole .npy file, found a damaged one ({error}); copy it again"
         ) from None
+    require_real(values.dtype, path, what)
+    return values
 
 
-def open_hdf5(path: Path, what: str) -> h5py.File:
-    """Open an HDF5 file for reading.
-
-    Raises
-    ------
-    DataError
-        If it is missing or damaged.
-    """
-    require_file(path, what)
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise DataError(
-            f"{path}: expected {what} as whole HDF5, found a damaged file ({error}); copy it again"
-        ) from None
-
-
-def hdf5_dataset(file: h5py.File, key: str) -> h5py.Dataset:
-    """A dataset of an open file.
+def open_betas(path: Path, *, key: str = "betas") -> BetasFile:
+    """Betas of any kind of file that is read, described by the header alone.
 
     Raises
     ------
     DataError
-        If there is none of this name.
-    """
-    found = file.get(key)
-    if not isinstance(found, h5py.Dataset) or found.shape is None:
-        raise DataError(
-            f"{file.filename}: expected a dataset `{key}`, found {', '.join(sorted(file)) or 'nothing'}; "
-            "name the right one, or copy the file again"
-        )
-    return found
-
-
-def read_betas(path: Path, *, key: str = "betas") -> tuple[np.ndarray, str]:
-    """Betas of any admitted kind of file, and the kind.
-
-    Returns
-    -------
-    tuple
-        The array as the file holds it (a memory map for ``.npy``), and ``npy``, ``hdf5``, ``volume`` or
-        ``cifti`` (trials x grayordinates).
-
-    Raises
-    ------
-    DataError
-        If the kind is not admitted, or the file is missing or damaged, or CIFTI has no axis of scalars.
+        If the kind is not read, or the file is missing or damaged, or CIFTI has no axis of scalars.
     """
     name = path.name.lower()
     if not name.endswith(_SUFFIXES):
@@ -89,38 +81,48 @@ def read_betas(path: Path, *, key: str = "betas") -> tuple[np.ndarray, str]:
             f"{path}: expected betas in {', '.join(_SUFFIXES)}, found another kind of file; convert it"
         )
     if name.endswith(".npy"):
-        return read_npy(path, "betas"), "npy"
+        values = read_npy(path, "betas")
+        return BetasFile(path, "npy", values.shape, values.dtype)
     if name.endswith((".h5", ".hdf5")):
         with open_hdf5(path, "betas") as file:
-            return hdf5_dataset(file, key)[()], "hdf5"
+            dataset = hdf5_dataset(file, key)
+            return BetasFile(path, "hdf5", dataset.shape, dataset.dtype, key)
     image = open_volume(path, "betas")
-    if isinstance(image, nib.Cifti2Image):
-        axes = [image.header.get_axis(n) for n in range(image.ndim)]
-        if not isinstance(axes[0], nib.cifti2.ScalarAxis):
-            raise DataError(
-                f"{path}: expected CIFTI with trials as its axis of scalars (dscalar), found "
-                f"{type(axes[0]).__name__}; write one scalar map for each trial"
-            )
-        return read_volume(path, "betas"), "cifti"
-    return read_volume(path, "betas"), "volume"
+    if not isinstance(image, nib.Cifti2Image):
+        shape = tuple(map(int, image.shape))
+        return BetasFile(path, "volume", shape, _scaled_dtype(image), grid=grid_of(image, path))
+    axes = [image.header.get_axis(n) for n in range(image.ndim)]
+    if not isinstance(axes[0], nib.cifti2.ScalarAxis):
+        raise DataError(
+            f"{path}: expected CIFTI with trials as its axis of scalars (dscalar), found "
+            f"{type(axes[0]).__name__}; write one scalar map for each trial"
+        )
+    return BetasFile(path, "cifti", image.shape, image.get_data_dtype())
+
+
+def _scaled_dtype(image: nib.Nifti1Image | nib.MGHImage) -> np.dtype:
+    proxy = image.dataobj
+    is_scaled = isinstance(proxy, ArrayProxy) and (proxy.slope, proxy.inter) != (1, 0)
+    return np.dtype(np.float64) if is_scaled else image.get_data_dtype()
 
 
 def cifti_places(path: Path) -> np.ndarray:
     """Voxel indices (i, j, k) of CIFTI's grayordinates; -1 for vertices of the surface."""
-    image = open_volume(path, "betas")
-    assert isinstance(image, nib.Cifti2Image), f"{path}: not CIFTI"
-    return np.asarray(image.header.get_axis(1).voxel)
+    return np.asarray(_brain_models(path).voxel)
 
 
-def cifti_order(path: Path, mask: np.ndarray) -> np.ndarray:
+def cifti_order(path: Path, mask: np.ndarray, grid: Grid) -> np.ndarray:
     """Columns of a CIFTI file in the C order of a mask's voxels.
 
     Raises
     ------
     DataError
-        If the file's grayordinates are not the voxels of the mask.
+        If the file's volume is not the grid of the mask, or its grayordinates are not the voxels of the mask.
     """
-    places = cifti_places(path)
+    models = _brain_models(path)
+    if models.volume_shape is not None:
+        require_same_grid(_cifti_grid(path, models), grid, "grayordinates")
+    places = np.asarray(models.voxel)
     is_inside = ((places >= 0) & (places < mask.shape)).all(axis=1)
     flat = np.ravel_multi_index(tuple(places[is_inside].T), mask.shape)
     wanted = np.flatnonzero(mask)
@@ -131,3 +133,25 @@ def cifti_order(path: Path, mask: np.ndarray) -> np.ndarray:
             "table of voxels in its order"
         )
     return np.argsort(flat)
+
+
+def _cifti_grid(path: Path, models: nib.cifti2.BrainModelAxis) -> Grid:
+    image = open_volume(path, "betas")
+    assert isinstance(image, nib.Cifti2Image), f"{path}: not CIFTI"
+    volume = image.header.matrix.get_index_map(1).volume
+    matrix = volume.transformation_matrix_voxel_indices_ijk_to_xyz
+    affine = np.array(matrix.matrix, np.float64)
+    affine[:3] *= 10.0 ** (matrix.meter_exponent + 3)  # nibabel's axis leaves the unit out
+    return Grid(path, tuple(map(int, models.volume_shape)), affine)
+
+
+def _brain_models(path: Path) -> nib.cifti2.BrainModelAxis:
+    image = open_volume(path, "betas")
+    assert isinstance(image, nib.Cifti2Image), f"{path}: not CIFTI"
+    axis = image.header.get_axis(1)
+    if not isinstance(axis, nib.cifti2.BrainModelAxis):
+        raise DataError(
+            f"{path}: expected CIFTI whose columns are grayordinates, found {type(axis).__name__}; parcels have no "
+            "places, write the dense file"
+        )
+    return axis

@@ -1,9 +1,10 @@
-"""Volumes (NIfTI), maps of surfaces (MGH) and grayordinates (CIFTI), opened with errors that name the file."""
+"""Volumes (NIfTI), maps of surfaces (MGH, FreeSurfer) and grayordinates (CIFTI), with errors that name the file."""
 
 import gzip
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
@@ -12,12 +13,22 @@ from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
+from bitllm.data.io.values import require_real
 from bitllm.errors import DataError
 from bitllm.files import require_file
 
 Image = nib.Nifti1Image | nib.MGHImage | nib.Cifti2Image
 
 _MGH = (".mgh", ".mgz")
+
+_GRID_TOLERANCE_MM = 1e-3
+"""How far the same voxel may lie apart in two files: headers hold float32, whose error in a brain is below 1e-4 mm."""
+
+_SMALLEST_DETERMINANT = 1e-9
+"""Volume of a voxel in mm³ below which an affine has lost an axis (10 µm voxels have 1e-6)."""
+
+_MM_PER_UNIT = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
+"""NIfTI's units of length; files that name none are in mm."""
 
 IMAGE_DAMAGE = (
     OSError,
@@ -30,6 +41,22 @@ IMAGE_DAMAGE = (
     HeaderDataError,
 )
 """What nibabel raises for files that are no images, or not whole (a short MGH header is a TypeError)."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The three axes of a volume, and where they lie in the scanner's or the template's space."""
+
+    path: Path
+    """The file that states them."""
+    shape: tuple[int, ...]
+    affine: np.ndarray | None
+    """From voxel to mm; ``None`` where the header does not say where its voxels lie."""
+
+    def mm(self, ijk: np.ndarray) -> np.ndarray:
+        """Places in mm of 0-based voxels."""
+        assert self.affine is not None, f"{self.path}: no affine"
+        return ijk @ self.affine[:3, :3].T + self.affine[:3, 3]
 
 
 def open_volume(path: Path, what: str) -> Image:
@@ -47,6 +74,7 @@ def open_volume(path: Path, what: str) -> Image:
         raise DataError(
             f"{path}: expected {what} as NIfTI, MGH or CIFTI, found {type(image).__name__}; convert it"
         )
+    require_real(image.get_data_dtype(), path, what)
     return image
 
 
@@ -62,9 +90,82 @@ def volume_values(image: Image, path: Path, what: str) -> np.ndarray:
         return np.asanyarray(image.dataobj)
 
 
-def read_volume(path: Path, what: str) -> np.ndarray:
-    """Open an image and return all its values, scaled by its own header."""
-    return volume_values(open_volume(path, what), path, what)
+def read_volume(path: Path, what: str, *, n_axes: int = 3) -> tuple[np.ndarray, Grid]:
+    """The values of a volume, scaled by its own header, and its grid.
+
+    Axes of length 1 that a program added after the third are removed while there are more than ``n_axes``, as in
+    (x, y, z, 1) or in NIfTI's vectors (x, y, z, 1, 3).
+    """
+    image = open_volume(path, what)
+    values = volume_values(image, path, what)
+    while values.ndim > n_axes and 1 in values.shape[3:]:
+        values = values.squeeze(3 + values.shape[3:].index(1))
+    return values, grid_of(image, path)
+
+
+def grid_of(image: Image, path: Path) -> Grid:
+    """The grid of an open volume; its affine is that of the header's codes, never one that nibabel makes up."""
+    if isinstance(image, nib.Cifti2Image):
+        return Grid(path, (), None)
+    if isinstance(image, nib.MGHImage):
+        affine = image.affine if _states_directions(path) else None
+    else:
+        affine = _nifti_affine(image)
+    return Grid(path, tuple(map(int, image.shape[:3])), affine if _is_whole(affine) else None)
+
+
+def require_same_grid(found: Grid, expected: Grid, what: str) -> None:
+    """Refuse two volumes that would be combined voxel by voxel although their headers disagree.
+
+    The shapes must be equal, and no corner may lie more than 0.001 mm apart. Comparing the corners bounds the
+    distance of every voxel, whatever the rotation; entries of two affines would need one tolerance for angles and
+    one for offsets. A file that does not say where its voxels lie is compared by its shape alone.
+
+    Raises
+    ------
+    DataError
+        If the grids differ; the line holds both affines.
+    """
+    if found.shape != expected.shape:
+        raise DataError(
+            f"{found.path}: expected {what} on the grid {expected.shape} of {expected.path}, found {found.shape}; "
+            "check that both are of one subject and space"
+        )
+    if found.affine is None or expected.affine is None:
+        return
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in found.shape])).reshape(3, -1).T
+    apart = np.linalg.norm(found.mm(corners) - expected.mm(corners), axis=1).max()
+    if apart > _GRID_TOLERANCE_MM:
+        raise DataError(
+            f"{found.path}: expected {what} with the affine {affine_text(expected.affine)} of {expected.path}, found "
+            f"{affine_text(found.affine)}; voxels are matched by index and would lie up to {apart:.4g} mm apart, so "
+            "resample one onto the grid of the other"
+        )
+
+
+def affine_text(affine: np.ndarray) -> str:
+    """An affine on one line: its three rows."""
+    rows = (" ".join(f"{value:.6g}" for value in row) for row in affine[:3])
+    return f"[{'; '.join(rows)}]"
+
+
+def read_surface(path: Path, what: str) -> np.ndarray:
+    """The places of a surface's vertices in mm, from FreeSurfer's geometry.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or damaged.
+    """
+    require_file(path, what)
+    try:
+        return np.asarray(nib.freesurfer.read_geometry(path)[0])
+    except (ValueError, OSError, IndexError) as error:
+        reason = str(error).replace("\n", " ")
+        raise DataError(
+            f"{path}: expected {what} as a surface of FreeSurfer, found a damaged file ({reason}); copy it again from "
+            "FreeSurfer's subjects/fsaverage/surf"
+        ) from None
 
 
 def stored_volumes(image: Image, path: Path, what: str) -> Iterator[np.ndarray]:
@@ -80,14 +181,53 @@ def stored_volumes(image: Image, path: Path, what: str) -> Iterator[np.ndarray]:
     assert isinstance(image.dataobj, ArrayProxy), f"{path}: not read from a file"
     n_values = int(np.prod(image.shape[:3]))
     dtype = image.get_data_dtype()
-    opener = gzip.open if path.suffix in (".gz", ".mgz") else open
-    with _damage_named(path, what), opener(path, "rb") as file:
+    with _damage_named(path, what), _opened(path) as file:
         file.seek(image.dataobj.offset)
         for number in range(image.shape[3]):
             content = file.read(n_values * dtype.itemsize)
             if len(content) < n_values * dtype.itemsize:
                 raise EOFError(f"it ends in volume {number + 1} of {image.shape[3]}")
             yield np.frombuffer(content, dtype)
+
+
+def _opened(path: Path):  # type: ignore[no-untyped-def]  # gzip and plain files share no public type
+    return gzip.open(path, "rb") if path.suffix.lower() in (".gz", ".mgz") else path.open("rb")
+
+
+def _nifti_affine(image: nib.Nifti1Image) -> np.ndarray | None:
+    header = image.header
+    for affine in (header.get_sform(coded=True)[0], _qform(header)):
+        if _is_whole(affine):
+            in_mm = np.array(affine, np.float64)
+            in_mm[:3] *= _mm_per_unit(header)
+            return in_mm
+    return None
+
+
+def _mm_per_unit(header: nib.Nifti1Header) -> float:
+    try:
+        return _MM_PER_UNIT[header.get_xyzt_units()[0]]
+    except KeyError:  # a code that NIfTI does not define
+        return 1.0
+
+
+def _qform(header: nib.Nifti1Header) -> np.ndarray | None:
+    try:
+        return header.get_qform(coded=True)[0]
+    except (HeaderDataError, ValueError):  # a quaternion that is none
+        return None
+
+
+def _is_whole(affine: np.ndarray | None) -> bool:
+    if affine is None or not np.isfinite(affine).all():
+        return False
+    return bool(abs(np.linalg.det(affine[:3, :3])) > _SMALLEST_DETERMINANT)
+
+
+def _states_directions(path: Path) -> bool:
+    """MGH's flag goodRASFlag, the int16 at byte 28; without it nibabel fills in FreeSurfer's default directions."""
+    with _opened(path) as file:
+        return bool(int.from_bytes(file.read(30)[28:30], "big"))
 
 
 @contextmanager

@@ -8,7 +8,8 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int16
 from scipy.spatial import KDTree
 
-from bitllm.data.io.volumes import open_volume, volume_values
+from bitllm.data.io.values import whole_labels
+from bitllm.data.io.volumes import Grid, read_volume, require_same_grid
 from bitllm.data.nsd.layout import NsdRelease
 from bitllm.data.store.contents import View
 from bitllm.errors import DataError
@@ -19,10 +20,28 @@ INVALID_MNI = 9999
 MNI_ORIGIN = np.array([91, 127, 73])
 """1-based voxel of the 1 mm MNI template (182 x 218 x 182) that is at 0, 0, 0 mm."""
 
+LARGEST_LABEL = 2**15 - 1
+"""The store keeps labels as int16."""
+
 _MOST_INVALID = 0.05
 
 Labels = dict[str, dict[int, str]]
 """Name of every label, by atlas."""
+
+
+def read_grid(release: NsdRelease, subject: str) -> Grid:
+    """The grid of a subject's brain mask, which all of the subject's volumes must have.
+
+    The affine is NSD's placeholder with its origin in the center, not the scanner's: coordinates come from the
+    transform to MNI. NSD writes it by one rule into masks, regions, transforms, ceilings and betas, so a volume with
+    another one was flipped or resampled by somebody.
+
+    Raises
+    ------
+    DataError
+        If the brain mask is missing or damaged.
+    """
+    return read_volume(release.brainmask(subject), f"the brain mask of {subject}")[1]
 
 
 def read_voxel_mask(release: NsdRelease, subject: str, roi: str) -> Bool[np.ndarray, "x y z"]:
@@ -33,11 +52,11 @@ def read_voxel_mask(release: NsdRelease, subject: str, roi: str) -> Bool[np.ndar
     DataError
         If the region's volume is missing, lies on another grid than the brain mask, or is empty.
     """
-    brain = _read_volume(release.brainmask(subject), f"the brain mask of {subject}")
-    union = np.zeros(brain.shape, bool)
+    grid = read_grid(release, subject)
+    union = np.zeros(grid.shape, bool)
     for name in roi.split("+"):
         path = release.roi(subject, name)
-        mask = _read_volume(path, f"the region `{name}` of {subject}", shape=brain.shape) > 0
+        mask = _read_labels(path, f"the region `{name}` of {subject}", grid) > 0
         if not mask.any():
             raise DataError(
                 f"{path}: expected voxels with a label above 0, found none; check that it is the region "
@@ -67,14 +86,15 @@ def read_voxels(
         If a volume is missing or lies on another grid, or a label has no name.
     """
     voxels = pd.DataFrame(np.argwhere(voxel_mask), columns=["i", "j", "k"], dtype=np.int32)
-    voxels[["x_mm", "y_mm", "z_mm"]] = _read_mni(release.mni(subject), voxel_mask).astype(np.float32)
-    ncsnr = _read_volume(release.ncsnr(subject), f"the noise ceilings of {subject}", shape=voxel_mask.shape)
+    grid = read_grid(release, subject)
+    voxels[["x_mm", "y_mm", "z_mm"]] = _read_mni(release.mni(subject), voxel_mask, grid).astype(np.float32)
+    ncsnr = _read_volume(release.ncsnr(subject), f"the noise ceilings of {subject}", grid)
     voxels["ncsnr"] = np.nan_to_num(ncsnr[voxel_mask], nan=0.0).astype(np.float32)
     labels: Labels = {}
     for atlas in atlases:
         path = release.roi(subject, atlas)
-        volume = _read_volume(path, f"the atlas `{atlas}` of {subject}", shape=voxel_mask.shape)
-        number = np.maximum(np.nan_to_num(volume), 0).astype(np.int16)
+        volume = _read_labels(path, f"the atlas `{atlas}` of {subject}", grid)
+        number = np.maximum(volume, 0).astype(np.int16)
         labels[atlas] = read_labels(path, release.label_tables(subject, atlas), number)
         voxels[atlas] = number[voxel_mask]
     return voxels, labels
@@ -91,12 +111,12 @@ def read_views(
         If a volume is damaged, lies on another grid, or holds other values than 0 and 1.
     """
     views = {}
+    grid = read_grid(release, subject)
     for session in sessions:
         path = release.valid(subject, session)
         if not path.is_file():
             continue
-        volume = _read_volume(path, f"the valid voxels of {subject}", shape=voxel_mask.shape)
-        marked = np.nan_to_num(volume[voxel_mask], nan=0.0)
+        marked = _read_labels(path, f"the valid voxels of {subject}", grid)[voxel_mask]
         wrong = marked[(marked != 0) & (marked != 1)]
         if wrong.size:
             raise DataError(
@@ -158,8 +178,8 @@ def read_labels(path: Path, tables: tuple[Path, ...], number: Int16[np.ndarray, 
     return names
 
 
-def _read_mni(path: Path, voxel_mask: np.ndarray) -> np.ndarray:
-    volume = _read_volume(path, "the MNI coordinates", shape=(*voxel_mask.shape, 3))
+def _read_mni(path: Path, voxel_mask: np.ndarray, grid: Grid) -> np.ndarray:
+    volume = _read_volume(path, "the MNI coordinates", grid, channels=(3,))
     mni_voxels = volume[voxel_mask].astype(np.float64)
     is_valid = np.isfinite(mni_voxels).all(axis=1) & (mni_voxels != INVALID_MNI).all(axis=1)
     if np.mean(~is_valid) > _MOST_INVALID:
@@ -174,11 +194,17 @@ def _read_mni(path: Path, voxel_mask: np.ndarray) -> np.ndarray:
     return mni_mm(mni_voxels[is_valid][nearest])
 
 
-def _read_volume(path: Path, what: str, *, shape: tuple[int, ...] | None = None) -> np.ndarray:
-    volume = volume_values(open_volume(path, what), path, what)
-    if shape is not None and volume.shape != shape:
+def _read_volume(path: Path, what: str, grid: Grid, *, channels: tuple[int, ...] = ()) -> np.ndarray:
+    shape = (*grid.shape, *channels)
+    volume, own = read_volume(path, what, n_axes=len(shape))
+    if volume.shape != shape:
         raise DataError(
             f"{path}: expected the shape {shape}, the grid of the brain mask, found {volume.shape}; "
             "check that it is this subject's file in func1pt8mm"
         )
+    require_same_grid(own, grid, what)
     return volume
+
+
+def _read_labels(path: Path, what: str, grid: Grid) -> np.ndarray:
+    return whole_labels(_read_volume(path, what, grid), path, what, largest=LARGEST_LABEL)

@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int16
 from nibabel.arrayproxy import ArrayProxy
 
-from bitllm.data.io.volumes import open_volume, stored_volumes
+from bitllm.data.io.hdf5 import hdf5_dataset, open_hdf5, read_dataset
+from bitllm.data.io.volumes import Grid, grid_of, open_volume, require_same_grid, stored_volumes
 from bitllm.errors import DataError
 from bitllm.files import require_file
 
@@ -25,7 +26,7 @@ def percent_signal_change(stored: Int16[np.ndarray, "trials voxels"]) -> Float32
 
 
 def read_session_betas(
-    path: Path, voxel_mask: Bool[np.ndarray, "x y z"], n_trials: int
+    path: Path, voxel_mask: Bool[np.ndarray, "x y z"], n_trials: int, *, grid: Grid | None = None
 ) -> Int16[np.ndarray, "trials voxels"]:
     """Betas of one session at the voxels of a mask, as NSD's integers.
 
@@ -40,11 +41,13 @@ def read_session_betas(
         The voxels to keep.
     n_trials
         How many trials the design has in this session.
+    grid
+        The grid of the brain mask, which a NIfTI file must have; HDF5 has no affine to compare.
 
     Raises
     ------
     DataError
-        If the file is missing or truncated, or if its shape, its type or its scale is not NSD's.
+        If the file is missing or damaged, or if its grid, its type or its scale is not NSD's.
 
     References
     ----------
@@ -53,31 +56,23 @@ def read_session_betas(
     require_file(path, "a session of betas")
     if path.suffix == ".hdf5":
         return _read_hdf5(path, voxel_mask, n_trials)
-    return _read_nifti(path, voxel_mask, n_trials)
+    return _read_nifti(path, voxel_mask, n_trials, grid)
 
 
 def _read_hdf5(path: Path, voxel_mask: np.ndarray, n_trials: int) -> np.ndarray:
     i, j, k = np.nonzero(voxel_mask)
     betas = np.empty((n_trials, len(i)), np.int16)
-    try:
-        with h5py.File(path) as file:
-            stored = file.get("betas")
-            if not isinstance(stored, h5py.Dataset):
-                raise DataError(f"{path}: expected a dataset `betas`, found none; download the session again")
-            _check_encoding(path, stored.shape, stored.dtype, (n_trials, *voxel_mask.shape[::-1]))
-            if stored.chunks == (n_trials, 1, 1, 1) and stored.id.get_create_plist().get_nfilters() == 0:
-                _read_chunks(stored, (k, j, i), betas)
-                return betas
-            for here in _slabs(k, n_trials * voxel_mask[:, :, 0].size * stored.dtype.itemsize):
-                box = tuple(slice(axis[here].min(), axis[here].max() + 1) for axis in (k, j, i))
-                slab = stored[(slice(None), *box)]
-                inside = tuple(axis[here] - b.start for axis, b in zip((k, j, i), box, strict=True))
-                betas[:, here] = slab[(slice(None), *inside)]
-    except OSError as error:
-        raise DataError(
-            f"{path}: expected a whole session of betas as HDF5, found a damaged file ({error}); download it "
-            "again"
-        ) from None
+    with open_hdf5(path, "a session of betas") as file:
+        stored = hdf5_dataset(file, "betas")
+        _check_encoding(path, stored.shape, stored.dtype, (n_trials, *voxel_mask.shape[::-1]))
+        if stored.chunks == (n_trials, 1, 1, 1) and stored.id.get_create_plist().get_nfilters() == 0:
+            _read_chunks(stored, (k, j, i), betas)
+            return betas
+        for here in _slabs(k, n_trials * voxel_mask[:, :, 0].size * stored.dtype.itemsize):
+            box = tuple(slice(axis[here].min(), axis[here].max() + 1) for axis in (k, j, i))
+            slab = read_dataset(stored, (slice(None), *box))
+            inside = tuple(axis[here] - b.start for axis, b in zip((k, j, i), box, strict=True))
+            betas[:, here] = slab[(slice(None), *inside)]
     return betas
 
 
@@ -103,7 +98,7 @@ def _chunk(stored: h5py.Dataset, place: tuple[int, int, int, int]) -> np.ndarray
     try:
         return np.frombuffer(stored.id.read_direct_chunk(place)[1], stored.dtype)
     except (OSError, RuntimeError):  # never written (out of view), or damaged: h5py tells them apart
-        return np.asarray(stored[(slice(None), *place[1:])])
+        return read_dataset(stored, (slice(None), *place[1:]))
 
 
 def _slabs(k: np.ndarray, plane_bytes: int) -> Iterator[np.ndarray]:
@@ -115,10 +110,12 @@ def _slabs(k: np.ndarray, plane_bytes: int) -> Iterator[np.ndarray]:
             yield here
 
 
-def _read_nifti(path: Path, voxel_mask: np.ndarray, n_trials: int) -> np.ndarray:
+def _read_nifti(path: Path, voxel_mask: np.ndarray, n_trials: int, grid: Grid | None) -> np.ndarray:
     what = "a session of betas"
     image = open_volume(path, what)
     _check_encoding(path, image.shape, image.get_data_dtype(), (*voxel_mask.shape, n_trials))
+    if grid is not None:
+        require_same_grid(grid_of(image, path), grid, what)
     assert isinstance(image.dataobj, ArrayProxy), f"{path}: not read from a file"
     if (image.dataobj.slope, image.dataobj.inter) != (1, 0):
         raise DataError(
@@ -139,7 +136,7 @@ def _check_encoding(path: Path, shape: tuple[int, ...], dtype: np.dtype, expecte
             f"{path}: expected the shape {expected} (from the brain mask and the design), found {shape}; "
             "check that it is this subject's session, or download it again"
         )
-    if dtype != np.int16:
+    if dtype.newbyteorder("=") != np.int16:
         raise DataError(
             f"{path}: expected int16 (300 times the percent signal change), found {dtype}; use the betas of "
             "func1pt8mm as NSD distributes them"

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pandas as pd
 from jaxtyping import Int, UInt8
 from PIL import Image
 
+from bitllm.data.io.hdf5 import hdf5_dataset, open_hdf5, read_dataset
 from bitllm.data.io.tables import read_table
 from bitllm.data.nsd.layout import NsdRelease
 from bitllm.errors import DataError
@@ -120,26 +120,21 @@ def read_pictures(path: Path, nsd_ids: Int[np.ndarray, " images"]) -> Iterator[U
     DataError
         If the file is missing or damaged, is not a stack of RGB pictures, or has too few.
     """
-    require_file(path, "NSD's pictures")
-    try:
-        with h5py.File(path, rdcc_nbytes=64 * 2**20) as file:
-            brick = file.get("imgBrick")
-            if not isinstance(brick, h5py.Dataset) or brick.dtype != np.uint8 or brick.shape[3:] != (3,):
-                raise DataError(
-                    f"{path}: expected a dataset `imgBrick` of uint8 pictures [images, height, width, 3], "
-                    "found another; download it again"
-                )
-            if len(brick) <= nsd_ids.max():
-                raise DataError(
-                    f"{path}: expected at least {nsd_ids.max() + 1} pictures, found {len(brick)}; download "
-                    "it again"
-                )
-            for first, last in _consecutive(nsd_ids):
-                yield brick[nsd_ids[first] : nsd_ids[last - 1] + 1]
-    except OSError as error:
-        raise DataError(
-            f"{path}: expected whole HDF5, found a damaged file ({error}); download it again"
-        ) from None
+    with open_hdf5(path, "NSD's pictures", rdcc_nbytes=64 * 2**20) as file:
+        brick = hdf5_dataset(file, "imgBrick")
+        if brick.dtype != np.uint8 or brick.shape[3:] != (3,):
+            raise DataError(
+                f"{path}: expected a dataset `imgBrick` of uint8 pictures [images, height, width, 3], "
+                f"found {brick.dtype} of the shape {brick.shape}; download it again"
+            )
+        if len(brick) <= nsd_ids.max():
+            raise DataError(
+                f"{path}: expected at least {nsd_ids.max() + 1} pictures, found {len(brick)}; download "
+                "it again"
+            )
+        for first, last in _consecutive(nsd_ids):
+            where = slice(nsd_ids[first], nsd_ids[last - 1] + 1)
+            yield read_dataset(brick, where, trial_axis=None)
 
 
 def resized(

@@ -5,16 +5,15 @@ Both hemispheres follow one another, the left one first, each in the order of it
 
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float32, Int16
 
-from bitllm.data.io.volumes import open_volume, stored_volumes, volume_values
-from bitllm.data.nsd.anatomy import Labels, read_labels
+from bitllm.data.io.values import whole_labels
+from bitllm.data.io.volumes import open_volume, read_surface, stored_volumes, volume_values
+from bitllm.data.nsd.anatomy import LARGEST_LABEL, Labels, read_labels
 from bitllm.data.nsd.layout import HEMISPHERES, NsdRelease
 from bitllm.errors import DataError
-from bitllm.files import require_file
 
 VertexMasks = tuple[Bool[np.ndarray, " left"], Bool[np.ndarray, " right"]]
 """The vertices to keep, of the left and of the right hemisphere."""
@@ -137,15 +136,7 @@ def _read_hemisphere(path: Path, mask: np.ndarray, betas: np.ndarray) -> None:
 
 
 def _read_places(path: Path) -> np.ndarray:
-    require_file(path, "fsaverage's white surface")
-    try:
-        return np.asarray(nib.freesurfer.read_geometry(path)[0])
-    except (ValueError, OSError, IndexError) as error:
-        reason = str(error).replace("\n", " ")
-        raise DataError(
-            f"{path}: expected a surface of FreeSurfer, found a damaged file ({reason}); copy it again from "
-            "FreeSurfer's subjects/fsaverage/surf"
-        ) from None
+    return read_surface(path, "fsaverage's white surface")
 
 
 def _label_file(release: NsdRelease, subject: str, hemisphere: str, atlas: str) -> Path:
@@ -161,20 +152,23 @@ def _read_numbers(
     path = _label_file(release, subject, hemisphere, atlas)
     what = f"the labels `{atlas}`"
     if path == release.label("fsaverage", hemisphere, atlas):
-        number = _read_map(path, what, n_vertices)
+        number = _read_labels(path, what, n_vertices)
     else:
-        own = _read_map(path, what, None)
+        own = _read_labels(path, what, None)
         transform = release.to_fsaverage(subject, hemisphere)
-        vertex = (
-            _read_map(transform, "the way to fsaverage", n_vertices).astype(np.int64) - 1
-        )  # from 1 in NSD
+        way = "the way to fsaverage"
+        vertex = whole_labels(_read_map(transform, way, n_vertices), transform, way) - 1  # from 1 in NSD
         if vertex.min() < 0 or vertex.max() >= len(own):
             raise DataError(
                 f"{transform}: expected vertices between 1 and {len(own)}, as {path} has, found "
                 f"{vertex.min() + 1} to {vertex.max() + 1}; check that both are of one subject and hemisphere"
             )
         number = own[vertex]
-    return np.maximum(np.nan_to_num(number), 0).astype(np.int16)
+    return np.maximum(number, 0).astype(np.int16)
+
+
+def _read_labels(path: Path, what: str, n_vertices: int | None) -> np.ndarray:
+    return whole_labels(_read_map(path, what, n_vertices), path, what, largest=LARGEST_LABEL)
 
 
 def _read_map(path: Path, what: str, n_vertices: int | None) -> np.ndarray:

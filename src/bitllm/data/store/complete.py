@@ -27,6 +27,8 @@ _BY_SESSION = SCORED_BY_US - {"across-sessions"}
 _FEW_TRIALS = 10
 """A deviation of 10 values is known to about a quarter (1 / sqrt(2 n))."""
 
+_SMALLEST_EXTENT_MM = 0.5
+_FARTHEST_MM = 500.0
 PARTS = ("train", "validation", "test")
 _TRIAL_TYPES = {"session": "int16", "run": "int16", "trial": "int32", "nsd_id": "int64"}
 _VOXEL_TYPES = dict.fromkeys("ijk", "int32") | dict.fromkeys(("x_mm", "y_mm", "z_mm", "ncsnr"), "float32")
@@ -177,9 +179,23 @@ def _complete_subject(
             f"{where}: expected coordinates in mm for every voxel, found "
             f"{(~np.isfinite(coordinates).all(axis=1)).sum()} voxels without; leave those voxels out"
         )
+    _require_brain_size(coordinates, where)
     return replace(
         subject, trials=_all_trial_columns(trials, stimuli), voxels=_all_voxel_columns(voxels, atlases)
     )
+
+
+def _require_brain_size(coordinates: np.ndarray, where: str) -> None:
+    # A brain is 100 to 250 mm wide. A region of one slice or of a few voxels is small but spans more than a voxel,
+    # while a whole brain in meters spans 0.25; in micrometers, or as places in an array, it lies beyond 500.
+    extent = float(np.ptp(coordinates, axis=0).max())
+    farthest = float(np.abs(coordinates).max())
+    if (len(coordinates) > 1 and extent < _SMALLEST_EXTENT_MM) or farthest > _FARTHEST_MM:
+        raise DataError(
+            f"{where}: expected coordinates in mm (a brain is 100 to 250 mm wide), found {len(coordinates)} voxels "
+            f"that span {extent:.4g} and lie up to {farthest:.4g} from the origin; convert them to mm, or check that "
+            "the table holds every voxel's own place"
+        )
 
 
 def _all_trial_columns(trials: pd.DataFrame, stimuli: pd.DataFrame) -> pd.DataFrame:

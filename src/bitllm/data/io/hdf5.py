@@ -1,0 +1,115 @@
+"""HDF5 files, read with errors that name the file, the dataset and the trials."""
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from bitllm.data.io.values import require_real
+from bitllm.errors import DataError
+from bitllm.files import require_file
+
+
+def open_hdf5(path: Path, what: str, **options: Any) -> h5py.File:
+    """Open an HDF5 file for reading.
+
+    Raises
+    ------
+    DataError
+        If it is missing, locked or damaged.
+    """
+    require_file(path, what)
+    try:
+        return h5py.File(path, "r", **options)
+    except OSError as error:
+        if error.errno == errno.EAGAIN or "unable to lock file" in str(error):
+            raise DataError(
+                f"{path}: expected {what} as HDF5 that can be opened, found it locked by another program; close that "
+                "program, or set HDF5_USE_FILE_LOCKING=FALSE if the disk does not support locks"
+            ) from None
+        reason = str(error).replace("\n", " ")
+        raise DataError(
+            f"{path}: expected {what} as whole HDF5, found a damaged file ({reason}); copy it again"
+        ) from None
+
+
+def hdf5_dataset(file: h5py.File, key: str) -> h5py.Dataset:
+    """A dataset of an open file, whose values can be unpacked here.
+
+    Raises
+    ------
+    DataError
+        If there is none of this name, or it is packed with a filter that is not installed.
+    """
+    found = file.get(key)
+    if not isinstance(found, h5py.Dataset) or found.shape is None:
+        raise DataError(
+            f"{file.filename}: expected a dataset `{key}`, found {', '.join(sorted(file)) or 'nothing'}; "
+            "name the right one, or copy the file again"
+        )
+    properties = found.id.get_create_plist()
+    for number in range(properties.get_nfilters()):
+        code, _, _, name = properties.get_filter(number)
+        if not h5py.h5z.filter_avail(code):
+            label = f"{name.decode(errors='replace') or 'unnamed'} (number {code})"
+            raise DataError(
+                f"{file.filename}: expected `{key}` packed with a filter that is installed, found the filter {label}; "
+                "install it (many are in the package hdf5plugin) or save the file again with gzip"
+            )
+    require_real(found.dtype, Path(file.filename), f"the dataset `{key}`")
+    return found
+
+
+def read_dataset(dataset: h5py.Dataset, where: Any = (), *, trial_axis: int | None = 0) -> np.ndarray:
+    """Values of a dataset, all by default.
+
+    Parameters
+    ----------
+    dataset
+        Of an open file.
+    where
+        Which values, as an index.
+    trial_axis
+        The axis of the trials, which an error about damage names; ``None`` if there is none.
+
+    Raises
+    ------
+    DataError
+        If values cannot be read or unpacked.
+    """
+    try:
+        return np.asarray(dataset[where])
+    except (OSError, RuntimeError) as error:
+        raise _damage(dataset, where, error, trial_axis) from None
+
+
+def _damage(dataset: h5py.Dataset, where: Any, error: Exception, trial_axis: int | None) -> DataError:
+    reason = str(error).replace("\n", " ")
+    first = _first_damaged(dataset, where)
+    which = ""
+    if first is not None and trial_axis is not None:
+        trials = first[trial_axis]
+        which = f", trials {trials.start} to {trials.stop - 1}"
+    return DataError(
+        f"{dataset.file.filename}: expected whole HDF5, found damage in the dataset `{dataset.name.lstrip('/')}`"
+        f"{which} ({reason}); copy the file again"
+    )
+
+
+def _first_damaged(dataset: h5py.Dataset, where: Any) -> tuple[slice, ...] | None:
+    if dataset.chunks is None:
+        return None
+    wanted = where if isinstance(where, tuple) else (where,)
+    if not all(isinstance(axis, slice) for axis in wanted):
+        return None
+    box = (*wanted, *[slice(None)] * (dataset.ndim - len(wanted)))
+    for chunk in dataset.iter_chunks(
+        tuple(slice(*axis.indices(n)) for axis, n in zip(box, dataset.shape, strict=True))
+    ):
+        try:
+            dataset[chunk]
+        except (OSError, RuntimeError):
+            return tuple(chunk)
+    return None
