@@ -47,7 +47,7 @@ def test_mindeye_is_prepared(mindeye, tmp_path):
 def test_nan_in_a_table_leaves_nothing(table, change_header, tmp_path, refused):
     volume = np.asanyarray(nib.load(table.root / "betas.nii.gz").dataobj) / np.float32(300)
     volume[..., 3] = np.nan
-    nib.save(nib.Nifti1Image(volume, np.eye(4)), table.root / "nan.nii")
+    nib.save(nib.Nifti1Image(volume, np.diag([2.0, 2.0, 2.0, 1.0])), table.root / "nan.nii")
     header = change_header(betas="nan.nii", scale=1.0)
     assert "NaN or infinity" in refused("table", header, tmp_path / "store")
 
