@@ -229,7 +229,7 @@ def test_an_output_folder_with_files_is_refused_and_kept(written_release, tmp_pa
 
 def test_a_failure_leaves_nothing_behind(release, tmp_path):
     release.session("subj03", 2).write_bytes(b"not HDF5")
-    with pytest.raises(DataError, match=r"betas_session02.hdf5: expected a whole session of betas as HDF5"):
+    with pytest.raises(DataError, match=r"betas_session02.hdf5: expected a session of betas as whole HDF5"):
         prepare_nsd(release.root, tmp_path / "out" / "store")
     assert list((tmp_path / "out").iterdir()) == []
 
