@@ -79,7 +79,7 @@ def read_mindeye2(root: Path, beside: Beside, *, subjects: tuple[str, ...] | Non
 
 def _trials(folder: Path) -> pd.DataFrame:
     test = folder / "new_test" if (folder / "new_test").is_dir() else folder / "test"
-    tars = sorted([*(folder / "train").glob("*.tar"), *test.glob("*.tar")])
+    tars = sorted([*(folder / "train").glob("[!.]*.tar"), *test.glob("[!.]*.tar")])
     if not tars:
         raise DataError(f"{folder}: expected train/*.tar and new_test/0.tar, found none; download them")
     rows = []

@@ -1,75 +1,189 @@
 """Pictures of the stimuli, found by name in a folder and decoded to RGB."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from bitllm.errors import DataError
+from bitllm.files import normalized_name
 
-_PICTURES = (".png", ".jpg", ".jpeg", ".JPEG", ".bmp")
+_COCO_DIGITS = 12
+"""COCO names its pictures by their id, padded with zeros to twelve digits."""
+
+
+class PictureFolder:
+    """The pictures of a folder by their names, without their endings.
+
+    Names are compared in Unicode's composed form. Endings are those of every format that Pillow reads, in any case.
+    Hidden files are ignored.
+
+    Raises
+    ------
+    DataError
+        If there is no such folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise DataError(f"{folder}: expected a folder of pictures, found none; check the path")
+        self.folder = folder
+        self._files: dict[str, list[Path]] = {}
+        endings = Image.registered_extensions()  # also loads Pillow's plug-ins
+        for path in sorted(folder.iterdir()):
+            if path.suffix.lower() in endings and not path.name.startswith("."):
+                self._files.setdefault(normalized_name(path.stem), []).append(path)
+
+    def find(self, names: Sequence[str]) -> Path:
+        """The picture that has one of these names, the first name that there is; a name may include the ending.
+
+        Raises
+        ------
+        DataError
+            If there is none, or one name stands for several files.
+        """
+        return self._find_each([names])[0]
+
+    def find_all(self, names: Iterable[Sequence[str]]) -> list[Path]:
+        """The picture of each of these, found by `find`; their headers are read, their contents are not.
+
+        Raises
+        ------
+        DataError
+            If a picture is missing, or a file is not a picture.
+        """
+        found = self._find_each(names)
+        for path in found:
+            with _damage_named(path), Image.open(path):
+                pass
+        return found
+
+    def _find_each(self, names: Iterable[Sequence[str]]) -> list[Path]:
+        wanted = list(names)
+        found = [next((path for name in of_one if (path := self._file(name))), None) for of_one in wanted]
+        missing = [of_one[0] for of_one, path in zip(wanted, found, strict=True) if path is None]
+        if missing:
+            raise DataError(
+                f"{self.folder}: expected a picture of `{missing[0]}` ({missing[0]}.png, .jpg or another format), "
+                f"found none ({len(missing)} of {len(wanted)} are missing); add it or correct its name"
+            )
+        return [path for path in found if path is not None]
+
+    def _file(self, name: str) -> Path | None:
+        given = normalized_name(name)
+        # `a.b` may be a name without an ending: the whole of it is tried first
+        found = self._files.get(given) or [
+            path
+            for path in self._files.get(normalized_name(Path(given).stem), [])
+            if normalized_name(path.name) == given
+        ]
+        if len(found) > 1:
+            raise DataError(
+                f"{self.folder}: expected one picture of `{name}`, found {found[0].name} and {found[1].name}; remove "
+                "or rename one"
+            )
+        return found[0] if found and found[0].is_file() else None
+
+
+def names_of(identity: str, coco_id: int = -1) -> list[str]:
+    """Names that the picture of a stimulus may have: its own, and those that COCO gives to a number.
+
+    Parameters
+    ----------
+    identity
+        Name of the stimulus.
+    coco_id
+        Its COCO id; -1 if it is unknown.
+    """
+    numbers = (
+        [int(identity)]
+        if identity.isascii() and identity.isdigit() and str(int(identity)) == identity
+        else []
+    )
+    numbers += [coco_id] if coco_id >= 0 else []
+    coco = [name for number in numbers for name in (f"{number:0{_COCO_DIGITS}d}", str(number))]
+    return list(dict.fromkeys([identity, *coco]))
 
 
 def picture_reader(folder: Path | None, stimuli: pd.DataFrame) -> Callable[[int], np.ndarray]:
     """A function that reads the picture of an ``nsd_id`` out of a folder, by the name of the stimulus.
 
-    The head of every file is looked at, its content when it is asked for.
+    Parameters
+    ----------
+    folder
+        Folder of pictures.
+    stimuli
+        ``nsd_id``, ``stimulus_id`` (the name) and ``coco_id`` (-1 where it is unknown).
 
     Raises
     ------
     DataError
-        If there is no folder, or it lacks a picture, or a file is none.
+        If there is no folder, or it lacks a picture, or a file is not a picture.
     """
     if folder is None:
         raise DataError(
             "--pictures: expected the folder of the stimuli, found none; this format holds no pictures"
         )
-    names = dict(zip(stimuli["nsd_id"].tolist(), _names(stimuli), strict=True))
-    paths = {nsd_id: _picture(folder, candidates) for nsd_id, candidates in names.items()}
-    for path in paths.values():
-        with _damage_named(path), Image.open(path):
-            pass
+    rows = zip(stimuli["stimulus_id"].astype(str).tolist(), stimuli["coco_id"].tolist(), strict=True)
+    files = PictureFolder(folder).find_all(names_of(name, int(coco_id)) for name, coco_id in rows)
+    paths = dict(zip(stimuli["nsd_id"].tolist(), files, strict=True))
     return lambda nsd_id: decode_picture(paths[nsd_id], paths[nsd_id])
 
 
 def decode_picture(file: Any, path: Path) -> np.ndarray:
-    """RGB values of a picture.
+    """RGB values (uint8) of a picture as a viewer would show it.
+
+    The EXIF orientation is applied, transparency is composited on white, 16-bit gray is scaled to 8 bit, and of an
+    animation the first frame is taken.
+
+    Parameters
+    ----------
+    file
+        The picture: a path, or an open file.
+    path
+        The file that errors name.
 
     Raises
     ------
     DataError
-        If it is not a picture.
+        If it is not a picture, or is cut off.
     """
     with _damage_named(path), Image.open(file) as picture:
-        return np.asarray(picture.convert("RGB"))
+        turned = ImageOps.exif_transpose(picture)
+        if turned.mode.startswith("I;16"):
+            # Pillow clips 16-bit gray to 255 instead of scaling it
+            gray = np.round(np.asarray(turned).astype(np.float64) / 257).astype(np.uint8)
+            return np.repeat(gray[:, :, None], 3, axis=2)
+        if turned.mode in ("I", "F"):
+            return _scaled_gray(np.asarray(turned).astype(np.float64), path)
+        if "A" in turned.getbands() or "transparency" in turned.info:
+            over = turned.convert("RGBA")
+            white = Image.new("RGBA", over.size, "white")
+            return np.asarray(Image.alpha_composite(white, over).convert("RGB"))
+        return np.asarray(turned.convert("RGB"))
+
+
+def _scaled_gray(values: np.ndarray, path: Path) -> np.ndarray:
+    """Gray of 32 bits, whose range only its values tell: 0 to 1, 255 or 65,535."""
+    if not np.isfinite(values).all() or values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
+        raise DataError(
+            f"{path}: expected gray values from 0 to 65535, found {values.min():g} to {values.max():g}; save the "
+            "picture with 8 bits"
+        )
+    largest = next(limit for limit in (1, 255, 65535) if values.max() <= limit)
+    gray = np.round(values * (255 / largest)).astype(np.uint8)
+    return np.repeat(gray[:, :, None], 3, axis=2)
 
 
 @contextmanager
 def _damage_named(path: Path) -> Iterator[None]:
     try:
         yield
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(
             f"{path}: expected a picture, found a file that does not decode ({error}); copy it again"
         ) from None
-
-
-def _names(stimuli: pd.DataFrame) -> list[list[str]]:
-    return [
-        [str(stimulus), f"{coco:012d}", str(coco)]
-        for stimulus, coco in zip(stimuli["stimulus_id"].tolist(), stimuli["coco_id"].tolist(), strict=True)
-    ]
-
-
-def _picture(folder: Path, candidates: list[str]) -> Path:
-    for name in candidates:
-        for path in (folder / name, *(folder / f"{name}{ending}" for ending in _PICTURES)):
-            if path.is_file() and folder.resolve() in path.resolve().parents:
-                return path
-    raise DataError(
-        f"{folder}: expected a picture of `{candidates[0]}` ({', '.join(_PICTURES)}), found none; add it"
-    )

@@ -52,7 +52,14 @@ def read_samples(
     try:
         with tarfile.open(path, "r|*") as archive:
             members = _within(path, _safe_files(path, archive, member_bytes), wanted, kept_bytes)
-            for _, of_sample in groupby(members, key=lambda member: _name_parts(member)[0]):
+            seen: set[str] = set()
+            for key, of_sample in groupby(members, key=_sample_of):
+                if key in seen:
+                    raise DataError(
+                        f"{path}: expected the members of a sample next to each other, found some of `{key}` further "
+                        "on; sort the members by name, as with tar --sort=name"
+                    )
+                seen.add(key)
                 found = ((_name_parts(member)[1], member) for member in of_sample)
                 sample = {kind: _content(archive, member) for kind, member in found if kind in wanted}
                 yield from [sample] if sample else []
@@ -65,7 +72,7 @@ def read_samples(
 def _safe_files(path: Path, archive: tarfile.TarFile, member_bytes: int) -> Iterator[tarfile.TarInfo]:
     for member in archive:
         _require_safe(path, member, member_bytes)
-        if not member.isdir():
+        if not member.isdir() and not PurePosixPath(member.name).name.startswith("."):  # macOS adds ._name
             yield member
 
 
@@ -90,6 +97,11 @@ def _within(
                 "source again"
             )
         yield member
+
+
+def _sample_of(member: tarfile.TarInfo) -> str:
+    """Path of a member up to the first dot of its name: samples of several folders may have one name."""
+    return str(PurePosixPath(member.name).parent / _name_parts(member)[0])
 
 
 def _name_parts(member: tarfile.TarInfo) -> tuple[str, str]:

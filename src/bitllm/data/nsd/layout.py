@@ -141,7 +141,7 @@ class NsdRelease:
     def atlases(self, subject: str, *, besides: str) -> tuple[str, ...]:
         """Names of the label volumes of a subject, both hemispheres together, without the one of the mask."""
         folder = self.roi(subject, "").parent
-        names = sorted(path.name.removesuffix(".nii.gz") for path in folder.glob("*.nii.gz"))
+        names = sorted(path.name.removesuffix(".nii.gz") for path in folder.glob("[!.]*.nii.gz"))
         return tuple(
             name for name in names if name not in besides.split("+") and not name.startswith(("lh.", "rh."))
         )

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from bitllm.data.io.pictures import PictureFolder, decode_picture, names_of
 from bitllm.errors import DataError
 from bitllm.evaluation.scoring.caption_scores import Batch, ExtraMetric
 from bitllm.metrics.java import Meteor, meteor_from_statistics, spice
 
-_PICTURES = (".png", ".jpg", ".jpeg")
 _PROMPT = "A photo depicts "  # put before every text by the authors of CLIPScore
 
 
@@ -61,10 +61,18 @@ def clip_metrics(path_or_hub_id: str, images: Path, ids: Sequence[str]) -> list[
     from bitllm.metrics.clipscore import clip_score, ref_clip_score
 
     place = model_place(path_or_hub_id)
-    files = None if (images / "manifest.json").is_file() else picture_files(images, ids)
+    files = (
+        None
+        if (images / "manifest.json").is_file()
+        else PictureFolder(images).find_all(names_of(i) for i in ids)
+    )
     embedder = load_clip(place)
     pictures = embedder.pictures
-    rows = _of_store(pictures, images, ids) if files is None else _of_files(pictures, files)
+    rows = (
+        _of_store(pictures, images, ids)
+        if files is None
+        else np.stack([pictures(decode_picture(file, file)[None])[0] for file in files])
+    )
     known: dict[str, np.ndarray] = {}
 
     def embedded(texts: Iterable[str]) -> np.ndarray:
@@ -111,39 +119,6 @@ def model_place(path_or_hub_id: str) -> str:
     # a download that was cut off has its configuration and no weights
     is_whole = folder is not None and any(folder.glob("*.safetensors"))
     return str(folder) if is_whole else path_or_hub_id
-
-
-def picture_files(folder: Path, ids: Sequence[str]) -> list[Path]:
-    """The picture named for each id (``73.png``, ``73.jpg``).
-
-    Raises
-    ------
-    DataError
-        If the folder is missing, or lacks pictures.
-    """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: expected a folder of pictures, found none; check the path")
-    found = [next((path for end in _PICTURES if (path := folder / f"{i}{end}").is_file()), None) for i in ids]
-    missing = [i for i, path in zip(ids, found, strict=True) if path is None]
-    if missing:
-        raise DataError(
-            f"{folder}: expected a picture named for each id ({ids[0]}.png or .jpg), found none for "
-            f"{len(missing)} of {len(ids)} ({', '.join(missing[:3])}); name the pictures for their ids"
-        )
-    return [path for path in found if path is not None]
-
-
-def _of_files(embed, files: Sequence[Path]) -> np.ndarray:  # type: ignore[no-untyped-def]
-    from PIL import Image, UnidentifiedImageError
-
-    rows = []
-    for file in files:
-        try:
-            with Image.open(file) as picture:
-                rows.append(embed(np.asarray(picture.convert("RGB"))[None])[0])
-        except (OSError, UnidentifiedImageError) as error:
-            raise DataError(f"{file}: expected a picture, found none that opens ({error})") from None
-    return np.stack(rows)
 
 
 def _of_store(embed, folder: Path, ids: Sequence[str]) -> np.ndarray:  # type: ignore[no-untyped-def]
