@@ -77,7 +77,7 @@ from bitllm.simulation.parameters import SimulationConfig, preset
 from bitllm.simulation.release import simulate_release
 from bitllm.stages.align import AlignConfig, EncoderConfig, train_align
 from bitllm.stages.sft import SftConfig, train_sft
-from bitllm.training.run import OptimizerConfig
+from bitllm.training.loop import OptimizerConfig
 
 WORLD = {
     "ncsnr_median": 3.0,

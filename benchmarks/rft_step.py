@@ -29,11 +29,11 @@ import trl_grpo
 from machine import print_ceilings, ratio_of_medians
 
 from bitllm.data.prompt import INSTRUCTIONS, Prompter
+from bitllm.losses.policy import group_advantages, policy_loss
 from bitllm.model.build import build_bit_llm
 from bitllm.model.checkpoint.base import load_llm
 from bitllm.model.voxels import Anatomy
 from bitllm.neighbours.smollm2 import unpack_smollm2
-from bitllm.objectives.policy import group_advantages, policy_loss
 from bitllm.stages.rft import RftConfig, with_lora
 from bitllm.stages.rollout import sample_rollout
 

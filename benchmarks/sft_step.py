@@ -29,11 +29,11 @@ from transformers import LlamaForCausalLM
 from bitllm.data.prompt import pad_answers
 from bitllm.model.build import build_bit_llm, train_interface
 from bitllm.model.checkpoint.base import load_llm
+from bitllm.model.embed import encode_betas
 from bitllm.model.precision import base_dtype, computing
 from bitllm.model.voxels import Anatomy
 from bitllm.neighbours.smollm2 import unpack_smollm2
 from bitllm.stages.sft import answer_loss
-from bitllm.training.embed import encode_betas
 
 BATCH, PROMPT, ANSWER, V, SUBJECTS = 16, 48, 12, 15_724, 4
 LEAST_RATIO = 2.0

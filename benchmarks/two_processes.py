@@ -26,7 +26,7 @@ import yaml
 
 from bitllm.runs.config import read_run_config
 from bitllm.runs.train import Stage, train_stage
-from bitllm.training.ranks import is_main
+from bitllm.training.distributed import is_main
 
 STEPS: dict[Stage, int] = {"align": 40, "sft": 60, "rft": 20}
 FIRST, LEAST = 5, 1.6

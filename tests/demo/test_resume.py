@@ -12,9 +12,9 @@ import pytest
 
 from bitllm.cli import main
 from bitllm.errors import OutputError
+from bitllm.pipeline.steps import Steps
 from bitllm.stages.sft import SftConfig
-from bitllm.training.run import OptimizerConfig
-from bitllm.training.steps import Steps
+from bitllm.training.loop import OptimizerConfig
 
 ALL = "baselines: [prefix, prefix_mlp, no_align]"
 

@@ -17,7 +17,7 @@ from bitllm.experiments.plan import Plan, Step
 from bitllm.experiments.record import Kept
 from bitllm.experiments.systems import Trained
 from bitllm.experiments.world import World
-from bitllm.training.steps import Steps
+from bitllm.pipeline.steps import Steps
 
 
 def quiet(*said):

@@ -16,8 +16,8 @@ from bitllm.experiments.results import sentences
 from bitllm.experiments.systems import make_reward
 from bitllm.experiments.world import World
 from bitllm.files import sha256_of_file
+from bitllm.pipeline.steps import Steps
 from bitllm.stages.rewards import RewardWeights
-from bitllm.training.steps import Steps
 
 OTHERS = (
     "alignment",

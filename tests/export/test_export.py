@@ -22,7 +22,7 @@ from bitllm.export.card import licence_of
 from bitllm.export.export import export_run, push_to_hub
 from bitllm.model.checkpoint.base import load_llm
 from bitllm.model.checkpoint.weights import is_ours
-from bitllm.training.decode import greedy_captions
+from bitllm.model.decode import greedy_captions
 
 
 @pytest.fixture(scope="module")

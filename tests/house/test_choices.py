@@ -10,7 +10,7 @@ from bitllm.demo.config import DemoConfig, demo_config
 from bitllm.stages.align import AlignConfig, EncoderConfig
 from bitllm.stages.rft import RftConfig
 from bitllm.stages.sft import SftConfig
-from bitllm.training.run import OptimizerConfig
+from bitllm.training.loop import OptimizerConfig
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "choices.md"
 

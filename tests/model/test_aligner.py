@@ -5,9 +5,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bitllm.errors import CheckpointError
+from bitllm.losses.contrastive import info_nce, same_image
 from bitllm.model.aligner import BrainAligner, load_aligner, save_aligner
 from bitllm.model.encoder import Anatomy, BrainEncoder
-from bitllm.objectives.contrastive import info_nce, same_image
 
 ENCODER = {
     "n_queries": 16,

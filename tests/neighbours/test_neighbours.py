@@ -14,7 +14,7 @@ from bitllm.neighbours import smollm2
 from bitllm.neighbours.clip import SmallClipConfig, train_small_clip
 from bitllm.neighbours.llm import FUNCTION_WORDS, SmallLlmConfig, _document, train_small_llm
 from bitllm.neighbours.vocabulary import SPECIAL_TOKENS, make_word_tokenizer
-from bitllm.training.run import OptimizerConfig
+from bitllm.training.loop import OptimizerConfig
 
 FEW = OptimizerConfig(steps=2, batch_size=8, learning_rate=1e-3, warmup_steps=0)
 CLIP = SmallClipConfig(image_px=32, patch_px=8, width=32, layers=1, embedding_width=16, optimizer=FEW)

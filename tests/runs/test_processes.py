@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from bitllm.training.callbacks import read_log
+from bitllm.training.logging import read_log
 
 PROGRAM = Path(__file__).parent / "programs" / "stages.py"
 WEIGHTS = {"align": "aligner.safetensors", "sft": "model.safetensors", "rft": "adapter_model.safetensors"}
@@ -92,7 +92,7 @@ def test_a_reward_that_fails_in_one_process_stops_both_after_a_checkpoint(runs, 
     place = tmp_path / "run" / "rft.training" / "checkpoints"
     assert [path.name for path in place.iterdir()] == ["step-00000002"]
     assert {path.name for path in (place / "step-00000002").iterdir()} >= {
-        "rank-0.safetensors",
-        "rank-1.safetensors",
+        "rank-0.json",
+        "rank-1.json",
         "weights.safetensors",
     }

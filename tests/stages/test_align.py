@@ -11,10 +11,10 @@ from bitllm.data.targets import Targets
 from bitllm.errors import SealedTestError, SplitError
 from bitllm.metrics.retrieval import retrieval
 from bitllm.model.aligner import BrainAligner, load_aligner
+from bitllm.model.embed import brain_tokens_of
 from bitllm.stages import align
 from bitllm.stages.align import AlignConfig, brain_embeddings, make_encoder, train_align
-from bitllm.training.embed import brain_tokens_of
-from bitllm.training.run import OptimizerConfig
+from bitllm.training.loop import OptimizerConfig
 
 FEW_STEPS = AlignConfig(
     optimizer=OptimizerConfig(steps=2, batch_size=8, learning_rate=1e-3, warmup_steps=0), validate_every=1
@@ -181,8 +181,8 @@ def test_mixtures_are_of_two_trials_of_one_subject_and_a_function_of_seed_and_ex
     anatomies = Anatomies.of(easy.store, trials.subjects, easy.encoder.atlases)
     pairs = [(0, index) for index in range(0, len(trials), len(trials) // 12)]
     settings = {"mix_epochs": 1, "seed": 4}
-    mixed = align._collate(trials, anatomies, easy.targets, **settings)(pairs)
-    plain = align._collate(trials, anatomies, easy.targets)(pairs)
+    mixed = align.collate_align(trials, anatomies, easy.targets, **settings)(pairs)
+    plain = align.collate_align(trials, anatomies, easy.targets)(pairs)
     for row in range(len(pairs)):
         own = (plain["subject_index"] == plain["subject_index"][row]).nonzero()[:, 0].tolist()
         other = own[(own.index(row) + 1) % len(own)]
@@ -190,9 +190,11 @@ def test_mixtures_are_of_two_trials_of_one_subject_and_a_function_of_seed_and_ex
         expected = share * plain["betas"][row] + (1 - share) * plain["betas"][other]
         assert torch.allclose(mixed["betas"][row], expected)
         assert int(mixed["mixed_with"][row]) == int(plain["nsd_id"][other])
-    again = align._collate(trials, anatomies, easy.targets, **settings)(pairs)
+    again = align.collate_align(trials, anatomies, easy.targets, **settings)(pairs)
     assert torch.equal(again["share"], mixed["share"])
-    later = align._collate(trials, anatomies, easy.targets, **settings)([(1, index) for _, index in pairs])
+    later = align.collate_align(trials, anatomies, easy.targets, **settings)(
+        [(1, index) for _, index in pairs]
+    )
     assert "share" not in later
 
 

@@ -11,12 +11,11 @@ from bitllm.errors import CheckpointError, ConfigError, SealedTestError, SplitEr
 from bitllm.evaluation.grounding.system import load_system
 from bitllm.model.checkpoint.base import load_llm
 from bitllm.model.checkpoint.rft import sft_beneath
+from bitllm.model.decode import greedy_captions
 from bitllm.stages import rft
 from bitllm.stages.rewards import Rewards
 from bitllm.stages.rft import RftConfig, train_rft
-from bitllm.training.decode import greedy_captions
-from bitllm.training.run import OptimizerConfig
-from bitllm.training.workspace import Running, RunSettings
+from bitllm.training.loop import OptimizerConfig, RunContext, TrainerSettings
 
 SETTINGS = {
     "n_captions": 4,
@@ -47,7 +46,7 @@ class NaNReward(WordReward):
         return Rewards(np.full(len(captions), np.nan), nothing, nothing, nothing)
 
 
-def train(easy, folder, config=FEW_STEPS, *, reward=None, split=None, seed=0, running=None):
+def train(easy, folder, config=FEW_STEPS, *, reward=None, split=None, seed=0, context=None):
     train_rft(
         easy.store,
         split or easy.split,
@@ -57,7 +56,7 @@ def train(easy, folder, config=FEW_STEPS, *, reward=None, split=None, seed=0, ru
         make_reward=lambda nsd_ids, weights: reward or WordReward("on"),
         config=config,
         seed=seed,
-        running=running or Running(),
+        context=running or RunContext(),
     )
 
 
@@ -200,7 +199,7 @@ def test_an_rft_is_loaded_on_the_sft_that_it_was_trained_on_and_on_no_other(easy
 def test_dapo_is_refused_in_micro_batches(easy, tmp_path):
     config = RftConfig.parse({**SETTINGS, "loss_type": "dapo"})
     with pytest.raises(ConfigError, match=r"dapo with how\.micro_batch 2"):
-        train(easy, tmp_path / "rft", config, running=Running(RunSettings(micro_batch=2)))
+        train(easy, tmp_path / "rft", config, context=RunContext(TrainerSettings(micro_batch=2)))
     assert not list(tmp_path.iterdir())
     train(easy, tmp_path / "rft", config)
     assert len([row for row in log_of(tmp_path / "rft") if "reward" in row]) == 3

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from bitllm.evaluation.grounding.system import load_system
+from bitllm.losses.policy import group_advantages, policy_loss
 from bitllm.model.checkpoint.base import load_llm
-from bitllm.objectives.policy import group_advantages, policy_loss
 from bitllm.stages.rft import RftConfig, with_lora
 from bitllm.stages.rollout import Rollout
 

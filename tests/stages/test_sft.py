@@ -15,12 +15,12 @@ from bitllm.model.aligner import load_aligner
 from bitllm.model.build import build_bit_llm, load_trained
 from bitllm.model.checkpoint.base import load_llm, placeholder_token_id
 from bitllm.model.configuration import BitLlmConfig
+from bitllm.model.decode import greedy_captions
+from bitllm.model.embed import brain_tokens_of
 from bitllm.stages import sft
 from bitllm.stages.examples import CaptionedTrials, prompter_for
 from bitllm.stages.sft import SftConfig, answer_loss
-from bitllm.training.decode import greedy_captions
-from bitllm.training.embed import brain_tokens_of
-from bitllm.training.run import OptimizerConfig
+from bitllm.training.loop import OptimizerConfig
 
 FEW_STEPS = SftConfig(
     adapter_layers=(0, 1),

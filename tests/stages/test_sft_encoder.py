@@ -15,14 +15,13 @@ from bitllm.files import read_json
 from bitllm.model.aligner import load_aligner
 from bitllm.model.build import load_trained, train_interface
 from bitllm.model.checkpoint.base import load_llm
+from bitllm.model.embed import encode
 from bitllm.model.voxels import Anatomy
 from bitllm.stages import sft
 from bitllm.stages.align import make_encoder
 from bitllm.stages.examples import CaptionedTrials
-from bitllm.stages.sft import SftConfig, answer_loss, sft_learns_from, train_sft
-from bitllm.training.embed import encode
-from bitllm.training.run import OptimizerConfig
-from bitllm.training.workspace import Running, RunSettings
+from bitllm.stages.sft import SftConfig, answer_loss, sft_fingerprint, train_sft
+from bitllm.training.loop import OptimizerConfig, RunContext, TrainerSettings
 
 FEW_STEPS = SftConfig(
     adapter_layers=(0, 1),
@@ -57,7 +56,7 @@ def trained(easy, tmp_path_factory):
     """A few steps of encoder and interface together."""
     folder = tmp_path_factory.mktemp("trained") / "sft"
     kept_in = folder.parent / "brain_tokens"
-    train(easy, folder, FEW_STEPS, running=Running(RunSettings(brain_tokens=kept_in)))
+    train(easy, folder, FEW_STEPS, context=RunContext(TrainerSettings(brain_tokens=kept_in)))
     assert not kept_in.exists()  # nothing of an encoder that learns is worth keeping
     return folder
 
@@ -78,7 +77,7 @@ def learner(request, easy, tmp_path):
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    return model.train(), examples_of(easy, model, base, encoder_learns=True).batch(PAIRS)
+    return model.train(), examples_of(easy, model, base, train_encoder=True).batch(PAIRS)
 
 
 def plain_loss(model, batch, brain_tokens):
@@ -138,7 +137,7 @@ def test_the_gradient_of_the_encoder_is_that_of_the_plain_chain(learner):
 def test_dropout_is_on_in_training_and_off_in_validation(easy, trained, monkeypatch):
     base = load_llm(easy.folder / "llm")
     model = load_trained(trained, base).train()
-    examples = examples_of(easy, model, base, "validation", encoder_learns=True)
+    examples = examples_of(easy, model, base, "validation", train_encoder=True)
     batch = examples.batch([(0, 0), (0, 1), (0, 2)])
     with torch.no_grad():
         assert len({answer_loss(model, batch).item() for _ in range(3)}) == 3
@@ -167,7 +166,7 @@ def test_beside_a_frozen_encoder_the_loss_is_bit_equal_to_that_of_kept_brain_tok
 def test_records_name_the_encoder_only_where_it_was_set(easy):
     def record(config):
         encoder = load_aligner(easy.folder / "align").encoder
-        return sft_learns_from(easy.store, easy.split, start=encoder, llm_sha256="", config=config, seed=0)[
+        return sft_fingerprint(easy.store, easy.split, start=encoder, llm_sha256="", config=config, seed=0)[
             "sft"
         ]
 
@@ -246,7 +245,7 @@ def test_on_shuffled_pairs_an_encoder_that_learns_does_not_learn_to_read_the_bra
 
 @pytest.mark.parametrize("stop_at", [2, 6])
 def test_a_killed_run_goes_on_bit_by_bit(easy, tmp_path, trained, monkeypatch, stop_at):
-    running = Running(RunSettings(save_every=1, if_changed="refuse", report_to=()))
+    running = RunContext(TrainerSettings(save_every=1, if_changed="refuse", report_to=()))
     original, calls = answer_loss, []
 
     def killed(model, inputs):
@@ -257,10 +256,10 @@ def test_a_killed_run_goes_on_bit_by_bit(easy, tmp_path, trained, monkeypatch, s
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(sft, "answer_loss", killed)
-        train(easy, tmp_path / "sft", FEW_STEPS, running=running)
+        train(easy, tmp_path / "sft", FEW_STEPS, context=running)
     assert (tmp_path / "sft.training" / "checkpoints").is_dir()
     torch.manual_seed(stop_at)  # another process draws from elsewhere
-    train(easy, tmp_path / "sft", FEW_STEPS, running=running)
+    train(easy, tmp_path / "sft", FEW_STEPS, context=running)
     weights, whole = (load_file(folder / "model.safetensors") for folder in (tmp_path / "sft", trained))
     assert all(torch.equal(weights[name], tensor) for name, tensor in whole.items())
     assert (tmp_path / "sft" / "log.jsonl").read_text() == (trained / "log.jsonl").read_text()

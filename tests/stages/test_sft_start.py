@@ -12,8 +12,8 @@ from bitllm.errors import CheckpointError
 from bitllm.model.build import load_trained
 from bitllm.model.checkpoint.base import load_llm
 from bitllm.stages.examples import CaptionedTrials
-from bitllm.stages.sft import SftConfig, sft_learns_from, train_sft, validation_loss
-from bitllm.training.run import OptimizerConfig
+from bitllm.stages.sft import SftConfig, sft_fingerprint, train_sft, validation_loss
+from bitllm.training.loop import OptimizerConfig
 
 
 def go_on(easy, folder, *, split=None, start=None, steps=3, rate=1e-3, **changes):
@@ -90,6 +90,6 @@ def test_another_model_than_the_configuration_describes_is_refused(easy, tmp_pat
 
 def test_its_record_names_the_weights_that_it_started_from(easy):
     parts = {"llm_sha256": "", "config": SftConfig(), "seed": 0}
-    record = sft_learns_from(easy.store, easy.split, start=easy.folder / "sft", **parts)
+    record = sft_fingerprint(easy.store, easy.split, start=easy.folder / "sft", **parts)
     assert len(record["sft to start from"]) == 64
     assert "encoder" not in record

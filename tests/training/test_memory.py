@@ -5,10 +5,7 @@ import psutil
 import pytest
 import torch
 
-from bitllm.training.callbacks import Choice, Validation
-from bitllm.training.run import OptimizerConfig, make_trainer
-from bitllm.training.trainer import StageTrainer
-from bitllm.training.workspace import RunSettings
+from bitllm.training.loop import Loop, OptimizerConfig, RunContext, TrainerSettings, TrainingData, Validation
 
 
 class Wide(torch.nn.Module):
@@ -29,21 +26,17 @@ def test_memory_after_2000_steps_is_that_after_200(tmp_path):
     process = psutil.Process(os.getpid())
 
     def measure():
-        used[trainer.state.global_step] = process.memory_info().rss
+        used[loop.step] = process.memory_info().rss
         return {"loss_again": 0.0}
 
-    config = OptimizerConfig(steps=2000, batch_size=8, learning_rate=1e-4, log_every=1)
-    trainer = make_trainer(
-        StageTrainer,
+    loop = Loop(
         Wide(),
-        config,
+        TrainingData(100, lambda pairs: {"x": torch.randn(len(pairs), 1024)}),
+        OptimizerConfig(steps=2000, batch_size=8, learning_rate=1e-4, log_every=1),
         tmp_path,
-        n_examples=100,
-        collate=lambda pairs: {"x": torch.randn(len(pairs), 1024)},
-        seed=0,
-        settings=RunSettings(save_every=100),
+        0,
+        context=RunContext(TrainerSettings(save_every=100)),
+        validation=Validation(200, measure, "loss_again", greater_is_better=False),
     )
-    choice = Choice("loss_again", greater_is_better=False)
-    trainer.add_callback(Validation(200, measure, choice, log=trainer.log, keep_best=lambda _: None))
-    trainer.train()
+    loop.fit()
     assert used[2000] == pytest.approx(used[200], rel=0.05), used

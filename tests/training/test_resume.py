@@ -8,13 +8,20 @@ import pytest
 import torch
 
 from bitllm.errors import StoppedError, TrainingError
-from bitllm.training.callbacks import Choice, read_log
-from bitllm.training.run import OptimizerConfig, batch_shares, make_trainer, train_to_the_end
-from bitllm.training.trainer import StageTrainer
-from bitllm.training.workspace import RunSettings, is_finished, workspace
+from bitllm.stages.workspace import is_finished, workspace
+from bitllm.training.logging import read_log
+from bitllm.training.loop import (
+    Loop,
+    OptimizerConfig,
+    RunContext,
+    TrainerSettings,
+    TrainingData,
+    Validation,
+    batch_shares,
+)
 
-SETTINGS = RunSettings(save_every=4, keep_checkpoints=2, if_changed="refuse", report_to=())
-LEARNT_FROM = {"stage": "toy", "rate": 0.1, "seed": 3}
+SETTINGS = TrainerSettings(save_every=4, keep_checkpoints=2, if_changed="refuse", report_to=())
+FINGERPRINT = {"stage": "toy", "rate": 0.1, "seed": 3}
 
 
 class Killed(BaseException):
@@ -42,30 +49,31 @@ def collate(pairs):
     return {"x": x, "y": x.sum(1)}
 
 
-def run(folder, *, stop_at=None, measure=None, learnt_from=LEARNT_FROM, steps=14, **more):
+def run(folder, *, stop_at=None, measure=None, fingerprint=FINGERPRINT, steps=14, micro_batch=None, **more):
     """Train the toy in ``folder``; the state of the global generator at the start is another each time."""
     torch.manual_seed(os.getpid() + (stop_at or 0))
-    choice = Choice("validation_loss", False, more.pop("keep", "last"), more.pop("patience", None))
-    config = OptimizerConfig(steps=steps, batch_size=4, learning_rate=0.05, warmup_steps=2, log_every=3)
-    with workspace(folder, learnt_from, about=choice.about(["subj01"]), settings=SETTINGS) as work:
+    config = OptimizerConfig(
+        steps=steps, batch_size=4, learning_rate=0.05, warmup_steps=2, log_every=3, **more
+    )
+    about = config.selection("validation_loss", ["subj01"])
+    with workspace(folder, fingerprint, about=about, settings=SETTINGS) as work:
         torch.manual_seed(0)
         model = Toy(stop_at)
-        trainer = make_trainer(
-            StageTrainer,
-            model,
-            config,
-            work.folder,
-            n_examples=10,
-            collate=collate,
-            seed=3,
-            settings=SETTINGS,
-            **more,
-        )
 
         def measured():
             return measure(model) if measure else {"validation_loss": float(model.layers[2].bias)}
 
-        train_to_the_end(trainer, work, every=5, measure=measured, choice=choice)
+        loop = Loop(
+            model,
+            TrainingData(10, collate),
+            config,
+            work.folder,
+            3,
+            context=RunContext(SETTINGS),
+            micro_batch=micro_batch,
+            validation=Validation(5, measured, "validation_loss", greater_is_better=False),
+        )
+        loop.fit()
         torch.save(model.layers.state_dict(), work.folder / "weights")
     return model
 
@@ -144,10 +152,8 @@ def test_sigterm_stops_after_a_checkpoint_and_the_run_goes_on(tmp_path, whole):
 def test_other_settings_are_refused_with_what_differs(tmp_path):
     with pytest.raises(Killed):
         run(tmp_path / "toy", stop_at=9)
-    with pytest.raises(
-        TrainingError, match=r"begun with other settings \(rate: 0.1 → 0.2\); go back to them"
-    ):
-        run(tmp_path / "toy", learnt_from=LEARNT_FROM | {"rate": 0.2})
+    with pytest.raises(TrainingError, match=r"\(rate: 0.1 → 0.2\)"):
+        run(tmp_path / "toy", fingerprint=FINGERPRINT | {"rate": 0.2})
     record = json.loads((tmp_path / "toy.training" / "run.json").read_text())
     assert record["selection"]["part"] == "validation"
     record["versions"]["torch"] = "1.0"
@@ -161,7 +167,7 @@ def test_what_makes_the_rest_of_a_run_another_is_told(tmp_path, caplog):
         with (
             pytest.raises(Killed),
             workspace(
-                tmp_path / "toy", LEARNT_FROM, about={"precision": precision}, settings=RunSettings()
+                tmp_path / "toy", FINGERPRINT, about={"precision": precision}, settings=TrainerSettings()
             ) as work,
         ):
             (work.checkpoints.folder / "step-00000001").mkdir(parents=True, exist_ok=True)
@@ -173,31 +179,31 @@ def test_what_makes_the_rest_of_a_run_another_is_told(tmp_path, caplog):
     place = tmp_path / "toy.training" / "run.json"
     place.write_text(json.dumps(json.loads(place.read_text()) | {"processes": 3}))
     begin("fp32")
-    assert "begun with 3 processes, goes on with 1: equal to rounding" in caplog.text
-    assert "begun with the LLM in bf16, goes on in fp32" in caplog.text
+    assert "started with 3 processes, resumes with 1" in caplog.text
+    assert "started with the LLM in bf16, resumes in fp32" in caplog.text
 
 
 def test_other_settings_begin_anew_where_that_was_asked_for(tmp_path):
     with pytest.raises(Killed):
         run(tmp_path / "toy", stop_at=9)
     restart = SETTINGS.model_copy(update={"if_changed": "restart"})
-    with workspace(tmp_path / "toy", LEARNT_FROM | {"seed": 4}, about={}, settings=restart) as work:
+    with workspace(tmp_path / "toy", FINGERPRINT | {"seed": 4}, about={}, settings=restart) as work:
         assert work.checkpoints.all() == []
 
 
 def test_a_finished_stage_is_known_and_one_of_other_settings_refused(tmp_path):
-    assert not is_finished(tmp_path / "toy", LEARNT_FROM)
+    assert not is_finished(tmp_path / "toy", FINGERPRINT)
     run(tmp_path / "toy")
-    assert is_finished(tmp_path / "toy", LEARNT_FROM)
+    assert is_finished(tmp_path / "toy", FINGERPRINT)
     with pytest.raises(TrainingError, match=r"finished with other settings \(seed: 3 → 4\)"):
-        is_finished(tmp_path / "toy", LEARNT_FROM | {"seed": 4})
+        is_finished(tmp_path / "toy", FINGERPRINT | {"seed": 4})
 
 
 def test_an_error_before_the_first_checkpoint_leaves_nothing(tmp_path):
     def fail():
         raise TrainingError("at step 5")
 
-    with pytest.raises(TrainingError), workspace(tmp_path / "a", LEARNT_FROM, about={}, settings=SETTINGS):
+    with pytest.raises(TrainingError), workspace(tmp_path / "a", FINGERPRINT, about={}, settings=SETTINGS):
         fail()
     assert list(tmp_path.iterdir()) == []
 
@@ -252,14 +258,14 @@ def test_batches_that_cannot_be_shared_out_are_refused(monkeypatch):
 
 
 def test_a_second_process_in_the_same_folder_is_refused(tmp_path):
-    with workspace(tmp_path / "toy", LEARNT_FROM, about={}, settings=SETTINGS) as work:
+    with workspace(tmp_path / "toy", FINGERPRINT, about={}, settings=SETTINGS) as work:
         (work.folder / "log.jsonl").write_text("mine")
         with (
             pytest.raises(
                 TrainingError, match=r"toy.training: another process is training here; wait for its end"
             ),
-            workspace(tmp_path / "toy", LEARNT_FROM, about={}, settings=SETTINGS),
+            workspace(tmp_path / "toy", FINGERPRINT, about={}, settings=SETTINGS),
         ):
             pass
-        assert work.log.read_text() == "mine"
+        assert (work.folder / "log.jsonl").read_text() == "mine"
     assert {path.name for path in (tmp_path / "toy").iterdir()} == {"run.json", "log.jsonl"}

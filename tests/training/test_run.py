@@ -1,18 +1,21 @@
 import json
 import re
-from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from bitllm.errors import TrainingError
-from bitllm.training.callbacks import Choice, Validation
-from bitllm.training.run import EpochOrder, OptimizerConfig, make_trainer
-from bitllm.training.trainer import StageTrainer
+from bitllm.data.order import EpochOrder
+from bitllm.errors import ConfigError, TrainingError
+from bitllm.training.loop import (
+    Loop,
+    OptimizerConfig,
+    RunContext,
+    TrainerSettings,
+    TrainingData,
+    Validation,
+    adamw,
+)
 
 FEW = OptimizerConfig(steps=6, batch_size=4, learning_rate=0.1, warmup_steps=0, log_every=2)
 
@@ -29,7 +32,10 @@ class Line(torch.nn.Module):
         return {"loss": ((self.w - 2) ** 2 * (x**2).mean()) + self.poison}
 
 
-def fit(folder, model=None, config=FEW, **more):
+NO_CHECKPOINTS = TrainerSettings(save_every=None)
+
+
+def fit(folder, model=None, config=FEW, *, settings=NO_CHECKPOINTS, progress=None, **more):
     seen = []
 
     def collate(pairs):
@@ -37,46 +43,20 @@ def fit(folder, model=None, config=FEW, **more):
         return {"x": torch.ones(len(pairs))}
 
     model = model or Line()
-    trainer = make_trainer(
-        StageTrainer, model, config, folder, n_examples=10, collate=collate, seed=3, **more
+    loop = Loop(
+        model, TrainingData(10, collate), config, folder, 3, context=RunContext(settings, progress), **more
     )
-    trainer.train()
-    return model, seen, trainer
+    loop.fit()
+    return model, seen, loop
 
 
-@given(st.integers(1, 40), st.integers(0, 1000))
-def test_each_epoch_is_a_permutation_of_all_examples(n_examples, seed):
-    order = EpochOrder(n_examples, 3 * n_examples, seed=seed)
-    items = [order[item] for item in range(len(order))]
-    for epoch in range(3):
-        own = items[epoch * n_examples : (epoch + 1) * n_examples]
-        assert {number for number, _ in own} == {epoch}
-        assert sorted(index for _, index in own) == list(range(n_examples))
-
-
-def test_epochs_and_seeds_have_orders_of_their_own_and_a_seed_always_the_same():
-    def epoch_of(seed, epoch):
-        order = EpochOrder(50, 200, seed=seed)
-        return [order[50 * epoch + place][1] for place in range(50)]
-
-    assert epoch_of(1, 0) == epoch_of(1, 0)
-    assert epoch_of(1, 0) != epoch_of(1, 1)
-    assert epoch_of(1, 0) != epoch_of(2, 0)
-
-
-def test_an_item_does_not_depend_on_what_was_asked_before():
-    forward, backward = EpochOrder(7, 21, seed=0), EpochOrder(7, 21, seed=0)
-    items = [forward[item] for item in range(21)]
-    assert [backward[item] for item in reversed(range(21))] == items[::-1]
-
-
-def test_the_trainer_sees_the_epoch_order_and_no_other(tmp_path):
+def test_the_loop_follows_the_epoch_order(tmp_path):
     _, seen, _ = fit(tmp_path / "run")
     order = EpochOrder(10, 24, seed=3)
     assert seen == [order[item] for item in range(24)]
 
 
-def test_the_log_is_json_lines_of_losses_and_a_new_run_starts_it_anew(tmp_path):
+def test_the_log_is_json_lines_of_losses_and_a_new_run_starts_a_new_log(tmp_path):
     for _ in range(2):
         fit(tmp_path / "run")
         rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
@@ -85,35 +65,22 @@ def test_the_log_is_json_lines_of_losses_and_a_new_run_starts_it_anew(tmp_path):
         assert rows[-1]["loss"] < rows[0]["loss"]
 
 
-def test_no_checkpoint_of_the_trainer_is_left(tmp_path):
+def test_without_checkpoints_only_the_log_is_written(tmp_path):
     fit(tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"log.jsonl", "runs"}
 
 
 def test_progress_counts_every_step(tmp_path):
     told = []
-    fit(tmp_path / "run", what="align", progress=lambda *step: told.append(step))
+    fit(tmp_path / "run", name="align", progress=lambda *step: told.append(step))
     assert [step for _, *step in told] == [[step, 6] for step in range(1, 7)]
     assert told[1][0] == "align"
     assert re.fullmatch(r"align, loss \d\.\d{3}", told[-1][0])
 
 
-def test_measurements_come_every_n_steps_and_at_the_last_one(tmp_path):
-    measured = []
-    trainer = make_trainer(
-        StageTrainer,
-        Line(),
-        FEW,
-        tmp_path / "run",
-        n_examples=4,
-        collate=lambda pairs: {"x": torch.ones(len(pairs))},
-        seed=0,
-    )
-    choice = Choice("value", greater_is_better=True)
-    trainer.add_callback(
-        Validation(4, lambda: measured.append(1) or {"value": 1.5}, choice, log=trainer.log, keep_best=print)
-    )
-    trainer.train()
+def test_measurements_come_every_n_steps_and_after_the_last_one(tmp_path):
+    validation = Validation(4, lambda: {"value": 1.5}, "value")
+    fit(tmp_path / "run", validation=validation)
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [row for row in rows if "value" in row] == [{"step": 4, "value": 1.5}, {"step": 6, "value": 1.5}]
 
@@ -144,26 +111,59 @@ def test_sizes_must_be_positive(wrong):
         OptimizerConfig(**({"steps": 1, "batch_size": 1, "learning_rate": 1.0} | wrong))
 
 
-@given(st.integers(1, 60), st.integers(1, 9), st.integers(0, 1000))
-def test_grouping_by_length_keeps_every_example_and_brings_like_lengths_together(n, batch_size, seed):
-    def lengths(epoch):
-        return np.random.default_rng([seed, epoch]).integers(5, 30, n)
-
-    order = EpochOrder(n, 2 * n, seed=seed, batch_size=batch_size, lengths=lengths)
-    for epoch in range(2):
-        indices = [order[epoch * n + place][1] for place in range(n)]
-        assert sorted(indices) == list(range(n))
-        if batch_size <= n <= 16 * batch_size:  # one pool: batches hold neighbours of the sorted lengths
-            batches = [lengths(epoch)[indices[i : i + batch_size]] for i in range(0, n, batch_size)]
-            bounds = sorted((batch.min(), batch.max()) for batch in batches)
-            if n % batch_size == 0:
-                assert all(high <= low for (_, high), (low, _) in pairwise(bounds))
+def test_weight_decay_spares_biases_and_norms():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.LayerNorm(3), torch.nn.RMSNorm(3))
+    decayed, others = adamw(model, FEW.model_copy(update={"weight_decay": 0.3})).param_groups
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    assert [names[parameter] for parameter in decayed["params"]] == ["0.weight"]
+    assert [names[parameter] for parameter in others["params"]] == [
+        "0.bias",
+        "1.weight",
+        "1.bias",
+        "2.weight",
+    ]
 
 
-def test_groups_stand_together_within_a_batch_and_batches_hold_the_same_examples():
-    groups = np.random.default_rng(0).integers(0, 3, 10)
-    plain, grouped = (EpochOrder(10, 24, seed=1, batch_size=4, groups=given) for given in (None, groups))
-    for start in range(0, 24, 4):
-        ours = [grouped[start + place] for place in range(4)]
-        assert sorted(ours) == sorted(plain[start + place] for place in range(4))
-        assert [groups[index] for _, index in ours] == sorted(groups[index] for _, index in ours)
+def test_a_step_of_the_loop_is_that_of_adamw_written_out(tmp_path):
+    """Adam's first step moves a weight by the learning rate; decoupled decay shrinks it before."""
+    config = OptimizerConfig(steps=1, batch_size=4, learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
+    model = Line()
+    with torch.no_grad():
+        model.w.fill_(1.0)
+    fit(tmp_path / "run", model, config)
+    assert model.w.item() == pytest.approx(1.0 * (1 - 0.1 * 0.5) + 0.1, abs=1e-6)
+
+
+class Mean(torch.nn.Module):
+    """The mean of the targets of a batch, as sft's loss is one over tokens: batches differ in their number."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x, mask):
+        return {"loss": self.w * (x * mask).sum() / mask.sum()}
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 4])
+def test_the_loss_of_a_step_is_the_mean_over_its_targets_in_any_micro_batches(tmp_path, micro_batch):
+    def collate(pairs):
+        x = torch.tensor([[float(index), 1.0, 2.0] for _, index in pairs])
+        return {"x": x, "mask": torch.tensor([[1, index % 2, index % 3 == 0] for _, index in pairs])}
+
+    config = FEW.model_copy(update={"steps": 1, "log_every": 1, "learning_rate": 1e-9})
+    data = TrainingData(10, collate, n_targets=lambda batch: batch["mask"].sum())
+    context = RunContext(NO_CHECKPOINTS)
+    Loop(Mean(), data, config, tmp_path, 3, context=context, micro_batch=micro_batch).fit()
+    batch = collate([EpochOrder(10, 4, seed=3)[item] for item in range(4)])
+    expected = float((batch["x"] * batch["mask"]).sum() / batch["mask"].sum())
+    row = json.loads((tmp_path / "log.jsonl").read_text())
+    assert row["grad_norm"] == pytest.approx(expected, abs=1e-6)  # the loss is w times the mean
+    assert row["loss"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_tracker_that_is_not_installed_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("bitllm.training.logging.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="wandb"):
+        fit(tmp_path / "run", settings=TrainerSettings(save_every=None, report_to=("wandb",)))

@@ -79,8 +79,8 @@ def _train(
     from bitllm.demo.display import Display
     from bitllm.runs.config import read_run_config
     from bitllm.runs.train import say_warnings, train_stage
-    from bitllm.training.callbacks import read_log
-    from bitllm.training.ranks import is_main
+    from bitllm.training.distributed import is_main
+    from bitllm.training.logging import read_log
 
     say_warnings()
     config = read_run_config(path, list(changes))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -72,3 +72,17 @@ def brain_input(trials: TrialSet, anatomies: Anatomies, indices: Sequence[int]) 
         [trials.betas(int(index)) for index in indices],
         [rows[int(trials.subject_index[index])] for index in indices],
     )
+
+
+def describe_images(batch: dict[str, Any]) -> str:
+    """Which images of a batch to look at: the one whose betas are not finite, or the first eight."""
+    if "nsd_id" not in batch:
+        return ""
+    nsd_id = batch["nsd_id"].tolist()
+    for name in ("betas", "brain_tokens"):
+        if name in batch:
+            bad = ~torch.isfinite(batch[name]).flatten(1).all(1)
+            if bool(bad.any()):
+                return f" ({name} of image {nsd_id[int(bad.nonzero()[0])]} are not numbers)"
+    shown = ", ".join(str(image) for image in nsd_id[:8])
+    return f" (images of the batch: {shown}{', …' if len(nsd_id) > 8 else ''})"

@@ -13,7 +13,7 @@ from bitllm.neighbours.llm import SmallLlmConfig
 from bitllm.stages.align import AlignConfig, EncoderConfig
 from bitllm.stages.rft import RftConfig
 from bitllm.stages.sft import SftConfig
-from bitllm.training.run import OptimizerConfig
+from bitllm.training.loop import OptimizerConfig
 
 DEMOS = ("tiny", "smollm2", "smoke")
 

@@ -30,7 +30,7 @@ from bitllm.stages.align import make_encoder, train_align
 from bitllm.stages.rewards import CompositeReward, RewardWeights
 from bitllm.stages.rft import train_rft
 from bitllm.stages.sft import SftConfig, train_sft
-from bitllm.training.workspace import Running
+from bitllm.training.loop import RunContext
 
 ALL_BASELINES = ("prefix", "prefix_mlp", "no_align")
 
@@ -124,7 +124,7 @@ def _train_stages(run: DemoRun) -> None:
             encoder_config=config.encoder,
             config=config.align,
             seed=run.seed,
-            running=Running(progress=run.progress),
+            context=RunContext(progress=run.progress),
         ),
         settings=[config.encoder.model_dump(mode="json"), config.align.model_dump(mode="json")],
         after=("targets", "split"),
@@ -153,7 +153,7 @@ def _sft(run: DemoRun, name: str, config: SftConfig) -> None:
             llm_path=run.folder / "llm",
             config=config,
             seed=run.seed,
-            running=Running(progress=run.progress),
+            context=RunContext(progress=run.progress),
         ),
         settings=config.model_dump(mode="json"),
         after=("align", "llm"),
@@ -188,7 +188,7 @@ def _rft(run: DemoRun) -> None:
         make_reward=make_reward,
         config=run.config.rft,
         seed=run.seed,
-        running=Running(progress=run.progress),
+        context=RunContext(progress=run.progress),
     )
 
 

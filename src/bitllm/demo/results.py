@@ -12,7 +12,7 @@ from bitllm.demo.run import DemoRun
 from bitllm.files import read_json
 from bitllm.metrics.intervals import paired_difference
 from bitllm.report.runs.folder import read_curves
-from bitllm.training.workspace import git_revision
+from bitllm.stages.workspace import git_revision
 
 _PACKAGES = ("bitllm", "torch", "transformers", "peft", "accelerate", "numpy")
 _CHOICES = (

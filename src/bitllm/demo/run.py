@@ -11,8 +11,8 @@ from bitllm.data.targets import Targets, load_targets
 from bitllm.demo.config import DemoConfig
 from bitllm.evaluation.grounding.inputs.held_out import HeldOut, read_held_out
 from bitllm.model.aligner import BrainAligner, load_aligner
-from bitllm.training.callbacks import Progress
-from bitllm.training.steps import Steps
+from bitllm.pipeline.steps import Steps
+from bitllm.training.logging import Progress
 
 ALL_BASELINES = ("prefix", "prefix_mlp", "no_align")
 

@@ -19,11 +19,11 @@ from bitllm.errors import ConfigError
 from bitllm.experiments.config import SplitChanges, SystemConfig
 from bitllm.experiments.recipe import Recipe
 from bitllm.files import folder_written_whole, read_json, sha256_of_file, write_json
+from bitllm.pipeline.steps import Steps
 from bitllm.simulation.parameters import SIMULATION_VERSION, SimulationConfig, preset
 from bitllm.simulation.release import simulate_release
-from bitllm.training.callbacks import Progress
-from bitllm.training.steps import Steps
-from bitllm.training.workspace import versions
+from bitllm.stages.workspace import versions
+from bitllm.training.logging import Progress
 
 SplitName = Literal["develop", "poster"]
 

@@ -30,8 +30,8 @@ from bitllm.experiments.systems import Trained
 from bitllm.experiments.verdict import RETRIEVED
 from bitllm.metrics.retrieval import target_ranks
 from bitllm.model.checkpoint.base import load_llm
+from bitllm.model.embed import brain_tokens_of
 from bitllm.model.encoder import BrainEncoder
-from bitllm.training.embed import brain_tokens_of
 
 _PENALTIES = (1.0, 10.0, 100.0, 1000.0, 10000.0)
 _DRAWS = 20

@@ -22,8 +22,8 @@ from bitllm.experiments.plan import Plan, Step, seconds_done, steps_of_system, s
 from bitllm.experiments.record import RECIPE, Kept, make_record, require_one_recipe, write_run
 from bitllm.experiments.systems import Trained
 from bitllm.experiments.world import World
-from bitllm.training.callbacks import Progress
-from bitllm.training.steps import Steps
+from bitllm.pipeline.steps import Steps
+from bitllm.training.logging import Progress
 
 WORLDS = "worlds"
 

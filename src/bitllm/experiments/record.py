@@ -16,7 +16,7 @@ from bitllm.experiments.recipe import Recipe
 from bitllm.experiments.world import World
 from bitllm.files import file_written_whole, read_json, sha256_of_json, write_json
 from bitllm.simulation.parameters import SIMULATION_VERSION, preset
-from bitllm.training.workspace import git_revision, versions
+from bitllm.stages.workspace import git_revision, versions
 
 ROWS, RECORD, RECIPE = "results.parquet", "results.json", "recipe.json"
 

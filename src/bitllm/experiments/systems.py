@@ -22,7 +22,7 @@ from bitllm.model.checkpoint.base import load_llm
 from bitllm.stages.rewards import CompositeReward, Reward, Rewards, RewardWeights
 from bitllm.stages.rft import train_rft
 from bitllm.stages.sft import train_sft
-from bitllm.training.workspace import Running
+from bitllm.training.loop import RunContext
 
 _LONGEST_LABEL = 80
 
@@ -202,7 +202,7 @@ class Trained:
             llm_path=world.folder / "llm",
             config=self.config.sft_of(self.name, self.rates[self.name]),
             seed=world.model_seed,
-            running=Running(progress=world.progress),
+            context=RunContext(progress=world.progress),
         )
 
     def _train_rft(self) -> None:
@@ -217,7 +217,7 @@ class Trained:
             make_reward=partial(make_reward, world, permuted=self.system.reward_references == "permuted"),
             config=self.config.rft_of(self.name, self.rates[self.name]),
             seed=world.model_seed,
-            running=Running(progress=world.progress),
+            context=RunContext(progress=world.progress),
         )
 
     def _judge(self) -> None:

@@ -31,10 +31,10 @@ from bitllm.model.encoder import BrainEncoder
 from bitllm.neighbours.clip import train_small_clip
 from bitllm.neighbours.llm import train_small_llm
 from bitllm.neighbours.smollm2 import unpack_smollm2
+from bitllm.pipeline.steps import Steps
 from bitllm.stages.align import EncoderConfig, make_encoder, train_align
-from bitllm.training.callbacks import Progress
-from bitllm.training.steps import Steps
-from bitllm.training.workspace import Running
+from bitllm.training.logging import Progress
+from bitllm.training.loop import RunContext
 
 
 @dataclass(frozen=True)
@@ -188,5 +188,5 @@ class World:
             encoder_config=sizes,
             config=self.recipe.align,
             seed=self.model_seed,
-            running=Running(progress=self.progress),
+            context=RunContext(progress=self.progress),
         )

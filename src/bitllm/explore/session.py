@@ -29,8 +29,8 @@ from bitllm.explore.trials import SubjectTrials
 from bitllm.files import read_json
 from bitllm.model.checkpoint.base import BaseLlm, load_llm
 from bitllm.model.checkpoint.rft import RFT_CARD, sft_beneath
+from bitllm.model.embed import brain_tokens_of_betas
 from bitllm.model.precision import Precision
-from bitllm.training.embed import brain_tokens_of_betas
 
 MAX_SHOWN_VOXELS = 20_000
 _SYSTEMS_LOADED = 2

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from bitllm.errors import CheckpointError, TrainingError
 from bitllm.files import read_json, write_json
+from bitllm.losses.contrastive import info_nce, mixed_images, same_image
 from bitllm.model.encoder import BrainEncoder
 from bitllm.model.voxels import Anatomy
-from bitllm.objectives.contrastive import info_nce, mixed_images, same_image
 
 _MAX_SCALE = 100.0
 _WEIGHTS, _CARD = "aligner.safetensors", "aligner.json"

@@ -17,9 +17,8 @@ from bitllm.data.prompt import choose
 from bitllm.data.store import Store
 from bitllm.files import folder_written_whole
 from bitllm.neighbours.vocabulary import make_word_tokenizer
-from bitllm.training.callbacks import Progress
-from bitllm.training.run import OptimizerConfig, make_trainer
-from bitllm.training.trainer import StageTrainer
+from bitllm.training.logging import Progress
+from bitllm.training.loop import Loop, OptimizerConfig, RunContext, TrainerSettings, TrainingData
 
 
 class SmallClipConfig(StrictConfig):
@@ -67,17 +66,15 @@ def train_small_clip(
         }
 
     with folder_written_whole(folder, replace=True) as unfinished:
-        make_trainer(
-            StageTrainer,
+        Loop(
             model,
+            TrainingData(len(nsd_ids), collate),
             config.optimizer,
             unfinished,
-            n_examples=len(nsd_ids),
-            collate=collate,
-            seed=seed,
-            what="small CLIP",
-            progress=progress,
-        ).train()
+            seed,
+            name="small CLIP",
+            context=RunContext(TrainerSettings(save_every=None), progress),
+        ).fit()
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
         processor.save_pretrained(unfinished)

@@ -19,9 +19,8 @@ from bitllm.data.prompt import INSTRUCTIONS, Prompter, pad_answers, plain_captio
 from bitllm.data.store import Store
 from bitllm.files import folder_written_whole
 from bitllm.neighbours.vocabulary import make_word_tokenizer
-from bitllm.training.callbacks import Progress
-from bitllm.training.run import OptimizerConfig, make_trainer
-from bitllm.training.trainer import StageTrainer
+from bitllm.training.logging import Progress
+from bitllm.training.loop import Loop, OptimizerConfig, RunContext, TrainerSettings, TrainingData
 
 FUNCTION_WORDS = frozenset(
     [
@@ -98,17 +97,15 @@ def train_small_llm(
         )
 
     with folder_written_whole(folder, replace=True) as unfinished:
-        make_trainer(
-            StageTrainer,
+        Loop(
             model,
+            TrainingData(len(captions), collate),
             config.optimizer,
             unfinished,
-            n_examples=len(captions),
-            collate=collate,
-            seed=seed,
-            what="small Llama",
-            progress=progress,
-        ).train()
+            seed,
+            name="small Llama",
+            context=RunContext(TrainerSettings(save_every=None), progress),
+        ).fit()
         model.config.use_cache = True  # the Trainer turns it off
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)

@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bitllm.data.prompt import INSTRUCTIONS
+from bitllm.losses.policy import group_advantages, policy_loss
 from bitllm.model.build import n_trainable, train_interface
+from bitllm.model.decode import greedy_captions
+from bitllm.model.embed import encode_betas
 from bitllm.model.modeling import BitLlmForCausalLM
 from bitllm.model.precision import base_dtype
-from bitllm.objectives.policy import group_advantages, policy_loss
 from bitllm.preflight.config import SystemConfig
 from bitllm.preflight.made_up import (
     MadeUpPrompter,
@@ -27,8 +29,6 @@ from bitllm.preflight.memory import PeakMemory
 from bitllm.stages.rft import with_lora
 from bitllm.stages.rollout import sample_rollout
 from bitllm.stages.sft import answer_loss, make_optimizer
-from bitllm.training.decode import greedy_captions
-from bitllm.training.embed import encode_betas
 
 PROMPT_TOKENS, CAPTION_TOKENS = 48, 16
 """Length of made-up prompts (a chat template with one instruction) and of captions."""

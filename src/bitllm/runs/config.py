@@ -11,7 +11,7 @@ from bitllm.errors import ConfigError
 from bitllm.stages.align import AlignConfig, EncoderConfig
 from bitllm.stages.rft import RftConfig
 from bitllm.stages.sft import SftConfig
-from bitllm.training.workspace import RunSettings
+from bitllm.training.loop import TrainerSettings
 
 
 class RunConfig(StrictConfig):
@@ -43,7 +43,7 @@ class RunConfig(StrictConfig):
     """Stage 2; holds the interface."""
     rft: RftConfig = RftConfig()
     """Stage 3."""
-    how: RunSettings = RunSettings(if_changed="refuse")
+    how: TrainerSettings = TrainerSettings(if_changed="refuse")
     """How the stages are run: checkpoints, processes, trackers."""
 
 

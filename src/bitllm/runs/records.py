@@ -9,7 +9,7 @@ from pathlib import Path
 from bitllm.data.splits import Split, load_split, save_split
 from bitllm.errors import SplitError
 from bitllm.runs.config import RunConfig
-from bitllm.training.callbacks import Progress
+from bitllm.training.logging import Progress
 
 _SPLIT = "split.json"
 

@@ -24,13 +24,14 @@ from bitllm.model.encoder import BrainEncoder
 from bitllm.model.precision import base_dtype
 from bitllm.runs.config import RunConfig
 from bitllm.runs.records import after, require_same_split, write_records
-from bitllm.stages.align import align_learns_from, make_encoder, train_align
+from bitllm.stages.align import align_fingerprint, make_encoder, train_align
 from bitllm.stages.rewards import CompositeReward, RewardWeights
-from bitllm.stages.rft import rft_learns_from, train_rft
-from bitllm.stages.sft import sft_learns_from, train_sft
-from bitllm.training.callbacks import Progress
-from bitllm.training.ranks import is_main, joined_ranks, wait_for_all
-from bitllm.training.workspace import Running, is_finished
+from bitllm.stages.rft import rft_fingerprint, train_rft
+from bitllm.stages.sft import sft_fingerprint, train_sft
+from bitllm.stages.workspace import is_finished
+from bitllm.training.distributed import barrier, is_main, process_group
+from bitllm.training.logging import Progress
+from bitllm.training.loop import RunContext
 
 _LOG = logging.getLogger("bitllm")
 Stage = Literal["align", "sft", "rft"]
@@ -70,7 +71,7 @@ def train_stage(
         If data, models, settings or the stage before are missing or do not fit. The run then keeps the records that
         it had; CLIP's embeddings may have been made.
     """
-    with joined_ranks():
+    with process_group():
         store = open_store(config.store)
         split = _split(config, store)
         folder = config.run / (name or stage)
@@ -100,18 +101,18 @@ class _Stage:
     progress: Progress
 
     @property
-    def running(self) -> Running:
-        """How it is run; brain tokens are kept in the run's folder where no other is named."""
-        kept_in = self.config.how.brain_tokens or self.config.run / "brain_tokens"
-        return Running(self.config.how.model_copy(update={"brain_tokens": kept_in}), self.progress)
+    def context(self) -> RunContext:
+        """How it is run; the default folder for brain tokens is in the run's folder."""
+        cache_dir = self.config.how.brain_tokens or self.config.run / "brain_tokens"
+        return RunContext(self.config.how.model_copy(update={"brain_tokens": cache_dir}), self.progress)
 
     def align(self) -> bool:
         """Stage 1."""
         config, targets = self.config, _targets(self.config, self.store)
         parts: Any = {"encoder_config": config.encoder, "config": config.align, "seed": config.seed}
-        if is_finished(self.folder, align_learns_from(self.store, self.split, targets, **parts)):
+        if is_finished(self.folder, align_fingerprint(self.store, self.split, targets, **parts)):
             return True
-        train_align(self.store, self.split, targets, self.folder, **parts, running=self.running)
+        train_align(self.store, self.split, targets, self.folder, **parts, context=self.context)
         return False
 
     def sft(self) -> bool:
@@ -123,7 +124,7 @@ class _Stage:
             "config": config.sft,
             "seed": config.seed,
         }
-        if is_finished(self.folder, sft_learns_from(self.store, self.split, llm_sha256=llm_sha256, **parts)):
+        if is_finished(self.folder, sft_fingerprint(self.store, self.split, llm_sha256=llm_sha256, **parts)):
             return True
         train_sft(
             self.store,
@@ -133,7 +134,7 @@ class _Stage:
             encoder_arguments=config.encoder.arguments(self.store),
             atlases=config.encoder.atlases,
             llm_path=config.llm,
-            running=self.running,
+            context=self.context,
         )
         return False
 
@@ -141,7 +142,7 @@ class _Stage:
         """Stage 3."""
         assert self.start is not None
         parts: Any = {"config": self.config.rft, "seed": self.config.seed}
-        if is_finished(self.folder, rft_learns_from(self.store, self.split, sft=self.start, **parts)):
+        if is_finished(self.folder, rft_fingerprint(self.store, self.split, sft=self.start, **parts)):
             return True
         train_rft(
             self.store,
@@ -151,7 +152,7 @@ class _Stage:
             sft_folder=self.start,
             llm_path=self.config.llm,
             make_reward=_reward_maker(self.config, self.store),
-            running=self.running,
+            context=self.context,
         )
         return False
 
@@ -188,7 +189,7 @@ def _targets(config: RunConfig, store: Store) -> Targets:
     place = config.run / "targets.safetensors"
     if is_main() and not place.is_file():
         save_targets(make_targets(store, load_clip(config.clip)), place)
-    wait_for_all()
+    barrier()
     return load_targets(place, store=store)
 
 

@@ -1,4 +1,4 @@
-"""Stage 1, align: teach the encoder a subject-agnostic embedding space shared with pictures and captions.
+"""Stage 1, align: train the encoder to embed betas of any subject in a space shared with images and captions.
 
     betas → brain tokens → heads → unit vectors;  loss = mean of symmetric InfoNCE (brain, image), (brain, text)
 
@@ -27,14 +27,13 @@ from bitllm.data.store import Store
 from bitllm.data.targets import Targets
 from bitllm.metrics.retrieval import retrieval
 from bitllm.model.aligner import BrainAligner, save_aligner
+from bitllm.model.embed import brain_tokens_of
 from bitllm.model.encoder import BrainEncoder
-from bitllm.training.callbacks import Choice
-from bitllm.training.embed import brain_tokens_of
-from bitllm.training.ranks import is_main
-from bitllm.training.run import OptimizerConfig, make_trainer, train_to_the_end
-from bitllm.training.sharding import whole_state
-from bitllm.training.trainer import StageTrainer
-from bitllm.training.workspace import Running, workspace
+from bitllm.stages.workspace import workspace
+from bitllm.training.distributed import full_state, is_main
+from bitllm.training.loop import Loop, OptimizerConfig, RunContext, TrainingData, Validation
+
+METRIC = "validation_R@10"
 
 
 class EncoderConfig(StrictConfig):
@@ -87,15 +86,15 @@ class AlignConfig(StrictConfig):
     optimizer: OptimizerConfig = OptimizerConfig(
         steps=300, batch_size=224, learning_rate=1e-3, weight_decay=0.05
     )
-    """How it learns."""
+    """Steps, batch size and learning rate."""
     mix_epochs: int = Field(default=0, ge=0)
-    """First epochs in which each trial is mixed with another of its subject in the batch (MixCo)."""
+    """Number of first epochs in which each trial is mixed with another one of its subject in the batch (MixCo)."""
     validate_every: int = Field(default=50, gt=0)
     """Steps between two retrievals on validation images."""
 
 
 def make_encoder(store: Store, split: Split, config: EncoderConfig, *, seed: int) -> BrainEncoder:
-    """An untrained encoder; its queries are anchored at voxels of a training subject where configured."""
+    """An untrained encoder; if configured, its queries start as the keys of voxels of the training subjects."""
     torch.manual_seed(seed)
     encoder = BrainEncoder(
         **{**config.arguments(store), "n_labels": tuple(config.arguments(store)["n_labels"])}
@@ -123,9 +122,9 @@ def train_align(
     encoder_config: EncoderConfig,
     config: AlignConfig,
     seed: int,
-    running: Running = Running(),  # noqa: B008 - frozen
+    context: RunContext = RunContext(),  # noqa: B008 - frozen
 ) -> None:
-    """Train encoder and heads on the training trials of ``split``; write the checkpoint whole or not at all.
+    """Train encoder and heads on the training trials of ``split``; the checkpoint appears only when it is complete.
 
     Raises
     ------
@@ -133,39 +132,35 @@ def train_align(
         If the split leaks.
     """
     check_split(store, split)
-    learnt_from = align_learns_from(
+    fingerprint = align_fingerprint(
         store, split, targets, encoder_config=encoder_config, config=config, seed=seed
     )
-    choice = Choice("validation_R@10", True, config.optimizer.keep, config.optimizer.patience)
-    about = choice.about(split.train_subjects)
-    with sealed_test(), workspace(folder, learnt_from, about=about, settings=running.settings) as work:
+    about = config.optimizer.selection(METRIC, split.train_subjects)
+    with sealed_test(), workspace(folder, fingerprint, about=about, settings=context.settings) as work:
+        encoder = make_encoder(store, split, encoder_config, seed=seed)
+        aligner = BrainAligner(encoder, embedding_width=targets.image.shape[1])
         trials = select_trials(store, split, "train", averaged=False)
         anatomies = Anatomies.of(store, trials.subjects, encoder_config.atlases)
-        aligner = BrainAligner(
-            make_encoder(store, split, encoder_config, seed=seed), embedding_width=targets.image.shape[1]
-        )
-        trainer = make_trainer(
-            StageTrainer,
-            aligner,
-            config.optimizer,
-            work.folder,
-            n_examples=len(trials),
-            collate=_collate(trials, anatomies, targets, mix_epochs=config.mix_epochs, seed=seed),
-            seed=seed,
-            what="align",
-            progress=running.progress,
-            settings=running.settings,
-            groups=trials.subject_index,  # pooling maps are those of subjects: a process computes few of them
+        data = TrainingData(
+            len(trials),
+            collate_align(trials, anatomies, targets, mix_epochs=config.mix_epochs, seed=seed),
+            groups=trials.subject_index,  # pooling maps belong to subjects: each process computes few of them
         )
         validation = select_trials(store, split, "validation", averaged=True)
-        train_to_the_end(
-            trainer,
-            work,
-            every=config.validate_every,
-            measure=lambda: validate(aligner, validation, anatomies, targets),
-            choice=choice,
+        loop = Loop(
+            aligner,
+            data,
+            config.optimizer,
+            work.folder,
+            seed,
+            name="align",
+            context=context,
+            validation=Validation(
+                config.validate_every, lambda: validate(aligner, validation, anatomies, targets), METRIC
+            ),
         )
-        state = whole_state(aligner)
+        loop.fit()
+        state = full_state(aligner)
         if is_main():
             save_aligner(
                 aligner,
@@ -176,7 +171,7 @@ def train_align(
             )
 
 
-def align_learns_from(
+def align_fingerprint(
     store: Store,
     split: Split,
     targets: Targets,
@@ -185,7 +180,7 @@ def align_learns_from(
     config: AlignConfig,
     seed: int,
 ) -> dict[str, Any]:
-    """Everything that decides what the align stage learns."""
+    """Everything that determines the result of the align stage."""
     return {
         "stage": "align",
         "encoder": encoder_config.model_dump(mode="json"),
@@ -197,9 +192,10 @@ def align_learns_from(
     }
 
 
-def _collate(
+def collate_align(
     trials: TrialSet, anatomies: Anatomies, targets: Targets, *, mix_epochs: int = 0, seed: int = 0
 ) -> Callable[[list[tuple[int, int]]], dict[str, Any]]:
+    """A function from (epoch, index) pairs to a batch of betas and targets."""
     rows = targets.rows(trials.nsd_id)
     image, text = torch.from_numpy(targets.image[rows]), torch.from_numpy(targets.text[rows])
     nsd_id = torch.from_numpy(trials.nsd_id)
@@ -212,15 +208,15 @@ def _collate(
             "text": text[indices],
             "nsd_id": nsd_id[indices],
         }
-        return mixed(batch, pairs, seed=seed) if pairs[0][0] < mix_epochs else batch
+        return mixco(batch, pairs, seed=seed) if pairs[0][0] < mix_epochs else batch
 
     return collate
 
 
-def mixed(batch: dict[str, Any], pairs: list[tuple[int, int]], *, seed: int) -> dict[str, Any]:
-    """A batch whose betas are mixtures: each trial with the next one of its subject, by a share of its own.
+def mixco(batch: dict[str, Any], pairs: list[tuple[int, int]], *, seed: int) -> dict[str, Any]:
+    """MixCo: mix the betas of each trial with those of the next trial of its subject in the batch.
 
-    Shares are drawn from Beta(.15, .15), as published, by (seed, epoch, index).
+    The share of each trial is drawn from Beta(.15, .15), as published, and is a function of (seed, epoch, index).
     """
     subject, second = batch["subject_index"], torch.arange(len(pairs))
     for row in subject.unique():
@@ -244,12 +240,12 @@ def validate(
         gallery = targets.image[targets.rows(trials.nsd_id[own])]
         scores.append(retrieval(embeddings[own] @ gallery.T, np.arange(own.sum()), np.random.default_rng(0)))
     return {
-        "validation_R@10": float(np.mean([score.r_at_10 for score in scores])),
+        METRIC: float(np.mean([score.r_at_10 for score in scores])),
         "validation_chance_R@10": float(np.mean([score.chance_r_at_10 for score in scores])),
     }
 
 
 @torch.no_grad()
 def brain_embeddings(aligner: BrainAligner, brain_tokens: torch.Tensor) -> Float[np.ndarray, "n d"]:
-    """Unit embeddings in the picture space, computed where the aligner is."""
+    """Unit embeddings in the image space, computed on the device of the aligner."""
     return aligner.embed(brain_tokens.to(aligner.norm.weight.device))[0].cpu().numpy()

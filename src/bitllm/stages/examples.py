@@ -1,4 +1,4 @@
-"""What sft learns from: trials with their brain tokens or betas, an instruction, and one of the image's captions."""
+"""Training examples: trials with brain tokens or betas, an instruction, and one of the image's captions."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,8 +14,14 @@ from bitllm.data.batch import Anatomies, brain_input
 from bitllm.data.dataset import TrialSet
 from bitllm.data.prompt import INSTRUCTIONS, Prompter, choose, pad_answers, plain_caption
 from bitllm.errors import DataError
+from bitllm.files import file_written_whole, sha256_of_json
+from bitllm.model.checkpoint.base import weights_hash
+from bitllm.model.embed import brain_tokens_of, encode
+from bitllm.model.encoder import BrainEncoder
 from bitllm.model.modeling import BitLlmForCausalLM
-from bitllm.training.embed import kept_brain_tokens
+from bitllm.training.distributed import barrier, is_main
+
+_BATCH = 512
 
 
 def prompter_for(model: BitLlmForCausalLM, tokenizer: Any) -> Prompter:
@@ -27,18 +33,18 @@ def prompter_for(model: BitLlmForCausalLM, tokenizer: Any) -> Prompter:
 
 @dataclass(frozen=True)
 class CaptionedTrials:
-    """Trials, their brain tokens, and how they are asked and answered.
+    """Trials with their brain tokens, prompts and captions.
 
     Attributes
     ----------
     anatomies
-        Where the voxels of the trials' subjects lie.
+        Voxel coordinates and labels of the trials' subjects.
     brain_tokens
-        Of every trial; None where the encoder learns, and a batch holds betas instead.
+        One row for each trial; None if the encoder is trained, and batches hold betas instead.
     seed
-        Chooses instruction and caption, together with epoch and index.
+        Together with epoch and index it determines the instruction and the caption of an example.
     context
-        Longest text that the LLM reads, in tokens.
+        Context length of the LLM, in tokens.
     """
 
     trials: TrialSet
@@ -57,22 +63,22 @@ class CaptionedTrials:
         *,
         atlases: tuple[str, ...],
         seed: int,
-        kept_in: Path | None = None,
-        encoder_learns: bool = False,
+        cache_dir: Path | None = None,
+        train_encoder: bool = False,
     ) -> "CaptionedTrials":
-        """Trials with the brain tokens that the model's frozen encoder gives, computed once, or with their betas.
+        """Trials with brain tokens of the model's frozen encoder, computed once, or with their betas.
 
         Parameters
         ----------
-        kept_in
-            Folder that the brain tokens are kept in; the memory where it is not given.
-        encoder_learns
-            Whether batches hold betas, since brain tokens change with every step.
+        cache_dir
+            Folder for the brain tokens; None keeps them in main memory.
+        train_encoder
+            Whether the encoder is trained: batches then hold betas, because brain tokens change with every step.
         """
         anatomies = Anatomies.of(trials.store, trials.subjects, atlases)
         brain_tokens = None
-        if not encoder_learns:
-            brain_tokens = kept_brain_tokens(model.model.encoder, trials, anatomies, folder=kept_in)
+        if not train_encoder:
+            brain_tokens = cached_brain_tokens(model.model.encoder, trials, anatomies, cache_dir=cache_dir)
         context = model.config.llama.max_position_embeddings
         return cls(trials, anatomies, brain_tokens, prompter_for(model, tokenizer), seed, context)
 
@@ -141,3 +147,38 @@ class CaptionedTrials:
     def _caption(self, epoch: int, index: int) -> int:
         n = len(self._captions[int(self.trials.nsd_id[index])])
         return choose(n, purpose="caption", seed=self.seed, epoch=epoch, index=index)
+
+
+def cached_brain_tokens(
+    encoder: BrainEncoder, trials: TrialSet, anatomies: Anatomies, *, cache_dir: Path | None
+) -> Float[Tensor, "n N width"]:
+    """Brain tokens of every trial, cached on disk by encoder weights and trials.
+
+    Parameters
+    ----------
+    cache_dir
+        Folder of the memory-mapped file: n × N × width float32 values (126 GB for the 240,000 training trials of the
+        poster's size). None keeps them in main memory.
+    """
+    if cache_dir is None:
+        return brain_tokens_of(encoder, trials, anatomies)
+    key = [
+        weights_hash(encoder),
+        trials.store.sha256,
+        list(trials.subjects),
+        trials.subject_index.tolist(),
+        [[int(row) for row in rows] for rows in trials.rows],
+    ]
+    place = Path(cache_dir) / f"{sha256_of_json(key)}.npy"
+    if is_main() and not place.is_file():
+        shape = (len(trials), encoder.n_brain_tokens, encoder.token_width)
+        with file_written_whole(place) as unfinished:
+            tokens = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=shape)
+            for start in range(0, len(trials), _BATCH):
+                indices = range(start, min(start + _BATCH, len(trials)))
+                tokens[start : start + _BATCH] = encode(
+                    encoder, brain_input(trials, anatomies, indices)
+                ).cpu()
+            tokens.flush()
+    barrier()
+    return torch.from_numpy(np.load(place, mmap_mode="c"))

@@ -19,12 +19,12 @@ from bitllm.config import StrictConfig
 from bitllm.data.prompt import plain_caption
 from bitllm.data.store import Store
 from bitllm.data.targets import ClipEmbedder, Targets
-from bitllm.errors import TrainingError
 from bitllm.metrics.bertscore import BertScorer
 from bitllm.metrics.cider import Cider, DocumentFrequencies
 from bitllm.metrics.tokenize import ptb_tokenize
+from bitllm.training.loop import StopAfterCheckpointError
 
-_CACHED = 256  # images whose reference vectors are kept: memory does not grow with the images seen
+_CACHED = 256  # reference vectors in memory, so that it does not grow with the number of images
 
 
 class RewardWeights(StrictConfig):
@@ -48,11 +48,11 @@ class Rewards(NamedTuple):
 
 
 Reward = Callable[[Sequence[int], Sequence[str], Sequence[bool]], Rewards]
-"""Scores captions of images, of which it is said whether they came to their end."""
+"""Rewards captions: ``reward(nsd_ids, captions, has_ended)``, with whether each caption ended with an end token."""
 
 
-class RewardError(TrainingError):
-    """A reward that raises, or is not a number."""
+class RewardError(StopAfterCheckpointError):
+    """A reward that raises or is not finite."""
 
 
 class CompositeReward:
@@ -63,11 +63,11 @@ class CompositeReward:
     store
         Captions of the images.
     nsd_ids
-        Training images, whose references give the document frequencies.
+        Training images; their references give the document frequencies.
     targets
-        Embeddings of the pictures.
+        Embeddings of the images.
     bert_scorer
-        Gives BERTScore; None where it is not rewarded.
+        None if BERTScore is not rewarded.
     """
 
     def __init__(
@@ -82,14 +82,14 @@ class CompositeReward:
     ) -> None:
         self.weights, self.targets, self.clip, self.bert_scorer = weights, targets, clip, bert_scorer
         self.references = {int(nsd_id): list(store.captions[int(nsd_id)]) for nsd_id in nsd_ids}
-        tokenised: dict[Hashable, list[str]] = {
+        tokenized: dict[Hashable, list[str]] = {
             nsd_id: ptb_tokenize(captions) for nsd_id, captions in self.references.items()
         }
-        frequencies = DocumentFrequencies.fit(list(tokenised.values()))
-        self.cider = Cider(tokenised, frequencies, max_cached=_CACHED)
+        frequencies = DocumentFrequencies.fit(list(tokenized.values()))
+        self.cider = Cider(tokenized, frequencies, max_cached=_CACHED)
 
     def __call__(self, nsd_ids: Sequence[int], captions: Sequence[str], has_ended: Sequence[bool]) -> Rewards:
-        """Rewards of captions of these images; one that did not come to its end scores 0."""
+        """Rewards of captions of these images; 0 without an end token."""
         ended = np.asarray(has_ended, dtype=np.float64)
         cider = self.cider.score([int(nsd_id) for nsd_id in nsd_ids], ptb_tokenize(captions)) / 100 * ended
         references = [[plain_caption(text) for text in self.references[int(nsd_id)]] for nsd_id in nsd_ids]
@@ -105,12 +105,12 @@ class CompositeReward:
 def checked_reward(
     reward: Reward, nsd_ids: Sequence[int], captions: Sequence[str], has_ended: Sequence[bool]
 ) -> Rewards:
-    """Rewards that are numbers.
+    """Call the reward and require finite values.
 
     Raises
     ------
     RewardError
-        If the reward raises, or gives what is not a number; the message holds the caption.
+        If the reward raises or is not finite; the message contains the caption.
     """
     try:
         rewards = reward(nsd_ids, captions, has_ended)
@@ -120,7 +120,7 @@ def checked_reward(
         )
         raise RewardError(
             f"reward: failed with {type(error).__name__} ({error}) at the caption {captions[at]!r} of image "
-            f"{nsd_ids[at]}; a checkpoint was written, mend the reward and start again"
+            f"{nsd_ids[at]}; a checkpoint was written, fix the reward and start again"
         ) from error
     bad = np.flatnonzero(~np.isfinite(rewards.total))
     if len(bad):

@@ -3,9 +3,9 @@
 For each brain input: sample G captions, score each with the composite reward, take advantages within the group, and
 update the LoRA parameters. The reference policy is the same model with LoRA switched off, so there is no second one.
 
-Departures from GRPO as published (Shao et al. 2024), besides those that `bitllm.objectives.policy` names: one
-optimiser step per sampling (on-policy, so that the ratio is 1 and the clip idle); the reward of a caption without an
-end token is 0; temperature 1 without top-k or top-p, so that the sampled log-probabilities are the policy's.
+Departures from GRPO as published (Shao et al. 2024), in addition to those listed in `bitllm.losses.policy`: one
+optimizer step per rollout (on-policy, so the ratio is 1 and clipping has no effect); the reward of a caption without an
+end token is 0; temperature 1 without top-k or top-p, so that the sampled log-probabilities are those of the policy.
 
 References
 ----------
@@ -31,6 +31,7 @@ from bitllm.data.splits import Split, check_split
 from bitllm.data.store import Store
 from bitllm.errors import ConfigError
 from bitllm.files import read_json, sha256_of_file, write_json
+from bitllm.losses.policy import LossType, group_advantages, policy_loss
 from bitllm.metrics.diversity import mean_length, n_distinct_captions
 from bitllm.model.build import CARD, load_trained, n_trainable
 from bitllm.model.checkpoint.base import load_llm
@@ -38,19 +39,15 @@ from bitllm.model.checkpoint.rft import RFT_CARD, sft_of_rft
 from bitllm.model.checkpoint.weights import WEIGHTS
 from bitllm.model.modeling import BitLlmForCausalLM
 from bitllm.model.precision import Precision, base_dtype, name_of
-from bitllm.objectives.policy import LossType, group_advantages, policy_loss
-from bitllm.stages.examples import prompter_for
+from bitllm.stages.examples import cached_brain_tokens, prompter_for
+from bitllm.stages.monitor import ValidationMonitor
 from bitllm.stages.rewards import Reward, RewardError, Rewards, RewardWeights, checked_reward
 from bitllm.stages.rollout import Rollout, sample_rollout
-from bitllm.stages.watch import RewardWatch
-from bitllm.training.callbacks import Choice
-from bitllm.training.embed import kept_brain_tokens
-from bitllm.training.ranks import any_rank, device, is_main, n_ranks, total
-from bitllm.training.run import OptimizerConfig, batch_shares, make_trainer, train_to_the_end
-from bitllm.training.sharding import whole_state
-from bitllm.training.trainer import StageTrainer
-from bitllm.training.workspace import Running, workspace
+from bitllm.stages.workspace import workspace
+from bitllm.training.distributed import any_rank, device, full_state, is_main, sum_over_ranks, world_size
+from bitllm.training.loop import Loop, OptimizerConfig, RunContext, TrainingData, Validation, batch_shares
 
+METRIC = "validation_cider"
 _LLM_LAYERS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
 _INTERFACE = r".*(\.adapter\.(q|o)_proj|interface\.memory\.(k|v)_proj\.\d+)"
 LORA_TARGETS = {"llm": _LLM_LAYERS, "llm_and_interface": f"({_LLM_LAYERS}|{_INTERFACE})"}
@@ -70,7 +67,7 @@ class RftConfig(StrictConfig):
     clip: float = Field(default=0.2, gt=0)
     """ε of GRPO."""
     loss_type: LossType = "grpo"
-    """How token losses are averaged. bnpo changes with the micro-batch and the number of processes, dapo has none."""
+    """How token losses are averaged. bnpo depends on micro-batch and number of processes; dapo needs whole steps."""
     lora_rank: int = Field(default=16, gt=0)
     """Rank of LoRA; its α is twice the rank."""
     lora_targets: Literal["llm", "llm_and_interface"] = "llm"
@@ -78,33 +75,19 @@ class RftConfig(StrictConfig):
     precision: Precision = "fp32"
     """Precision of the frozen LLM; auto is bf16 where that is faster."""
     gradient_checkpointing: bool = False
-    """Whether activations are computed again in the backward pass: a fifth of the memory for more time."""
+    """Whether to recompute activations in the backward pass: a fifth of the memory for more time."""
     rewards: RewardWeights = RewardWeights()
     """α, β, γ of the composite reward."""
     optimizer: OptimizerConfig = OptimizerConfig(
         steps=60, batch_size=24, learning_rate=1e-3, weight_decay=0.0, warmup_steps=5, log_every=1
     )
-    """How it learns; the batch size counts brain inputs."""
+    """Steps, batch size (number of brain inputs) and learning rate."""
     validate_every: int = Field(default=20, gt=0)
     """Steps between two greedy decodings of validation images."""
 
 
-class RftTrainer(StageTrainer):
-    """GRPO on `transformers.Trainer`; a reward that fails stops the run after a checkpoint."""
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """The GRPO loss of one batch of brain inputs; its rewards go into the log."""
-        try:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        except RewardError:
-            self._save_checkpoint(model, None)
-            raise
-
-
 class RftObjective(nn.Module):
-    """What the Trainer calls: sample, score, compare within the group; gives the loss and what explains it.
+    """Module for the training loop: sample, reward, compare within the group, and return the GRPO loss.
 
     Parameters
     ----------
@@ -125,7 +108,7 @@ class RftObjective(nn.Module):
         nsd_id: Int[Tensor, " B"],
         example: Int[Tensor, "B 2"],
     ) -> dict[str, Any]:
-        """The GRPO loss of brain inputs whose (epoch, index) are ``example``, and the values for the log."""
+        """The GRPO loss of brain inputs with (epoch, index) ``example``, and values for the log."""
         config, model = self.settings, self.policy.get_base_model()
         rollout = sample_rollout(
             model,
@@ -156,13 +139,13 @@ class RftObjective(nn.Module):
             clip=config.clip,
             loss_type=config.loss_type,
             max_length=config.max_new_tokens,
-            n_tokens=total(label_mask.sum()) / n_ranks() if config.loss_type == "dapo" else None,
+            n_tokens=sum_over_ranks(label_mask.sum()) / world_size() if config.loss_type == "dapo" else None,
         )
         explained = {"kl": float(result.kl), "ended": float(rollout.has_ended.float().mean())}
         return {"loss": result.loss, **_reward_row(rewards, rollout.captions), **explained}
 
     def _rewards(self, nsd_ids: list[int], rollout: Rollout) -> Rewards:
-        """Rewards of sampled captions; where they fail in one process, all stop together."""
+        """Rewards of sampled captions; if they fail in one process, all processes stop together."""
         rewards, failure = None, None
         try:
             rewards = checked_reward(self.reward, nsd_ids, rollout.captions, rollout.has_ended.tolist())
@@ -170,13 +153,13 @@ class RftObjective(nn.Module):
             failure = error
         if any_rank(failure is not None) or rewards is None:
             raise failure or RewardError(
-                "reward: failed in another process, whose message holds the caption; a checkpoint was written"
+                "reward: failed in another process, which names the caption; a checkpoint was written"
             )
         return rewards
 
 
 def rollout_seed(seed: int, epoch: int, index: int) -> int:
-    """Seed of what is sampled for one brain input in one epoch."""
+    """Seed of the captions sampled for one brain input in one epoch."""
     return int(np.random.SeedSequence([seed, epoch, index, 3]).generate_state(1, np.uint64)[0] >> 1)
 
 
@@ -201,9 +184,9 @@ def train_rft(  # noqa: PLR0913 - the parts of the stage
     make_reward: Callable[[list[int], RewardWeights], Reward],
     config: RftConfig,
     seed: int,
-    running: Running = Running(),  # noqa: B008 - frozen
+    context: RunContext = RunContext(),  # noqa: B008 - frozen
 ) -> None:
-    """Fine-tune LoRA parameters on the training trials of ``split``; write them whole or not at all.
+    """Train LoRA parameters on the training trials of ``split``; the checkpoint appears only when it is complete.
 
     Parameters
     ----------
@@ -213,42 +196,40 @@ def train_rft(  # noqa: PLR0913 - the parts of the stage
         Builds the reward from the training images and the weights.
     """
     check_split(store, split)
-    _require_whole_steps(config, running.settings.micro_batch)
+    micro_batch = context.settings.micro_batch
+    _require_whole_steps(config, micro_batch)
     base = load_llm(llm_path, dtype=base_dtype(config.precision))
     model = load_trained(sft_folder, base)
     nn.Module.to(model, device())
     atlases = tuple(read_json(sft_folder / CARD)["atlases"])
-    learnt_from = rft_learns_from(store, split, sft=sft_folder, config=config, seed=seed)
-    choice = Choice("validation_cider", True, config.optimizer.keep, config.optimizer.patience)
-    about = {**choice.about(split.train_subjects), "precision": name_of(base.llm.dtype)}
-    with sealed_test(), workspace(folder, learnt_from, about=about, settings=running.settings) as work:
+    fingerprint = rft_fingerprint(store, split, sft=sft_folder, config=config, seed=seed)
+    about = config.optimizer.selection(METRIC, split.train_subjects) | {"precision": name_of(base.llm.dtype)}
+    with sealed_test(), workspace(folder, fingerprint, about=about, settings=context.settings) as work:
         torch.manual_seed(seed)
         policy = with_lora(model, config)
         trials = select_trials(store, split, "train", averaged=False)
         anatomies = Anatomies.of(store, trials.subjects, atlases)
         prompter = prompter_for(model, base.tokenizer)
         reward = make_reward(sorted(set(trials.nsd_id.tolist())), config.rewards)
-        watch = RewardWatch(store, split, model, prompter, anatomies, max_new_tokens=config.max_new_tokens)
-        trainer = make_trainer(
-            RftTrainer,
+        monitor = ValidationMonitor(
+            store, split, model, prompter, anatomies, max_new_tokens=config.max_new_tokens
+        )
+        brain_tokens = cached_brain_tokens(
+            model.model.encoder, trials, anatomies, cache_dir=context.settings.brain_tokens
+        )
+        loop = Loop(
             RftObjective(policy, prompter, reward, config, seed=seed),
+            TrainingData(len(trials), _collate(trials, brain_tokens)),
             config.optimizer,
             work.folder,
-            n_examples=len(trials),
-            collate=_collate(
-                trials,
-                kept_brain_tokens(
-                    model.model.encoder, trials, anatomies, folder=running.settings.brain_tokens
-                ),
-            ),
-            seed=seed,
-            what="rft",
-            progress=running.progress,
-            settings=running.settings,
-            micro_batch=running.settings.micro_batch,
+            seed,
+            name="rft",
+            context=context,
+            micro_batch=micro_batch,
+            validation=Validation(config.validate_every, monitor.measure, METRIC),
         )
-        train_to_the_end(trainer, work, every=config.validate_every, measure=watch.measure, choice=choice)
-        state = whole_state(policy, lambda name: ".lora_" in name)
+        loop.fit()
+        state = full_state(policy, lambda name: ".lora_" in name)
         card = {"stage": "rft", **sft_of_rft(sft_folder, folder), "split": split.sha256, "seed": seed}
         if is_main():
             policy.save_pretrained(str(work.folder), state_dict=state)
@@ -256,16 +237,16 @@ def train_rft(  # noqa: PLR0913 - the parts of the stage
 
 
 def _require_whole_steps(config: RftConfig, micro_batch: int | None) -> None:
-    """Refuse ``dapo`` in micro-batches: what it divides by is known when all captions of a step are sampled."""
+    """Refuse ``dapo`` in micro-batches: it divides by a number that is known once the whole step is sampled."""
     if config.loss_type == "dapo" and batch_shares(config.optimizer.batch_size, micro_batch)[1] > 1:
         raise ConfigError(
-            f"rft.loss_type: expected another than dapo with how.micro_batch {micro_batch}, as dapo divides by the "
+            f"rft.loss_type: expected another than dapo with micro_batch {micro_batch}, because dapo divides by the "
             "tokens of the whole step; leave micro_batch out, or choose grpo or dr_grpo"
         )
 
 
-def rft_learns_from(store: Store, split: Split, *, sft: Path, config: RftConfig, seed: int) -> dict[str, Any]:
-    """Everything that decides what the rft stage learns, besides the models of its rewards."""
+def rft_fingerprint(store: Store, split: Split, *, sft: Path, config: RftConfig, seed: int) -> dict[str, Any]:
+    """Everything that determines the result of the rft stage, except the models of its rewards."""
     return {
         "stage": "rft",
         "rft": config.model_dump(mode="json"),
@@ -293,7 +274,7 @@ def _collate(
 
 
 def with_lora(model: BitLlmForCausalLM, config: RftConfig) -> PeftModel:
-    """The policy: LoRA parameters put into ``model``, everything else frozen."""
+    """The policy: ``model`` with LoRA parameters, everything else frozen."""
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=2 * config.lora_rank,

@@ -1,4 +1,4 @@
-"""Rollouts: captions sampled from the policy, with the log-probabilities that rft learns from."""
+"""Rollouts: captions sampled from the policy, and the log-probabilities of their tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from bitllm.data.prompt import Prompter, pad_left
 from bitllm.model.likelihood import TokenLogProbs, token_log_probs
 from bitllm.model.precision import computing
-from bitllm.training.sharding import is_sharded
+from bitllm.training.distributed import is_sharded
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """G captions for each of B brain inputs; rows of one input follow one another.
+    """G captions for each of B brain inputs; the rows of one input are adjacent.
 
     Legend: R = B · G rows, T tokens of prompt and caption, L caption tokens.
     """
@@ -28,7 +28,7 @@ class Rollout:
     brain_tokens: Float[Tensor, "B N width"]
     captions: list[str]
     has_ended: Bool[Tensor, " R"]
-    """Whether the caption came to its end token before the limit."""
+    """Whether the caption has an end token within the limit."""
 
     def log_probs(self, model: Any, *, temperature: float = 1.0) -> TokenLogProbs:
         """Log-probabilities of the sampled tokens under ``model``."""
@@ -49,8 +49,8 @@ class GumbelSampling(LogitsProcessor):
     """Noise that makes the largest score a sample of the softmax, with a generator for each brain input.
 
     argmax(logits / T + g) with g = −log(−log u) is distributed as softmax(logits / T) (Gumbel 1954; Maddison et al.
-    2014). So what is sampled for an input depends on its seed alone: not on the batch, the number of processes, nor
-    on where a run was stopped and went on.
+    2014). So the captions of an input depend on its seed alone: not on the batch, the number of processes, or where a
+    run was resumed.
     """
 
     def __init__(
@@ -85,9 +85,9 @@ def sample_rollout(
     Parameters
     ----------
     model
-        The policy (it is put into evaluation mode, and back).
+        The policy; it samples in evaluation mode, its mode is restored.
     seeds
-        One for each brain input; they decide what is sampled.
+        One for each brain input; they determine the captions.
     """
     tokenizer = prompter.tokenizer
     prompts = [prompter.prompt_ids(instruction)] * (len(brain_tokens) * n_captions)
@@ -109,7 +109,7 @@ def sample_rollout(
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
             suppress_tokens=prompter.never_said,
-            synced_gpus=is_sharded(model),  # a process whose captions have ended still gives its shards
+            synced_gpus=is_sharded(model),  # a process that has finished its captions still serves its shards
         )
     model.train(was_training)
     answer = out[:, ids.shape[1] :]

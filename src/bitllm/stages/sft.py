@@ -1,15 +1,16 @@
 """Stage 2, sft: brain instruction fine-tuning.
 
-Encoder and LLM are frozen; the interface (projection and adapters, or a prefix) learns causal language modelling on
-the tokens of a caption and the end token, under a varied instruction in the LLM's chat template. Because the encoder
-is frozen, brain tokens are computed once and kept. One of an image's captions is chosen by (seed, epoch, index).
+Encoder and LLM are frozen; the interface (projection and adapters, or a prefix) is trained by causal language modeling
+on the tokens of a caption and the end token, after one of several instructions in the LLM's chat template. Because the
+encoder is frozen, brain tokens are computed once and cached. One of an image's captions is chosen by (seed, epoch,
+index).
 
-As an option the encoder learns too, from the captions alone: brain tokens are then computed anew in every step.
-Instead of an encoder the stage may start from a finished sft and go on, as where it is adapted to a new subject.
+Optionally the encoder is trained too, by the captions alone; brain tokens are then computed in every step. The stage
+can also start from a finished sft instead of an encoder, for example to adapt it to a new subject.
 
 References
 ----------
-The poster, "Stage 2: Brain Instruction Fine-Tuning". An encoder that learns together with the interface is MindLLM's
+The poster, "Stage 2: Brain Instruction Fine-Tuning". Training the encoder together with the interface is MindLLM's
 way (Qiu et al. 2025, arXiv 2502.15786); ours differs in the encoder (see `bitllm.model.encoder`) and in the data.
 """
 
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
@@ -46,13 +47,11 @@ from bitllm.model.likelihood import token_log_probs
 from bitllm.model.modeling import BitLlmForCausalLM
 from bitllm.model.precision import Precision, base_dtype, computing, name_of
 from bitllm.stages.examples import CaptionedTrials
-from bitllm.training.callbacks import Choice
-from bitllm.training.ranks import device, is_main, n_ranks
-from bitllm.training.run import OptimizerConfig, make_trainer, train_to_the_end
-from bitllm.training.sharding import whole_state
-from bitllm.training.trainer import StageTrainer
-from bitllm.training.workspace import Running, workspace
+from bitllm.stages.workspace import workspace
+from bitllm.training.distributed import device, full_state, is_main
+from bitllm.training.loop import Loop, OptimizerConfig, RunContext, TrainingData, Validation
 
+METRIC = "validation_loss"
 _BRAIN = (*BrainInput._fields, "brain_tokens")
 
 
@@ -68,24 +67,24 @@ class SftConfig(StrictConfig):
     adapter_start: Literal["random", "self_attention"] = "random"
     """First values of the adapters: random, or copies of their layer's own self-attention."""
     prefix_hidden_width: int | None = Field(default=None, gt=0)
-    """Hidden width of prefix_mlp; where it is not given, the one that matches cross_attention's parameters."""
+    """Hidden width of prefix_mlp; null for the width that matches cross_attention's number of parameters."""
     precision: Precision = "fp32"
     """Precision of the frozen LLM; auto is bf16 where that is faster."""
     gate_learning_rate: float | None = None
-    """Learning rate of the gates; that of everything else where it is not given."""
-    # the next two are recorded only where they are set: records of runs from before they were there stay valid
+    """Learning rate of the gates; null for that of the other parameters."""
+    # the next two are recorded only if they are set, so that the records of older runs stay valid
     encoder: Literal["frozen", "trained"] = Field(
         default="frozen", exclude_if=lambda encoder: encoder == "frozen"
     )
-    """Whether the encoder stays as it is, or learns from the captions together with the interface."""
+    """Whether the encoder is frozen, or trained by the captions together with the interface."""
     encoder_learning_rate: float | None = Field(default=None, gt=0, exclude_if=lambda rate: rate is None)
-    """Learning rate of an encoder that is trained; that of everything else where it is not given."""
+    """Learning rate of a trained encoder; null for that of the other parameters."""
     optimizer: OptimizerConfig = OptimizerConfig(
         steps=300, batch_size=64, learning_rate=3e-3, weight_decay=0.01
     )
-    """How it learns."""
+    """Steps, batch size and learning rate."""
     group_by_length: bool = False
-    """Whether examples of like length come into one step, so that less is computed on padding."""
+    """Whether a step has examples of similar length, so that less is computed on padding."""
     validate_every: int = Field(default=50, gt=0)
     """Steps between two losses on validation images."""
 
@@ -97,46 +96,21 @@ class SftConfig(StrictConfig):
         return rate
 
 
-class SftTrainer(StageTrainer):
-    """Cross-entropy per answer token of the whole step, however its examples are shared out."""
-
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
-        self.model_accepts_loss_kwargs = True  # lets the Trainer count the answer tokens of all processes
-        self._loss_shifts_labels = True
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW with the groups of `make_optimizer`."""
-        if self.optimizer is None:
-            objective = self.plain_module()
-            self.optimizer = make_optimizer(objective.model, objective.settings)
-        return self.optimizer
-
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
-        """This process's share of the mean negative log-likelihood per answer token."""
-        mean = model(**inputs)["loss"]
-        if num_items_in_batch is None:
-            return mean
-        own = (inputs["labels"][..., 1:] != -100).sum()
-        return mean * own * n_ranks() / num_items_in_batch  # gradients are averaged over processes
-
-
 class SftObjective(nn.Module):
-    """What the Trainer calls: a batch → the loss of the model that it holds."""
+    """Module for the training loop: batch → loss of the model."""
 
-    def __init__(self, model: BitLlmForCausalLM, config: SftConfig) -> None:
+    def __init__(self, model: BitLlmForCausalLM) -> None:
         super().__init__()
-        self.model, self.settings = model, config
+        self.model = model
 
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
         """Mean negative log-likelihood (nats) per answer token."""
         return {"loss": answer_loss(self.model, batch)}
+
+
+def n_answer_tokens(batch: dict[str, Tensor]) -> Int[Tensor, ""]:
+    """Number of tokens that `answer_loss` is a mean over."""
+    return (batch["labels"][..., 1:] != -100).sum()
 
 
 def answer_loss(model: Any, inputs: dict[str, Tensor]) -> Float[Tensor, ""]:
@@ -164,77 +138,79 @@ def train_sft(  # noqa: PLR0913 - the parts of the stage
     llm_path: Path | str,
     config: SftConfig,
     seed: int,
-    running: Running = Running(),  # noqa: B008 - frozen
+    context: RunContext = RunContext(),  # noqa: B008 - frozen
 ) -> None:
-    """Train the interface on the training trials of ``split``; write the checkpoint whole or not at all.
+    """Train the interface on the training trials of ``split``; the checkpoint appears only when it is complete.
 
     Parameters
     ----------
     start
-        What brain tokens are made by, of the align stage or untrained: it is copied, and learns where configured. Or
-        the folder of a finished sft, whose interface goes on too.
+        Encoder that produces the brain tokens (copied, and trained if configured), or the folder of a finished sft to
+        initialize encoder and interface from.
 
     Raises
     ------
     CheckpointError
-        If the sft to start from has another interface or encoder than the configuration, or another LLM.
+        If the sft to start from has another interface, encoder or LLM than the configuration.
     """
     check_split(store, split)
     base = load_llm(llm_path, dtype=base_dtype(config.precision))
-    learnt_from = sft_learns_from(store, split, start=start, llm_sha256=base.sha256, config=config, seed=seed)
-    choice = Choice("validation_loss", False, config.optimizer.keep, config.optimizer.patience)
-    about = {**choice.about(split.train_subjects), "precision": name_of(base.llm.dtype)}
-    encoder_learns = config.encoder == "trained"
-    with sealed_test(), workspace(folder, learnt_from, about=about, settings=running.settings) as work:
+    fingerprint = sft_fingerprint(store, split, start=start, llm_sha256=base.sha256, config=config, seed=seed)
+    about = config.optimizer.selection(METRIC, split.train_subjects) | {"precision": name_of(base.llm.dtype)}
+    train_encoder, micro_batch = config.encoder == "trained", context.settings.micro_batch
+    with sealed_test(), workspace(folder, fingerprint, about=about, settings=context.settings) as work:
         torch.manual_seed(seed)
         if isinstance(start, Path):
-            model = _gone_on_from(start, base, encoder_arguments, atlases, config)
+            model = _init_from(start, base, encoder_arguments, atlases, config)
         else:
             model = _untrained(base, start, encoder_arguments, config)
-        train_interface(model, with_encoder=encoder_learns)
+        train_interface(model, with_encoder=train_encoder)
         nn.Module.to(model, device())
-        parts = {
-            part: CaptionedTrials.of(
+        training, validation = (
+            CaptionedTrials.of(
                 select_trials(store, split, part, averaged=False),
                 model,
                 base.tokenizer,
                 atlases=atlases,
                 seed=seed,
-                kept_in=running.settings.brain_tokens,
-                encoder_learns=encoder_learns,
+                cache_dir=context.settings.brain_tokens,
+                train_encoder=train_encoder,
             )
             for part in ("train", "validation")
-        }
-        training = parts["train"]
-        trainer = make_trainer(
-            SftTrainer,
-            SftObjective(model, config),
+        )
+        measure = partial(
+            validation_loss, model, validation, at_once=micro_batch or config.optimizer.batch_size
+        )
+        loop = Loop(
+            SftObjective(model),
+            TrainingData(
+                len(training.trials),
+                training.batch,
+                lengths=training.lengths if config.group_by_length else None,
+                groups=training.trials.subject_index if train_encoder else None,  # as in align
+                n_targets=n_answer_tokens,
+            ),
             config.optimizer,
             work.folder,
-            n_examples=len(training.trials),
-            collate=training.batch,
-            seed=seed,
-            what=f"sft ({config.interface})",
-            progress=running.progress,
-            settings=running.settings,
-            micro_batch=running.settings.micro_batch,
-            lengths=training.lengths if config.group_by_length else None,
-            groups=training.trials.subject_index if encoder_learns else None,  # as in align
+            seed,
+            name=f"sft ({config.interface})",
+            context=context,
+            micro_batch=micro_batch,
+            make_optimizer=lambda: make_optimizer(model, config),
+            validation=Validation(config.validate_every, measure, METRIC, greater_is_better=False),
         )
-        at_once = running.settings.micro_batch or config.optimizer.batch_size
-        measure = partial(validation_loss, model, parts["validation"], at_once=at_once)
-        train_to_the_end(trainer, work, every=config.validate_every, measure=measure, choice=choice)
+        loop.fit()
         card = {"stage": "sft", "split": split.sha256, "seed": seed, "atlases": list(atlases)}
         card["n_trainable"] = n_trainable(model)
-        state = whole_state(model, model.is_ours)
+        state = full_state(model, model.is_ours)
         if is_main():
             save_trained(model, work.folder, base=base, about=card, state=state)
 
 
-def sft_learns_from(
+def sft_fingerprint(
     store: Store, split: Split, *, start: BrainEncoder | Path, llm_sha256: str, config: SftConfig, seed: int
 ) -> dict[str, Any]:
-    """Everything that decides what the sft stage learns."""
+    """Everything that determines the result of the sft stage."""
     begun = (
         {"sft to start from": sha256_of_file(start / WEIGHTS)}
         if isinstance(start, Path)
@@ -254,7 +230,7 @@ def sft_learns_from(
 def _untrained(
     base: BaseLlm, encoder: BrainEncoder, encoder_arguments: dict[str, Any], config: SftConfig
 ) -> BitLlmForCausalLM:
-    """The model before its first step: the encoder as given, an interface with first values, and what learns."""
+    """Build the model from the given encoder and a newly initialized interface."""
     model = build_bit_llm(
         base.llm,
         encoder=encoder_arguments,
@@ -272,14 +248,14 @@ def _untrained(
     return model
 
 
-def _gone_on_from(
+def _init_from(
     folder: Path,
     base: BaseLlm,
     encoder_arguments: dict[str, Any],
     atlases: tuple[str, ...],
     config: SftConfig,
 ) -> BitLlmForCausalLM:
-    """The model of a finished sft, if it is what the configuration describes."""
+    """The model of a finished sft; refused if the configuration describes another model."""
     model = load_trained(folder, base, interface=config.interface)
     found: dict[str, Any] = {"encoder": model.config.encoder, "atlases": read_json(folder / CARD)["atlases"]}
     expected: dict[str, Any] = {"encoder": encoder_arguments, "atlases": list(atlases)}
@@ -299,7 +275,7 @@ def _gone_on_from(
 def validation_loss(
     model: BitLlmForCausalLM, examples: CaptionedTrials, *, at_once: int = 64
 ) -> dict[str, float]:
-    """Loss on fewer than 512 trials, evenly spread, always the same; ``at_once`` of them together."""
+    """Loss on fewer than 512 trials, evenly spaced, always the same; ``at_once`` in one forward pass."""
     n = len(examples.trials)
     chosen = [(0, index) for index in range(0, n, max(1, n // 256))]
     was_training = model.training
@@ -308,7 +284,7 @@ def validation_loss(
     for start in range(0, len(chosen), at_once):
         batch = examples.batch(chosen[start : start + at_once])
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        own = int((batch["labels"][:, 1:] != -100).sum())
+        own = int(n_answer_tokens(batch))
         loss += float(answer_loss(model, batch)) * own
         n_tokens += own
     model.train(was_training)
@@ -316,31 +292,35 @@ def validation_loss(
 
 
 def make_optimizer(model: BitLlmForCausalLM, config: SftConfig) -> torch.optim.Optimizer:
-    """AdamW; gates, norms and biases do not decay, gates and an encoder may have learning rates of their own.
+    """AdamW without weight decay on gates, norms and biases; gates and encoder can have their own learning rates.
 
-    Of an encoder that learns decays what decays in align: its matrices and its sharpness.
+    A trained encoder has weight decay on its matrices and its sharpness, as in align.
     """
     settings = config.optimizer
     every = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    learning = [(name, p) for name, p in every if not is_encoder_parameter(name)]
+    interface = [(name, p) for name, p in every if not is_encoder_parameter(name)]
     of_encoder = [(name, p) for name, p in every if is_encoder_parameter(name)]
-    of_its_own = {"lr": config.encoder_learning_rate or settings.learning_rate}
+    encoder_rate = {"lr": config.encoder_learning_rate or settings.learning_rate}
     groups = [
         {
-            "params": [p for name, p in learning if name.endswith(".gate")],
+            "params": [p for name, p in interface if name.endswith(".gate")],
             "weight_decay": 0.0,
             "lr": config.gate_learning_rate or settings.learning_rate,
         },
         {
-            "params": [p for name, p in learning if p.ndim < 2 and not name.endswith(".gate")],
+            "params": [p for name, p in interface if p.ndim < 2 and not name.endswith(".gate")],
             "weight_decay": 0.0,
         },
-        {"params": [p for _, p in learning if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for name, p in of_encoder if not _decays(name, p)], "weight_decay": 0.0, **of_its_own},
+        {"params": [p for _, p in interface if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {
+            "params": [p for name, p in of_encoder if not _decays(name, p)],
+            "weight_decay": 0.0,
+            **encoder_rate,
+        },
         {
             "params": [p for name, p in of_encoder if _decays(name, p)],
             "weight_decay": settings.weight_decay,
-            **of_its_own,
+            **encoder_rate,
         },
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.learning_rate)

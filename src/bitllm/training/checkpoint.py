@@ -1,11 +1,11 @@
-"""Checkpoints of a stage under way: whole or not at all, checksummed, without pickles.
+"""Checkpoints of a stage: atomic, checksummed, without pickles.
 
-    checkpoints/step-00000120/  weights.safetensors  optimizer.safetensors  rank-<rank>.safetensors
-                                state.json  trainer_state.json  checksums.json
+    checkpoints/step-00000120/  weights.safetensors  optimizer.safetensors  rank-<rank>.json  state.json
+                                checksums.json
 
-A checkpoint holds what learns and what the next step depends on, not the frozen LLM. Its checksums are written last,
-into a folder of another name that is then renamed: what a killed process left can never be taken for a checkpoint. A
-newest one that was damaged afterwards is found by its checksums, and the one before is taken.
+A checkpoint holds the trainable parameters and everything else that the next step depends on, not the frozen LLM. It
+is written to a folder of another name, checksums last, which is then renamed: a killed process never leaves a partial
+checkpoint. One that was damaged later is recognized by its checksums, and the previous one is used.
 """
 
 import logging
@@ -15,76 +15,63 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from bitllm.errors import DataError
 from bitllm.files import folder_written_whole, read_json, sha256_of_file, write_json
-from bitllm.training.ranks import is_main, wait_for_all
+from bitllm.training.distributed import barrier, full_tensor, is_main, shard_like
 
 _CHECKSUMS = "checksums.json"
 _LOG = logging.getLogger("bitllm")
 
 
 class Checkpoints:
-    """The checkpoints of one run, oldest first; never more than ``keep``, and one while it is written.
-
-    Parameters
-    ----------
-    folder
-        Where they lie.
-    keep
-        How many are kept.
-    """
+    """The newest ``keep`` checkpoints of a run (one more while it is being written)."""
 
     def __init__(self, folder: Path, *, keep: int) -> None:
         self.folder, self.keep = Path(folder), keep
 
     def all(self) -> list[Path]:
-        """Folders of whole checkpoints, oldest first."""
+        """Folders of complete checkpoints, oldest first."""
         return sorted(path for path in self.folder.glob("step-*") if path.suffix == "")
 
     @contextmanager
-    def written(self, step: int) -> Iterator[Path]:
-        """Yield a folder for the files of ``step``; it is a checkpoint when the block ends without an error.
+    def writing(self, step: int) -> Iterator[Path]:
+        """Yield a folder for the files of ``step``; it becomes a checkpoint if the block ends without an error.
 
-        Every process comes here and writes its own files; the first one also makes, closes and clears away.
-
-        Raises
-        ------
-        OutputError
-            If the disk is full; the checkpoints before are as they were.
+        Every process must call this and writes its own files; the main process creates, renames and deletes folders.
         """
         place = self.folder / f"step-{step:08d}"
         if not is_main():
-            wait_for_all()
+            barrier()
             yield place.with_name(place.name + ".unfinished")
-            wait_for_all()
-            wait_for_all()
+            barrier()
+            barrier()
             return
         for left in self.folder.glob("*.unfinished"):  # of a killed process
             shutil.rmtree(left)
         if place.exists():
             _discard(place)
         with folder_written_whole(place) as unfinished:
-            wait_for_all()
+            barrier()
             yield unfinished
-            wait_for_all()
+            barrier()
             files = sorted(unfinished.iterdir())
             for file in files:
-                _to_disk(file)
+                with file.open("rb") as opened:
+                    os.fsync(opened.fileno())
             write_json(unfinished / _CHECKSUMS, {file.name: sha256_of_file(file) for file in files})
         for old in self.all()[: -self.keep]:
             _discard(old)
-        wait_for_all()
+        barrier()
 
-    def newest_whole(self) -> Path | None:
-        """The newest checkpoint whose files are those that were written; None if there is none.
-
-        A damaged one is named in a warning, and removed once it is clear what the run goes on from.
-        """
+    def newest_intact(self) -> Path | None:
+        """The newest checkpoint with correct checksums, or None; damaged ones are reported and deleted."""
         damaged: list[Path] = []
         found = None
         for place in reversed(self.all()):
@@ -95,17 +82,17 @@ class Checkpoints:
             damaged.append(place)
             _LOG.warning("%s: damaged checkpoint (%s)", place, reason)
         if damaged:
-            _LOG.warning("going on from %s", found.name if found else "the beginning: no checkpoint is whole")
-        wait_for_all()
+            _LOG.warning("resuming from %s", found.name if found else "the start: no checkpoint is intact")
+        barrier()
         if is_main():
             for place in damaged:
                 _discard(place)
-        wait_for_all()
+        barrier()
         return found
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files; None if nothing is."""
+    """What is wrong with the files of a checkpoint; None if nothing is."""
     try:
         expected = read_json(checkpoint / _CHECKSUMS)
     except DataError as error:
@@ -114,48 +101,71 @@ def damage(checkpoint: Path) -> str | None:
         if not (checkpoint / name).is_file():
             return f"{name} is missing"
         if sha256_of_file(checkpoint / name) != checksum:
-            return f"{name} is not as it was written"
+            return f"the checksum of {name} differs"
     return None
 
 
-def random_state() -> dict[str, Tensor]:
-    """The states of all global random generators of this process, as tensors."""
-    _, mersenne, place, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - libraries may draw from it
-    version, words, python_gauss = random.getstate()
-    state = {
-        "torch": torch.get_rng_state(),
-        "numpy": torch.from_numpy(np.asarray(mersenne).astype(np.int64)),
-        "numpy_rest": torch.tensor([place, has_gauss, gauss], dtype=torch.float64),
-        "python": torch.tensor(words, dtype=torch.int64),
-        "python_rest": torch.tensor(
-            [version, np.nan if python_gauss is None else python_gauss], dtype=torch.float64
-        ),
+def trainable_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The trainable parameters by name, unsharded; every process must call this."""
+    return {name: full_tensor(p) for name, p in module.named_parameters() if p.requires_grad}
+
+
+def load_trainable(module: nn.Module, path: Path) -> None:
+    """Load the trainable parameters from a file of `trainable_tensors`, sharded where the module is."""
+    saved = load_file(path)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(shard_like(saved[name], parameter))
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
+    """The state of each parameter as ``parameter name/key``, unsharded; every process must call this."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
+    return {
+        f"{names[parameter]}/{key}": full_tensor(value)
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
     }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, path: Path) -> None:
+    """Load the state from a file of `optimizer_tensors`; settings such as learning rates stay as they are."""
+    saved: dict[str, dict[str, Tensor]] = {}
+    for key, value in load_file(path).items():
+        name, _, entry = key.rpartition("/")
+        saved.setdefault(name, {})[entry] = value
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = {
+        index: {key: shard_like(value, parameter) for key, value in saved.get(names[parameter], {}).items()}
+        for index, parameter in enumerate(parameters)
+    }
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def random_state() -> dict[str, Any]:
+    """The states of all global random generators of this process, as JSON values."""
+    name, words, *rest = np.random.get_state()  # type: ignore[misc]  # noqa: NPY002 - libraries may draw from it
+    state = {"python": random.getstate(), "numpy": [name, np.asarray(words).tolist(), *rest]}
+    state["torch"] = torch.get_rng_state().tolist()
     if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
+        state["cuda"] = torch.cuda.get_rng_state().tolist()
     return state
 
 
-def restore_random_state(state: dict[str, Tensor]) -> None:
-    """Put the generators where `random_state` found them."""
-    torch.set_rng_state(state["torch"])
-    place, has_gauss, gauss = state["numpy_rest"].tolist()
-    words = state["numpy"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", words, int(place), int(has_gauss), gauss))  # noqa: NPY002
-    version, python_gauss = state["python_rest"].tolist()
-    python = tuple(int(word) for word in state["python"].tolist())
-    random.setstate((int(version), python, None if np.isnan(python_gauss) else python_gauss))
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Set the generators to what `random_state` returned."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    np.random.set_state(tuple(state["numpy"]))  # noqa: NPY002
+    torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+        torch.cuda.set_rng_state(torch.tensor(state["cuda"], dtype=torch.uint8))
 
 
 def _discard(checkpoint: Path) -> None:
-    """Remove a checkpoint; it loses its name first, so that a kill leaves none that is half removed."""
+    """Delete a checkpoint; it is renamed first, so that a kill leaves no partial one under its name."""
     nameless = checkpoint.with_name(checkpoint.name + ".unfinished")
     checkpoint.rename(nameless)
     shutil.rmtree(nameless)
-
-
-def _to_disk(file: Path) -> None:
-    with file.open("rb") as opened:
-        os.fsync(opened.fileno())

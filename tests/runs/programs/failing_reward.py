@@ -6,7 +6,7 @@ from pathlib import Path
 from bitllm.runs.config import read_run_config
 from bitllm.runs.train import train_stage
 from bitllm.stages.rewards import CompositeReward
-from bitllm.training.ranks import joined_ranks, rank
+from bitllm.training.distributed import process_group, rank
 
 score = CompositeReward.__call__
 
@@ -21,5 +21,5 @@ def score_or_fail(self, nsd_ids, captions, has_ended):
 
 calls = [0]
 CompositeReward.__call__ = score_or_fail
-with joined_ranks():
+with process_group():
     train_stage("rft", read_run_config(Path(sys.argv[1]), []), start_from=sys.argv[2])

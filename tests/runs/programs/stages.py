@@ -8,10 +8,10 @@ from pathlib import Path
 
 from bitllm.runs.config import read_run_config
 from bitllm.runs.train import train_stage
-from bitllm.training.ranks import joined_ranks
+from bitllm.training.distributed import process_group
 
 config = read_run_config(Path(sys.argv[1]), [])
-with joined_ranks():
+with process_group():
     for stage in ("align", "sft", "rft"):
         train_stage(stage, config)
     joint = config.model_copy(update={"sft": config.sft.model_copy(update={"encoder": "trained"})})

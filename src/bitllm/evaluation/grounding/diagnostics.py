@@ -23,8 +23,8 @@ from bitllm.evaluation.grounding.inputs.pairing import other_images
 from bitllm.metrics.intervals import bootstrap_of_sums, paired_difference_of_sums, sum_by_image
 from bitllm.metrics.retrieval import Retrieval, identification_chances, retrieval, target_ranks
 from bitllm.model.aligner import BrainAligner
+from bitllm.model.embed import brain_tokens_of
 from bitllm.model.encoder import BrainEncoder
-from bitllm.training.embed import brain_tokens_of
 
 WAYS = (2, 10, 50, 300)
 

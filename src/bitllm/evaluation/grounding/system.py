@@ -15,9 +15,9 @@ from bitllm.files import read_json
 from bitllm.model.build import load_trained
 from bitllm.model.checkpoint.base import BaseLlm
 from bitllm.model.checkpoint.rft import RFT_CARD, sft_beneath
+from bitllm.model.decode import greedy_captions
 from bitllm.model.encoder import BrainEncoder
 from bitllm.model.precision import Precision, base_dtype
-from bitllm.training.decode import greedy_captions
 
 
 @dataclass(frozen=True)

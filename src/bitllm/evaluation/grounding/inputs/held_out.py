@@ -15,8 +15,8 @@ from bitllm.data.store import Store
 from bitllm.errors import SplitError
 from bitllm.evaluation.scoring.caption_scorer import CaptionScorer
 from bitllm.evaluation.scoring.captions_file import CaptionRecord
+from bitllm.model.embed import brain_tokens_of_betas
 from bitllm.model.encoder import BrainEncoder
-from bitllm.training.embed import brain_tokens_of_betas
 
 
 @dataclass(frozen=True)

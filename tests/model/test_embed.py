@@ -3,9 +3,9 @@ import torch
 
 from bitllm.data.batch import Anatomies, brain_input
 from bitllm.data.dataset import select_trials
+from bitllm.model import embed
 from bitllm.model.aligner import load_aligner
-from bitllm.training import embed
-from bitllm.training.embed import brain_tokens_of, brain_tokens_of_betas, encode
+from bitllm.model.embed import brain_tokens_of, brain_tokens_of_betas, encode
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitllm.objectives.policy import group_advantages, policy_loss
+from bitllm.losses.policy import group_advantages, policy_loss
 
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
 

@@ -1,10 +1,10 @@
-"""The folder of a stage while it is trained, and what it must agree with to go on.
+"""The folder of a stage during training, and the fingerprint that a resumed stage must match.
 
     <stage>.training/  run.json  log.jsonl  runs/  checkpoints/  best.safetensors
 
-becomes ``<stage>/`` when the stage is finished. Started again, a stage goes on from its newest whole checkpoint, if
-settings, data and versions are those it began with; otherwise it refuses and says what differs, or begins anew where
-that was asked for.
+is renamed to ``<stage>/`` when the stage is finished. A stage that is started again resumes from its newest intact
+checkpoint if settings, data and versions are the same; otherwise it names the differences and refuses, or starts over
+if ``if_changed`` says so.
 """
 
 import json
@@ -17,140 +17,90 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-from pydantic import Field
-
 from bitllm import __version__
-from bitllm.config import StrictConfig
 from bitllm.errors import OutputError, TrainingError
 from bitllm.files import read_json, write_json
-from bitllm.training.callbacks import Progress
 from bitllm.training.checkpoint import Checkpoints
-from bitllm.training.ranks import is_main, n_ranks, wait_for_all
+from bitllm.training.distributed import barrier, is_main, world_size
+from bitllm.training.loop import TrainerSettings
 
 _CODE = ("torch", "transformers", "peft", "accelerate")
 _RUN, _LOCK = "run.json", "lock"
 _LOG = logging.getLogger("bitllm")
 
 
-class RunSettings(StrictConfig):
-    """How a stage is run. Nothing here changes what is learnt (but ``rft.loss_type=bnpo``, whose means it cuts)."""
-
-    save_every: int = Field(default=100, gt=0)
-    """Steps between two checkpoints."""
-    keep_checkpoints: int = Field(default=2, gt=0)
-    """Number of checkpoints on disk."""
-    micro_batch: int | None = Field(default=None, gt=0)
-    """Examples that one process computes at once in sft and rft; the whole of its share where it is not given."""
-    parallel: Literal["ddp", "fsdp"] = "ddp"
-    """How several processes share the work: copies (ddp) or shards (fsdp) of the model."""
-    report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ("tensorboard",)
-    """Where the Trainer sends its rows besides log.jsonl."""
-    brain_tokens: Path | None = None
-    """Folder where sft and rft keep the brain tokens of the frozen encoder; the memory where it is not given."""
-    if_changed: Literal["refuse", "restart"] = "restart"
-    """What to do with a stage that was begun with other settings."""
-
-
-@dataclass(frozen=True)
-class Running:
-    """How a stage is run, and who is told."""
-
-    settings: RunSettings = RunSettings()  # noqa: RUF009 - frozen
-    progress: Progress | None = None
-
-
 @dataclass(frozen=True)
 class Workspace:
-    """A stage under way.
-
-    Attributes
-    ----------
-    folder
-        Where it is trained.
-    checkpoints
-        Its checkpoints.
-    """
+    """The folder of a stage during training."""
 
     folder: Path
     checkpoints: Checkpoints
 
-    @property
-    def log(self) -> Path:
-        """The log, one JSON object a line."""
-        return self.folder / "log.jsonl"
-
-    @property
-    def best(self) -> Path:
-        """The weights that were best on validation images."""
-        return self.folder / "best.safetensors"
-
 
 @contextmanager
 def workspace(
-    folder: Path, learnt_from: dict[str, Any], *, about: dict[str, Any], settings: RunSettings
+    folder: Path, fingerprint: dict[str, Any], *, about: dict[str, Any], settings: TrainerSettings
 ) -> Iterator[Workspace]:
     """Yield the workspace of a stage; it becomes ``folder`` when the block ends without an error.
 
-    An error or a kill leaves it with its checkpoints, so that the same command goes on; an error before the first
+    After an error or a kill its checkpoints remain, so that the same command resumes; an error before the first
     checkpoint leaves nothing.
 
     Parameters
     ----------
-    learnt_from
-        JSON value of everything that decides what is learnt.
+    fingerprint
+        JSON value of everything that determines the result.
     about
-        What ``run.json`` says besides.
-    settings
-        How it is run.
+        Further entries of ``run.json``.
 
     Raises
     ------
     TrainingError
-        If it was begun with other settings, data or versions, and ``settings.if_changed`` is ``refuse``; or if another
+        If it was started with other settings, data or versions and ``settings.if_changed`` is ``refuse``, or if another
         process trains in it.
     """
     folder = Path(folder)
     under_way = folder.with_name(folder.name + ".training")
     lock = _locked(under_way) if is_main() else None
     if is_main():
-        _open(under_way, {"learnt_from": learnt_from, "versions": versions()}, about, settings)
-    wait_for_all()
+        _open(under_way, {"learnt_from": fingerprint, "versions": versions()}, about, settings)
+    barrier()
     work = Workspace(under_way, Checkpoints(under_way / "checkpoints", keep=settings.keep_checkpoints))
     try:
         yield work
     except Exception:
-        if is_main() and not work.checkpoints.all():  # nothing to go on from
+        if is_main() and not work.checkpoints.all():  # nothing to resume from
             shutil.rmtree(under_way)
         raise
     finally:
         if lock is not None:
             lock.close()
-    wait_for_all()
+    barrier()
     if is_main():
         (under_way / _LOCK).unlink()
         shutil.rmtree(folder, ignore_errors=True)
         under_way.rename(folder)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         (folder / "best.safetensors").unlink(missing_ok=True)
-    wait_for_all()
+    barrier()
 
 
-def is_finished(folder: Path, learnt_from: dict[str, Any]) -> bool:
+def is_finished(folder: Path, fingerprint: dict[str, Any]) -> bool:
     """Whether this stage was finished with these settings, data and versions.
 
     Raises
     ------
     TrainingError
-        If it was finished with others.
+        If it was finished with other ones.
     OutputError
-        If the folder holds something else.
+        If the folder contains something else.
     """
     folder = Path(folder)
     if not folder.exists():
@@ -160,7 +110,7 @@ def is_finished(folder: Path, learnt_from: dict[str, Any]) -> bool:
             f"{folder}: expected a new folder or that of a trained stage, found other files; name another run"
         )
     differences = _differences(
-        read_json(folder / _RUN), _as_json({"learnt_from": learnt_from, "versions": versions()})
+        read_json(folder / _RUN), _as_json({"learnt_from": fingerprint, "versions": versions()})
     )
     if differences:
         raise TrainingError(
@@ -171,13 +121,13 @@ def is_finished(folder: Path, learnt_from: dict[str, Any]) -> bool:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the code that decides what is learnt."""
+    """Versions of the packages that determine the result."""
     return {"bitllm": __version__, **{name: version(name).split("+")[0] for name in _CODE}}
 
 
-@cache  # of the code that runs: a commit made while it runs changes nothing of it
+@cache  # a commit made while this process runs does not change its code
 def git_revision() -> str | None:
-    """Commit of the source tree that runs, if it is one; with ``+`` where files were changed since."""
+    """Commit of the running source tree, with ``+`` if files differ from it; None outside a repository."""
 
     def ask(*words: str) -> str:
         place = str(Path(__file__).parent)
@@ -192,7 +142,7 @@ def git_revision() -> str | None:
 
 
 def _locked(under_way: Path) -> IO[str]:
-    """A file that no other process holds while this one lives: two that train in one folder would mix."""
+    """Lock the folder for the life of this process: two that train in one folder would mix their files."""
     under_way.mkdir(parents=True, exist_ok=True)
     file = (under_way / _LOCK).open("w")
     if fcntl is not None:
@@ -209,40 +159,40 @@ def _locked(under_way: Path) -> IO[str]:
     return file
 
 
-def _open(under_way: Path, record: dict[str, Any], about: dict[str, Any], how: RunSettings) -> None:
+def _open(under_way: Path, record: dict[str, Any], about: dict[str, Any], settings: TrainerSettings) -> None:
     if (under_way / _RUN).is_file():
         before = read_json(under_way / _RUN)
         differences = _differences(before, _as_json(record))
         if not differences:
-            _warn_of_rounding(under_way, before, {"processes": n_ranks(), **about})
+            _warn_of_rounding(under_way, before, {"processes": world_size(), **about})
             return
-        if how.if_changed == "refuse":
+        if settings.if_changed == "refuse":
             raise TrainingError(
-                f"{under_way}: begun with other settings ({differences}); go back to them, or delete the folder to "
-                "begin anew"
+                f"{under_way}: started with other settings ({differences}); go back to them, or delete the folder to "
+                "start over"
             )
     for old in under_way.iterdir():
         if old.is_dir():
             shutil.rmtree(old)
         elif old.name != _LOCK:
             old.unlink()
-    write_json(under_way / _RUN, {**record, "processes": n_ranks(), "git": git_revision(), **about})
+    write_json(under_way / _RUN, {**record, "processes": world_size(), "git": git_revision(), **about})
 
 
 def _warn_of_rounding(under_way: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Say what makes the rest of a run another than it had been, though no setting differs."""
+    """Warn about changes that alter the rest of a run although no setting differs."""
     if before["processes"] != now["processes"]:
         _LOG.warning(
-            "%s: begun with %s processes, goes on with %s: equal to rounding, not bit by bit; where the encoder "
-            "learns, its dropout is drawn otherwise",
+            "%s: started with %s processes, resumes with %s: equal up to rounding, not bit for bit; a trained encoder "
+            "draws other dropout masks",
             under_way,
             before["processes"],
             now["processes"],
         )
     if before.get("precision", now.get("precision")) != now.get("precision"):
         _LOG.warning(
-            "%s: begun with the LLM in %s, goes on in %s (`auto` is measured on each machine); name one to have "
-            "the same",
+            "%s: started with the LLM in %s, resumes in %s (`auto` is measured on each machine); set sft.precision and "
+            "rft.precision to one of them",
             under_way,
             before["precision"],
             now["precision"],

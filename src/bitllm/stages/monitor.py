@@ -1,7 +1,7 @@
-"""What is watched while rewards are learnt: whether captions still follow the brain, and how they change.
+"""Validation during rft: do captions still depend on the brain, and how do they change?
 
-A policy that learns to please the reward without the brain shows as real − permuted that falls while CIDEr rises, as
-captions that grow, repeat themselves or become one.
+Reward hacking shows as a falling difference real − permuted while CIDEr rises, or as captions that get longer, repeat
+themselves or become identical.
 """
 
 from typing import Any
@@ -16,12 +16,12 @@ from bitllm.data.store import Store
 from bitllm.metrics.cider import cider_d
 from bitllm.metrics.diversity import distinct_n, mean_length, n_distinct_captions
 from bitllm.metrics.tokenize import ptb_tokenize
-from bitllm.training.decode import greedy_captions
-from bitllm.training.embed import brain_tokens_of
+from bitllm.model.decode import greedy_captions
+from bitllm.model.embed import brain_tokens_of
 
 
-class RewardWatch:
-    """Greedy captions of validation images: CIDEr under real and under permuted betas, so that hacking shows."""
+class ValidationMonitor:
+    """CIDEr of greedy captions of validation images, with their own and with permuted betas."""
 
     def __init__(
         self,
@@ -41,19 +41,19 @@ class RewardWatch:
         self.model, self.prompter, self.max_new_tokens = model, prompter, max_new_tokens
 
     def measure(self) -> dict[str, float]:
-        """Mean CIDEr of real betas, and its distance to that of another image's betas."""
+        """CIDEr with real betas, its difference to that with another image's betas, and caption statistics."""
         captions = greedy_captions(
             self.model, self.prompter, self.brain_tokens, max_new_tokens=self.max_new_tokens
         )
-        tokenised = ptb_tokenize(captions)
-        real = float(cider_d(tokenised, self.references).mean())
-        permuted = float(cider_d(tokenised[1:] + tokenised[:1], self.references).mean())
+        tokenized = ptb_tokenize(captions)
+        real = float(cider_d(tokenized, self.references).mean())
+        permuted = float(cider_d(tokenized[1:] + tokenized[:1], self.references).mean())
         return {
             "validation_cider": real,
             "validation_real_minus_permuted": real - permuted,
             "validation_length": mean_length(captions),
             "validation_distinct": n_distinct_captions(captions) / len(captions),
-            "validation_distinct_2": distinct_n(tokenised, 2),
+            "validation_distinct_2": distinct_n(tokenized, 2),
             "validation_repetition": 1
-            - float(np.mean([distinct_n([caption], 2) or 1 for caption in tokenised])),
+            - float(np.mean([distinct_n([caption], 2) or 1 for caption in tokenized])),
         }

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitllm.objectives.contrastive import info_nce, mixed_images, same_image
+from bitllm.losses.contrastive import info_nce, mixed_images, same_image
 
 
 def loop_info_nce(brain: torch.Tensor, target: torch.Tensor, scale: float, nsd_id: list[int]) -> float:

@@ -1,0 +1,408 @@
+"""The training loop of all stages, on accelerate: accumulation, clipping, DDP or FSDP2, validation, exact resume.
+
+The order of examples and every random choice about an example are functions of (seed, epoch, index), the learning rate
+is a function of the step, and a checkpoint holds everything else that the next step depends on. So a run that was
+killed and resumed is, bit for bit, the run that was never stopped.
+"""
+
+import math
+import signal
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, send_to_device, set_seed
+from jaxtyping import Int
+from pydantic import Field
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from bitllm.config import StrictConfig
+from bitllm.data.batch import describe_images
+from bitllm.data.order import EpochOrder
+from bitllm.errors import ConfigError, StoppedError, TrainingError
+from bitllm.files import file_written_whole, read_json, write_json
+from bitllm.training import checkpoint as saved
+from bitllm.training.distributed import (
+    any_rank,
+    barrier,
+    is_main,
+    mean_over_ranks,
+    rank,
+    shard,
+    sum_over_ranks,
+    unsharded,
+    world_size,
+)
+from bitllm.training.logging import Progress, StageLog, require_trackers
+
+Batch = dict[str, Any]
+
+
+class OptimizerConfig(StrictConfig):
+    """Number of steps, learning rate and related settings of a stage."""
+
+    steps: int = Field(gt=0)
+    """Optimizer steps."""
+    batch_size: int = Field(gt=0)
+    """Examples in a step, over all processes."""
+    learning_rate: float = Field(gt=0)
+    """Largest learning rate of AdamW."""
+    weight_decay: float = Field(default=0.05, ge=0)
+    """AdamW's weight decay."""
+    warmup_steps: int = Field(default=20, ge=0)
+    """Steps over which the learning rate rises linearly; it then falls along a cosine."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are clipped to this norm."""
+    log_every: int = Field(default=10, gt=0)
+    """Steps between two rows of the log."""
+    keep: Literal["last", "best"] = "last"
+    """Which weights to keep: those of the last step, or those with the best validation value."""
+    patience: int | None = Field(default=None, gt=0)
+    """Validations without a better value after which a stage stops; null to never stop early."""
+
+    def selection(self, metric: str, subjects: Sequence[str]) -> dict[str, Any]:
+        """Entry of ``run.json``: the leak audit reads there that no test data was used to select weights."""
+        found = {"part": "validation", "subjects": list(subjects), "metric": metric, "rule": self.keep}
+        return {"selection": found | {"patience": self.patience}}
+
+    def rate_factor(self, step: int) -> float:
+        """Share of the learning rate at a step, counted from 0: linear warmup, then half a cosine to 0."""
+        if step < self.warmup_steps:
+            return step / max(1, self.warmup_steps)
+        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
+
+
+class TrainerSettings(StrictConfig):
+    """How a stage is run. None of it changes the result, except micro_batch with ``rft.loss_type=bnpo``."""
+
+    save_every: int | None = Field(default=100, gt=0)
+    """Steps between two checkpoints; null for none."""
+    keep_checkpoints: int = Field(default=2, gt=0)
+    """Number of checkpoints on disk."""
+    micro_batch: int | None = Field(default=None, gt=0)
+    """Examples per forward pass of one process in sft and rft; null for its whole share of the batch."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """With several processes: a copy of the model in each (ddp), or shards of it (fsdp)."""
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ("tensorboard",)
+    """Trackers that get the rows of log.jsonl."""
+    brain_tokens: Path | None = None
+    """Folder where sft and rft cache the brain tokens of the frozen encoder; null for main memory."""
+    if_changed: Literal["refuse", "restart"] = "restart"
+    """What to do with an unfinished stage that was started with other settings."""
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Settings of the trainer, and the function that receives its progress."""
+
+    settings: TrainerSettings = TrainerSettings()  # noqa: RUF009 - frozen
+    progress: Progress | None = None
+
+
+class TrainingData(NamedTuple):
+    """Training examples; ``collate`` makes the arguments of ``forward`` from a list of (epoch, index) pairs."""
+
+    n_examples: int
+    collate: Callable[[list[tuple[int, int]]], Batch]
+    lengths: Callable[[int], Int[np.ndarray, " n"]] | None = None
+    """See `EpochOrder`."""
+    groups: Int[np.ndarray, " n"] | None = None
+    """See `EpochOrder`; used with several processes only."""
+    n_targets: Callable[[Batch], Tensor] | None = None
+    """Number of targets (tokens) that the loss of a batch is a mean over. If given, the loss of a step is the mean over
+    the targets of all its micro-batches and processes; otherwise micro-batches count equally."""
+
+
+class Validation(NamedTuple):
+    """A measurement on validation images, every n steps and after the last one."""
+
+    every: int
+    measure: Callable[[], dict[str, float]]
+    """Called in every process; gives a row of the log."""
+    metric: str
+    """Key of the value that decides which weights are best (`OptimizerConfig.keep` and ``patience``)."""
+    greater_is_better: bool = True
+
+
+class StopAfterCheckpointError(TrainingError):
+    """An error in a forward pass that stops training after a checkpoint is written."""
+
+
+@dataclass
+class Loop:
+    """Trains a module; its ``forward`` returns ``loss`` and, optionally, other numbers for the log.
+
+    Attributes
+    ----------
+    folder
+        Receives ``log.jsonl``, ``runs`` (TensorBoard), ``checkpoints`` and ``best.safetensors``.
+    name
+        What progress calls this training.
+    micro_batch
+        Examples per forward pass of one process; None for its whole share of the batch.
+    make_optimizer
+        Called after sharding; by default AdamW without weight decay on biases and norms.
+    """
+
+    module: nn.Module
+    data: TrainingData
+    config: OptimizerConfig
+    folder: Path
+    seed: int
+    name: str = "training"
+    context: RunContext = RunContext()
+    micro_batch: int | None = None
+    make_optimizer: Callable[[], torch.optim.Optimizer] | None = None
+    validation: Validation | None = None
+    step: int = field(default=0, init=False)
+    best_step: int = field(default=0, init=False)
+    best_value: float | None = field(default=None, init=False)
+
+    def fit(self) -> None:
+        """Train from the newest intact checkpoint to the last step; leave the selected weights in the module.
+
+        Raises
+        ------
+        StoppedError
+            If the process was asked to stop (SIGTERM); a checkpoint was written.
+        TrainingError
+            If the loss is not finite in any process.
+        """
+        self._prepare()
+        checkpoint = self.checkpoints.newest_intact() if self.saves else None
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        with self.log.opened(self.step), _sigterm_as_request(self.saves) as stop_request:
+            while self.step < self.config.steps and not self._patience_is_over():
+                self._train_step()
+                self._after_step(must_stop=any_rank(bool(stop_request)))
+        if self.config.keep == "best" and self.best_file.is_file():
+            saved.load_trainable(self.module, self.best_file)
+
+    def _prepare(self) -> None:
+        settings = self.context.settings
+        require_trackers(settings.report_to)
+        self.saves = settings.save_every is not None
+        self.checkpoints = saved.Checkpoints(self.folder / "checkpoints", keep=settings.keep_checkpoints)
+        self.best_file = self.folder / "best.safetensors"
+        self.order = EpochOrder(
+            self.data.n_examples,
+            self.config.steps * self.config.batch_size,
+            seed=self.seed,
+            batch_size=self.config.batch_size,
+            lengths=self.data.lengths,
+            groups=self.data.groups if world_size() > 1 else None,
+        )
+        self.n_at_once, self.accumulate = batch_shares(self.config.batch_size, self.micro_batch)
+        self.accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(),
+            mixed_precision="no",  # the model autocasts its frozen LLM itself (`bitllm.model.precision`)
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                num_steps=1
+            ),  # `_train_step` scales the loss
+            log_with=list(settings.report_to) or None,
+            project_config=ProjectConfiguration(str(self.folder), logging_dir=str(self.folder / "runs")),
+        )
+        self.log = StageLog(self.folder / "log.jsonl", self.accelerator)
+        self.since_last_row: dict[str, list[float]] = defaultdict(list)
+        self.last_loss = ""
+        set_seed(self.seed)
+        torch.empty(
+            (), dtype=torch.int64
+        ).random_()  # version 0.1 drew here: the same dropout masks as in its runs
+        if settings.parallel == "fsdp" and world_size() > 1:
+            shard(self.module)
+            self.model = self.module
+        else:
+            self.model = self.accelerator.prepare_model(self.module)
+        self.optimizer = self.make_optimizer() if self.make_optimizer else adamw(self.module, self.config)
+        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+
+    def _micro_batch(self, number: int) -> Batch:
+        """Micro-batch ``number`` of this process in the current step."""
+        first = self.step * self.config.batch_size + (number * world_size() + rank()) * self.n_at_once
+        batch = self.data.collate([self.order[item] for item in range(first, first + self.n_at_once)])
+        return send_to_device(batch, self.accelerator.device)
+
+    def _train_step(self) -> None:
+        """One optimizer step; a loss that is not finite is refused before the weights change."""
+        self.model.train()
+        batches = [self._micro_batch(number) for number in range(self.accumulate)]
+        count = self.data.n_targets
+        n_targets = None if count is None else sum_over_ranks(torch.stack([count(b) for b in batches]).sum())
+        rows: dict[str, list[float]] = defaultdict(list)
+        for number, batch in enumerate(batches, start=1):
+            with nullcontext() if number == self.accumulate else self.accelerator.no_sync(self.model):
+                outputs = self._forward(batch)
+                if count is None:
+                    loss = outputs["loss"] / self.accumulate
+                else:  # times the number of processes, because gradients are averaged over them
+                    loss = outputs["loss"] * count(batch) * world_size() / n_targets
+                self.accelerator.backward(loss)
+            rows["loss"].append(float(loss.detach()) * self.accumulate)
+            for name, value in outputs.items():
+                if name != "loss" and (
+                    isinstance(value, float) or (torch.is_tensor(value) and value.ndim == 0)
+                ):
+                    rows[name].append(float(value))
+        self._require_finite(rows["loss"], batches)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = rate * self.config.rate_factor(self.step)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        for name, values in rows.items():
+            self.since_last_row[name] += values
+
+    def _forward(self, batch: Batch) -> Any:
+        try:
+            return self.model(**batch)
+        except StopAfterCheckpointError:
+            if self.saves:
+                self._save()
+            raise
+
+    def _require_finite(self, losses: list[float], batches: list[Batch]) -> None:
+        mean = mean_over_ranks({"loss": sum(losses) / len(losses)})["loss"]
+        if not math.isfinite(mean):
+            bad = next(
+                (batch for batch, loss in zip(batches, losses, strict=True) if not math.isfinite(loss)), {}
+            )
+            raise TrainingError(
+                f"step {self.step + 1}: the loss is {mean}{describe_images(bad)}; the last checkpoint is kept: lower "
+                "the learning rate, or look at these betas with `bitllm inspect`"
+            )
+
+    def _after_step(self, *, must_stop: bool) -> None:
+        """Progress, validation, log and checkpoint, if due."""
+        every, n_steps = self.context.settings.save_every, self.config.steps
+        if self.context.progress is not None and is_main():
+            self.context.progress(self.name + self.last_loss, self.step, n_steps)
+        if self.validation and (self.step % self.validation.every == 0 or self.step == n_steps):
+            self._validate(self.validation)
+        if self.step % self.config.log_every == 0:
+            self._log_means()
+        is_end = self.step == n_steps or must_stop or self._patience_is_over()
+        if every is not None and (self.step % every == 0 or is_end):
+            self._save()
+        if must_stop and self.step < n_steps:
+            raise StoppedError(
+                f"{self.folder}: stopped at step {self.step} of {n_steps} after a checkpoint; the same command resumes"
+            )
+
+    def _validate(self, validation: Validation) -> None:
+        with unsharded(self.module):
+            row = validation.measure()
+        self.log.write(self.step, row)
+        sign = 1 if validation.greater_is_better else -1
+        value = row[validation.metric]
+        if self.best_value is None or sign * value > sign * self.best_value:
+            self.best_value, self.best_step = value, self.step
+            if self.config.keep == "best":
+                tensors = saved.trainable_tensors(self.module)
+                if is_main():
+                    with file_written_whole(self.best_file) as unfinished:
+                        save_file(tensors, unfinished)
+                barrier()
+
+    def _patience_is_over(self) -> bool:
+        if self.validation is None or self.config.patience is None:
+            return False
+        return (self.step - self.best_step) / self.validation.every >= self.config.patience
+
+    def _log_means(self) -> None:
+        """Log the mean of every value since the last row, over all processes."""
+        means = mean_over_ranks({name: sum(v) / len(v) for name, v in self.since_last_row.items()})
+        self.since_last_row.clear()
+        self.last_loss = f", loss {means['loss']:.3f}"
+        rate = self.optimizer.param_groups[0]["lr"]
+        row = {"loss": means["loss"], "grad_norm": self.grad_norm.item(), "learning_rate": rate}
+        self.log.write(self.step, row | means)
+
+    def _save(self) -> None:
+        """Write a checkpoint; every process must call this."""
+        weights = saved.trainable_tensors(self.module)
+        optimizer = saved.optimizer_tensors(self.optimizer, self.module)
+        own = {"random": saved.random_state(), "since_last_row": self.since_last_row}
+        with self.checkpoints.writing(self.step) as folder:
+            write_json(folder / f"rank-{rank()}.json", own)
+            if is_main():
+                save_file(weights, folder / "weights.safetensors")
+                save_file(optimizer, folder / "optimizer.safetensors")
+                best = {"best_step": self.best_step, "best_value": self.best_value}
+                write_json(folder / "state.json", {"step": self.step} | best)
+
+    def _restore(self, checkpoint: Path) -> None:
+        saved.load_trainable(self.module, checkpoint / "weights.safetensors")
+        saved.load_optimizer(self.optimizer, self.module, checkpoint / "optimizer.safetensors")
+        state = read_json(checkpoint / "state.json")
+        self.step, self.best_step, self.best_value = state["step"], state["best_step"], state["best_value"]
+        own = checkpoint / f"rank-{rank()}.json"
+        if own.is_file():  # not if the run had fewer processes
+            saved.restore_random_state(read_json(own)["random"])
+            self.since_last_row.update(read_json(own)["since_last_row"])
+
+
+def batch_shares(batch_size: int, micro_batch: int | None) -> tuple[int, int]:
+    """Examples of one forward pass of one process, and the number of passes in a step.
+
+    Raises
+    ------
+    ConfigError
+        If the batch cannot be divided evenly.
+    """
+    n = world_size()
+    share, left = divmod(batch_size, n)
+    if left or share == 0:
+        raise ConfigError(
+            f"batch_size: expected a multiple of the {n} processes, found {batch_size}; choose "
+            f"{max(1, share) * n} or {(share + 1) * n}, or start another number of processes"
+        )
+    micro = min(micro_batch or share, share)
+    if share % micro:
+        raise ConfigError(
+            f"micro_batch: expected a divisor of the {share} examples of each process, found {micro_batch}"
+        )
+    return micro, share // micro
+
+
+def adamw(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW without weight decay on biases and norms."""
+    norms = [m for m in module.modules() if "norm" in type(m).__name__.lower()]
+    of_norms = {parameter for norm in norms for parameter in norm.parameters()}
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            (others if parameter in of_norms or "bias" in name else decayed).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+
+
+@contextmanager
+def _sigterm_as_request(listens: bool) -> Iterator[list[int]]:
+    """Yield a list that receives SIGTERM (which SLURM sends before it kills) instead of the process being ended."""
+    request: list[int] = []
+    try:
+        before = signal.signal(signal.SIGTERM, lambda number, _: request.append(number)) if listens else None
+    except ValueError:  # not the main thread, the only one that receives signals
+        before = None
+    try:
+        yield request
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
