@@ -90,11 +90,12 @@ def train_small_llm(
             _document(captions[index], config, np.random.default_rng([seed, epoch, index, 1]))
             for epoch, index in pairs
         ]
-        return pad_answers(
+        batch = pad_answers(
             [prompter.prompt_ids(question) for question, _ in documents],
             [prompter.answer_ids(answer) for _, answer in documents],
             tokenizer.pad_token_id,
         )
+        return batch | {"use_cache": False}
 
     with folder_written_whole(folder, replace=True) as unfinished:
         Loop(
@@ -106,7 +107,6 @@ def train_small_llm(
             name="small Llama",
             context=RunContext(TrainerSettings(save_every=None), progress),
         ).fit()
-        model.config.use_cache = True  # the Trainer turns it off
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
 

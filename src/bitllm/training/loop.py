@@ -44,6 +44,9 @@ from bitllm.training.distributed import (
 from bitllm.training.logging import Progress, StageLog, require_trackers
 
 Batch = dict[str, Any]
+_LOSS_AS_IT_IS = GradientAccumulationPlugin(
+    num_steps=1
+)  # the loop scales losses; accelerate must not do so again
 
 
 class OptimizerConfig(StrictConfig):
@@ -206,9 +209,7 @@ class Loop:
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
             mixed_precision="no",  # the model autocasts its frozen LLM itself (`bitllm.model.precision`)
-            gradient_accumulation_plugin=GradientAccumulationPlugin(
-                num_steps=1
-            ),  # `_train_step` scales the loss
+            gradient_accumulation_plugin=_LOSS_AS_IT_IS,
             log_with=list(settings.report_to) or None,
             project_config=ProjectConfiguration(str(self.folder), logging_dir=str(self.folder / "runs")),
         )
@@ -216,9 +217,8 @@ class Loop:
         self.since_last_row: dict[str, list[float]] = defaultdict(list)
         self.last_loss = ""
         set_seed(self.seed)
-        torch.empty(
-            (), dtype=torch.int64
-        ).random_()  # version 0.1 drew here: the same dropout masks as in its runs
+        # The DataLoader of version 0.1 drew one number here: with it, dropout masks are those of published runs.
+        torch.empty((), dtype=torch.int64).random_()
         if settings.parallel == "fsdp" and world_size() > 1:
             shard(self.module)
             self.model = self.module
@@ -230,29 +230,24 @@ class Loop:
     def _micro_batch(self, number: int) -> Batch:
         """Micro-batch ``number`` of this process in the current step."""
         first = self.step * self.config.batch_size + (number * world_size() + rank()) * self.n_at_once
-        batch = self.data.collate([self.order[item] for item in range(first, first + self.n_at_once)])
-        return send_to_device(batch, self.accelerator.device)
+        return self.data.collate([self.order[item] for item in range(first, first + self.n_at_once)])
 
     def _train_step(self) -> None:
         """One optimizer step; a loss that is not finite is refused before the weights change."""
         self.model.train()
         batches = [self._micro_batch(number) for number in range(self.accumulate)]
-        count = self.data.n_targets
-        n_targets = None if count is None else sum_over_ranks(torch.stack([count(b) for b in batches]).sum())
+        shares = self._shares(batches)
         rows: dict[str, list[float]] = defaultdict(list)
-        for number, batch in enumerate(batches, start=1):
-            with nullcontext() if number == self.accumulate else self.accelerator.no_sync(self.model):
-                outputs = self._forward(batch)
-                if count is None:
-                    loss = outputs["loss"] / self.accumulate
-                else:  # times the number of processes, because gradients are averaged over them
-                    loss = outputs["loss"] * count(batch) * world_size() / n_targets
+        for number, batch in enumerate(batches):
+            is_last = number == self.accumulate - 1
+            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+                outputs = self._forward(send_to_device(batch, self.accelerator.device))
+                loss = shares(outputs["loss"], number)
                 self.accelerator.backward(loss)
             rows["loss"].append(float(loss.detach()) * self.accumulate)
             for name, value in outputs.items():
-                if name != "loss" and (
-                    isinstance(value, float) or (torch.is_tensor(value) and value.ndim == 0)
-                ):
+                is_number = isinstance(value, float) or (torch.is_tensor(value) and value.ndim == 0)
+                if name != "loss" and is_number:
                     rows[name].append(float(value))
         self._require_finite(rows["loss"], batches)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
@@ -265,6 +260,15 @@ class Loop:
         for name, values in rows.items():
             self.since_last_row[name] += values
 
+    def _shares(self, batches: list[Batch]) -> Callable[[Tensor, int], Tensor]:
+        """A function from the loss of micro-batch i to its share of the loss of the step."""
+        if self.data.n_targets is None:
+            return lambda loss, _: loss / len(batches)
+        own = [self.data.n_targets(batch).to(self.accelerator.device) for batch in batches]
+        total = sum_over_ranks(torch.stack(own).sum())
+        # times the number of processes, because gradients are averaged over them
+        return lambda loss, number: loss * own[number] * world_size() / total
+
     def _forward(self, batch: Batch) -> Any:
         try:
             return self.model(**batch)
@@ -276,11 +280,10 @@ class Loop:
     def _require_finite(self, losses: list[float], batches: list[Batch]) -> None:
         mean = mean_over_ranks({"loss": sum(losses) / len(losses)})["loss"]
         if not math.isfinite(mean):
-            bad = next(
-                (batch for batch, loss in zip(batches, losses, strict=True) if not math.isfinite(loss)), {}
-            )
+            bad = [batch for batch, loss in zip(batches, losses, strict=True) if not math.isfinite(loss)]
+            at = describe_images((bad or batches)[0])
             raise TrainingError(
-                f"step {self.step + 1}: the loss is {mean}{describe_images(bad)}; the last checkpoint is kept: lower "
+                f"step {self.step + 1}: the loss is {mean}{at}; the last checkpoint is kept: lower "
                 "the learning rate, or look at these betas with `bitllm inspect`"
             )
 
