@@ -9,7 +9,7 @@ from pydantic import Field
 from bitllm.config import StrictConfig, read_yaml
 from bitllm.errors import ConfigError
 from bitllm.runs.config import read_run_config
-from bitllm.training.workspace import RunSettings
+from bitllm.training.loop import TrainerSettings
 
 
 class Shelf(StrictConfig):
@@ -124,7 +124,7 @@ def test_a_word_is_a_list_of_one(tmp_path):
 
 
 def test_one_tracker_is_written_as_a_word():
-    assert RunSettings.parse({"report_to": "wandb", "if_changed": "refuse"}).report_to == ("wandb",)
+    assert TrainerSettings.parse({"report_to": "wandb", "if_changed": "refuse"}).report_to == ("wandb",)
 
 
 def test_a_run_with_changes_reads_its_file_as_strictly_as_one_without(tmp_path):
