@@ -56,7 +56,7 @@ def train(easy, folder, config=FEW_STEPS, *, reward=None, split=None, seed=0, co
         make_reward=lambda nsd_ids, weights: reward or WordReward("on"),
         config=config,
         seed=seed,
-        context=running or RunContext(),
+        context=context or RunContext(),
     )
 
 
@@ -198,7 +198,7 @@ def test_an_rft_is_loaded_on_the_sft_that_it_was_trained_on_and_on_no_other(easy
 
 def test_dapo_is_refused_in_micro_batches(easy, tmp_path):
     config = RftConfig.parse({**SETTINGS, "loss_type": "dapo"})
-    with pytest.raises(ConfigError, match=r"dapo with how\.micro_batch 2"):
+    with pytest.raises(ConfigError, match=r"micro_batch 2"):
         train(easy, tmp_path / "rft", config, context=RunContext(TrainerSettings(micro_batch=2)))
     assert not list(tmp_path.iterdir())
     train(easy, tmp_path / "rft", config)

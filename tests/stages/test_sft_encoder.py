@@ -245,7 +245,7 @@ def test_on_shuffled_pairs_an_encoder_that_learns_does_not_learn_to_read_the_bra
 
 @pytest.mark.parametrize("stop_at", [2, 6])
 def test_a_killed_run_goes_on_bit_by_bit(easy, tmp_path, trained, monkeypatch, stop_at):
-    running = RunContext(TrainerSettings(save_every=1, if_changed="refuse", report_to=()))
+    context = RunContext(TrainerSettings(save_every=1, if_changed="refuse", report_to=()))
     original, calls = answer_loss, []
 
     def killed(model, inputs):
@@ -256,10 +256,10 @@ def test_a_killed_run_goes_on_bit_by_bit(easy, tmp_path, trained, monkeypatch, s
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(sft, "answer_loss", killed)
-        train(easy, tmp_path / "sft", FEW_STEPS, context=running)
+        train(easy, tmp_path / "sft", FEW_STEPS, context=context)
     assert (tmp_path / "sft.training" / "checkpoints").is_dir()
     torch.manual_seed(stop_at)  # another process draws from elsewhere
-    train(easy, tmp_path / "sft", FEW_STEPS, context=running)
+    train(easy, tmp_path / "sft", FEW_STEPS, context=context)
     weights, whole = (load_file(folder / "model.safetensors") for folder in (tmp_path / "sft", trained))
     assert all(torch.equal(weights[name], tensor) for name, tensor in whole.items())
     assert (tmp_path / "sft" / "log.jsonl").read_text() == (trained / "log.jsonl").read_text()
