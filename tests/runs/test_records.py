@@ -50,7 +50,7 @@ def test_a_stage_that_goes_on_keeps_its_configuration_when_other_settings_are_re
         train(config, "align", progress=stop_at(4))
     written = (tmp_path / "run" / "align.yaml").read_text()
     assert yaml.safe_load(written)["seed"] == 0
-    with pytest.raises(TrainingError, match=r"align.training: begun with other settings \(seed: 0 → 1"):
+    with pytest.raises(TrainingError, match=r"align.training: .*\(seed: 0 → 1"):
         train(config, "align", "seed=1")
     assert (tmp_path / "run" / "align.yaml").read_text() == written
     train(config, "align", "how.save_every=3")
