@@ -160,10 +160,7 @@ def train_sft(  # noqa: PLR0913 - the parts of the stage
     train_encoder, micro_batch = config.encoder == "trained", context.settings.micro_batch
     with sealed_test(), workspace(folder, fingerprint, about=about, settings=context.settings) as work:
         torch.manual_seed(seed)
-        if isinstance(start, Path):
-            model = _init_from(start, base, encoder_arguments, atlases, config)
-        else:
-            model = _untrained(base, start, encoder_arguments, config)
+        model = _initial_model(start, base, encoder_arguments, atlases, config)
         train_interface(model, with_encoder=train_encoder)
         nn.Module.to(model, device())
         training, validation = (
@@ -178,9 +175,8 @@ def train_sft(  # noqa: PLR0913 - the parts of the stage
             )
             for part in ("train", "validation")
         )
-        measure = partial(
-            validation_loss, model, validation, at_once=micro_batch or config.optimizer.batch_size
-        )
+        at_once = micro_batch or config.optimizer.batch_size
+        measure = partial(validation_loss, model, validation, at_once=at_once)
         loop = Loop(
             SftObjective(model),
             TrainingData(
@@ -225,6 +221,18 @@ def sft_fingerprint(
         **begun,
         "llm": llm_sha256,
     }
+
+
+def _initial_model(
+    start: BrainEncoder | Path,
+    base: BaseLlm,
+    encoder_arguments: dict[str, Any],
+    atlases: tuple[str, ...],
+    config: SftConfig,
+) -> BitLlmForCausalLM:
+    if isinstance(start, Path):
+        return _init_from(start, base, encoder_arguments, atlases, config)
+    return _untrained(base, start, encoder_arguments, config)
 
 
 def _untrained(

@@ -313,11 +313,14 @@ class Loop:
         if self.best_value is None or sign * value > sign * self.best_value:
             self.best_value, self.best_step = value, self.step
             if self.config.keep == "best":
-                tensors = saved.trainable_tensors(self.module)
-                if is_main():
-                    with file_written_whole(self.best_file) as unfinished:
-                        save_file(tensors, unfinished)
-                barrier()
+                self._save_best()
+
+    def _save_best(self) -> None:
+        tensors = saved.trainable_tensors(self.module)
+        if is_main():
+            with file_written_whole(self.best_file) as unfinished:
+                save_file(tensors, unfinished)
+        barrier()
 
     def _patience_is_over(self) -> bool:
         if self.validation is None or self.config.patience is None:
