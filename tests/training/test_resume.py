@@ -1,4 +1,4 @@
-"""A run that was stopped at any step goes on bit by bit; what it must agree with; early stopping."""
+"""A run that was killed at any step resumes bit for bit; the fingerprint that it must match; early stopping."""
 
 import json
 import os
