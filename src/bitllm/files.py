@@ -247,14 +247,24 @@ def read_json(path: Path, what: str = "a JSON file") -> Any:
         If the file is missing, is not UTF-8 or not JSON, or has a key twice in one object (Python's parser
         would drop the first value without a word).
     """
-    text = read_text(path, what)
+    return parse_json(read_text(path, what), path)
+
+
+def parse_json(text: str, where: object) -> Any:
+    """The value of a text in JSON; errors name ``where``.
+
+    Raises
+    ------
+    DataError
+        If it is not JSON, or has a key twice in one object.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
             twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
             raise DataError(
-                f"{path}: expected each key once, found {len(twice)} keys twice "
+                f"{where}: expected each key once, found {len(twice)} keys twice "
                 f"({', '.join(map(repr, twice[:3]))}); remove the duplicates"
             )
         return found
@@ -263,7 +273,7 @@ def read_json(path: Path, what: str = "a JSON file") -> Any:
         return json.loads(text, object_pairs_hook=unique)
     except (json.JSONDecodeError, RecursionError) as error:
         raise DataError(
-            f"{path}: expected JSON, found text that does not parse ({error}); fetch or make it again"
+            f"{where}: expected JSON, found text that does not parse ({error}); fetch or make it again"
         ) from None
 
 

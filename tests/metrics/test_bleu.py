@@ -3,7 +3,7 @@ import pytest
 from sacrebleu.metrics import BLEU
 
 from bitllm.errors import DataError
-from bitllm.metrics.bleu import bleu_counts, bleu_from_counts
+from bitllm.metrics.bleu import Bleu, bleu_counts, bleu_from_counts
 
 
 def test_counts_are_lengths_matches_and_totals():
@@ -50,3 +50,24 @@ def test_captions_without_their_references_are_refused():
         bleu_counts(["a", "b"], [["a"]])
     with pytest.raises(DataError, match=r"found none for 1 of 2 \(the first is number 1\)"):
         bleu_counts(["a", "b"], [["a"], []])
+
+
+def test_a_reference_left_out_is_counted_against_the_others_alone(rng):
+    """Few words, so that references often have equal and repeated n-grams; one set has two equal references."""
+    sets = [[" ".join(rng.choice(list("abc"), size=rng.integers(0, 9))) for _ in range(5)] for _ in range(60)]
+    sets[0][3] = sets[0][1]
+    bleu = Bleu(sets)
+    for k in range(5):
+        others = [[*texts[:k], *texts[k + 1 :]] for texts in sets]
+        np.testing.assert_array_equal(
+            bleu.counts_of_reference(k), bleu_counts([texts[k] for texts in sets], others)
+        )
+    with pytest.raises(DataError, match="found none for 1 of 1"):
+        Bleu([["a"]]).counts_of_reference(0)
+
+
+def test_a_caption_is_clipped_at_the_reference_that_has_each_n_gram_most_often(rng):
+    for _ in range(50):
+        caption, *texts = [" ".join(rng.choice(list("ab"), size=rng.integers(1, 9))) for _ in range(4)]
+        clipped = [min(caption.count(letter), max(text.count(letter) for text in texts)) for letter in "ab"]
+        assert bleu_counts([caption], [texts])[0, 2] == sum(clipped)

@@ -29,8 +29,8 @@ def score(  # noqa: PLR0913 - each argument is an option of the command
     """Score captions, always beside a constant caption, permuted captions and people.
 
     Args:
-        captions: Our captions.jsonl, or {"id": "caption"} of any decoder.
-        references: {"id": ["reference", ...]} where the captions do not carry their own.
+        captions: Our captions.jsonl, or {"id": "caption"}, COCO's results list or JSON lines of any decoder.
+        references: {"id": ["reference", ...]} or COCO's annotations, where the captions do not carry their own.
         training_references: The same of training images, to choose the constant caption on.
         compare: Captions of another system on the same images, for paired differences.
         per_image: Parquet file to be written, with the scores of every caption.

@@ -140,6 +140,7 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
     atlases = _merged_labels(release, [(person.name, labels) for person, labels in read])
     nsd_ids = np.unique(np.concatenate([person.trials["nsd_id"].to_numpy() for person in people]))
     stimuli = read_stimuli(release.stimulus_table, nsd_ids, design.shared_ids, notes)
+    captions = read_captions(release, stimuli, notes)
     if note is not None:
         for line in notes:
             note(line)
@@ -147,7 +148,7 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
     contents = StoreContents(
         subjects=people,
         stimuli=stimuli,
-        captions=read_captions(release, stimuli),
+        captions=captions,
         pictures=partial(_pictures, release.pictures, nsd_ids, picture_px),
         atlases=atlases,
         origin=str(release.root),

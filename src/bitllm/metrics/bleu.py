@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int, Shaped
@@ -28,7 +27,7 @@ class Bleu:
     """
 
     def __init__(self, references: Sequence[Sequence[str]]) -> None:
-        self._images = [[_Reference.of(text) for text in texts] for texts in references]
+        self._images = [_Image(texts) for texts in references]
 
     def counts(self, captions: Sequence[str]) -> Int[np.ndarray, "n 10"]:
         """Count each tokenised caption against the references in its place; see :func:`bleu_counts`.
@@ -38,8 +37,8 @@ class Bleu:
         DataError
             If there are not as many captions as sets of references, or a set is empty.
         """
-        require_references(captions, self._images)
-        found = [_counts(text, image) for text, image in zip(captions, self._images, strict=True)]
+        require_references(captions, [image.texts for image in self._images])
+        found = [image.counts(text) for text, image in zip(captions, self._images, strict=True)]
         return np.array(found, dtype=np.int64).reshape(-1, 2 + 2 * _ORDERS)
 
     def counts_of_reference(self, k: int) -> Int[np.ndarray, "n 10"]:
@@ -50,9 +49,9 @@ class Bleu:
         DataError
             If there are no others.
         """
-        others = [[*image[:k], *image[k + 1 :]] for image in self._images]
+        others = [[*image.texts[:k], *image.texts[k + 1 :]] for image in self._images]
         require_references([""] * len(others), others)
-        found = [_counts(image[k].text, rest) for image, rest in zip(self._images, others, strict=True)]
+        found = [image.counts(image.texts[k], without=k) for image in self._images]
         return np.array(found, dtype=np.int64).reshape(-1, 2 + 2 * _ORDERS)
 
 
@@ -137,22 +136,34 @@ def require_references(captions: Sequence[str], references: Sequence[Sequence[ob
         )
 
 
-class _Reference(NamedTuple):
-    text: str
-    n_words: int
-    counts: dict[Ngram, int]
+class _Image:
+    """The references of one image, with the count of each n-gram in the references that have it most often.
 
-    @classmethod
-    def of(cls, text: str) -> "_Reference":
-        return cls(text, len(text.split()), Counter(ngrams(text)))
+    Beside the largest count stands the reference that has it and the largest count of the others, so that any
+    reference can be left out; a caption costs the same however many references there are.
+    """
 
+    def __init__(self, references: Sequence[str]) -> None:
+        self.texts = list(references)
+        self._n_words = [len(text.split()) for text in references]
+        self._most: dict[Ngram, tuple[int, int, int]] = {}
+        for place, text in enumerate(references):
+            for ngram, count in Counter(ngrams(text)).items():
+                most, owner, second = self._most.get(ngram, (0, -1, 0))
+                if count > most:
+                    self._most[ngram] = (count, place, most)
+                elif count > second:
+                    self._most[ngram] = (most, owner, count)
 
-def _counts(caption: str, references: Sequence[_Reference]) -> list[int]:
-    n_words = len(caption.split())
-    nearest = min((abs(reference.n_words - n_words), reference.n_words) for reference in references)[1]
-    correct = [0] * _ORDERS
-    for ngram, count in Counter(ngrams(caption)).items():
-        most = max([reference.counts.get(ngram, 0) for reference in references])
-        if most:
-            correct[len(ngram) - 1] += count if count < most else most
-    return [n_words, nearest, *correct, *(max(0, n_words - order) for order in range(_ORDERS))]
+    def counts(self, caption: str, without: int = -1) -> list[int]:
+        """What :func:`bleu_counts` counts of one caption, against all references but that at ``without``."""
+        n_words = len(caption.split())
+        lengths = [n for place, n in enumerate(self._n_words) if place != without]
+        nearest = min((abs(length - n_words), length) for length in lengths)[1]
+        correct = [0] * _ORDERS
+        for ngram, count in Counter(ngrams(caption)).items():
+            most, owner, second = self._most.get(ngram, (0, -1, 0))
+            if owner == without:
+                most = second
+            correct[len(ngram) - 1] += min(count, most)
+        return [n_words, nearest, *correct, *(max(0, n_words - order) for order in range(_ORDERS))]

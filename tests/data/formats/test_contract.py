@@ -43,7 +43,7 @@ def test_odd_trials_are_refused(table, change, match):
     [
         ('{"0": ["a"]}', r"expected captions of the image `1`, found none"),
         ('{"0": [" "]}', r"expected a text as caption of `0`"),
-        ("[1]", r"expected \{image"),
+        ("[1]", r"captions\.json: .*found another \(list\)"),
     ],
 )
 def test_odd_captions_are_refused(table, captions, match):

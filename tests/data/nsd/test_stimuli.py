@@ -52,10 +52,21 @@ def test_an_image_without_a_caption_is_named(release, caption):
         captions_of(release)
 
 
-def test_a_file_that_is_not_cocos_captions_is_named(release):
-    release.annotations().write_text("[]")
-    with pytest.raises(DataError, match="expected COCO's captions under `annotations`, found none"):
+@pytest.mark.parametrize("content", ["[]", '{"1000": ["a dog"]}', '[{"image_id": 1000, "caption": "a dog"}]'])
+def test_a_file_that_is_not_cocos_captions_is_named(release, content):
+    release.annotations().write_text(content)
+    with pytest.raises(DataError, match=r"captions_train2017\.json: expected .*annotations"):
         captions_of(release)
+
+
+def test_entities_in_cocos_captions_are_replaced_and_counted(release):
+    content = json.loads(release.annotations().read_text())
+    content["annotations"][0]["caption"] = "A man&#39;s dog &amp; cat"
+    release.annotations().write_text("\ufeff" + json.dumps(content), encoding="utf-8")
+    notes: list[str] = []
+    captions = read_captions(NsdRelease(release.root), stimuli_of(release), notes)
+    assert "A man's dog & cat" in captions["caption"].tolist()
+    assert len(notes) == 1 and "1 captions" in notes[0]
 
 
 def test_coco_instances_are_not_captions(release):

@@ -1,7 +1,9 @@
 import json
+import re
 
 import pytest
 
+from bitllm.cli import main
 from bitllm.errors import DataError
 from bitllm.evaluation.scoring.captions_file import (
     CaptionRecord,
@@ -60,28 +62,41 @@ def test_a_record_without_references_is_refused(tmp_path):
         read_captions(tmp_path / "c.jsonl")
 
 
-@pytest.mark.parametrize("line", ["{", '{"nsd_id": "three"}', '{"nsd_id": 1, "id": 2}', "[]"])
+@pytest.mark.parametrize(
+    "line", ["{", '{"nsd_id": "three"}', '{"nsd_id": 1, "id": 2}', "[]", '{"nsd_id": 1, "nsd_id": 2}']
+)
 def test_a_line_that_is_no_record_is_named(tmp_path, line):
     (tmp_path / "c.jsonl").write_text(record().model_dump_json() + "\n" + line, encoding="utf-8")
-    with pytest.raises(DataError, match=r"c\.jsonl, line 2: expected a caption record, found"):
+    with pytest.raises(DataError, match=r"c\.jsonl, line 2: expected"):
         read_captions(tmp_path / "c.jsonl")
+
+
+def test_the_command_that_an_error_names_exists(tmp_path, capsys):
+    (tmp_path / "c.jsonl").write_text('{"nsd_id": 1}')
+    with pytest.raises(DataError) as caught:
+        read_captions(tmp_path / "c.jsonl")
+    (command,) = re.findall(r"`bitllm (\w+)`", str(caught.value))
+    with pytest.raises(SystemExit) as status:
+        main([command, "--help"])
+    assert status.value.code == 0
+    assert command in capsys.readouterr().out
 
 
 def test_missing_empty_and_wrongly_encoded_files_are_refused(tmp_path):
     path = tmp_path / "captions.jsonl"
-    with pytest.raises(DataError, match="expected a file of captions, found none"):
+    with pytest.raises(DataError, match="a file of captions, found no file"):
         read_captions(path)
     path.write_text("\n")
     with pytest.raises(DataError, match="expected captions, found an empty file"):
         read_captions(path)
     path.write_bytes('{"0": "a café"}'.encode("latin-1"))
-    with pytest.raises(DataError, match="expected text in UTF-8, found another byte at place 12"):
+    with pytest.raises(DataError, match="at byte 12"):
         read_captions(path)
 
 
 def test_plain_json_gives_captions_in_their_order_with_their_references(tmp_path):
     pairs = read_caption_pairs(*write_pair(tmp_path, {"9": "x", "1": ""}, {"1": ["a"], "9": ["b", "c"]}))
-    assert pairs == (("9", "1"), ("x", ""), (("b", "c"), ("a",)))
+    assert pairs[:3] == (("9", "1"), ("x", ""), (("b", "c"), ("a",)))
 
 
 def test_the_two_kinds_of_file_are_told_apart(tmp_path):
@@ -99,12 +114,12 @@ def test_the_two_kinds_of_file_are_told_apart(tmp_path):
         ({"1": "a", "2": "b"}, {"1": ["a"]}, r"found 1 of 2 without references \(2\)"),
         ({"1": "a"}, {str(n): ["a"] for n in range(6)}, r"each of 6 ids .*found none for 5 \(0, 2, 3, …\)"),
         ({"1": "a"}, {"1": []}, r"expected references of every image, found 1 ids without any \(1\)"),
-        ('{"1": "a", "1": "b"}', {"1": ["a"]}, r"expected each id once, found 1 duplicated ids \(1\)"),
-        ({"1": ["a"]}, {"1": ["a"]}, r"expected one string per id .*found 1 ids with something else"),
-        ({"1": "a"}, {"1": "a"}, r"expected a list of strings per id .*found 1 ids with something else"),
+        ('{"1": "a", "1": "b"}', {"1": ["a"]}, r"1 keys twice \('1'\)"),
+        ({"1": ["a", "b"], "2": []}, {"1": ["a"]}, r"images with none or several \(1, 2\)"),
+        ({"1": 3}, {"1": ["a"]}, r"`1`, found 3"),
         ('{"1": "a"', {"1": ["a"]}, "expected JSON, found text that does not parse"),
-        ({}, {"1": ["a"]}, "expected a JSON object with an id for each image, found an empty one"),
-        (["a"], {"1": ["a"]}, "expected a JSON object with an id for each image, found list"),
+        ({}, {"1": ["a"]}, "found none"),
+        (["a"], {"1": ["a"]}, r"found another \(list\)"),
     ],
 )
 def test_plain_json_that_does_not_fit_is_refused_in_one_line(tmp_path, captions, references, message):

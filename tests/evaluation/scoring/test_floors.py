@@ -7,6 +7,7 @@ from bitllm.evaluation.scoring.floors import (
     best_constant_caption,
     derangement,
     human_ceiling,
+    human_notes,
     mean_metrics,
     permuted_captions,
     score_floors,
@@ -87,6 +88,38 @@ def test_every_reference_is_held_out_in_turn():
         rest = CaptionScorer(others)
         rounds.append(rest.metrics(captions) | {"CIDEr": cider_d(captions, others, scorer.df).mean()})
     assert human_ceiling(scorer) == pytest.approx(mean_metrics(rounds))
+
+
+@pytest.mark.parametrize(
+    ("n_references", "n_others", "n_rounds"),
+    [(20, 200_000, 20), (21, 21, 20), (21, 5_000, 19), (3_000, 15_000, 5), (3_000, 200_000, 5)],
+)
+def test_thousands_of_references_are_held_out_in_few_rounds(n_references, n_others, n_rounds):
+    """Sixty thousand references took hours when each was held out."""
+
+    class Scorer(CaptionScorer):
+        """Counts the rounds."""
+
+        def __init__(self) -> None:
+            super().__init__([["a dog", "dogs"], ["a cat", "two cats"]])
+            self.references = (range(n_references), range(n_others))
+            self.held_out: list[int] = []
+            self.numbers = CaptionScorer([["a dog", "dogs"], ["a cat", "two cats"]]).per_held_out_reference(0)
+
+        def per_held_out_reference(self, k):
+            self.held_out.append(k)
+            return self.numbers
+
+    scorers = [Scorer(), Scorer(), Scorer()]
+    for scorer, seed in zip(scorers, (1, 1, 2), strict=True):
+        human_ceiling(scorer, seed=seed)
+    first, again, other = (scorer.held_out for scorer in scorers)
+    assert len(set(first)) == len(first) == n_rounds
+    assert set(first) <= set(range(n_references))
+    assert first == again
+    assert (first == other) == (n_rounds == n_references)
+    notes = human_notes(scorers[0], 1)
+    assert notes == [] if n_rounds == n_references else f"{n_rounds} of {n_references} references" in notes[0]
 
 
 def test_means_are_of_the_metrics_that_every_round_has():

@@ -93,7 +93,7 @@ def read_algonauts(
     contents = StoreContents(
         subjects=found,
         stimuli=stimuli,
-        captions=caption_rows(beside, stimuli, root),
+        captions=caption_rows(beside, stimuli, root, notes),
         origin=str(root),
         pictures=blocks(stimuli["nsd_id"].to_numpy(), lambda n: decode_picture(pictures[n], pictures[n])),
         atlases={atlas: dict(of_atlas) for atlas, of_atlas in names.items()},

@@ -141,7 +141,7 @@ def read_stimulus_table(path: Path) -> pd.DataFrame:
     return table.set_index("nsdId")[["cocoId", "shared1000"]]
 
 
-def caption_rows(beside: Beside, stimuli: pd.DataFrame, source: Path) -> pd.DataFrame:
+def caption_rows(beside: Beside, stimuli: pd.DataFrame, source: Path, notes: list[str]) -> pd.DataFrame:
     """``nsd_id`` and ``caption`` of every image.
 
     Raises
@@ -153,7 +153,7 @@ def caption_rows(beside: Beside, stimuli: pd.DataFrame, source: Path) -> pd.Data
         raise DataError(
             f"{source}: expected captions, found none in this format; name a JSON file with --captions"
         )
-    captions = captions_by_nsd_id(beside.captions, stimuli)
+    captions = captions_by_nsd_id(beside.captions, stimuli, notes)
     rows = [(nsd_id, caption) for nsd_id, found in captions.items() for caption in found]
     return pd.DataFrame(rows, columns=["nsd_id", "caption"])
 

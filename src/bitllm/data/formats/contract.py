@@ -94,13 +94,10 @@ def read_contract(header_path: Path) -> Reading:
     for name, files in header.subjects.items():
         trials = read.of(name).assign(nsd_id=lambda own: own["stimulus_id"].map(number))
         subjects.append(_subject(name, folder, files, header, trials, read.n_betas[name], notes))
-    captions = captions_by_nsd_id([folder / header.captions], stimuli.assign(coco_id=stimuli["nsd_id"]))
+    captions = captions_by_nsd_id([folder / header.captions], stimuli, notes, numbers_are_coco_ids=True)
     pictures = None
     if header.pictures is not None:
-        pictures = blocks(
-            stimuli["nsd_id"].to_numpy(),
-            picture_reader(folder / header.pictures, stimuli.assign(coco_id=stimuli["nsd_id"])),
-        )
+        pictures = blocks(stimuli["nsd_id"].to_numpy(), picture_reader(folder / header.pictures, stimuli))
     else:
         notes.append("no `pictures` in the header: the store is without pictures")
     notes.extend(_space_notes(header))

@@ -84,9 +84,9 @@ def read_glmsingle(
         mask=None if of_table else places,
         table=places if of_table else None,
     )
-    named = stimuli.assign(coco_id=stimuli["nsd_id"])
-    rows = [(n, text) for n, found in captions_by_nsd_id(captions, named).items() for text in found]
-    made = blocks(stimuli["nsd_id"].to_numpy(), picture_reader(pictures, named)) if pictures else None
+    texts = captions_by_nsd_id(captions, stimuli, notes, numbers_are_coco_ids=True)
+    rows = [(n, text) for n, found in texts.items() for text in found]
+    made = blocks(stimuli["nsd_id"].to_numpy(), picture_reader(pictures, stimuli)) if pictures else None
     found = SubjectContents(
         name=subject,
         trials=store_columns(ordered),

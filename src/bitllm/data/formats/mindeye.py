@@ -88,7 +88,7 @@ def read_mindeye(root: Path, beside: Beside, *, subjects: tuple[str, ...] | None
     contents = StoreContents(
         subjects=found,
         stimuli=stimuli,
-        captions=caption_rows(beside, stimuli, root),
+        captions=caption_rows(beside, stimuli, root, notes),
         origin=str(root),
         pictures=pictures,
         atlases=atlases,

@@ -64,7 +64,7 @@ def read_mindeye2(root: Path, beside: Beside, *, subjects: tuple[str, ...] | Non
     contents = StoreContents(
         subjects=found,
         stimuli=stimuli,
-        captions=caption_rows(beside, stimuli, root),
+        captions=caption_rows(beside, stimuli, root, notes),
         origin=str(root),
         pictures=pictures,
         atlases=atlases,

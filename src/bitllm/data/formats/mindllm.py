@@ -61,7 +61,7 @@ def read_mindllm(root: Path, beside: Beside, *, subjects: tuple[str, ...] | None
     contents = StoreContents(
         subjects=found,
         stimuli=stimuli,
-        captions=caption_rows(beside, stimuli, root),
+        captions=caption_rows(beside, stimuli, root, notes),
         origin=str(root),
         pictures=pictures,
         atlases=atlases,

@@ -16,7 +16,7 @@ from bitllm.errors import DataError
 from bitllm.files import normalized_name
 
 TRIAL_COLUMNS = ("trial_row", "subject", "session", "run", "stimulus_id")
-_OPTIONAL = ("repeat", "split", "trial")
+_OPTIONAL = ("repeat", "split", "trial", "coco_id")
 _PARTS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 _TEST_SHARE = 10
 _BIDS_RUN = re.compile(r"run-?(?=\d)")
@@ -69,7 +69,7 @@ def read_trials(path: Path, *, subjects: tuple[str, ...]) -> Trials:
         path,
         needed=TRIAL_COLUMNS,
         optional=_OPTIONAL,
-        numbers={"trial_row": "int64"},
+        numbers={"trial_row": "int64", "coco_id": "float64"},
         notes=notes,
         what="the trials",
         advice="write the row of the betas, from 0",
@@ -192,12 +192,13 @@ def stimuli_of(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, tuple[str
     """The images of a trials table: their numbers, which are shared, and the part where `split` tells.
 
     Names that all are plain whole numbers are the numbers of the images; other names are numbered in sorted order,
-    and stay as ``stimulus_name``. Where `split` names no image for validation, some of the training images are.
+    and stay as ``stimulus_name``. ``coco_id`` is that of the table, or -1. Where `split` names no image for
+    validation, some of the training images are.
 
     Raises
     ------
     DataError
-        If an image is in two parts, a part is unknown, or two names seem to be one image.
+        If an image is in two parts or has two COCO ids, a part is unknown, or two names seem to be one image.
     """
     names = sorted(set(table["stimulus_id"]))
     alike = _names_alike(names, path)
@@ -206,8 +207,24 @@ def stimuli_of(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, tuple[str
     stimuli = pd.DataFrame({"stimulus_id": names, "nsd_id": numbers})
     if not is_number:
         stimuli["stimulus_name"] = names
+    stimuli["coco_id"] = _coco_ids(table, names, path)
     stimuli, notes = _with_parts(stimuli, table, path)
     return stimuli, (*alike, *notes)
+
+
+def _coco_ids(table: pd.DataFrame, names: Sequence[str], path: Path) -> list[int]:
+    """The COCO id of each image by the column of that name; -1 without such a column."""
+    if "coco_id" not in table:
+        return [-1] * len(names)
+    ids = table["coco_id"].groupby(table["stimulus_id"]).agg(["nunique", "first"]).loc[list(names)]
+    wrong = ids.index[(ids["nunique"] != 1) | (ids["first"] < 0) | (ids["first"] % 1 != 0)]
+    if len(wrong):
+        raise DataError(
+            f"{path}: expected one `coco_id` for each image, a whole number, found several or another value for the "
+            f"image `{wrong[0]}` ({len(wrong)} such images); "
+            "correct them, or remove the column"
+        )
+    return [int(coco_id) for coco_id in ids["first"]]
 
 
 def _is_whole_number(name: str) -> bool:

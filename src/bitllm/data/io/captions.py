@@ -1,76 +1,352 @@
-"""Captions in JSON: `{image: [caption, ...]}`, or COCO's annotations."""
+"""Captions and references in JSON: one reader for stores, for NSD's COCO files and for captions to be scored.
 
-from collections.abc import Sequence
+It reads ``{image: [caption, …]}``, ``{image: caption}``, COCO's annotations, COCO's results list
+``[{"image_id": 1, "caption": "…"}]``, and JSON lines of either.
+"""
+
+import html
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
 from bitllm.errors import DataError
-from bitllm.files import read_json, require_file
+from bitllm.files import normalized_name, parse_json, read_text
+
+_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,30});")
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+_PICTURE_ENDING = re.compile(r"\.[A-Za-z]\w{1,4}$")
+_COCO_NAME = re.compile(r"(?:COCO_\w+_)?(\d{12})")
+"""COCO names its pictures by their id: ``000000000139``, in 2014 ``COCO_train2014_000000000139``."""
+_FORMS = '{"image": ["caption", …]}, COCO\'s annotations, or a list or JSON lines of {"image_id": 1, "caption": "…"}'
 
 
-def read_captions(paths: Sequence[Path]) -> tuple[dict[str, tuple[str, ...]], bool]:
-    """Captions by the id that the file uses, and whether that is the COCO id (COCO's own annotation files).
+@dataclass(frozen=True)
+class CaptionFile:
+    """A file of captions, read.
 
-    Any number of captions per image is admitted, but no empty one.
-
-    Raises
-    ------
-    DataError
-        If a file is missing, or is neither ``{id: [captions]}`` nor COCO's, or a caption is empty.
+    Parameters
+    ----------
+    path
+        The file.
+    captions
+        The captions of each image, by the id that the file gives it, as text; none where the file has an empty list.
+    form
+        ``map`` for ``{image: captions}``, ``rows`` for a list or lines with ``image_id`` and ``caption``,
+        ``annotations`` for COCO's annotations.
+    file_names
+        File name and id of each image, as COCO's ``images`` tell them.
+    notes
+        A line on each thing that is no mistake but should be known.
     """
-    captions: dict[str, list[str]] = {}
-    is_coco = False
-    for path in paths:
-        require_file(path, "captions in JSON")
-        content = read_json(path)
-        is_coco = is_coco or (isinstance(content, dict) and isinstance(content.get("annotations"), list))
-        for name, caption in _caption_rows(path, content):
-            cleaned = " ".join(caption.split()) if isinstance(caption, str) else ""
-            if not cleaned:
-                raise DataError(
-                    f"{path}: expected a text as caption of `{name}`, found {caption!r}; fill it in or take it away"
-                )
-            captions.setdefault(name, []).append(cleaned)
-    return {name: tuple(found) for name, found in captions.items()}, is_coco
+
+    path: Path
+    captions: dict[str, tuple[str, ...]]
+    form: Literal["map", "rows", "annotations"]
+    file_names: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_coco(self) -> bool:
+        """Whether the ids are COCO's: rows of which all ids are numbers."""
+        return self.form != "map" and all(_is_number(image) for image in self.captions)
+
+    @cached_property
+    def by_coco_id(self) -> dict[str, tuple[str, ...]]:
+        """The captions by ids that are compared as COCO's tools do: numbers without zeros at the front.
+
+        Raises
+        ------
+        DataError
+            If two ids are one number.
+        """
+        ids = {image: str(int(image)) if _is_number(image) else image for image in self.captions}
+        _require_once(self.path, ids.values(), "as a number ")
+        return {coco_id: self.captions[image] for image, coco_id in ids.items()}
+
+    @cached_property
+    def by_file_name(self) -> dict[str, tuple[str, ...]]:
+        """The captions by COCO's file names, without folder; with and without their endings.
+
+        A name that several images have holds the captions of none.
+        """
+        owners: dict[str, set[str]] = {}
+        for file_name, image in self.file_names:
+            whole = normalized_name(re.split(r"[/\\]", file_name)[-1])
+            for name in {whole, _PICTURE_ENDING.sub("", whole)}:
+                owners.setdefault(name, set()).add(image)
+        return {
+            name: self.captions.get(next(iter(images)), ()) if len(images) == 1 else ()
+            for name, images in owners.items()
+        }
 
 
-def captions_by_nsd_id(paths: Sequence[Path], stimuli: pd.DataFrame) -> dict[int, tuple[str, ...]]:
-    """The captions of every image in ``stimuli`` (``nsd_id``, ``coco_id``, ``stimulus_id``).
+@dataclass
+class _Counts:
+    """What is put right while a file is read."""
 
-    Raises
-    ------
-    DataError
-        If an image has none, or the captions are COCO's and the COCO ids are unknown.
-    """
-    found, is_coco = read_captions(paths)
-    where = ", ".join(map(str, paths)) or "--captions"
-    if is_coco and (stimuli["coco_id"] < 0).any():
-        raise DataError(
-            f"{where}: expected captions by the stimuli's own ids, found COCO's annotations, and the COCO ids are "
-            "unknown; add NSD's table with --stimulus-table nsd_stim_info_merged.csv"
-        )
-    column = "coco_id" if is_coco else "stimulus_id"
-    captions = {}
-    for nsd_id, name in zip(stimuli["nsd_id"].tolist(), stimuli[column].astype(str).tolist(), strict=True):
-        if name not in found:
-            raise DataError(
-                f"{where}: expected captions of the image `{name}`, found none (the file has {len(found)} images); "
-                "add them, or check that both files count the images alike (NSD ids are 0-based)"
+    entities: int = 0
+    renamed: set[str] = field(default_factory=set)
+
+    def notes(self, path: Path) -> Iterator[str]:
+        if self.entities:
+            yield f"{path}: {self.entities} captions have HTML entities (&amp;), which are replaced by characters"
+        if self.renamed:
+            yield (
+                f"{path}: {len(self.renamed)} names of images have spaces around them or accents that are not "
+                "composed; the spaces are removed, the accents composed (NFC)"
             )
-        captions[nsd_id] = found[name]
+
+
+def read_caption_file(path: Path, what: str = "captions in JSON") -> CaptionFile:
+    """Read a file of captions in any of the forms.
+
+    Texts stay as they are, but for HTML entities, which are replaced. Ids are text, composed and without spaces
+    around them.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, is not JSON in UTF-8, has another form or no captions, an id twice in a map, a
+        caption that is no text, or half a character.
+    """
+    path = Path(path)
+    content = _content(path, what)
+    counts = _Counts()
+    form: Literal["map", "rows", "annotations"] = "rows"
+    names: list[tuple[str, str]] = []
+    if isinstance(content, dict) and _is_list_of_objects(content.get("annotations")):
+        form = "annotations"
+        rows = _of_rows(path, content["annotations"], counts)
+        names = _file_names(path, content.get("images"))
+    elif _is_list_of_objects(content):
+        rows = _of_rows(path, content, counts)
+    elif isinstance(content, dict):
+        form = "map"
+        rows = _of_map(path, content, counts)
+    else:
+        found = "an empty list" if content == [] else f"another ({type(content).__name__})"
+        raise DataError(f"{path}: expected {_FORMS}, found {found}; write one of these")
+    captions: dict[str, list[str]] = {}
+    for image, texts in rows:
+        captions.setdefault(image, []).extend(_text(path, image, text, counts) for text in texts)
+    if not captions:
+        raise DataError(f"{path}: expected {what}, found none; write {_FORMS}")
+    found_texts = {image: tuple(texts) for image, texts in captions.items()}
+    return CaptionFile(path, found_texts, form, tuple(names), tuple(counts.notes(path)))
+
+
+def captions_by_nsd_id(
+    paths: Sequence[Path],
+    stimuli: pd.DataFrame,
+    notes: list[str],
+    *,
+    numbers_are_coco_ids: bool = False,
+) -> dict[int, tuple[str, ...]]:
+    """The captions of every image in ``stimuli``, with single spaces, of all files together.
+
+    Images are joined by name or by COCO id, never by their order. A map is joined by ``stimulus_id``. COCO's
+    annotations and lists are joined by ``coco_id`` where it is known; else by the file names in COCO's ``images``;
+    else by names that are COCO ids (``000000000139``).
+
+    Parameters
+    ----------
+    paths
+        Files in the forms of `read_caption_file`.
+    stimuli
+        ``nsd_id``, ``stimulus_id`` (the name) and ``coco_id`` (-1 where it is unknown).
+    notes
+        Gets a line on each thing that is no mistake but should be known.
+    numbers_are_coco_ids
+        Whether names that are whole numbers are COCO ids; they are not where they are NSD's.
+
+    Raises
+    ------
+    DataError
+        If an image has no caption, one has no words, or COCO ids cannot be joined to the images.
+    """
+    nsd_ids, names = stimuli["nsd_id"].tolist(), [normalized_name(str(n)) for n in stimuli["stimulus_id"]]
+    captions: dict[int, tuple[str, ...]] = dict.fromkeys(nsd_ids, ())
+    n_images = 0
+    for path in paths:
+        file = read_caption_file(path)
+        notes.extend(file.notes)
+        n_images += len(file.captions)
+        find = _joined(file, stimuli, names, numbers_are_coco_ids=numbers_are_coco_ids)
+        for place, nsd_id in enumerate(nsd_ids):
+            captions[nsd_id] += tuple(_with_words(path, names[place], text) for text in find(place))
+    where = ", ".join(map(str, paths)) or "--captions"
+    missing = [name for nsd_id, name in zip(nsd_ids, names, strict=True) if not captions[nsd_id]]
+    if missing:
+        raise DataError(
+            f"{where}: expected captions of the image `{missing[0]}`, found none ({len(missing)} of {len(names)} "
+            f"images lack; the file has {n_images}); add them, or check that both files count the images alike (NSD "
+            "ids are 0-based)"
+        )
     return captions
 
 
-def _caption_rows(path: Path, content: Any) -> list[tuple[str, Any]]:
-    try:
-        if isinstance(content.get("annotations"), list):
-            return [(str(row["image_id"]), row["caption"]) for row in content["annotations"]]
-        if all(isinstance(texts, list) and texts for texts in content.values()):
-            return [(str(name), text) for name, texts in content.items() for text in texts]
-    except (AttributeError, KeyError, TypeError):
-        pass
+def _joined(
+    file: CaptionFile, stimuli: pd.DataFrame, names: Sequence[str], *, numbers_are_coco_ids: bool
+) -> Callable[[int], tuple[str, ...]]:
+    """The captions of an image, by its place in ``stimuli``."""
+    coco_ids = [int(coco_id) for coco_id in stimuli["coco_id"].tolist()]
+    if not file.is_coco:
+        return lambda place: file.captions.get(names[place], ())
+    if min(coco_ids, default=-1) >= 0:
+        return lambda place: file.by_coco_id.get(str(coco_ids[place]), ())
+    if any(name in file.by_file_name for name in names):
+        return lambda place: file.by_file_name.get(names[place], ())
+    if numbers_are_coco_ids and any(name in file.captions for name in names):
+        return lambda place: file.captions.get(names[place], ())
+    numbers = [_coco_id_of(name, is_any_number=numbers_are_coco_ids) for name in names]
+    if min(numbers, default=-1) >= 0 and len(set(numbers)) == len(numbers):
+        return lambda place: file.by_coco_id.get(str(numbers[place]), ())
     raise DataError(
-        f"{path}: expected {{image: [caption, …]}} or COCO's annotations, found another; write a list for each image"
+        f"{file.path}: expected captions by the names of the images (`{names[0]}`), found COCO ids, and the COCO ids "
+        "are unknown; add NSD's table with --stimulus-table, a column `coco_id` to the trials, or the names as "
+        "`file_name` to COCO's `images`"
     )
+
+
+def _coco_id_of(name: str, *, is_any_number: bool) -> int:
+    """The COCO id that a name is, or -1."""
+    if is_any_number and _is_number(name):
+        return int(name)
+    found = _COCO_NAME.fullmatch(name)
+    return int(found[1]) if found else -1
+
+
+def _content(path: Path, what: str) -> Any:
+    """The JSON of a file; JSON lines as a list of their objects, or as one object where they are maps."""
+    text = read_text(path, what)
+    lines = _json_lines(text)
+    if lines is None:
+        if not text.strip():
+            raise DataError(f"{path}: expected {what}, found an empty file; write it again")
+        content = parse_json(text, path)
+        return [content] if _is_row(content) else content
+    rows = [parse_json(line, f"{path}, line {number}") for number, line in lines]
+    if any(_is_row(row) for row in rows):
+        return rows
+    merged: dict[str, Any] = {}
+    for (number, _), row in zip(lines, rows, strict=True):
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{path}, line {number}: expected a JSON object, found {type(row).__name__}; write {_FORMS}"
+            )
+        _require_once(path, [*merged.keys() & row.keys()] * 2, "")
+        merged.update(row)
+    return merged
+
+
+def _json_lines(text: str) -> list[tuple[int, str]] | None:
+    """The lines that are not empty, if the first one is a JSON object and there are more."""
+    start = text.lstrip()
+    first, _, rest = start.partition("\n") if "\n" in start else start.partition("\r")
+    if not first.rstrip().endswith("}") or not rest.strip():
+        return None
+    try:
+        json.loads(first)
+    except ValueError:
+        return None
+    lines = enumerate(re.split(r"\r\n|\n|\r", text), start=1)
+    return [(number, line) for number, line in lines if line.strip()]
+
+
+def _is_row(content: Any) -> bool:
+    return isinstance(content, dict) and {"image_id", "caption"} <= content.keys()
+
+
+def _is_list_of_objects(content: Any) -> bool:
+    return isinstance(content, list) and bool(content) and all(isinstance(row, dict) for row in content)
+
+
+def _of_rows(path: Path, rows: list[Any], counts: _Counts) -> Iterator[tuple[str, list[Any]]]:
+    for number, row in enumerate(rows, start=1):
+        if not _is_row(row):
+            found = ", ".join(list(row)[:5]) if isinstance(row, dict) else repr(row)[:50]
+            raise DataError(
+                f"{path}: expected `image_id` and `caption` in every annotation, found number {number} without "
+                f"({found}); use captions_*.json, not the instances or keypoints of COCO"
+            )
+        yield _image_id(path, row["image_id"], counts), [row["caption"]]
+
+
+def _of_map(path: Path, content: dict[str, Any], counts: _Counts) -> Iterator[tuple[str, list[Any]]]:
+    ids = [_image_id(path, image, counts) for image in content]
+    _require_once(path, ids, "")
+    for image, texts in zip(ids, content.values(), strict=True):
+        yield image, texts if isinstance(texts, list) else [texts]
+
+
+def _image_id(path: Path, value: Any, counts: _Counts) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    name = normalized_name(value) if isinstance(value, str) else ""
+    if not name:
+        raise DataError(
+            f"{path}: expected the id of an image as text or a whole number, found {value!r}; write it in quotes"
+        )
+    if name != value:
+        counts.renamed.add(value)
+    return name
+
+
+def _text(path: Path, image: str, value: Any, counts: _Counts) -> str:
+    if not isinstance(value, str):
+        raise DataError(
+            f"{path}: expected a text as caption of `{image}`, found {repr(value)[:60]}; write text or remove it"
+        )
+    if _HALF_CHARACTER.search(value):
+        raise DataError(
+            f"{path}: expected whole characters, found half of one (a lone \\ud800 to \\udfff) in a caption of "
+            f"`{image}`; write that caption again"
+        )
+    text = _without_entities(value)
+    counts.entities += text != value
+    return text
+
+
+def _without_entities(text: str) -> str:
+    before = ""
+    while before != text and "&" in text:  # ``&amp;#39;`` was escaped twice
+        before, text = text, _ENTITY.sub(lambda found: html.unescape(found[0]), text)
+    return text.replace("\xa0", " ") if before else text
+
+
+def _with_words(path: Path, name: str, text: str) -> str:
+    cleaned = " ".join(text.split())
+    if not cleaned:
+        raise DataError(
+            f"{path}: expected a text as caption of `{name}`, found {text!r}; fill it in or remove it"
+        )
+    return cleaned
+
+
+def _file_names(path: Path, images: Any) -> list[tuple[str, str]]:
+    """File name and id of COCO's ``images``; those without a file name are left out."""
+    rows = [row for row in images if isinstance(row, dict)] if isinstance(images, list) else []
+    named = [(row["file_name"], row["id"]) for row in rows if {"id", "file_name"} <= row.keys()]
+    return [(name, _image_id(path, image, _Counts())) for name, image in named if isinstance(name, str)]
+
+
+def _is_number(image: str) -> bool:
+    return image.isascii() and image.isdigit()
+
+
+def _require_once(path: Path, ids: Iterable[str], how: str) -> None:
+    twice = [image for image, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise DataError(
+            f"{path}: expected each image {how}once, found {len(twice)} twice ({', '.join(twice[:3])}); remove the "
+            "duplicates"
+        )

@@ -1,6 +1,6 @@
 """What was seen: the table of images, their human captions and their pictures."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +8,11 @@ import pandas as pd
 from jaxtyping import Int, UInt8
 from PIL import Image
 
+from bitllm.data.io.captions import read_caption_file
 from bitllm.data.io.hdf5 import hdf5_dataset, open_hdf5, read_dataset
 from bitllm.data.io.tables import read_table
 from bitllm.data.nsd.layout import NsdRelease
 from bitllm.errors import DataError
-from bitllm.files import read_json, require_file
 
 _COLUMNS = ("nsdId", "cocoId", "cocoSplit", "shared1000")
 _NUMBERS = {"nsdId": "int64", "cocoId": "int64", "shared1000": "bool"}
@@ -75,7 +75,7 @@ def read_stimuli(
     return stimuli
 
 
-def read_captions(release: NsdRelease, stimuli: pd.DataFrame) -> pd.DataFrame:
+def read_captions(release: NsdRelease, stimuli: pd.DataFrame, notes: list[str] | None = None) -> pd.DataFrame:
     """Every caption of the images in ``stimuli``, in the order of COCO's files.
 
     Captions tell of the whole COCO photograph; the subject saw a square cut from it.
@@ -93,9 +93,9 @@ def read_captions(release: NsdRelease, stimuli: pd.DataFrame) -> pd.DataFrame:
     rows: list[tuple[int, str]] = []
     for coco_split, images in stimuli.groupby("coco_split", sort=True):
         path = release.captions(str(coco_split))
-        by_image = _read_annotations(path, set(images["coco_id"].tolist()))
+        by_image = _read_annotations(path, images["coco_id"].tolist(), notes)
         for nsd_id, coco_id in zip(images["nsd_id"].tolist(), images["coco_id"].tolist(), strict=True):
-            if not by_image.get(coco_id):
+            if not by_image[coco_id]:
                 raise DataError(
                     f"{path}: expected captions of the COCO image {coco_id} (nsdId {nsd_id}), found none; "
                     "download COCO's annotations_trainval2017.zip again"
@@ -146,26 +146,17 @@ def resized(
         yield np.stack([np.asarray(square) for square in squares])
 
 
-def _read_annotations(path: Path, coco_ids: set[int]) -> dict[int, list[str]]:
-    require_file(path, "COCO's captions")
-    content = read_json(path)
-    annotations = content.get("annotations") if isinstance(content, dict) else None
-    if not isinstance(annotations, list):
+def _read_annotations(path: Path, coco_ids: Sequence[int], notes: list[str] | None) -> dict[int, list[str]]:
+    file = read_caption_file(path, "COCO's captions")
+    if file.form != "annotations" or not file.is_coco:
         raise DataError(
-            f"{path}: expected COCO's captions under `annotations`, found none; download it again"
+            f"{path}: expected COCO's captions under `annotations` with numbers as ids, found another form; download "
+            "it again"
         )
-    captions: dict[int, list[str]] = {}
-    try:
-        for annotation in annotations:
-            caption = " ".join(annotation["caption"].split())
-            if annotation["image_id"] in coco_ids and caption:
-                captions.setdefault(annotation["image_id"], []).append(caption)
-    except (KeyError, TypeError, AttributeError):
-        raise DataError(
-            f"{path}: expected `image_id` and `caption` in every annotation, found one without; use "
-            "captions_*.json, not the instances or keypoints of COCO"
-        ) from None
-    return captions
+    if notes is not None:
+        notes.extend(file.notes)
+    cleaned = {i: [" ".join(text.split()) for text in file.by_coco_id.get(str(i), ())] for i in coco_ids}
+    return {i: [text for text in texts if text] for i, texts in cleaned.items()}
 
 
 def _consecutive(nsd_ids: np.ndarray) -> Iterator[tuple[int, int]]:

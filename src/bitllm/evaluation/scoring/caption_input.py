@@ -14,10 +14,17 @@ from bitllm.evaluation.scoring.captions_file import (
 )
 
 
-def read_input(captions: Path, references: Path | None) -> CaptionPairs:
-    """Captions with their references, of our ``captions.jsonl`` or of ``{"id": "caption"}``.
+def read_input(captions: Path, references: Path | None, notes: list[str] | None = None) -> CaptionPairs:
+    """Captions with their references: our ``captions.jsonl``, or captions of any decoder.
 
     References that are given take the place of those that our captions carry (ids are then NSD numbers).
+
+    Parameters
+    ----------
+    captions, references
+        The files.
+    notes
+        Gets a line on each thing that is no mistake but should be known.
 
     Raises
     ------
@@ -31,7 +38,7 @@ def read_input(captions: Path, references: Path | None) -> CaptionPairs:
                 f"{captions}: expected references beside captions that carry none, found none; give "
                 'them with --references FILE ({"id": ["reference", …]})'
             )
-        return read_caption_pairs(captions, references)
+        return read_caption_pairs(captions, references, notes)
     records = read_captions(captions)
     controls = list(dict.fromkeys(record.control for record in records))
     if len(controls) > 1:
@@ -42,7 +49,7 @@ def read_input(captions: Path, references: Path | None) -> CaptionPairs:
     ids = tuple(str(record.nsd_id) for record in records)
     sets = tuple(record.references for record in records)
     if references is not None:
-        given = read_references(references)
+        given = read_references(references, notes, ids_are_nsd=True)
         require_same_ids(captions, ids, references, given)
         sets = tuple(given[i] for i in ids)
     return CaptionPairs(ids, tuple(record.caption for record in records), sets)
@@ -58,7 +65,8 @@ def in_order_of(path: Path, pairs: CaptionPairs, ids: Sequence[str]) -> CaptionP
     """
     places = {image: place for place, image in enumerate(dict.fromkeys(ids))}
     others = list(dict.fromkeys(image for image in pairs.ids if image not in places))
-    missing = [image for image in places if image not in set(pairs.ids)]
+    own = set(pairs.ids)
+    missing = [image for image in places if image not in own]
     if others or missing:
         named = "; ".join(
             f"{len(some)} {what} ({', '.join(some[:3])})"
@@ -70,8 +78,8 @@ def in_order_of(path: Path, pairs: CaptionPairs, ids: Sequence[str]) -> CaptionP
             "the same images"
         )
     order = sorted(range(len(pairs.ids)), key=lambda row: places[pairs.ids[row]])
-    return CaptionPairs(
-        tuple(pairs.ids[row] for row in order),
-        tuple(pairs.captions[row] for row in order),
-        tuple(pairs.references[row] for row in order),
+    return pairs._replace(
+        ids=tuple(pairs.ids[row] for row in order),
+        captions=tuple(pairs.captions[row] for row in order),
+        references=tuple(pairs.references[row] for row in order),
     )

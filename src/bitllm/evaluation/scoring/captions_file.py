@@ -1,8 +1,7 @@
 """Files of captions: our JSON lines, and the plain JSON of other decoders.
 
 ``captions.jsonl`` has one JSON object a line: ``{"nsd_id", "subject", "caption", "references",
-"n_repetitions", "control"}``. Plain JSON is ``{"id": "caption"}``, with references
-``{"id": ["reference", …]}`` beside it.
+"n_repetitions", "control"}``. Captions of other decoders, and references, are read by `bitllm.data.io.captions`.
 """
 
 import json
@@ -13,8 +12,9 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from bitllm.data.io.captions import read_caption_file
 from bitllm.errors import DataError
-from bitllm.files import file_written_whole
+from bitllm.files import file_written_whole, parse_json, read_text
 
 
 class CaptionRecord(BaseModel):
@@ -45,6 +45,8 @@ class CaptionPairs(NamedTuple):
     """One caption each."""
     references: tuple[tuple[str, ...], ...]
     """The references of each caption's image."""
+    are_coco_ids: bool = False
+    """Whether ``ids`` are COCO's, not NSD's."""
 
 
 def write_captions(path: Path, records: Sequence[CaptionRecord]) -> None:
@@ -87,58 +89,92 @@ def read_captions(path: Path) -> list[CaptionRecord]:
     return records
 
 
-def read_caption_pairs(captions_path: Path, references_path: Path) -> CaptionPairs:
-    """Read plain ``{"id": "caption"}`` JSON and its ``{"id": ["reference", …]}``.
+def read_caption_pairs(
+    captions_path: Path, references_path: Path, notes: list[str] | None = None
+) -> CaptionPairs:
+    """Read captions of any decoder and their references, in the forms of `bitllm.data.io.captions`.
 
-    Captions are given in the order of their file.
+    Captions are given in the order of their file. Ids are text and compared as such, unless a file is COCO's: then
+    they are compared as numbers, and names with COCO's file names. Images of COCO's annotations without a caption are
+    left out, with a note; all other references must have one.
 
-    Raises
-    ------
-    DataError
-        If a file is missing, empty, not UTF-8 or not of that form; an id comes twice; the ids of the two
-        files are not the same; or an image has no references.
-    """
-    captions = _read_map(captions_path)
-    references = read_references(references_path)
-    _refuse(
-        captions_path,
-        [i for i, text in captions.items() if not isinstance(text, str)],
-        'one string per id ({"id": "caption"})',
-        "ids with something else",
-    )
-    _refuse_broken(captions_path, captions)
-    require_same_ids(captions_path, captions, references_path, references)
-    ids = tuple(captions)
-    return CaptionPairs(ids, tuple(captions.values()), tuple(references[i] for i in ids))
-
-
-def read_references(path: Path) -> dict[str, tuple[str, ...]]:
-    """Read plain ``{"id": ["reference", …]}``.
+    Parameters
+    ----------
+    captions_path, references_path
+        The files.
+    notes
+        Gets a line on each thing that is no mistake but should be known.
 
     Raises
     ------
     DataError
-        If the file is missing, empty, not UTF-8 or not of that form; an id comes twice or has no references.
+        If a file is missing, empty, not UTF-8 or not of such a form; an image has several captions or no references;
+        or the ids of the two files are not the same.
     """
-    references = _read_map(path)
-    _refuse(
-        path,
-        [i for i, texts in references.items() if not _is_list_of_text(texts)],
-        'a list of strings per id ({"id": ["reference", …]})',
-        "ids with something else",
+    captions, references = read_caption_file(captions_path), read_caption_file(references_path)
+    several = [image for image, texts in captions.captions.items() if len(texts) != 1]
+    _refuse(captions_path, several, "one caption of each image", "images with none or several")
+    is_coco = captions.form != "map" or references.form != "map"
+    texts, found = (
+        (captions.by_coco_id, references.by_coco_id) if is_coco else (captions.captions, references.captions)
     )
-    _refuse(
-        path,
-        [i for i, texts in references.items() if not texts],
-        "references of every image",
-        "ids without any",
+    if found.keys().isdisjoint(texts):
+        named = {image: references.by_file_name.get(image) for image in texts}
+        found = {image: some for image, some in named.items() if some} or found
+    said = [*captions.notes, *references.notes]
+    if references.form == "annotations" and not found.keys().isdisjoint(texts):
+        found = {image: some for image, some in found.items() if image in texts}
+        n_left_out = len(references.captions) - len(found)
+        if n_left_out:
+            said.append(
+                f"{references_path}: {n_left_out} of {len(references.captions)} images have no caption in "
+                f"{captions_path.name}; they are left out"
+            )
+    if notes is not None:
+        notes.extend(said)
+    require_same_ids(captions_path, texts, references_path, found)
+    _require_references(references_path, found)
+    return CaptionPairs(
+        tuple(texts),
+        tuple(one for (one,) in texts.values()),
+        tuple(found[i] for i in texts),
+        captions.is_coco or references.is_coco,
     )
-    _refuse_broken(path, {i: "".join(texts) for i, texts in references.items()})
-    return {i: tuple(texts) for i, texts in references.items()}
+
+
+def read_references(
+    path: Path, notes: list[str] | None = None, *, ids_are_nsd: bool = False
+) -> dict[str, tuple[str, ...]]:
+    """Read the references of each image, in the forms of `bitllm.data.io.captions`.
+
+    Parameters
+    ----------
+    path
+        The file.
+    notes
+        Gets a line on each thing that is no mistake but should be known.
+    ids_are_nsd
+        Whether the ids are to be NSD's; COCO's are then refused.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, empty, not UTF-8 or not of such a form, or an image has no references.
+    """
+    file = read_caption_file(path)
+    if ids_are_nsd and file.form != "map":
+        raise DataError(
+            f'{path}: expected references by nsd_id ({{"nsd_id": ["reference", …]}}), as the captions have, found '
+            "COCO's `image_id`; write them by nsd_id"
+        )
+    _require_references(path, file.captions)
+    if notes is not None:
+        notes.extend(file.notes)
+    return file.captions
 
 
 def is_json_lines(path: Path) -> bool:
-    """Whether a file of captions is ours (one JSON object a line with ``"nsd_id"``) or plain JSON.
+    """Whether a file of captions is ours (one JSON object a line with ``"nsd_id"``) or of another form.
 
     Raises
     ------
@@ -148,7 +184,7 @@ def is_json_lines(path: Path) -> bool:
     first = _read_text(path).lstrip().split("\n", 1)[0]
     try:
         return "nsd_id" in json.loads(first)
-    except (json.JSONDecodeError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return False
 
 
@@ -179,67 +215,37 @@ def require_same_ids(
 
 
 def _record(path: Path, number: int, line: str) -> CaptionRecord:
+    parse_json(line, f"{path}, line {number}")  # refuses a key twice, of which pydantic takes the last
     try:
         return CaptionRecord.model_validate_json(line)
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"]) or "the line"
         raise DataError(
-            f"{path}, line {number}: expected a caption record, found {where}: {problem['msg']}; "
-            "write the file with `bitllm decode`"
+            f"{path}, line {number}: expected a caption record, found {where}: {problem['msg']}; correct that line, "
+            "or write the file again (`bitllm demo` writes such files, judged/SYSTEM/real.jsonl)"
         ) from None
-
-
-def _read_map(path: Path) -> dict[str, Any]:
-    repeated: list[str] = []
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        repeated.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        return dict(pairs)
-
-    try:
-        content = json.loads(_read_text(path), object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: expected JSON, found text that does not parse ({error})") from None
-    if not isinstance(content, dict) or not content:
-        raise DataError(
-            f"{path}: expected a JSON object with an id for each image, found "
-            f"{'an empty one' if content == {} else type(content).__name__}"
-        )
-    _refuse(path, repeated, "each id once", "duplicated ids")
-    return content
 
 
 def _read_text(path: Path) -> str:
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (FileNotFoundError, IsADirectoryError):
-        raise DataError(f"{path}: expected a file of captions, found none; check the path") from None
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: expected text in UTF-8, found another byte at place {error.start}; save it as UTF-8"
-        ) from None
+    text = read_text(path, "a file of captions")
     if not text.strip():
         raise DataError(f"{path}: expected captions, found an empty file; write it again")
     return text
+
+
+def _require_references(path: Path, references: Mapping[str, Sequence[str]]) -> None:
+    bare = [image for image, texts in references.items() if not texts]
+    _refuse(path, bare, "references of every image", "ids without any")
 
 
 def _refuse(path: Path, offenders: Sequence[str], expected: str, found: str) -> None:
     if offenders:
         raise DataError(
             f"{path}: expected {expected}, found {len(offenders)} {found} ({_first_three(offenders)}); "
-            "mend these"
+            "correct these"
         )
-
-
-def _refuse_broken(path: Path, texts: Mapping[str, str]) -> None:
-    broken = [i for i, text in texts.items() if any("\ud800" <= letter <= "\udfff" for letter in text)]
-    _refuse(path, broken, "whole characters", r"ids with half of one (a lone \ud800 to \udfff)")
 
 
 def _first_three(ids: Sequence[str]) -> str:
     return ", ".join(ids[:3]) + (", …" if len(ids) > 3 else "")
-
-
-def _is_list_of_text(texts: Any) -> bool:
-    return isinstance(texts, list) and all(isinstance(text, str) for text in texts)

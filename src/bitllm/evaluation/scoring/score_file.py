@@ -22,6 +22,7 @@ from bitllm.evaluation.scoring.extra_metrics import (
 from bitllm.evaluation.scoring.floors import (
     best_constant_caption,
     human_ceiling,
+    human_notes,
     mean_metrics,
     permuted_captions,
 )
@@ -66,9 +67,9 @@ def score_file(
     Parameters
     ----------
     captions
-        Our ``captions.jsonl``, or ``{"id": "caption"}``.
+        Our ``captions.jsonl``, or one of the forms of `bitllm.data.io.captions`.
     references
-        ``{"id": ["reference", …]}``, needed for the second form.
+        One of these forms, needed where the captions do not have their references.
     training_references
         The same of training images, from which the constant caption is chosen; without them it is chosen on
         the references of the test and called an oracle.
@@ -84,16 +85,24 @@ def score_file(
     BitLlmError
         If a model that is asked for is missing, or the Java tokenizer is asked for and does not run.
     """
-    pairs = read_input(captions, references)
-    training = None if training_references is None else list(read_references(training_references).values())
-    other = None if compare is None else in_order_of(compare, read_input(compare, references), pairs.ids)
+    notes: list[str] = []
+    pairs = read_input(captions, references, notes)
+    training = None
+    if training_references is not None:
+        training = list(read_references(training_references, notes).values())
+    other = None
+    if compare is not None:
+        other = in_order_of(compare, read_input(compare, references, notes), pairs.ids)
     not_run: dict[str, str] = {}
     with ExitStack() as stack:
         extras = _extras(options, pairs, stack, not_run)
-        scorer, notes = _scorer(pairs, extras, options)
+        scorer, of_words = _scorer(pairs, extras, options)
         scores = scorer.score(list(pairs.captions), seed=options.seed)
         floors, differences = _floors(scorer, scores, pairs, training, options.seed)
-        if "human" not in floors:
+        notes = [*dict.fromkeys([*notes, *of_words])]
+        if "human" in floors:
+            notes += human_notes(scorer, options.seed)
+        else:
             not_run["human ceiling"] = "expected at least 2 references for every image, found 1"
         if other is not None:
             theirs = _scores_of_other(scorer, pairs, other, extras, options)
@@ -120,6 +129,11 @@ def _extras(
     if options.clip is not None and options.images is None:
         raise DataError(
             "--clip: expected the pictures beside a CLIP, found none; give them with --images FOLDER"
+        )
+    if pairs.are_coco_ids and options.images is not None and (options.images / "manifest.json").is_file():
+        raise DataError(
+            f"{options.images}: expected a folder of pictures named for COCO's ids, as the captions have them, found a "
+            "store, which counts by nsd_id; name that folder, or write captions and references by nsd_id"
         )
     found = []
     if options.meteor:
@@ -189,7 +203,7 @@ def _floors(
         "permuted": mean_metrics([numbers.metrics(numbers.by_image().sum(axis=0)) for numbers in dealt]),
     }
     if min(len(texts) for texts in scorer.references) > 1:
-        floors["human"] = human_ceiling(scorer)
+        floors["human"] = human_ceiling(scorer, seed=seed)
     differences = cider_differences(
         scores.per_image.cider,
         {"permuted": np.mean([numbers.cider for numbers in dealt], axis=0), "constant": said.cider},
