@@ -10,7 +10,7 @@ help:
 	@echo "make demo    everything from nothing: environment, simulated brain, three stages, report"
 	@echo "make test    the test suite"
 	@echo "make check   ruff, mypy, import-linter"
-	@echo "make smollm2 install SmolLM2-135M-Instruct for: bitllm demo --llm smollm2"
+	@echo "make smollm2 install SmolLM2-135M-Instruct for: bitllm demo --recipe demo-smollm2"
 	@echo "make publish RUN=reproduce/small  results of a run, put beside their questions (NAMES=...: of these alone)"
 	@echo "make results docs/results.md and its figures from the experiments' results"
 	@echo "make docs    the documentation site"

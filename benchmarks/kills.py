@@ -53,7 +53,7 @@ SIZES: dict[str, Any] = {
         "lora_rank": 2,
         "optimizer": {"steps": 120, "batch_size": 4, "learning_rate": 1e-3, "log_every": 1},
     },
-    "how": {"save_every": 7, "keep_checkpoints": 3, "if_changed": "refuse"},
+    "trainer": {"save_every": 7, "keep_checkpoints": 3},
 }
 
 
@@ -62,7 +62,7 @@ def command(stage: str, config: Path, n_processes: int) -> list[str]:
     python = [sys.executable, "-m"]
     if n_processes > 1:
         python += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(n_processes), "-m"]
-    return [*python, "bitllm", "train", stage, str(config)]
+    return [*python, "bitllm", "train", str(config), stage, "--out", str(config.parent / config.stem)]
 
 
 def start(stage: str, config: Path, n_processes: int) -> subprocess.Popen[bytes]:
@@ -88,18 +88,17 @@ def kill_all(process: subprocess.Popen[bytes]) -> None:
 
 def make_data(folder: Path) -> None:
     """A simulated brain with small models, by the demo's own road."""
-    words = [sys.executable, "-m", "bitllm", "demo", "--config", "smoke", "--out", str(folder)]
+    words = [sys.executable, "-m", "bitllm", "demo", "--recipe", "smoke", "--out", str(folder)]
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
 
 
 def write_config(folder: Path, name: str, demo: Path) -> Path:
     """The configuration of one run."""
-    places = {key: str(demo / key) for key in ("store", "llm", "clip")}
-    places |= {"split": str(demo / "split.json"), "targets": str(demo / "targets.safetensors")}
+    data = {"store": demo / "store", "split": demo / "split.json", "targets": demo / "targets.safetensors"}
+    values: dict[str, Any] = {key: {"source": str(demo / key)} for key in ("llm", "clip")}
+    values |= {"data": {key: str(place) for key, place in data.items()}, "bertscore": str(demo / "clip")}
     path = folder / f"{name}.yaml"
-    path.write_text(
-        yaml.safe_dump({"run": str(folder / name), **places, "bertscore": places["clip"], **SIZES})
-    )
+    path.write_text(yaml.safe_dump({**values, **SIZES}))
     return path
 
 

@@ -72,7 +72,6 @@ from bitllm.data.targets import Targets, save_targets
 from bitllm.evaluation.grounding.command import ground_files
 from bitllm.evaluation.grounding.options import GroundOptions
 from bitllm.model.aligner import load_aligner
-from bitllm.neighbours.llm import SmallLlmConfig, train_small_llm
 from bitllm.simulation.parameters import SimulationConfig, preset
 from bitllm.simulation.release import simulate_release
 from bitllm.stages.align import AlignConfig, EncoderConfig, train_align

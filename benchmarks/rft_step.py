@@ -33,9 +33,9 @@ from bitllm.losses.policy import group_advantages, policy_loss
 from bitllm.model.build import build_bit_llm
 from bitllm.model.checkpoint.base import load_llm
 from bitllm.model.voxels import Anatomy
-from bitllm.neighbours.smollm2 import unpack_smollm2
 from bitllm.stages.rft import RftConfig, with_lora
 from bitllm.stages.rollout import sample_rollout
+from bitllm.toy_models.smollm2 import unpack_smollm2
 
 N_INPUTS, G, NEW, VOXELS = 4, 8, 12, 1000
 LEAST = 1.0

@@ -1,6 +1,6 @@
 """What the three stages cost on 1, 8 and 64 GPUs: arithmetic, not a measurement.
 
-    python benchmarks/scaling.py configs/paper/cross_attention.yaml
+    python benchmarks/scaling.py poster
 
 Counts the products of each stage from the configuration, divides by what a GPU is taken to do, and adds the gradients'
 way between processes. The share of the peak that is taken is the one measured on this project's machine for the frozen
@@ -10,9 +10,8 @@ prints. No GPU was at hand: nothing of this was tried.
 
 import argparse
 from dataclasses import dataclass
-from pathlib import Path
 
-from bitllm.preflight.config import SystemConfig, read_system_config
+from bitllm.pipeline.recipe import Recipe, read_recipe
 from bitllm.preflight.parameters import ParameterTable, count_parameters
 
 PEAK = 312e12  # dense bfloat16 products of an A100, by its data sheet
@@ -47,10 +46,10 @@ class Cost:
         return steps * (compute + exchange) / 3600, compute / (compute + exchange)
 
 
-def costs(config: SystemConfig, table: ParameterTable) -> list[Cost]:
+def costs(config: Recipe, table: ParameterTable) -> list[Cost]:
     """The three stages of a configuration."""
     llm, encoder = table.parts["llm"], table.parts["encoder"]
-    voxels = sum(config.voxels.values()) / len(config.voxels)
+    voxels = sum(config.data.voxels.values()) / len(config.data.voxels)
     adapters = table.trainable["sft"]
     tokens, group = PROMPT + CAPTION, config.rft.n_captions
     rows = 16 * group  # captions that are decoded together
@@ -77,7 +76,7 @@ def costs(config: SystemConfig, table: ParameterTable) -> list[Cost]:
     ]
 
 
-def memory_gb(config: SystemConfig, table: ParameterTable) -> dict[str, float]:
+def memory_gb(config: Recipe, table: ParameterTable) -> dict[str, float]:
     """What a GPU holds before activations, in GB: frozen LLM in bfloat16, what learns with gradient and AdamW."""
     frozen = 2 * table.parts["llm"] + 4 * table.parts["encoder"]
     learning = table.trainable
@@ -91,8 +90,8 @@ def memory_gb(config: SystemConfig, table: ParameterTable) -> dict[str, float]:
 def main() -> None:
     """Print the table in Markdown."""
     parser = argparse.ArgumentParser(description="Time and memory on GPUs, estimated.")
-    parser.add_argument("config", type=Path)
-    config = read_system_config(parser.parse_args().config)
+    parser.add_argument("recipe", help="a packaged recipe or a YAML file")
+    config = read_recipe(parser.parse_args().recipe)
     table = count_parameters(config)
     memory = memory_gb(config, table)
     print("| stage | examples | TFLOP an example | GB before activations | 1 GPU | 8 GPUs | 64 GPUs |")

@@ -32,7 +32,6 @@ from bitllm.model.checkpoint.base import load_llm
 from bitllm.model.embed import encode_betas
 from bitllm.model.precision import base_dtype, computing
 from bitllm.model.voxels import Anatomy
-from bitllm.neighbours.smollm2 import unpack_smollm2
 from bitllm.stages.sft import answer_loss
 
 BATCH, PROMPT, ANSWER, V, SUBJECTS = 16, 48, 12, 15_724, 4

@@ -21,25 +21,29 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any, Literal
 
 import yaml
 
-from bitllm.runs.config import read_run_config
-from bitllm.runs.train import Stage, train_stage
+from bitllm.pipeline.make import make_system
+from bitllm.pipeline.recipe import read_recipe
+from bitllm.pipeline.run import Run
 from bitllm.training.distributed import is_main
 
+Stage = Literal["align", "sft", "rft"]
 STEPS: dict[Stage, int] = {"align": 40, "sft": 60, "rft": 20}
 FIRST, LEAST = 5, 1.6
 
 
 def train(stage: Stage, config: Path) -> None:
     """Train one stage in this process and print the seconds from the fifth step to the last."""
-    at: dict[int, float] = {}
-    train_stage(
-        stage,
-        read_run_config(config, []),
-        progress=lambda _, step, __: at.setdefault(step, time.perf_counter()),
-    )
+    times: dict[str, dict[int, float]] = {}
+
+    def progress(what: str, step: int, _: int) -> None:
+        times.setdefault(what.partition(",")[0], {}).setdefault(step, time.perf_counter())
+
+    make_system(Run(config.with_suffix(""), read_recipe(str(config)), progress), stage)
+    at = list(times.values())[-1]  # what the stage starts from was trained before it
     if is_main():
         print(f"seconds {at[max(at)] - at[FIRST]:.3f}", flush=True)
 
@@ -61,18 +65,18 @@ def measure(stage: Stage, config: Path, n_processes: int) -> float:
     return found[0]
 
 
-def write_config(folder: Path, demo: Path, name: str, *, align_batch: int) -> Path:
-    """The demo's configuration with few steps, in a run of its own."""
-    template = Path(__file__).parents[1] / "configs" / "train" / "demo.yaml"
-    values = yaml.safe_load(template.read_text().replace("demo/", f"{demo.resolve()}/"))
-    values["run"] = str(folder / name)
-    values["how"] = {"save_every": 10_000, "report_to": [], "if_changed": "refuse"}
-    for stage, steps in STEPS.items():
-        values[stage]["optimizer"]["steps"] = steps
-        values[stage]["validate_every"] = 10_000
-    values["align"]["optimizer"]["batch_size"] = align_batch
+def write_recipe(folder: Path, demo: Path, name: str, *, align_batch: int) -> Path:
+    """The demo's recipe with few steps, on the data and models of a finished demo."""
+    few: dict[str, Any] = {
+        stage: {"optimizer": {"steps": steps}, "validate_every": 10_000} for stage, steps in STEPS.items()
+    }
+    few["align"]["optimizer"]["batch_size"] = align_batch
+    data = {"store": "store", "split": "split.json", "targets": "targets.safetensors"}
+    places: dict[str, Any] = {key: {"source": str(demo.resolve() / key)} for key in ("llm", "clip")}
+    places["data"] = {key: str(demo.resolve() / place) for key, place in data.items()}
+    trainer = {"save_every": 10_000, "report_to": [], "if_changed": "refuse"}
     path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(values))
+    path.write_text(yaml.safe_dump({"base": "demo", **places, **few, "trainer": trainer}))
     return path
 
 
@@ -88,7 +92,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         for repeat in range(options.repeats):
             for n_processes in (1, 2):
-                config = write_config(
+                config = write_recipe(
                     Path(name), options.demo, f"{n_processes}-{repeat}", align_batch=options.align_batch
                 )
                 for stage in options.stages:

@@ -32,12 +32,12 @@ from bitllm.data.store import Store, open_store
 from bitllm.data.targets import ClipEmbedder, Targets, load_clip
 from bitllm.files import sha256_of_json
 from bitllm.model.aligner import load_aligner
-from bitllm.neighbours.clip import SmallClipConfig, train_small_clip
-from bitllm.neighbours.llm import SmallLlmConfig, train_small_llm
 from bitllm.simulation.parameters import SimulationConfig, preset
 from bitllm.simulation.release import simulate_release
 from bitllm.stages.align import AlignConfig, EncoderConfig, train_align
 from bitllm.stages.sft import SftConfig, train_sft
+from bitllm.toy_models.clip import SmallClipConfig, train_small_clip
+from bitllm.toy_models.llm import SmallLlmConfig, train_small_llm
 from bitllm.training.loop import OptimizerConfig
 
 
@@ -100,7 +100,7 @@ def demo_folder(made_once: MadeOnce) -> Path:
     def make(folder: Path) -> None:
         said = io.StringIO()
         with redirect_stdout(said):
-            main(["demo", "--config", "smoke", "--out", str(folder / "out")])
+            main(["demo", "--recipe", "smoke", "--out", str(folder / "out")])
         (folder / "said.txt").write_text(said.getvalue(), encoding="utf-8")
 
     return made_once("demo", make) / "out"

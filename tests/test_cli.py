@@ -30,7 +30,7 @@ def test_every_command_has_help(command, capsys):
     assert stopped.value.code == 0
     said = capsys.readouterr().out
     assert "usage: bitllm" in said
-    expected = {"demo": "--signal", "simulate": "--preset", "inspect": "--json", "score": "--references"}
+    expected = {"demo": "--data.signal", "simulate": "--preset", "inspect": "--json", "score": "--references"}
     if command:
         assert expected.get(command[0], "--roi") in said
     else:
@@ -83,10 +83,10 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path, capsys):
     )
     line = mistake(["simulate", tmp_path / "new", "--preset", "tinny"], capsys)
     assert "found `tinny`; did you mean `tiny`?" in line
-    line = mistake(["demo", "--out", tmp_path, "--config", "smoke"], capsys)
+    line = mistake(["demo", "--out", tmp_path, "--recipe", "smoke"], capsys)
     assert "found other files; name another with --out" in line
     assert "expected a store" in mistake(["inspect", tmp_path], capsys)
-    assert "expected one of" in mistake(["demo", "--config", "tinyy", "--out", tmp_path / "new"], capsys)
+    assert "expected one of" in mistake(["demo", "--recipe", "tinyy", "--out", tmp_path / "new"], capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -95,7 +95,7 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path, capsys):
     [
         (["simulate", "{tmp}", "--preset", "huge"], ConfigError),
         (["inspect", "{tmp}"], DataError),
-        (["demo", "--config", "smoke", "--out", "{tmp}"], OutputError),
+        (["demo", "--recipe", "smoke", "--out", "{tmp}"], OutputError),
     ],
 )
 def test_debug_lets_the_traceback_through(words, error, tmp_path):

@@ -8,7 +8,6 @@ from pydantic import Field
 
 from bitllm.config import StrictConfig, read_yaml
 from bitllm.errors import ConfigError
-from bitllm.runs.config import read_run_config
 from bitllm.training.loop import TrainerSettings
 
 
@@ -125,13 +124,3 @@ def test_a_word_is_a_list_of_one(tmp_path):
 
 def test_one_tracker_is_written_as_a_word():
     assert TrainerSettings.parse({"report_to": "wandb", "if_changed": "refuse"}).report_to == ("wandb",)
-
-
-def test_a_run_with_changes_reads_its_file_as_strictly_as_one_without(tmp_path):
-    path = tmp_path / "run.yaml"
-    path.write_text("\ufeffrun: 01\nstore: s\nllm: 02\nclip: c\n", encoding="utf-8")
-    run = read_run_config(path, ["split=03", "seed=4"])
-    assert (run.run, run.llm, run.split, run.seed) == (Path("01"), "02", "03", 4)
-    path.write_text("run: r\nrun: q\nstore: s\nllm: l\nclip: c\n")
-    with pytest.raises(ConfigError, match=r"run\.yaml: .*`run`"):
-        read_run_config(path, ["seed=4"])

@@ -66,7 +66,14 @@ def test_the_demo_writes_exactly_these_files(demo_folder):
         "steps": {f"{name}.json" for name in STEPS},
     }
     expected = {f"{folder}/{name}" for folder, names in folders.items() for name in names}
-    single = {"bitllm-demo.json", "results.json", "report.html", "split.json", "targets.safetensors"}
+    single = {
+        "bitllm-run.json",
+        "recipe.yaml",
+        "results.json",
+        "report.html",
+        "split.json",
+        "targets.safetensors",
+    }
     assert found == expected | single
 
 
@@ -177,7 +184,7 @@ def test_the_terminal_shows_each_step_the_table_and_where_the_report_is(demo_fol
 
 def test_the_same_seed_gives_the_same_captions_and_scores(demo_folder, results, tmp_path):
     """In a process of its own, with nothing on standard output but JSON."""
-    command = ["demo", "--config", "smoke", "--out", str(tmp_path / "again"), "--json"]
+    command = ["demo", "--recipe", "smoke", "--out", str(tmp_path / "again"), "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "bitllm", *command], capture_output=True, text=True, check=True
     )

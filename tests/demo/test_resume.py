@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from importlib.resources import files
 
 import pytest
 
@@ -15,8 +14,6 @@ from bitllm.errors import OutputError
 from bitllm.pipeline.steps import Steps
 from bitllm.stages.sft import SftConfig
 from bitllm.training.loop import OptimizerConfig
-
-ALL = "baselines: [prefix, prefix_mlp, no_align]"
 
 CAPTIONS = [
     f"judged/{name}/{control}.jsonl"
@@ -33,7 +30,7 @@ def copied(demo_folder, tmp_path):
 
 def run(folder, capsys, config="smoke"):
     """Run the demo; return the steps that were made and those that were kept."""
-    main(["demo", "--config", str(config), "--out", str(folder)])
+    main(["demo", "--recipe", str(config), "--out", str(folder)])
     said = capsys.readouterr().out
     kept = re.findall(r"^(\S.*?) +kept from an earlier run$", said, flags=re.MULTILINE)
     made = re.findall(r"^(\S.*?) +\d+\.\d s$", said, flags=re.MULTILINE)
@@ -42,7 +39,7 @@ def run(folder, capsys, config="smoke"):
 
 def start(folder, config="smoke"):
     return subprocess.Popen(
-        [sys.executable, "-m", "bitllm", "demo", "--config", str(config), "--out", str(folder)],
+        [sys.executable, "-m", "bitllm", "demo", "--recipe", str(config), "--out", str(folder)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -85,27 +82,23 @@ def test_a_step_without_its_mark_is_made_again_and_alone(copied, capsys):
 
 
 def test_a_changed_setting_makes_exactly_what_depends_on_it_again(copied, capsys, tmp_path):
-    smoke = files("bitllm.demo").joinpath("smoke.yaml").read_text()
-    assert smoke.count("n_captions: 2") == 1
-    (tmp_path / "other.yaml").write_text(smoke.replace("n_captions: 2", "n_captions: 3"))
+    (tmp_path / "other.yaml").write_text("base: smoke\nrft: {n_captions: 3}")
     made, _ = run(copied, capsys, config=tmp_path / "other.yaml")
     assert made == ["rft", "judge rft"]
 
 
 def test_a_changed_interface_setting_makes_all_of_sft_again_but_not_the_encoder(copied, capsys, tmp_path):
-    smoke = files("bitllm.demo").joinpath("smoke.yaml").read_text()
-    other = smoke.replace("adapter_layers: [0, 1]", "adapter_layers: [1]").replace(ALL, "baselines: [prefix]")
-    (tmp_path / "other.yaml").write_text(other)
+    (tmp_path / "other.yaml").write_text("base: smoke\nsft: {adapter_layers: [1]}")
     made, kept = run(copied, capsys, config=tmp_path / "other.yaml")
-    assert made == ["sft", "rft", "prefix", "judge sft", "judge rft", "judge prefix"]
+    systems = ["sft", "rft", "prefix", "prefix_mlp", "no_align"]
+    assert made == [*systems, *(f"judge {name}" for name in systems)]
     assert kept == ["simulate", "prepare", "split", "clip", "llm", "targets", "align", "judge encoder"]
 
 
 def test_a_run_killed_three_times_goes_on_and_ends_with_the_same_captions(demo_folder, tmp_path, capsys):
     """SIGKILL while the simulation is written, in the middle of sft and of rft; then one run to the end."""
     out, config = tmp_path / "demo", tmp_path / "short.yaml"
-    smoke = files("bitllm.demo").joinpath("smoke.yaml").read_text()
-    config.write_text(smoke.replace(ALL, "baselines: []"))
+    config.write_text("base: smoke\nvariants: {}")
     moments = [
         (out / "nsd.unfinished" / "nsddata" / "ppdata" / "subj03").is_dir,
         lambda: holds(out / "sft.training" / "log.jsonl"),

@@ -191,7 +191,7 @@ def test_a_second_run_trains_nothing(quick, experiments, tmp_path):
     assert "0 steps to do" in " ".join(told)
 
 
-def test_what_goes_on_starts_from_the_sft_before_it_and_learns_from_its_subject_alone(
+def test_what_goes_on_starts_from_the_sft_before_it_and_fingerprint_its_subject_alone(
     quick, experiments, tmp_path
 ):
     out, told = shutil.copytree(quick.out, tmp_path / "quick"), []

@@ -6,10 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bitllm.demo.config import DemoConfig, demo_config
-from bitllm.stages.align import AlignConfig, EncoderConfig
-from bitllm.stages.rft import RftConfig
-from bitllm.stages.sft import SftConfig
+from bitllm.pipeline.recipe import Recipe, read_recipe
 from bitllm.training.loop import OptimizerConfig
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "choices.md"
@@ -19,7 +16,7 @@ def _schedule(config: OptimizerConfig) -> list[float]:
     return [config.learning_rate, config.steps, config.batch_size]
 
 
-ROWS: dict[str, Callable[[DemoConfig], Sequence[float]]] = {
+ROWS: dict[str, Callable[[Recipe], Sequence[float]]] = {
     "adapters after layers (0-based)": lambda c: c.sft.adapter_layers,
     "gate at start": lambda c: [c.sft.gate_start],
     "brain tokens": lambda c: [c.encoder.n_brain_tokens, c.encoder.token_width],
@@ -54,8 +51,9 @@ def table() -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("row", ROWS)
 def test_the_page_of_choices_has_the_numbers_of_the_code(row: str, table: dict[str, list[str]]) -> None:
-    defaults = DemoConfig(encoder=EncoderConfig(), align=AlignConfig(), sft=SftConfig(), rft=RftConfig())
-    for config, cell in zip((defaults, demo_config("tiny"), demo_config("smollm2")), table[row], strict=True):
+    for config, cell in zip(
+        (Recipe(), read_recipe("demo"), read_recipe("demo-smollm2")), table[row], strict=True
+    ):
         actual = [float(value) for value in ROWS[row](config)]
         written = _numbers(cell)[: len(actual)]
         assert written, f"{row}: no number in `{cell}`"

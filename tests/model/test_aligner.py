@@ -66,7 +66,7 @@ def test_the_temperature_is_clamped_as_in_clip(aligner, batch):
     assert torch.allclose(clamped, aligner(**batch)["loss"], rtol=1e-5)
 
 
-def test_every_parameter_learns_from_the_loss(aligner, batch):
+def test_every_parameter_fingerprint_the_loss(aligner, batch):
     aligner(**batch)["loss"].backward()
     still = [name for name, p in aligner.named_parameters() if p.grad is None or not p.grad.any()]
     assert still == []

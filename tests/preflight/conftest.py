@@ -7,11 +7,11 @@ import pytest
 
 
 @pytest.fixture
-def tiny_system() -> dict[str, Any]:
-    """The content of a system's YAML."""
+def tiny_recipe() -> dict[str, Any]:
+    """The values of a recipe."""
     return {
         "llm": {
-            "name": "tiny",
+            "source": "tiny",
             "sizes": {
                 "vocab_size": 60,
                 "hidden_size": 32,
@@ -21,9 +21,8 @@ def tiny_system() -> dict[str, Any]:
                 "num_key_value_heads": 2,
             },
         },
-        "voxels": {"subj01": 40, "subj02": 30},
-        "atlas_labels": {"streams": 7},
-        "embedding_width": 6,
+        "data": {"voxels": {"subj01": 40, "subj02": 30}, "atlas_labels": {"streams": 7}},
+        "clip": {"embedding_width": 6},
         "encoder": {
             "n_queries": 16,
             "rank": 8,

@@ -9,22 +9,22 @@ from rich.console import Console
 
 from bitllm.cli import main
 from bitllm.model.interface import INTERFACES
-from bitllm.preflight.config import SystemConfig
-from bitllm.preflight.made_up import make_betas, make_model
+from bitllm.pipeline.recipe import Recipe
+from bitllm.preflight.dummy_inputs import make_betas, make_model
 from bitllm.preflight.memory import PeakMemory, estimate_memory
 from bitllm.preflight.parameters import count_parameters
 from bitllm.preflight.report import render_preflight, run_preflight
 
 
-def preflight(config: SystemConfig, **more):
+def preflight(config: Recipe, **more):
     return run_preflight(config, console=Console(quiet=True), **more)
 
 
 @pytest.mark.parametrize("interface", INTERFACES)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_every_stage_takes_a_step_with_every_interface(tiny_system, interface, precision):
-    tiny_system["sft"] |= {"interface": interface, "precision": precision}
-    found = preflight(SystemConfig.parse(tiny_system))
+def test_every_stage_takes_a_step_with_every_interface(tiny_recipe, interface, precision):
+    tiny_recipe["sft"] |= {"interface": interface, "precision": precision}
+    found = preflight(Recipe.parse(tiny_recipe))
     assert list(found.measured) == ["align", "encode", "sft", "decode", "rft"]
     assert found.not_run == {}
     for stage in ("align", "sft", "rft"):
@@ -34,10 +34,10 @@ def test_every_stage_takes_a_step_with_every_interface(tiny_system, interface, p
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_step_of_sft_can_train_the_encoder(tiny_system, precision):
-    before = preflight(SystemConfig.parse(tiny_system))
-    tiny_system["sft"] |= {"encoder": "trained", "precision": precision}
-    found = preflight(SystemConfig.parse(tiny_system))
+def test_a_step_of_sft_can_train_the_encoder(tiny_recipe, precision):
+    before = preflight(Recipe.parse(tiny_recipe))
+    tiny_recipe["sft"] |= {"encoder": "trained", "precision": precision}
+    found = preflight(Recipe.parse(tiny_recipe))
     assert found.measured["sft"].n_trainable == found.parameters.trainable["sft"]
     assert (
         found.measured["sft"].n_trainable - before.measured["sft"].n_trainable
@@ -50,9 +50,9 @@ def test_a_step_of_sft_can_train_the_encoder(tiny_system, precision):
         assert getattr(found.planned["rft"], part) == getattr(before.planned["rft"], part)
 
 
-def test_the_command_prints_tables_of_80_columns_and_json(tiny_system, tmp_path, capsys):
-    path = tmp_path / "system.yaml"
-    path.write_text(yaml.safe_dump(tiny_system))
+def test_the_command_prints_tables_of_80_columns_and_json(tiny_recipe, tmp_path, capsys):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(tiny_recipe))
     main(["preflight", str(path)])
     said = capsys.readouterr().out
     assert "Measured here" in said and "Every stage fits" in said
@@ -63,9 +63,9 @@ def test_the_command_prints_tables_of_80_columns_and_json(tiny_system, tmp_path,
     assert set(found["gpu_estimate_gb"]) == {"align", "sft", "rft"}
 
 
-def test_what_does_not_fit_is_said_and_not_tried(tiny_system):
-    tiny_system["llm"]["sizes"] |= {"hidden_size": 4096, "num_hidden_layers": 40, "vocab_size": 128_000}
-    found = preflight(SystemConfig.parse(tiny_system), limit_gb=1.0)
+def test_what_does_not_fit_is_said_and_not_tried(tiny_recipe):
+    tiny_recipe["llm"]["sizes"] |= {"hidden_size": 4096, "num_hidden_layers": 40, "vocab_size": 128_000}
+    found = preflight(Recipe.parse(tiny_recipe), limit_gb=1.0)
     assert list(found.measured) == ["align"]
     assert set(found.not_run) == {"sft", "decode", "rft"}
     assert "would not fit: needs about" in found.not_run["sft"]
@@ -75,10 +75,10 @@ def test_what_does_not_fit_is_said_and_not_tried(tiny_system):
     assert "would not fit" in console.export_text()
 
 
-def test_a_model_too_large_for_a_gpu_has_a_largest_batch_of_nought(tiny_system):
-    tiny_system["llm"]["sizes"] |= {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80}
-    tiny_system["llm"]["sizes"] |= {"num_attention_heads": 64, "num_key_value_heads": 8}
-    found = preflight(SystemConfig.parse(tiny_system), limit_gb=0.5)
+def test_a_model_too_large_for_a_gpu_has_a_largest_batch_of_nought(tiny_recipe):
+    tiny_recipe["llm"]["sizes"] |= {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80}
+    tiny_recipe["llm"]["sizes"] |= {"num_attention_heads": 64, "num_key_value_heads": 8}
+    found = preflight(Recipe.parse(tiny_recipe), limit_gb=0.5)
     assert found.largest_batch["sft"] == {"24": 0, "40": 0, "80": 0}
     console = Console(width=80, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
     console.print(render_preflight(found))
@@ -87,9 +87,9 @@ def test_a_model_too_large_for_a_gpu_has_a_largest_batch_of_nought(tiny_system):
     )
 
 
-def test_weights_and_optimiser_are_counted_to_the_byte(tiny_system):
-    tiny_system["sft"]["precision"] = "bf16"
-    config = SystemConfig.parse(tiny_system)
+def test_weights_and_optimiser_are_counted_to_the_byte(tiny_recipe):
+    tiny_recipe["sft"]["precision"] = "bf16"
+    config = Recipe.parse(tiny_recipe)
     table = count_parameters(config)
     memory = estimate_memory(config, table, n_tokens=64, batch={"align": 4, "sft": 2, "rft": 1})
     model = make_model(config, dtype=torch.bfloat16)
@@ -100,10 +100,10 @@ def test_weights_and_optimiser_are_counted_to_the_byte(tiny_system):
     assert doubled["sft"].activations == 2 * memory["sft"].activations
 
 
-def test_checkpointing_lowers_the_estimate_of_rft_alone(tiny_system):
-    plain = SystemConfig.parse(tiny_system)
-    tiny_system["rft"]["gradient_checkpointing"] = True
-    saving = SystemConfig.parse(tiny_system)
+def test_checkpointing_lowers_the_estimate_of_rft_alone(tiny_recipe):
+    plain = Recipe.parse(tiny_recipe)
+    tiny_recipe["rft"]["gradient_checkpointing"] = True
+    saving = Recipe.parse(tiny_recipe)
     batch = {"align": 4, "sft": 2, "rft": 1}
     before, after = (
         estimate_memory(c, count_parameters(c), n_tokens=64, batch=batch) for c in (plain, saving)
@@ -112,8 +112,8 @@ def test_checkpointing_lowers_the_estimate_of_rft_alone(tiny_system):
     assert after["sft"] == before["sft"]
 
 
-def test_made_up_models_hold_numbers_everywhere(tiny_system):
-    model = make_model(SystemConfig.parse(tiny_system), dtype=torch.bfloat16)
+def test_made_up_models_hold_numbers_everywhere(tiny_recipe):
+    model = make_model(Recipe.parse(tiny_recipe), dtype=torch.bfloat16)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         assert bool(torch.isfinite(tensor).all()), name
     assert model.lm_head.weight is model.model.language_model.embed_tokens.weight
@@ -121,8 +121,8 @@ def test_made_up_models_hold_numbers_everywhere(tiny_system):
     assert float(model.model.language_model.rotary_emb.inv_freq[0]) == 1.0
 
 
-def test_made_up_betas_have_the_real_numbers_of_voxels(tiny_system):
-    betas, subject_index, anatomy = make_betas(SystemConfig.parse(tiny_system), 5, seed=0)
+def test_made_up_betas_have_the_real_numbers_of_voxels(tiny_recipe):
+    betas, subject_index, anatomy = make_betas(Recipe.parse(tiny_recipe), 5, seed=0)
     assert anatomy.voxel_mask.sum(1).tolist() == [40, 30]
     assert betas.shape == (5, 40) and subject_index.tolist() == [0, 1, 0, 1, 0]
 

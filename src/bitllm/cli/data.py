@@ -46,7 +46,7 @@ def simulate(
         betas_format: Format of the beta files.
         fsaverage: Write the betas at the vertices of a simulated fsaverage too.
     """
-    from bitllm.demo.display import Display
+    from bitllm.cli.display import Display
     from bitllm.errors import ConfigError
     from bitllm.simulation.parameters import preset as preset_of
     from bitllm.simulation.release import simulate_release
@@ -100,8 +100,8 @@ def prepare_nsd(  # noqa: PLR0913 - tyro reads the signature
         picture_px: Side to which pictures are resized (as they are: 425 in NSD, 39 GB for all).
         workers: How many processes read sessions at the same time.
     """
+    from bitllm.cli.display import Display
     from bitllm.data.prepare import prepare_nsd as prepare
-    from bitllm.demo.display import Display
 
     notes: list[str] = []
     with Display(OUT) as display:

@@ -1,7 +1,7 @@
 """The commands that run everything: demo once, reproduce one question over many worlds."""
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import tyro
 from rich.console import Console
@@ -9,33 +9,44 @@ from rich.console import Console
 from bitllm.cli.terminal import OUT, print_json
 from bitllm.errors import ConfigError
 
+if TYPE_CHECKING:
+    from bitllm.pipeline.recipe import Recipe
+
 
 def demo(
-    llm: Literal["tiny", "smollm2"] = "tiny",
     out: Path = Path("demo"),
-    seed: int = 0,
-    signal: float | None = None,
-    split: Literal["poster", "develop"] = "poster",
-    full: bool = False,
-    config: str | None = None,
     json: bool = False,
+    *,
+    recipe: "Recipe",
 ) -> None:
-    """Run everything: simulated brain, three stages, held-out subject, report.
+    """Run everything: simulated brain, three stages, baselines, held-out subject, report.
+
+    The recipe is named with --recipe NAME or FILE (default: demo). Its values are the defaults of the options below.
 
     Args:
-        llm: Base LLM: a small Llama made on the spot, or the real SmolLM2-135M-Instruct.
-        out: Folder for results; an unfinished demo in it goes on.
-        seed: Of everything.
-        signal: Strength of the simulated signal; 0 is the test that nothing is decoded from noise.
-        split: poster holds out the last subject; develop the one before, on validation images, for choosing settings.
-        full: Train every baseline (prefix, prefix_mlp, no_align).
-        config: A YAML configuration instead of the packaged one.
+        out: Folder of the run; an unfinished run in it is resumed.
         json: Print results.json instead of tables.
+        recipe: Values of the recipe (--recipe NAME or FILE; default: demo).
     """
+    import time
+
+    from bitllm.cli.display import Display
     from bitllm.demo.command import run_demo
+    from bitllm.pipeline.run import Run
+    from bitllm.report.terminal import render_table
 
     console = Console(stderr=True) if json else OUT
-    results = run_demo(config or llm, out, seed=seed, signal=signal, split=split, full=full, console=console)
+    start = time.perf_counter()
+    with Display(console) as display:
+        run = Run(out, recipe, display.progress, display.tell)
+        results = run_demo(run)
+    took = time.perf_counter() - start
+    console.print(render_table(results))
+    console.print(
+        f"Pipeline {sum(run.steps.seconds.values()):.0f} s in all steps ({took:.0f} s now), peak memory "
+        f"{results['peak_memory_gb']:.1f} GB."
+    )
+    console.print(f"Report: {run.folder / 'report.html'}   numbers: {run.folder / 'results.json'}")
     if json:
         print_json(results)
 
@@ -65,7 +76,7 @@ def reproduce(
             the others alone.
         experiments: Folder of all experiments; that of the project by default.
     """
-    from bitllm.demo.display import Display
+    from bitllm.cli.display import Display
     from bitllm.experiments.config import read_experiments
     from bitllm.experiments.engine import reproduce as run
     from bitllm.experiments.plan import fewer_worlds

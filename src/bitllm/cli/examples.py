@@ -1,7 +1,7 @@
 """What stands under the help: an example or two of each command, and under the list of commands the exit statuses."""
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
-    "demo": ("bitllm demo --out demo", "bitllm demo --signal 0 --out demo-no-signal"),
+    "demo": ("bitllm demo --out demo", "bitllm demo --data.signal 0 --out demo-no-signal"),
     "reproduce": (
         "bitllm reproduce interface",
         "bitllm reproduce interface --quick --out quick",
@@ -27,15 +27,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "inspect": ("bitllm inspect store", "bitllm inspect store --verify"),
     "audit": ("bitllm audit store", "bitllm audit store demo"),
     "embed": ("bitllm embed store --clip openai/clip-vit-large-patch14",),
-    "train align": (
-        "bitllm train align run.yaml",
-        "bitllm train align run.yaml --set align.optimizer.steps=100",
+    "train": (
+        "bitllm train demo align --out runs/demo",
+        "bitllm train poster all --data.store nsd-store --out runs/nsd",
     ),
-    "train sft": (
-        "bitllm train sft run.yaml",
-        "bitllm train sft run.yaml --set sft.interface=prefix --name prefix",
-    ),
-    "train rft": ("bitllm train rft run.yaml",),
     "score": (
         "bitllm score demo/judged/rft/real.jsonl",
         "bitllm score captions.json --references references.json --per-image each.parquet",
@@ -47,8 +42,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "explore": ("bitllm explore demo demo/store",),
     "report": ("bitllm report demo --out report.html", "bitllm report demo demo-seed1 --out both.html"),
     "export": ("bitllm export demo model", "bitllm export demo/sft model --whole"),
-    "params": ("bitllm params configs/paper/cross_attention.yaml",),
-    "preflight": ("bitllm preflight configs/paper/cross_attention.yaml --limit-gb 16",),
+    "params": ("bitllm params poster",),
+    "preflight": ("bitllm preflight poster --limit-gb 16",),
 }
 
 EXIT_STATUSES = """Exit status: 0 done; 1 something was found (audit: a leak); 2 a mistake in the input, and one line

@@ -24,7 +24,7 @@ def ground(
         options: Where things lie, and how it is judged.
         json: Print grounding.json instead of tables.
     """
-    from bitllm.demo.display import Display
+    from bitllm.cli.display import Display
     from bitllm.evaluation.grounding.command import ground_files
     from bitllm.evaluation.grounding.table import print_grounding
 

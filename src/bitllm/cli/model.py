@@ -1,51 +1,51 @@
-"""Commands about a model's size and cost: params, preflight."""
+"""Commands about a system's size and cost: params, preflight."""
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import tyro
 from rich.console import Console
 
 from bitllm.cli.terminal import OUT, print_json
 
+if TYPE_CHECKING:
+    from bitllm.pipeline.recipe import Recipe
 
-def params(config: tyro.conf.Positional[Path], /, json: bool = False) -> None:
-    """Count the parameters of every part and stage, from a configuration alone.
+
+def params(json: bool = False, *, recipe: "Recipe") -> None:
+    """Count the parameters of every part and stage, from a recipe alone.
 
     Args:
-        config: A system's YAML, e.g. configs/paper/cross_attention.yaml.
         json: Print JSON instead of a table.
+        recipe: Values of the recipe.
     """
-    from bitllm.preflight.config import read_system_config
     from bitllm.preflight.parameters import count_parameters, render_parameters
 
-    table = count_parameters(read_system_config(config))
+    table = count_parameters(recipe)
     print_json(table.to_json()) if json else OUT.print(render_parameters(table))
 
 
 def preflight(
-    config: tyro.conf.Positional[Path],
-    /,
     align_batch: int = 16,
     sft_batch: int = 2,
     rft_batch: int = 1,
     limit_gb: float | None = None,
     json: bool = False,
+    *,
+    recipe: "Recipe",
 ) -> None:
     """Try one step of every stage at full size with random weights: time, memory, what would not fit.
 
     Args:
-        config: A system's YAML, e.g. configs/paper/cross_attention.yaml.
         align_batch: Trials in the step of align.
         sft_batch: Captions in the step of sft and in the decode.
         rft_batch: Brain inputs in the step of rft.
         limit_gb: Memory that may be used, in GB; what is free by default.
         json: Print JSON instead of tables.
+        recipe: Values of the recipe.
     """
-    from bitllm.preflight.config import read_system_config
     from bitllm.preflight.report import render_preflight, run_preflight
 
     found = run_preflight(
-        read_system_config(config),
+        recipe,
         align_batch=align_batch,
         sft_batch=sft_batch,
         rft_batch=rft_batch,

@@ -207,8 +207,8 @@ def _beside(images: Images, places: Places, pictures: Path | None = None) -> "Be
 
 
 def _write(store: Path, reading: "Reading") -> None:
+    from bitllm.cli.display import Display
     from bitllm.data.store.write import write_store
-    from bitllm.demo.display import Display
 
     notes = list(reading.notes)
     with Display(OUT) as display:

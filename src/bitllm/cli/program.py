@@ -10,6 +10,7 @@ import tyro
 from bitllm import __version__
 from bitllm.cli import data, demo, evaluation, grounding, model, prepare, train
 from bitllm.cli.examples import under_help
+from bitllm.cli.recipes import with_recipe
 from bitllm.cli.results import explore, export, report
 from bitllm.errors import BitLlmError, StoppedError
 
@@ -30,9 +31,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "inspect": data.inspect,
     "audit": data.audit,
     "embed": train.embed,
-    "train align": train.train_align,
-    "train sft": train.train_sft,
-    "train rft": train.train_rft,
+    "train": train.train,
     "score": evaluation.score,
     "ground": grounding.ground,
     "explore": explore.explore,
@@ -56,12 +55,17 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"bitllm {__version__}")
         return
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            _COMMANDS,
-            args=words,
-            prog="bitllm",
-            description="Decode brain activity (fMRI) into language, with controls that show what comes from it.",
-        )
+        name = words[0] if words else ""
+        if name in _COMMANDS:
+            command, rest = with_recipe(name, _COMMANDS[name], words[1:])
+            tyro.cli(command, args=rest, prog=f"bitllm {name}")
+        else:
+            tyro.extras.subcommand_cli_from_dict(
+                {name: _only_named(command) for name, command in _COMMANDS.items()},
+                args=words,
+                prog="bitllm",
+                description="Decode brain activity (fMRI) into language, with controls that show what comes from it.",
+            )
     except SystemExit as end:
         if not end.code and {"-h", "--help"} & set(words):
             print(f"\n{under_help(words[0] if words[0] in _COMMANDS else None)}")
@@ -80,6 +84,16 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("\nbitllm: interrupted; the same command goes on from the finished steps", file=sys.stderr)
         sys.exit(_INTERRUPTED)
+
+
+def _only_named(command: Callable[..., None]) -> Callable[[], None]:
+    """A command without its options, for the list of commands."""
+
+    def named() -> None:
+        raise AssertionError("only its help is shown")
+
+    named.__doc__ = (command.__doc__ or "").split("\n\n", maxsplit=1)[0]
+    return named
 
 
 def _quiet_libraries() -> None:

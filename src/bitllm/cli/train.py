@@ -1,104 +1,80 @@
-"""The commands that train: train align, train sft, train rft, embed."""
+"""The commands that train: train, embed."""
 
+import logging
+import sys
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any
 
 import tyro
 from rich.console import Console
 
 from bitllm.cli.terminal import OUT, print_json
 
+if TYPE_CHECKING:
+    from bitllm.pipeline.recipe import Recipe
 
-def train_align(
-    config: tyro.conf.Positional[Path],
-    /,
-    set: tuple[str, ...] = (),
-    name: str | None = None,
+
+def train(
+    steps: tyro.conf.Positional[tuple[str, ...]] = ("all",),
+    out: Path = Path("run"),
     json: bool = False,
-) -> None:
-    """Train stage 1: the encoder, contrastively against pictures and captions. Started again, it goes on.
-
-    Args:
-        config: A run's YAML, e.g. configs/train/demo.yaml.
-        set: Values instead of the file's, e.g. --set align.optimizer.steps=100 seed=1.
-        name: Name of the folder in the run.
-        json: Print JSON instead of a line.
-    """
-    _train("align", config, set, name=name, json=json)
-
-
-def train_sft(
-    config: tyro.conf.Positional[Path],
-    /,
-    set: tuple[str, ...] = (),
-    name: str | None = None,
-    start_from: str | None = None,
-    json: bool = False,
-) -> None:
-    """Train stage 2: the interface between brain tokens and the frozen LLM. Started again, it goes on.
-
-    Args:
-        config: A run's YAML, e.g. configs/train/demo.yaml.
-        set: Values instead of the file's, e.g. --set sft.interface=prefix.
-        name: Name of the folder in the run, e.g. --name prefix.
-        start_from: A finished sft to go on from, by name or folder, e.g. to adapt it to a new subject.
-        json: Print JSON instead of a line.
-    """
-    _train("sft", config, set, name=name, start_from=start_from, json=json)
-
-
-def train_rft(
-    config: tyro.conf.Positional[Path],
-    /,
-    set: tuple[str, ...] = (),
-    name: str | None = None,
-    start_from: str | None = None,
-    json: bool = False,
-) -> None:
-    """Train stage 3: LoRA of the LLM, with rewards. Started again, it goes on.
-
-    Args:
-        config: A run's YAML, e.g. configs/train/demo.yaml.
-        set: Values instead of the file's, e.g. --set rft.kl_weight=0.1.
-        name: Name of the folder in the run.
-        start_from: The sft to start from, by name or folder.
-        json: Print JSON instead of a line.
-    """
-    _train("rft", config, set, name=name, start_from=start_from, json=json)
-
-
-def _train(
-    stage: Literal["align", "sft", "rft"],
-    path: Path,
-    changes: tuple[str, ...],
     *,
-    name: str | None,
-    json: bool,
-    start_from: str | None = None,
+    recipe: "Recipe",
 ) -> None:
-    from bitllm.demo.display import Display
-    from bitllm.runs.config import read_run_config
-    from bitllm.runs.train import say_warnings, train_stage
+    """Train stages of a recipe in a run folder, resuming what was stopped. Name the recipe first.
+
+    Args:
+        steps: align, sft, rft, a variant of the recipe, or all. What a step starts from is trained before it.
+        out: Folder of the run.
+        json: Print JSON instead of a line for each step.
+        recipe: Values of the recipe.
+    """
+    from bitllm.cli.display import Display
+    from bitllm.pipeline.make import make_system, warnings_of
+    from bitllm.pipeline.run import Run
     from bitllm.training.distributed import is_main
     from bitllm.training.logging import read_log
 
-    say_warnings()
-    config = read_run_config(path, list(changes))
+    _print_warnings(is_main)
+    names = ("align", *recipe.system_names) if "all" in steps else steps
+    for name in names:
+        if name != "align":
+            recipe.system(name)
     console = Console(stderr=True) if json else OUT
     console.quiet = not is_main()
+    found: list[dict[str, Any]] = []
     with Display(console) as display:
-        folder, was_done = train_stage(
-            stage, config, name=name, start_from=start_from, progress=display.progress
-        )
-    rows = read_log(folder / "log.jsonl")
-    validated = [row for row in rows if any(key.startswith("validation") for key in row)]
-    validation = validated[-1] if validated else {}
+        run = Run(out, recipe, display.progress, display.tell)
+        for name in names:
+            folder, was_finished = make_system(run, name)
+            rows = read_log(folder / "log.jsonl")
+            validated = [row for row in rows if any(key.startswith("validation") for key in row)]
+            found.append(
+                {
+                    "step": name,
+                    "folder": str(folder),
+                    "was_finished": was_finished,
+                    "validation": validated[-1] if validated else {},
+                }
+            )
+    for line in warnings_of(run):
+        logging.getLogger("bitllm").warning(line)
     if json and is_main():
-        print_json({"folder": str(folder), "was_finished": was_done, "validation": validation})
+        print_json(found)
         return
-    values = ", ".join(f"{key} {value:.4g}" for key, value in validation.items() if key != "step")
-    state = "was finished before" if was_done else "finished"
-    console.print(f"{stage} {state}: {folder}  ({values})", highlight=False)
+    for one in found:
+        values = ", ".join(f"{key} {value:.4g}" for key, value in one["validation"].items() if key != "step")
+        state = "was finished before" if one["was_finished"] else "finished"
+        console.print(f"{one['step']} {state}: {one['folder']}  ({values})", highlight=False)
+
+
+def _print_warnings(is_main) -> None:  # type: ignore[no-untyped-def]
+    """Print this package's warnings, such as that of a damaged checkpoint, as lines of the main process."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("bitllm: %(message)s"))
+    handler.addFilter(lambda _: is_main())
+    log = logging.getLogger("bitllm")
+    log.handlers, log.propagate = [handler], False
 
 
 def embed(

@@ -1,52 +1,78 @@
-"""``bitllm demo``: run the road, show progress, print the table, write results and report."""
+"""``bitllm demo``: make every system of a recipe, evaluate them, write results and report."""
 
 import resource
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from bitllm.demo.config import demo_config
-from bitllm.demo.display import Display
-from bitllm.demo.pipeline import run_steps
+from bitllm.demo.judge import judge_encoder, judge_system
 from bitllm.demo.results import make_results
-from bitllm.demo.run import DemoRun
-from bitllm.files import write_json
+from bitllm.evaluation.grounding.system import load_system
+from bitllm.files import read_json, write_json
+from bitllm.model.checkpoint.base import load_llm
+from bitllm.pipeline.make import make_system
+from bitllm.pipeline.run import Run
 from bitllm.report.page import write_report
 from bitllm.report.runs.folder import read_run
-from bitllm.report.terminal import render_table
 
 
-def run_demo(
-    config: str, out: Path, *, seed: int, signal: float | None, split: str, full: bool, console: Console
-) -> dict[str, Any]:
-    """Run the demo in ``out``; steps that an earlier run finished are kept.
+def run_demo(run: Run) -> dict[str, Any]:
+    """Make and evaluate every system of the run; finished steps of an earlier start are used again.
 
     Returns
     -------
     dict
-        What stands in ``out/results.json``.
+        The content of ``results.json`` in the run's folder.
     """
-    start = time.perf_counter()
-    with Display(console) as display:
-        run = DemoRun(
-            Path(out), demo_config(config), seed, signal, split, full, display.progress, display.tell
-        )
-        run_steps(run)
+    for name in run.recipe.system_names:
+        make_system(run, name)
+    _judge(run)
     results = make_results(run, peak_memory_gb=_peak_memory_gb())
     write_json(run.folder / "results.json", results)
     files = read_run(run.folder)
     write_report(results, files.curves, files.gallery, run.folder / "report.html", brain=files.brain)
-    console.print(render_table(results))
-    took = time.perf_counter() - start
-    console.print(
-        f"Pipeline {sum(run.steps.seconds.values()):.0f} s in all steps ({took:.0f} s now), peak memory "
-        f"{results['peak_memory_gb']:.1f} GB."
-    )
-    console.print(f"Report: {run.folder / 'report.html'}   numbers: {run.folder / 'results.json'}")
     return results
+
+
+def _judge(run: Run) -> None:
+    judged = run.folder / "judged"
+    run.steps.run(
+        "judge encoder",
+        lambda: judge_encoder(
+            run.store,
+            run.split,
+            run.targets,
+            run.aligner,
+            run.recipe.encoder.atlases,
+            judged / "encoder",
+            seed=run.recipe.seed,
+            **run.held_out,
+        ),
+        settings=run.recipe.seed,
+        after=("align", "targets"),
+    )
+    for name in run.recipe.system_names:
+        run.steps.run(
+            f"judge {name}",
+            partial(_judge_system, run, name, judged / name),
+            settings=[run.recipe.seed, run.recipe.evaluation.max_new_tokens],
+            after=("judge encoder", name),
+        )
+
+
+def _judge_system(run: Run, name: str, folder: Path) -> None:
+    encoder = read_json(run.folder / "judged" / "encoder" / "encoder.json")
+    n = len(run.held_out["averaged"].trials)
+    judge_system(
+        load_system(name, run.folder / name, load_llm(run.llm_source), precision=run.recipe.sft.precision),
+        folder,
+        baselines={"constant": [encoder["constant"]] * n, "nearest": encoder["nearest"]},
+        max_new_tokens=run.recipe.evaluation.max_new_tokens,
+        seed=run.recipe.seed,
+        progress=run.progress or (lambda *_: None),
+        **run.held_out,
+    )
 
 
 def _peak_memory_gb() -> float:

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from bitllm.demo.config import DEMOS, demo_config
-from bitllm.demo.run import DemoRun
 from bitllm.files import read_json
 from bitllm.metrics.intervals import paired_difference
+from bitllm.pipeline.recipe import PACKAGED, read_recipe
+from bitllm.pipeline.run import Run
 from bitllm.report.runs.folder import read_curves
 from bitllm.stages.workspace import git_revision
 
@@ -21,11 +21,14 @@ _CHOICES = (
 )
 
 
-def make_results(run: DemoRun, *, peak_memory_gb: float) -> dict[str, Any]:
+def make_results(run: Run, *, peak_memory_gb: float) -> dict[str, Any]:
     """All numbers of a finished demo, each system beside its controls."""
-    judged = {name: read_json(run.folder / "judged" / name / "scores.json") for name in run.systems}
+    judged = {
+        name: read_json(run.folder / "judged" / name / "scores.json") for name in run.recipe.system_names
+    }
     encoder = read_json(run.folder / "judged" / "encoder" / "encoder.json")
     n_images = len(run.held_out["averaged"].trials)
+    simulation: Any = run.store.manifest.simulation
     return {
         "data": _data_name(run),
         "subject": run.held_out["averaged"].subject,
@@ -34,9 +37,9 @@ def make_results(run: DemoRun, *, peak_memory_gb: float) -> dict[str, Any]:
         "n_images": n_images,
         "split": run.split.name,
         "split_hash": run.split.sha256,
-        "seed": run.seed,
-        "llm": run.config.llm,
-        "signal": _simulation(run)["parameters"]["signal"],
+        "seed": run.recipe.seed,
+        "llm": run.recipe.llm.source,
+        "signal": None if simulation is None else simulation["parameters"]["signal"],
         "systems": {name: scores["scores"]["real"] for name, scores in judged.items()},
         "controls": {
             name: {control: row for control, row in scores["scores"].items() if control != "real"}
@@ -59,7 +62,7 @@ def make_results(run: DemoRun, *, peak_memory_gb: float) -> dict[str, Any]:
         "rft_reward": _reward_rise(read_curves(run.folder)["rft"]),
         "parameters": {
             name: read_json(run.folder / name / "bitllm.json")["n_trainable"]
-            for name in run.systems
+            for name in run.recipe.system_names
             if name != "rft"
         }
         | {"rft": read_json(run.folder / "rft" / "rft.json")["n_trainable"]},
@@ -74,9 +77,15 @@ def make_results(run: DemoRun, *, peak_memory_gb: float) -> dict[str, Any]:
     }
 
 
-def _how_chosen(run: DemoRun) -> str:
+def _how_chosen(run: Run) -> str:
     """How the settings were chosen: known for the packaged ones only."""
-    is_packaged = any(run.config == demo_config(name) for name in DEMOS)
+    ignored: Any = {
+        "seed": True,
+        "trainer": True,
+        "data": {"signal", "noise", "split", "validation_fraction"},
+    }
+    mine = run.recipe.model_dump(exclude=ignored)
+    is_packaged = any(mine == read_recipe(name).model_dump(exclude=ignored) for name in PACKAGED)
     return (
         _CHOICES
         if is_packaged
@@ -84,14 +93,14 @@ def _how_chosen(run: DemoRun) -> str:
     )
 
 
-def _simulation(run: DemoRun) -> dict[str, Any]:
-    return read_json(run.folder / "nsd" / "simulation.json")
-
-
-def _data_name(run: DemoRun) -> str:
-    simulation = _simulation(run)
+def _data_name(run: Run) -> str:
+    simulation: Any = run.store.manifest.simulation
+    if simulation is None:
+        return (
+            f"{run.store.manifest.source}, betas {run.store.manifest.beta_version}, {run.store.manifest.roi}"
+        )
     return (
-        f"simulated brain ({run.config.preset} preset, seed {run.seed}, simulation version "
+        f"simulated brain ({simulation['parameters']['preset']} preset, seed {simulation['seed']}, simulation version "
         f"{simulation['simulation_version']})"
     )
 

@@ -7,11 +7,11 @@ from pydantic import Field
 
 from bitllm.config import StrictConfig, nearest
 from bitllm.errors import ConfigError
-from bitllm.neighbours.clip import SmallClipConfig
-from bitllm.neighbours.llm import SmallLlmConfig
 from bitllm.stages.align import AlignConfig, EncoderConfig
 from bitllm.stages.rft import RftConfig
 from bitllm.stages.sft import SftConfig
+from bitllm.toy_models.clip import SmallClipConfig
+from bitllm.toy_models.llm import SmallLlmConfig
 
 RECIPES = "recipes"
 QUICK = "quick"

@@ -166,7 +166,7 @@ class Trained:
         """Train it, and judge it."""
         world, steps = self.world, self.world.steps
         make = self._train_rft if self.is_rft else self._train_sft
-        world.make_neighbours()
+        world.make_toy_models()
         after = [world.step("llm"), world.step("targets")]
         if self.before is not None:
             self.before.make()

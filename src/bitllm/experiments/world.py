@@ -28,11 +28,11 @@ from bitllm.experiments.config import ExperimentConfig, SystemConfig
 from bitllm.experiments.recipe import Recipe
 from bitllm.model.aligner import BrainAligner, load_aligner
 from bitllm.model.encoder import BrainEncoder
-from bitllm.neighbours.clip import train_small_clip
-from bitllm.neighbours.llm import train_small_llm
-from bitllm.neighbours.smollm2 import unpack_smollm2
 from bitllm.pipeline.steps import Steps
 from bitllm.stages.align import EncoderConfig, make_encoder, train_align
+from bitllm.toy_models.clip import train_small_clip
+from bitllm.toy_models.llm import train_small_llm
+from bitllm.toy_models.smollm2 import unpack_smollm2
 from bitllm.training.logging import Progress
 from bitllm.training.loop import RunContext
 
@@ -112,7 +112,7 @@ class World:
         brain = data_name(self.simulator_seed, system).partition(" ")[2]
         return "/".join(part for part in (brain, split_name(name, system.split)) if part)
 
-    def make_neighbours(self) -> None:
+    def make_toy_models(self) -> None:
         """Small CLIP with its targets, and the LLM; on the unchanged brain, as they never see betas."""
         store, seed, recipe = self.store(), self.model_seed, self.recipe
         prepared = (f"{data_name(self.simulator_seed)} prepare",)

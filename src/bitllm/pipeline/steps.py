@@ -17,7 +17,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-from bitllm.errors import OutputError
+from bitllm.errors import OutputError, TrainingError
 from bitllm.files import read_json, sha256_of_json, write_json
 
 
@@ -62,7 +62,15 @@ class Steps:
             file.write(json.dumps({"about": f"made by bitllm {self.maker}; safe to delete"}))
         (self.folder / "steps").mkdir(exist_ok=True)
 
-    def run(self, name: str, make: Callable[[], None], *, settings: Any, after: tuple[str, ...] = ()) -> None:
+    def run(
+        self,
+        name: str,
+        make: Callable[[], None],
+        *,
+        settings: Any,
+        after: tuple[str, ...] = (),
+        refuse: bool = False,
+    ) -> None:
         """Make a step unless it is done with the same settings after the same steps.
 
         Parameters
@@ -75,10 +83,22 @@ class Steps:
             JSON value of everything that shapes it.
         after
             Steps whose results it uses.
+        refuse
+            Whether a step that was done with other settings is an error instead of being made again.
+
+        Raises
+        ------
+        TrainingError
+            If it was done with other settings and ``refuse`` is true.
         """
         key = sha256_of_json([name, settings, [self.keys[step] for step in after]])
         if self._is_kept(name, key):
             return
+        if refuse and self._mark(name).exists():
+            raise TrainingError(
+                f"{self.folder}: the step `{name}` was done with other settings or inputs; name another run, go back "
+                "to them, or set trainer.if_changed to restart"
+            )
         with self.claim(name, waits=True):
             if self._is_kept(name, key):  # another process made it meanwhile
                 return
@@ -89,6 +109,15 @@ class Steps:
             self.seconds[name], self.keys[name] = round(time.perf_counter() - start, 1), key
             write_json(mark, {"key": key, "seconds": self.seconds[name]})
             self._lock(name).unlink(missing_ok=True)  # whoever still waits for it finds the mark
+            self.tell(f"{name:<20} {self.seconds[name]:6.1f} s")
+
+    def record(self, name: str, key: str, *, seconds: float | None) -> None:
+        """Mark a step as done that was made outside `run`; ``seconds`` is None if it had been done before."""
+        if self._is_kept(name, key):
+            return
+        self.seconds[name], self.keys[name] = round(seconds or 0.0, 1), key
+        write_json(self._mark(name), {"key": key, "seconds": self.seconds[name]})
+        if seconds is not None:
             self.tell(f"{name:<20} {self.seconds[name]:6.1f} s")
 
     @contextmanager

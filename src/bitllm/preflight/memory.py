@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import psutil
 
-from bitllm.preflight.config import SystemConfig
+from bitllm.pipeline.recipe import Recipe
 from bitllm.preflight.parameters import ParameterTable
 
 GPUS_GB = (24, 40, 80)
@@ -33,7 +33,7 @@ class StageMemory(NamedTuple):
 
 
 def estimate_memory(
-    config: SystemConfig, table: ParameterTable, *, n_tokens: int, batch: dict[str, int]
+    config: Recipe, table: ParameterTable, *, n_tokens: int, batch: dict[str, int]
 ) -> dict[str, StageMemory]:
     """Memory of each stage by arithmetic.
 
@@ -52,7 +52,7 @@ def estimate_memory(
     vocabulary per caption token, taken as a third of the tokens. The encoder: 12 times its width and 3 times
     its output per trial, 6 float32 times voxels × rank per subject.
     """
-    sizes = config.llm.sizes
+    sizes = config.llm.published_sizes()
     base = {
         stage: _BF16 if precision != "fp32" else _FP32 for stage, precision in _precisions(config).items()
     }
@@ -82,14 +82,14 @@ def estimate_memory(
     }
 
 
-def _encoder_activations(config: SystemConfig, batch: int) -> int:
-    encoder, voxels = config.encoder, max(config.voxels.values())
+def _encoder_activations(config: Recipe, batch: int) -> int:
+    encoder, voxels = config.encoder, max(config.data.voxels.values())
     per_trial = 12 * encoder.n_queries + 3 * encoder.n_brain_tokens * encoder.token_width
-    n_subjects = min(batch, len(config.voxels))
+    n_subjects = min(batch, len(config.data.voxels))
     return _FP32 * (batch * (per_trial + voxels) + n_subjects * 6 * voxels * encoder.rank)
 
 
-def _precisions(config: SystemConfig) -> dict[str, str]:
+def _precisions(config: Recipe) -> dict[str, str]:
     return {"sft": config.sft.precision, "rft": config.rft.precision}
 
 

@@ -12,7 +12,8 @@ from bitllm.model.aligner import BrainAligner
 from bitllm.model.checkpoint.weights import is_encoder_parameter, is_interface_parameter
 from bitllm.model.encoder import BrainEncoder
 from bitllm.model.modeling import BitLlmForCausalLM
-from bitllm.preflight.config import SystemConfig
+from bitllm.pipeline.recipe import Recipe
+from bitllm.preflight.sizes import encoder_arguments, model_config
 from bitllm.stages.rft import with_lora
 
 
@@ -37,13 +38,13 @@ class ParameterTable(NamedTuple):
         }
 
 
-def count_parameters(config: SystemConfig) -> ParameterTable:
+def count_parameters(config: Recipe) -> ParameterTable:
     """Count the parameters of the real modules, made without memory (torch's meta device)."""
     with torch.device("meta"):
-        arguments = config.encoder_arguments()
+        arguments = encoder_arguments(config)
         encoder = BrainEncoder(**{**arguments, "n_labels": tuple(arguments["n_labels"])})
-        aligner = BrainAligner(encoder, embedding_width=config.embedding_width)
-        model = BitLlmForCausalLM(config.model_config_of())
+        aligner = BrainAligner(encoder, embedding_width=config.clip.embedding_width)
+        model = BitLlmForCausalLM(model_config(config))
         model.tie_weights()
         parts = {
             "llm": _count(model, lambda name: not _is_trained(name)),

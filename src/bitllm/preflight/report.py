@@ -6,7 +6,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from bitllm.preflight.config import SystemConfig
+from bitllm.pipeline.recipe import Recipe
 from bitllm.preflight.memory import GPUS_GB, StageMemory, available_gb, estimate_memory
 from bitllm.preflight.parameters import ParameterTable, count_parameters
 from bitllm.preflight.steps import CAPTION_TOKENS, PROMPT_TOKENS, Measured, align_step, llm_steps
@@ -42,7 +42,7 @@ class Preflight(NamedTuple):
 
 
 def run_preflight(
-    config: SystemConfig,
+    config: Recipe,
     *,
     sft_batch: int = 2,
     rft_batch: int = 1,
@@ -91,7 +91,7 @@ def run_preflight(
     return Preflight(table, measured, not_run, planned, planned_batch, largest)
 
 
-def _prefix_tokens(config: SystemConfig) -> int:
+def _prefix_tokens(config: Recipe) -> int:
     return 0 if config.sft.interface == "cross_attention" else config.encoder.n_brain_tokens
 
 

@@ -16,8 +16,8 @@ from bitllm.model.decode import greedy_captions
 from bitllm.model.embed import encode_betas
 from bitllm.model.modeling import BitLlmForCausalLM
 from bitllm.model.precision import base_dtype
-from bitllm.preflight.config import SystemConfig
-from bitllm.preflight.made_up import (
+from bitllm.pipeline.recipe import Recipe
+from bitllm.preflight.dummy_inputs import (
     MadeUpPrompter,
     make_aligner,
     make_answers,
@@ -49,12 +49,12 @@ Tell = Callable[[str, Measured], None]
 """Called with each step's name and figures as soon as it has ended."""
 
 
-def align_step(config: SystemConfig, *, batch: int) -> Measured:
+def align_step(config: Recipe, *, batch: int) -> Measured:
     """One step of the align stage."""
     aligner = make_aligner(config).train()
     optimizer = torch.optim.AdamW(aligner.parameters(), lr=config.align.optimizer.learning_rate)
     betas, subject_index, anatomy = make_betas(config, batch, seed=0)
-    image, text = (F.normalize(torch.randn(batch, config.embedding_width), dim=-1) for _ in range(2))
+    image, text = (F.normalize(torch.randn(batch, config.clip.embedding_width), dim=-1) for _ in range(2))
 
     def step() -> Tensor:
         loss = aligner(betas, subject_index, *anatomy, image=image, text=text, nsd_id=torch.arange(batch))[
@@ -65,9 +65,7 @@ def align_step(config: SystemConfig, *, batch: int) -> Measured:
     return _measure(step, batch=batch, learns=n_trainable(aligner))
 
 
-def llm_steps(
-    config: SystemConfig, *, sft_batch: int, rft_batch: int, stages: tuple[str, ...], tell: Tell
-) -> None:
+def llm_steps(config: Recipe, *, sft_batch: int, rft_batch: int, stages: tuple[str, ...], tell: Tell) -> None:
     """Encoding, a step of sft, a short decode and a step of rft with one model of full size."""
     model = make_model(config, dtype=base_dtype(config.sft.precision))
     prompter = make_prompter(config, model, n_tokens=PROMPT_TOKENS)
@@ -95,7 +93,7 @@ def llm_steps(
 
 
 def _sft_step(
-    config: SystemConfig, model: BitLlmForCausalLM, prompter: MadeUpPrompter, brain: dict[str, Tensor]
+    config: Recipe, model: BitLlmForCausalLM, prompter: MadeUpPrompter, brain: dict[str, Tensor]
 ) -> Measured:
     train_interface(model, with_encoder=config.sft.encoder == "trained")
     model.train()
@@ -113,7 +111,7 @@ def _sft_step(
 
 
 def _rft_step(
-    config: SystemConfig, model: BitLlmForCausalLM, prompter: MadeUpPrompter, brain_tokens: Tensor
+    config: Recipe, model: BitLlmForCausalLM, prompter: MadeUpPrompter, brain_tokens: Tensor
 ) -> Measured:
     """Sampling, the policy's and the reference's log-probabilities, the update; rewards are drawn at random."""
     policy = with_lora(model, config.rft).train()

@@ -13,8 +13,9 @@ from bitllm.model.checkpoint.weights import is_ours
 from bitllm.model.encoder import BrainEncoder
 from bitllm.model.modeling import BitLlmForCausalLM
 from bitllm.model.voxels import Anatomy
-from bitllm.neighbours.vocabulary import make_word_tokenizer
-from bitllm.preflight.config import SystemConfig
+from bitllm.pipeline.recipe import Recipe
+from bitllm.preflight.sizes import encoder_arguments, model_config
+from bitllm.toy_models.vocabulary import make_word_tokenizer
 
 _BLOCK = 2**20
 
@@ -32,13 +33,13 @@ class MadeUpPrompter(Prompter):
         return [self.placeholder_id or 0] * self.n_placeholders + words.tolist()
 
 
-def make_model(config: SystemConfig, *, dtype: torch.dtype) -> BitLlmForCausalLM:
+def make_model(config: Recipe, *, dtype: torch.dtype) -> BitLlmForCausalLM:
     """A model of full size with random weights, the LLM in ``dtype``; nothing is downloaded."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device("meta"):
-            model = BitLlmForCausalLM(config.model_config_of())
+            model = BitLlmForCausalLM(model_config(config))
     finally:
         torch.set_default_dtype(default)
     model.to_empty(device="cpu")
@@ -62,19 +63,19 @@ def _fill(weight: Tensor, block: Tensor) -> None:
         part.copy_(scaled[: len(part)])
 
 
-def make_aligner(config: SystemConfig) -> BrainAligner:
+def make_aligner(config: Recipe) -> BrainAligner:
     """Encoder and heads with first values."""
-    arguments = config.encoder_arguments()
+    arguments = encoder_arguments(config)
     encoder = BrainEncoder(**{**arguments, "n_labels": tuple(arguments["n_labels"])})
-    return BrainAligner(encoder, embedding_width=config.embedding_width)
+    return BrainAligner(encoder, embedding_width=config.clip.embedding_width)
 
 
-def make_betas(config: SystemConfig, n_trials: int, seed: int) -> tuple[Tensor, Tensor, Anatomy]:
+def make_betas(config: Recipe, n_trials: int, seed: int) -> tuple[Tensor, Tensor, Anatomy]:
     """Betas, subject rows and anatomy of ``n_trials`` trials that go through all subjects in turn."""
     generator = torch.Generator().manual_seed(seed)
-    n_voxels = list(config.voxels.values())[:n_trials]
+    n_voxels = list(config.data.voxels.values())[:n_trials]
     width = max(n_voxels)
-    labels = [config.atlas_labels[atlas] for atlas in config.encoder.atlases]
+    labels = [config.data.atlas_labels[atlas] for atlas in config.encoder.atlases]
     anatomy = Anatomy(
         60 * (torch.rand(len(n_voxels), width, 3, generator=generator) - 0.5),
         torch.stack(
@@ -88,7 +89,7 @@ def make_betas(config: SystemConfig, n_trials: int, seed: int) -> tuple[Tensor, 
     return betas, torch.arange(n_trials) % len(n_voxels), anatomy
 
 
-def make_prompter(config: SystemConfig, model: BitLlmForCausalLM, *, n_tokens: int) -> MadeUpPrompter:
+def make_prompter(config: Recipe, model: BitLlmForCausalLM, *, n_tokens: int) -> MadeUpPrompter:
     """A prompter for prompts of ``n_tokens`` words."""
     is_prefix = config.sft.interface != "cross_attention"
     return MadeUpPrompter(
@@ -96,7 +97,7 @@ def make_prompter(config: SystemConfig, model: BitLlmForCausalLM, *, n_tokens: i
         config.encoder.n_brain_tokens if is_prefix else 0,
         model.config.brain_token_id,
         n_tokens=n_tokens,
-        vocab_size=config.llm.sizes.vocab_size,
+        vocab_size=config.llm.published_sizes().vocab_size,
     )
 
 

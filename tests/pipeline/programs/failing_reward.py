@@ -1,10 +1,11 @@
-"""rft whose reward fails in the second process alone: ``failing_reward.py CONFIG SFT``."""
+"""rft whose reward fails in the second process alone: ``failing_reward.py RECIPE RUN``."""
 
 import sys
 from pathlib import Path
 
-from bitllm.runs.config import read_run_config
-from bitllm.runs.train import train_stage
+from bitllm.pipeline.make import make_system
+from bitllm.pipeline.recipe import read_recipe
+from bitllm.pipeline.run import Run
 from bitllm.stages.rewards import CompositeReward
 from bitllm.training.distributed import process_group, rank
 
@@ -22,4 +23,4 @@ def score_or_fail(self, nsd_ids, captions, has_ended):
 calls = [0]
 CompositeReward.__call__ = score_or_fail
 with process_group():
-    train_stage("rft", read_run_config(Path(sys.argv[1]), []), start_from=sys.argv[2])
+    make_system(Run(Path(sys.argv[2]), read_recipe(sys.argv[1])), "failing")

@@ -15,11 +15,11 @@ WEIGHTS = {"align": "aligner.safetensors", "sft": "model.safetensors", "rft": "a
 WEIGHTS |= {"joint": "model.safetensors"}
 
 
-def train(config, n_processes):
-    """Train the three stages, and sft with an encoder that learns; return the folder of the run."""
-    done = started(n_processes, PROGRAM, config)
+def train(recipe, n_processes):
+    """Train every stage of a recipe; return the folder of the run."""
+    done = started(n_processes, PROGRAM, recipe, recipe.parent / "run")
     assert done.returncode == 0, done.stderr[-3000:]
-    return config.parent / "run"
+    return recipe.parent / "run"
 
 
 def started(n_processes, *words):
@@ -36,14 +36,14 @@ def started(n_processes, *words):
 
 
 @pytest.fixture(scope="module")
-def runs(write_run, tmp_path_factory):
+def runs(write_recipe, tmp_path_factory):
     """One process; two with copies, whose share comes in micro-batches; two with shards."""
     folder = tmp_path_factory.mktemp("processes")
-    how = {"save_every": 2, "if_changed": "refuse"}
-    ddp = write_run(folder / "ddp", how=how | {"micro_batch": 2})
-    fsdp = write_run(folder / "fsdp", how=how | {"parallel": "fsdp"})
+    joint = {"variants": {"joint": {"sft": {"encoder": "trained"}}}}
+    ddp = write_recipe(folder / "ddp", **joint, **{"trainer.micro_batch": 2})
+    fsdp = write_recipe(folder / "fsdp", **joint, **{"trainer.parallel": "fsdp"})
     return {
-        "one": train(write_run(folder / "one"), 1),
+        "one": train(write_recipe(folder / "one", **joint), 1),
         "ddp": train(ddp, 2),
         "fsdp": train(fsdp, 2),
     }
@@ -72,7 +72,7 @@ def test_two_processes_follow_the_trajectory_of_one(runs, stage, how):
 
 def test_nothing_is_left_over_and_every_process_wrote_its_own_state(runs):
     for run in runs.values():
-        assert {path.name for path in run.iterdir() if path.is_dir()} == {*WEIGHTS, "brain_tokens"}
+        assert {path.name for path in run.iterdir() if path.is_dir()} == {*WEIGHTS, "brain_tokens", "steps"}
 
 
 def test_captions_that_are_sampled_do_not_depend_on_the_number_of_processes(runs):
@@ -82,14 +82,16 @@ def test_captions_that_are_sampled_do_not_depend_on_the_number_of_processes(runs
 
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
-def test_a_reward_that_fails_in_one_process_stops_both_after_a_checkpoint(runs, write_run, tmp_path, how):
+def test_a_reward_that_fails_in_one_process_stops_both_after_a_checkpoint(runs, write_recipe, tmp_path, how):
     """Alone it would wait for the others until the group of processes gives up, and nothing would be kept."""
-    config = write_run(tmp_path, how={"save_every": 100, "if_changed": "refuse", "parallel": how})
-    done = started(2, PROGRAM.with_name("failing_reward.py"), config, runs["one"] / "sft")
+    failing = {"failing": {"start": str(runs["one"] / "sft"), "rft": {}}}
+    changes = {"trainer": {"save_every": 100, "parallel": how}, "variants": failing}
+    recipe = write_recipe(tmp_path, **changes)
+    done = started(2, PROGRAM.with_name("failing_reward.py"), recipe, tmp_path / "run")
     assert done.returncode != 0
     assert "failed with ValueError (the reward model is gone) at the caption" in done.stderr
     assert "failed in another process" in done.stderr
-    place = tmp_path / "run" / "rft.training" / "checkpoints"
+    place = tmp_path / "run" / "failing.training" / "checkpoints"
     assert [path.name for path in place.iterdir()] == ["step-00000002"]
     assert {path.name for path in (place / "step-00000002").iterdir()} >= {
         "rank-0.json",

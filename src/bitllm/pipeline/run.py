@@ -1,0 +1,168 @@
+"""The run folder: everything that a recipe produced, opened when it is asked for.
+
+RUN/  recipe.yaml  split.json  targets.safetensors  align/  sft/  rft/  VARIANT/  steps/
+      store/  nsd/  clip/  llm/     where the recipe has the run make them
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from bitllm.data.splits import Split, load_split
+from bitllm.data.store import Store, open_store
+from bitllm.data.targets import Targets, load_clip, load_targets
+from bitllm.errors import ConfigError, DataError
+from bitllm.evaluation.grounding.inputs.held_out import HeldOut, read_held_out
+from bitllm.metrics.bertscore import load_bert_scorer
+from bitllm.model.aligner import BrainAligner, load_aligner
+from bitllm.model.checkpoint.base import load_llm
+from bitllm.model.precision import Precision, base_dtype
+from bitllm.pipeline.recipe import Recipe
+from bitllm.pipeline.steps import Steps
+from bitllm.stages.rewards import CompositeReward, RewardWeights
+from bitllm.training.distributed import is_main
+from bitllm.training.logging import Progress
+from bitllm.training.loop import RunContext
+
+RECIPE = "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder.
+
+    Parameters
+    ----------
+    folder
+        The folder.
+    recipe
+        What the run is made from.
+    progress
+        Called as ``progress(what, done, total)``.
+    log
+        Called with one line for each finished step.
+    """
+
+    folder: Path
+    recipe: Recipe
+    progress: Progress | None = None
+    log: Callable[[str], None] = lambda _: None
+    _llm_sha256: dict[torch.dtype, str] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def open(cls, folder: Path | str) -> "Run":
+        """Open an existing run.
+
+        Raises
+        ------
+        DataError
+            If the folder is not that of a run.
+        """
+        place = Path(folder) / RECIPE
+        if not place.is_file():
+            raise DataError(f"{folder}: expected the folder of a run, found no {RECIPE}; check the path")
+        return cls(Path(folder), Recipe.read(place))
+
+    @cached_property
+    def steps(self) -> Steps:
+        """The steps that this run finished."""
+        return Steps(self.folder, self.log, maker="run")
+
+    def record(self) -> None:
+        """Write the recipe into the run's folder."""
+        if is_main():
+            self.recipe.write(self.folder / RECIPE)
+
+    @property
+    def context(self) -> RunContext:
+        """How its stages are run. Brain tokens of a simulated data set fit in memory.
+
+        The recipe is written at the first step of a stage, when nothing can refuse it any more.
+        """
+        is_recorded = False
+
+        def progress(what: str, done: int, total: int) -> None:
+            nonlocal is_recorded
+            if not is_recorded:
+                self.record()
+                is_recorded = True
+            if self.progress is not None:
+                self.progress(what, done, total)
+
+        settings = self.recipe.trainer
+        if settings.brain_tokens is None and self.recipe.data.store is not None:
+            settings = settings.model_copy(update={"brain_tokens": self.folder / "brain_tokens"})
+        return RunContext(settings, progress)
+
+    @cached_property
+    def store(self) -> Store:
+        """The data set."""
+        return open_store(self.recipe.data.store or self.folder / "store")
+
+    @cached_property
+    def split(self) -> Split:
+        """Subjects and images to train and to test on."""
+        return load_split(self.folder / "split.json")
+
+    @property
+    def llm_source(self) -> str:
+        """Folder or hub id of the base LLM."""
+        return str(self.folder / "llm") if self.recipe.llm.is_made else self.recipe.llm.source
+
+    def llm_sha256(self, precision: Precision) -> str:
+        """Checksum of the base LLM's weights in the type of a stage."""
+        dtype = base_dtype(precision)
+        if dtype not in self._llm_sha256:
+            self._llm_sha256[dtype] = load_llm(self.llm_source, dtype=dtype).sha256
+        return self._llm_sha256[dtype]
+
+    @property
+    def clip_source(self) -> str:
+        """Folder or hub id of the CLIP."""
+        return str(self.folder / "clip") if self.recipe.clip.is_made else self.recipe.clip.source
+
+    @cached_property
+    def targets(self) -> Targets:
+        """CLIP embeddings of every image and caption."""
+        place = self.recipe.data.targets or self.folder / "targets.safetensors"
+        return load_targets(place, store=self.store)
+
+    @cached_property
+    def aligner(self) -> BrainAligner:
+        """The encoder with its heads after the align stage."""
+        return load_aligner(self.folder / "align").eval()
+
+    def reward_maker(self) -> Callable[[list[int], RewardWeights], CompositeReward]:
+        """Builds the reward of rft from the training images and the weights.
+
+        Raises
+        ------
+        ConfigError
+            If BERTScore is rewarded and the recipe names no encoder for it.
+        """
+        source = self.clip_source if self.recipe.bertscore == "clip" else self.recipe.bertscore
+        if source is None and self.recipe.rft.rewards.bertscore > 0:
+            raise ConfigError(
+                "bertscore: expected a folder or hub id of an encoder (e.g. microsoft/deberta-xlarge-mnli), found "
+                "none; name one, or set rft.rewards.bertscore to 0"
+            )
+        clip = load_clip(self.clip_source)
+        scorer = None if source is None else load_bert_scorer(source)
+
+        def make_reward(nsd_ids: list[int], weights: RewardWeights) -> CompositeReward:
+            return CompositeReward(
+                self.store, nsd_ids, self.targets, clip=clip, bert_scorer=scorer, weights=weights
+            )
+
+        return make_reward
+
+    @cached_property
+    def held_out(self) -> dict[str, HeldOut]:
+        """Test trials, averaged over repetitions and single."""
+        return {
+            "averaged": read_held_out(self.store, self.split, averaged=True),
+            "single": read_held_out(self.store, self.split, averaged=False),
+        }

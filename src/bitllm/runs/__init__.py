@@ -1,1 +1,0 @@
-"""Training on one's own data: one configuration, one folder, one command for each stage."""

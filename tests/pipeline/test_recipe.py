@@ -1,0 +1,128 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bitllm.cli import main
+from bitllm.errors import ConfigError
+from bitllm.pipeline.recipe import PACKAGED, Recipe, read_recipe
+from bitllm.preflight.parameters import count_parameters
+from bitllm.simulation.parameters import PRESETS
+
+SMALL = """
+data: {preset: tiny}
+encoder: {n_queries: 8}
+"""
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_every_packaged_recipe_is_valid(name):
+    recipe = read_recipe(name)
+    assert recipe.data.preset in PRESETS
+    assert recipe.rft.max_new_tokens <= recipe.evaluation.max_new_tokens
+    assert recipe.system_names == ("sft", "rft", "prefix", "prefix_mlp", "no_align")
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+@pytest.mark.parametrize("command", ["params", "preflight"])
+def test_every_packaged_recipe_runs_with_params_and_preflight(name, command, capsys):
+    more = ["--limit-gb", "0"] if command == "preflight" else []
+    main([command, name, "--json", *more])
+    said = capsys.readouterr().out
+    table = count_parameters(read_recipe(name)).to_json()
+    assert f'"sft": {table["trainable"]["sft"]}' in said
+
+
+def test_a_file_gives_the_same_as_its_values(tmp_path):
+    (tmp_path / "small.yaml").write_text(SMALL)
+    assert read_recipe(str(tmp_path / "small.yaml")) == Recipe.parse(yaml.safe_load(SMALL))
+
+
+def test_a_recipe_extends_another_key_by_key(tmp_path):
+    (tmp_path / "mine.yaml").write_text("base: smoke\nsft: {optimizer: {steps: 3}}\nseed: 4")
+    (tmp_path / "yours.yaml").write_text("base: mine.yaml\nseed: 5")
+    smoke, yours = read_recipe("smoke"), read_recipe(str(tmp_path / "yours.yaml"))
+    assert (yours.seed, yours.sft.optimizer.steps) == (5, 3)
+    assert yours.sft.optimizer.batch_size == smoke.sft.optimizer.batch_size
+    assert yours.model_copy(update={"seed": 0, "sft": smoke.sft}) == smoke
+
+
+def test_a_recipe_that_extends_itself_is_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text("base: b.yaml")
+    (tmp_path / "b.yaml").write_text("base: a.yaml")
+    with pytest.raises(ConfigError, match=r"a\.yaml"):
+        read_recipe(str(tmp_path / "a.yaml"))
+
+
+def test_an_unknown_recipe_is_refused_with_the_nearest_name():
+    with pytest.raises(ConfigError, match=r"`demo-smolm2`; did you mean `demo-smollm2`"):
+        read_recipe("demo-smolm2")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("dota: {}", r"unknown key `dota`; did you mean `data`\?"),
+        ("data: {presett: tiny}", r"unknown key `data.presett`; did you mean `preset`\?"),
+        ("data: {preset: tinny}", r"`tinny`; did you mean `tiny`"),
+        ("data: {voxels: {}}", "data.voxels"),
+        ("data: {voxels: {subj01: 0}}", "expected at least one voxel"),
+        ("sft: {gate_strat: 1.0}", r"unknown key `sft.gate_strat`; did you mean `gate_start`\?"),
+        ("sft: {encoder: learned}", "`sft.encoder`"),
+        ("sft: {encoder_learning_rate: 0.1}", "frozen encoder"),
+        ("rft: {n_captions: 1}", "`rft.n_captions`"),
+        ("align: {optimizer: {step: 3}}", r"unknown key `align.optimizer.step`; did you mean `steps`\?"),
+        ("evaluation: {max_new_tokens: 0}", r"`evaluation.max_new_tokens`: .* found 0"),
+        ("llm: {sizes: {hidden_sizes: 3}}", r"unknown key `llm.sizes.hidden_sizes`"),
+        ("variants: {mine: {sft: {interfase: prefix}}}", r"`interfase`; did you mean `interface`"),
+        ("variants: {mine: {rft: {}, start: align}}", r"variants.mine.start"),
+        ("variants: {store: {}}", "variants.store"),
+        ("variants: {../x: {}}", r"variants\.\.\./x"),
+    ],
+)
+def test_a_wrong_key_or_value_is_one_line_that_names_it(tmp_path, capsys, wrong, said):
+    key = wrong.split(":")[0]
+    lines = [line for line in SMALL.splitlines() if not line.startswith(f"{key}:")]
+    (tmp_path / "demo.yaml").write_text("\n".join([*lines, wrong]))
+    with pytest.raises(ConfigError, match=said):
+        read_recipe(str(tmp_path / "demo.yaml"))
+    with pytest.raises(SystemExit) as stopped:
+        main(["demo", "--recipe", str(tmp_path / "demo.yaml"), "--out", str(tmp_path / "out")])
+    assert stopped.value.code == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.yaml"):
+        read_recipe(str(tmp_path / "none.yaml"))
+
+
+@pytest.mark.parametrize("command", ["train", "params", "preflight"])
+def test_a_command_without_its_recipe_names_the_packaged_ones(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command])
+    assert "poster" in capsys.readouterr().err
+
+
+def test_dotted_options_change_values_of_the_recipe(tmp_path, capsys):
+    main(["params", "poster", "--sft.interface", "prefix", "--json"])
+    assert '"sft": 3148800' in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["params", "poster", "--sft.interfase", "prefix"])
+    assert "--sft.interface" in capsys.readouterr().err
+
+
+def test_sizes_of_an_llm_are_read_from_its_folder(demo_folder, tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text(f"base: smoke\nllm: {{source: {demo_folder / 'llm'}, sizes: null}}")
+    mine, smoke = (count_parameters(read_recipe(name)) for name in (str(tmp_path / "mine.yaml"), "smoke"))
+    assert mine == smoke
+    config = Path(demo_folder / "llm" / "config.json").read_text().replace('"llama"', '"gpt2"')
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "config.json").write_text(config)
+    (tmp_path / "other.yaml").write_text(f"base: smoke\nllm: {{source: {tmp_path / 'gpt2'}, sizes: null}}")
+    with pytest.raises(ConfigError, match="gpt2"):
+        count_parameters(read_recipe(str(tmp_path / "other.yaml")))
+    (tmp_path / "hub.yaml").write_text("base: smoke\nllm: {source: someone/llama, sizes: null}")
+    with pytest.raises(ConfigError, match=r"llm\.sizes"):
+        count_parameters(read_recipe(str(tmp_path / "hub.yaml")))
