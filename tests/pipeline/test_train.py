@@ -63,7 +63,7 @@ def test_other_settings_are_refused_and_have_a_place_as_a_variant(trained, train
     assert (trained.parent / "run" / "recipe.yaml").read_text() == written
     folder, was_done = train(trained, "prefix", variants={"prefix": {"sft": {"interface": "prefix"}}})
     assert (folder.name, was_done) == ("prefix", False)
-    assert json.loads((folder / "bitllm.json").read_text())["interface"] == "prefix"
+    assert json.loads((folder / "config.json").read_text())["interface"] == "prefix"
 
 
 def test_a_run_can_be_grounded(trained, demo_folder, tmp_path, capsys):
