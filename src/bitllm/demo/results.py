@@ -60,12 +60,7 @@ def make_results(run: Run, *, peak_memory_gb: float) -> dict[str, Any]:
         "cosine_real_zero": encoder["cosine_real_zero"],
         "bits": {name: scores["bits"] for name, scores in judged.items()},
         "rft_reward": _reward_rise(read_curves(run.folder)["rft"]),
-        "parameters": {
-            name: read_json(run.folder / name / "bitllm.json")["n_trainable"]
-            for name in run.recipe.system_names
-            if name != "rft"
-        }
-        | {"rft": read_json(run.folder / "rft" / "rft.json")["n_trainable"]},
+        "parameters": {name: _n_trainable(run, name) for name in run.recipe.system_names},
         "references_sha256": judged["sft"]["references_sha256"],
         "tokenizer": judged["sft"]["tokenizer"],
         "seconds": run.steps.seconds,
@@ -75,6 +70,11 @@ def make_results(run: Run, *, peak_memory_gb: float) -> dict[str, Any]:
         "git_revision": git_revision(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
     }
+
+
+def _n_trainable(run: Run, name: str) -> int:
+    card = "rft.json" if run.recipe.system(name).stage == "rft" else "bitllm.json"
+    return int(read_json(run.folder / name / card)["n_trainable"])
 
 
 def _how_chosen(run: Run) -> str:

@@ -52,14 +52,7 @@ def read_samples(
     try:
         with tarfile.open(path, "r|*") as archive:
             members = _within(path, _safe_files(path, archive, member_bytes), wanted, kept_bytes)
-            seen: set[str] = set()
-            for key, of_sample in groupby(members, key=_sample_of):
-                if key in seen:
-                    raise DataError(
-                        f"{path}: expected the members of a sample next to each other, found some of `{key}` further "
-                        "on; sort the members by name, as with tar --sort=name"
-                    )
-                seen.add(key)
+            for of_sample in _grouped(path, members):
                 found = ((_name_parts(member)[1], member) for member in of_sample)
                 sample = {kind: _content(archive, member) for kind, member in found if kind in wanted}
                 yield from [sample] if sample else []
@@ -67,6 +60,19 @@ def read_samples(
         raise DataError(
             f"{path}: expected a whole tar, found one that is damaged or cut off ({error}); download it again"
         ) from None
+
+
+def _grouped(path: Path, members: Iterator[tarfile.TarInfo]) -> Iterator[Iterator[tarfile.TarInfo]]:
+    """The members of each sample, which must stand next to each other."""
+    seen: set[str] = set()
+    for key, of_sample in groupby(members, key=_sample_of):
+        if key in seen:
+            raise DataError(
+                f"{path}: expected the members of a sample next to each other, found some of `{key}` further on; sort "
+                "the members by name, as with tar --sort=name"
+            )
+        seen.add(key)
+        yield of_sample
 
 
 def _safe_files(path: Path, archive: tarfile.TarFile, member_bytes: int) -> Iterator[tarfile.TarInfo]:
