@@ -4,6 +4,7 @@ import sys
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 
 from bitllm.data.formats.contract import read_contract
@@ -166,3 +167,25 @@ def test_betas_in_several_files_must_lie_on_one_grid(table, change_header):
     nib.save(nib.Nifti1Image(betas[..., 12:], FLIPPED), table.root / "b.nii")
     with pytest.raises(DataError, match=r"b.nii: .*\[-2 0 0 0"):
         read_contract(change_header(betas=["a.nii", "b.nii"]))
+
+
+def test_a_table_of_places_in_another_order_than_the_mask_is_refused(table, mask, change_header):
+    ijk = pd.DataFrame(np.argwhere(mask), columns=["i", "j", "k"])
+    places = ijk.assign(x_mm=ijk["i"] * 2.0, y_mm=ijk["j"] * 2.0, z_mm=ijk["k"] * 2.0)
+    places.to_csv(table.root / "places.tsv", sep="\t", index=False)
+    header = change_header(voxels="places.tsv")
+    read_contract(header)
+    fortran = places.sort_values(["k", "j", "i"])
+    fortran.to_csv(table.root / "places.tsv", sep="\t", index=False)
+    with pytest.raises(DataError, match=r"places.tsv: .*i, j, k"):
+        read_contract(header)
+
+
+def test_cifti_with_a_scale_factor_of_its_own_is_not_scaled_twice(table, mask, change_header):
+    trials = nib.cifti2.ScalarAxis([str(n) for n in range(24)])
+    voxels = nib.cifti2.BrainModelAxis.from_mask(mask > 0, name="thalamus_left", affine=AFFINE)
+    made = nib.Cifti2Image(np.linspace(-3, 3, 24 * int(mask.sum())).reshape(24, -1), header=(trials, voxels))
+    made.set_data_dtype(np.int16)  # nibabel writes a scale factor
+    nib.save(made, table.root / "b.dscalar.nii")
+    with pytest.raises(DataError, match=r"b.dscalar.nii: .*float64"):
+        read_contract(change_header(betas="b.dscalar.nii", axis_order="trials-voxels"))

@@ -123,17 +123,17 @@ class _Loaded(BetasFile):
 
 
 def _array(path: Path, keys: tuple[str, ...], trust_pickle: bool) -> np.ndarray:
-    name = path.name
-    if name.startswith("TYPEA"):
+    ending = path.suffix.lower()
+    if path.name.startswith("TYPEA"):
         raise DataError(
             f"{path}: expected single-trial betas (TYPEB, TYPEC or TYPED), found TYPEA, which holds one beta for all "
             "trials; name TYPED_FITHRF_GLMDENOISE_RR"
         )
-    if path.suffix not in _ENDINGS:
+    if ending not in _ENDINGS:
         raise DataError(
             f"{path}: expected GLMsingle's .hdf5, .npy or .mat, found another kind of file; name that"
         )
-    if path.suffix == ".npy":
+    if ending == ".npy":
         content = read_pickled_dict(path, is_trusted=trust_pickle)
         key = next((key for key in keys if key in content), None)
         if key is None:
@@ -143,12 +143,12 @@ def _array(path: Path, keys: tuple[str, ...], trust_pickle: bool) -> np.ndarray:
         values = np.asarray(content[key])
         require_real(values.dtype, path, f"`{key}`")
         return values
-    if path.suffix == ".mat" and not _is_hdf5(path):
+    if ending == ".mat" and not _is_hdf5(path):
         return _read_old_matlab(path, keys)
     with open_hdf5(path, "GLMsingle's output") as file:
         key = next((key for key in keys if isinstance(file.get(key), h5py.Dataset)), keys[0])
         dataset = hdf5_dataset(file, key)
-        is_matlab = path.suffix == ".mat" or "MATLAB_class" in dataset.attrs
+        is_matlab = ending == ".mat" or "MATLAB_class" in dataset.attrs
         values = read_dataset(dataset, trial_axis=0 if is_matlab else dataset.ndim - 1)
     return values.transpose() if is_matlab else values
 

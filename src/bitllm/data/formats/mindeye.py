@@ -19,6 +19,7 @@ from bitllm.data.formats.beside import (
 )
 from bitllm.data.io.pictures import decode_picture
 from bitllm.data.io.tars import Sample, array_of, read_samples
+from bitllm.data.io.values import whole_numbers
 from bitllm.data.store.complete import with_validation_images
 from bitllm.data.store.contents import StoreContents, StoreSettings, SubjectContents
 from bitllm.errors import DataError
@@ -123,9 +124,10 @@ def _number_of(path: Path) -> int:
 
 def _take(path: Path, sample: Sample, part: str, gathered: _Gathered, images: _Images) -> None:
     rows = array_of(path, sample, "nsdgeneral.npy")
-    unique = array_of(path, sample, "num_uniques.npy")
-    nsd_id = int(array_of(path, sample, "coco73k.npy").reshape(-1)[0])
-    n_unique = int(unique.reshape(-1)[0])
+    nsd_id, n_unique = (
+        int(whole_numbers(array_of(path, sample, f"{name}.npy").reshape(-1)[:1], path, f"`{name}`")[0])
+        for name in ("coco73k", "num_uniques")
+    )
     n_voxels = gathered.betas[0].shape[-1] if gathered.betas else rows.shape[-1]
     if rows.ndim != 2 or rows.shape[1] != n_voxels or not 1 <= n_unique <= len(rows):
         raise DataError(

@@ -18,6 +18,7 @@ from bitllm.data.formats.beside import (
 )
 from bitllm.data.io.hdf5 import hdf5_dataset, open_hdf5, read_dataset
 from bitllm.data.io.tars import array_of, read_samples
+from bitllm.data.io.values import whole_numbers
 from bitllm.data.store.contents import StoreContents, StoreSettings, SubjectContents
 from bitllm.errors import DataError
 
@@ -94,7 +95,7 @@ def _trials(folder: Path) -> pd.DataFrame:
             rows.append(behaviour[0])
     table = np.stack(rows)
     trials = pd.DataFrame(
-        table[:, [_ROW, _SESSION, _RUN, _TRIAL, _NSD_ID]].astype(np.int64),
+        whole_numbers(table[:, [_ROW, _SESSION, _RUN, _TRIAL, _NSD_ID]], folder, "the numbers in behav.npy"),
         columns=["row", "session", "run", "trial", "nsd_id"],
     )
     trials["shared"] = table[:, _SHARED] == 1

@@ -17,6 +17,7 @@ from bitllm.data.formats.beside import (
 )
 from bitllm.data.io.hdf5 import hdf5_dataset, open_hdf5, read_dataset
 from bitllm.data.io.pictures import picture_reader
+from bitllm.data.io.values import whole_numbers
 from bitllm.data.store.contents import StoreContents, StoreSettings, SubjectContents
 from bitllm.data.store.normalize import looks_z_scored
 from bitllm.errors import DataError
@@ -94,9 +95,10 @@ def _trials(path: Path) -> pd.DataFrame:
                     f"{path}: expected the groups train and test with trials, found none in `{part}`; copy it again"
                 )
             for key in sorted(group):
-                coco_id = read_dataset(hdf5_dataset(file, f"{part}/{key}/coco_id"), trial_axis=None)
+                stored = read_dataset(hdf5_dataset(file, f"{part}/{key}/coco_id"), trial_axis=None)
+                coco_id = whole_numbers(stored.reshape(-1)[:1], path, f"the coco_id of `{part}/{key}`")
                 n_voxels = hdf5_dataset(file, f"{part}/{key}/visual_voxels").size
-                rows.append((f"{part}/{key}", part, int(np.asarray(coco_id).reshape(-1)[0]), n_voxels))
+                rows.append((f"{part}/{key}", part, int(coco_id[0]), n_voxels))
     trials = pd.DataFrame(rows, columns=["key", "part", "coco_id", "n_voxels"])
     counts = trials["n_voxels"].value_counts()
     if len(counts) > 1:

@@ -181,7 +181,7 @@ def read_series(
         read_file(0)
     dtype = np.result_type(*[file.dtype for file in files])
     series = Series(tuple(n for n, _ in shapes), voxels.count, dtype, read_file)
-    return series, _place_table(files[0], voxels)
+    return series, _place_table(files[0], voxels, table)
 
 
 def _read_voxels(
@@ -206,8 +206,10 @@ def _require_places(file: BetasFile, voxels: Voxels) -> None:
         )
 
 
-def _place_table(file: BetasFile, voxels: Voxels) -> pd.DataFrame:
+def _place_table(file: BetasFile, voxels: Voxels, path: Path | None) -> pd.DataFrame:
     if voxels.table is not None:
+        if voxels.mask is not None and {"i", "j", "k"} <= set(voxels.table):
+            _require_order_of_mask(voxels.table, voxels.mask, path)
         return voxels.table
     assert voxels.mask is not None and voxels.grid is not None, "a table or a mask"
     grid = voxels.grid
@@ -219,6 +221,22 @@ def _place_table(file: BetasFile, voxels: Voxels) -> pd.DataFrame:
     places = pd.DataFrame(ijk, columns=["i", "j", "k"])
     places[list(PLACES)] = grid.mm(ijk)
     return places
+
+
+def _require_order_of_mask(table: pd.DataFrame, mask: np.ndarray, path: Path | None) -> None:
+    listed, expected = table[["i", "j", "k"]].to_numpy(), np.argwhere(mask)
+    if len(listed) != len(expected):
+        raise DataError(
+            f"{path}: expected {len(expected)} voxels, as in the mask, found {len(listed)} rows; leave one of mask and "
+            "voxels out, or check that both are of one region"
+        )
+    differs = np.flatnonzero((listed != expected).any(axis=1))
+    if len(differs):
+        row = int(differs[0])
+        raise DataError(
+            f"{path}: expected i, j, k {expected[row].tolist()} in row {row + 1}, as in the mask in C order, found "
+            f"{listed[row].tolist()} ({len(differs)} rows differ); sort the table by i, j, k, which count from 0"
+        )
 
 
 def _no_place(path: Path) -> DataError:

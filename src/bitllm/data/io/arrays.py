@@ -10,7 +10,14 @@ from nibabel.arrayproxy import ArrayProxy
 
 from bitllm.data.io.hdf5 import hdf5_dataset, open_hdf5, read_dataset
 from bitllm.data.io.values import require_real
-from bitllm.data.io.volumes import Grid, grid_of, open_volume, require_same_grid, volume_values
+from bitllm.data.io.volumes import (
+    Grid,
+    grid_of,
+    open_volume,
+    require_same_grid,
+    volume_values,
+    without_single_axes,
+)
 from bitllm.errors import DataError
 from bitllm.files import require_file
 
@@ -40,7 +47,7 @@ class BetasFile:
         if self.kind == "hdf5":
             with open_hdf5(self.path, "betas") as file:
                 return read_dataset(hdf5_dataset(file, self.key), trial_axis=trial_axis)
-        return volume_values(open_volume(self.path, "betas"), self.path, "betas")
+        return volume_values(open_volume(self.path, "betas"), self.path, "betas").reshape(self.shape)
 
 
 def read_npy(path: Path, what: str) -> np.ndarray:
@@ -89,7 +96,7 @@ def open_betas(path: Path, *, key: str = "betas") -> BetasFile:
             return BetasFile(path, "hdf5", dataset.shape, dataset.dtype, key)
     image = open_volume(path, "betas")
     if not isinstance(image, nib.Cifti2Image):
-        shape = tuple(map(int, image.shape))
+        shape = without_single_axes(image.shape, 4)
         return BetasFile(path, "volume", shape, _scaled_dtype(image), grid=grid_of(image, path))
     axes = [image.header.get_axis(n) for n in range(image.ndim)]
     if not isinstance(axes[0], nib.cifti2.ScalarAxis):
@@ -97,10 +104,10 @@ def open_betas(path: Path, *, key: str = "betas") -> BetasFile:
             f"{path}: expected CIFTI with trials as its axis of scalars (dscalar), found "
             f"{type(axes[0]).__name__}; write one scalar map for each trial"
         )
-    return BetasFile(path, "cifti", image.shape, image.get_data_dtype())
+    return BetasFile(path, "cifti", image.shape, _scaled_dtype(image))
 
 
-def _scaled_dtype(image: nib.Nifti1Image | nib.MGHImage) -> np.dtype:
+def _scaled_dtype(image: nib.Nifti1Image | nib.MGHImage | nib.Cifti2Image) -> np.dtype:
     proxy = image.dataobj
     is_scaled = isinstance(proxy, ArrayProxy) and (proxy.slope, proxy.inter) != (1, 0)
     return np.dtype(np.float64) if is_scaled else image.get_data_dtype()

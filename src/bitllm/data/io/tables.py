@@ -75,7 +75,7 @@ def read_table(
         is_parquet = file.read(4) == b"PAR1"
     table = _from_parquet(path) if is_parquet else _from_text(path, needed, said)
     table = _known_columns(path, table, needed, optional, said)
-    _clean(table, said)
+    _clean(table, said, path)
     table = _converted(table, {c: t for c, t in numbers.items() if c in table}, str(path), what, advice)
     if notes is not None:
         notes.extend(f"{path}: {line}" for line in said)
@@ -204,14 +204,14 @@ def _note_others(path: Path, others: list[str], absent: list[str], notes: list[s
         notes.append(f"ignored the columns {', '.join(f'`{o}`' for o in others if o not in index)}")
 
 
-def _clean(table: pd.DataFrame, notes: list[str]) -> None:
+def _clean(table: pd.DataFrame, notes: list[str], where: Path) -> None:
     """Make every column that is no number already a column of text, without spaces around and composed."""
     n_spaces = n_composed = 0
     for column in table.columns:
         values = table[column]
         if pd.api.types.is_numeric_dtype(values.dtype):
             continue
-        written = [_text(value) for value in values.tolist()]
+        written = [_text(value, where) for value in values.tolist()]
         names = {one: normalized_name(one) for one in set(written)}
         changed = {one for one, name in names.items() if name != one}
         spaced = {one for one in changed if unicodedata.normalize("NFC", one) != names[one]}
@@ -224,11 +224,11 @@ def _clean(table: pd.DataFrame, notes: list[str]) -> None:
         notes.append(f"{n_composed} cells are brought to Unicode's composed form (NFC)")
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, where: Path) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
+        return decoded_text(value, where, "text")
     if value is None or value is pd.NaT or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
         return ""
     if isinstance(value, pd.Timestamp) and value == value.normalize():
@@ -244,7 +244,7 @@ def _converted(
         values = table[column]
         if column not in numbers:
             if pd.api.types.is_numeric_dtype(values.dtype):
-                table[column] = _decimal_text(values, where)
+                table[column] = _decimal_text(values, Path(where))
         elif values.dtype == object:
             blank = values.map(lambda cell: cell.casefold() in _MISSING)
             is_float = np.dtype(numbers[column]).kind == "f"
@@ -268,7 +268,7 @@ def _converted(
     return table.assign(**made, **{column: table[column].astype(bool) for column in flags})
 
 
-def _decimal_text(values: pd.Series, where: str) -> pd.Series:
+def _decimal_text(values: pd.Series, where: Path) -> pd.Series:
     """Names that Parquet holds as numbers, as plain decimal text."""
     if pd.api.types.is_float_dtype(values.dtype):
         present = values.dropna()
@@ -278,4 +278,4 @@ def _decimal_text(values: pd.Series, where: str) -> pd.Series:
                 f"{where}: expected text in the column `{values.name}`, found numbers with decimals such as "
                 f"{odd.iloc[0]}, which have lost their last zeros; save the column as text"
             )
-    return pd.Series([_text(value) for value in values.tolist()], dtype=object, index=values.index)
+    return pd.Series([_text(value, where) for value in values.tolist()], dtype=object, index=values.index)

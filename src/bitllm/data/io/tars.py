@@ -112,7 +112,7 @@ def _sample_of(member: tarfile.TarInfo) -> str:
 
 def _name_parts(member: tarfile.TarInfo) -> tuple[str, str]:
     name, _, extension = PurePosixPath(member.name).name.partition(".")
-    return name, extension
+    return name, extension.lower()  # as webdataset does
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

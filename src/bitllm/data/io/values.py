@@ -25,6 +25,26 @@ def require_real(dtype: np.dtype, path: Path, what: str) -> None:
         raise DataError(f"{path}: expected {what} as real numbers, found {dtype}; {advice}")
 
 
+def whole_numbers(values: np.ndarray, path: Path, what: str) -> np.ndarray:
+    """Numbers of images, trials or sessions as int64, whatever type they are stored in.
+
+    Raises
+    ------
+    DataError
+        If a value is not a whole number, or missing; numpy would cut 3.9999 to 3.
+    """
+    require_real(values.dtype, path, what)
+    if values.dtype.kind == "f":
+        with np.errstate(invalid="ignore"):  # infinity minus infinity
+            is_wrong = ~(np.abs(values - np.round(values)) <= _LABEL_TOLERANCE)
+        if is_wrong.any():
+            raise DataError(
+                f"{path}: expected {what} as whole numbers, found {values[is_wrong][0]:g}; download the file again"
+            )
+        values = np.round(values)
+    return values.astype(np.int64)
+
+
 def whole_labels(values: np.ndarray, path: Path, what: str, *, largest: int = 2**31 - 1) -> np.ndarray:
     """Labels as int32; each value must be within 0.001 of a whole number, and NaN counts as 0.
 

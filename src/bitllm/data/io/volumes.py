@@ -98,9 +98,15 @@ def read_volume(path: Path, what: str, *, n_axes: int = 3) -> tuple[np.ndarray, 
     """
     image = open_volume(path, what)
     values = volume_values(image, path, what)
-    while values.ndim > n_axes and 1 in values.shape[3:]:
-        values = values.squeeze(3 + values.shape[3:].index(1))
-    return values, grid_of(image, path)
+    return values.reshape(without_single_axes(values.shape, n_axes)), grid_of(image, path)
+
+
+def without_single_axes(shape: tuple[int, ...], n_axes: int) -> tuple[int, ...]:
+    """The shape without axes of length 1 after the third, while there are more than ``n_axes``."""
+    axes = [int(n) for n in shape]
+    while len(axes) > n_axes and 1 in axes[3:]:
+        del axes[3 + axes[3:].index(1)]
+    return tuple(axes)
 
 
 def grid_of(image: Image, path: Path) -> Grid:
@@ -236,7 +242,7 @@ def _damage_named(path: Path, what: str) -> Iterator[None]:
         yield
     except IMAGE_DAMAGE as error:
         reason = str(error).replace("\n", " ")
-        kind = "MGH" if path.suffix in _MGH else "NIfTI"
+        kind = "MGH" if path.suffix.lower() in _MGH else "NIfTI"
         raise DataError(
             f"{path}: expected {what} as {kind}, found a damaged file ({reason}); download it again"
         ) from None

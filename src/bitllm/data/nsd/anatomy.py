@@ -13,6 +13,7 @@ from bitllm.data.io.volumes import Grid, read_volume, require_same_grid
 from bitllm.data.nsd.layout import NsdRelease
 from bitllm.data.store.contents import View
 from bitllm.errors import DataError
+from bitllm.files import read_text
 
 INVALID_MNI = 9999
 """NSD's mark of a voxel that lies outside the MNI template."""
@@ -165,10 +166,12 @@ def read_labels(path: Path, tables: tuple[Path, ...], number: Int16[np.ndarray, 
         atlas = path.name.removesuffix(".nii.gz")
         return {n: f"{atlas}-{n}" for n in present}
     names: dict[int, str] = {}
-    for line in filter(str.strip, table.read_text(encoding="utf-8", errors="replace").splitlines()):
+    for line in filter(str.strip, read_text(table, "names of labels").splitlines()):
         key, *name = line.split()  # names may carry a trailing tab
-        if key.isdecimal() and int(key) > 0 and name:
-            names[int(key)] = name[0]
+        if key.isdecimal() and int(key) > 0 and name and names.setdefault(int(key), name[0]) != name[0]:
+            raise DataError(
+                f"{table}: expected one name for the label {key}, found `{names[int(key)]}` and `{name[0]}`; remove one"
+            )
     for n in present:
         if n not in names:
             raise DataError(

@@ -193,7 +193,7 @@ class NsdRelease:
         DataError
             If there is no session, or one in the middle is missing.
         """
-        return self._files_by_session(subject, "", ("hdf5", "nii.gz"))
+        return self._files_by_session(subject, "", ("hdf5", "nii.gz", "nii"))
 
     def surface_session_files(self, subject: str) -> tuple[tuple[Path, ...], ...]:
         """The beta files of a subject's vertices: left and right hemisphere of each session.

@@ -11,6 +11,7 @@ from jaxtyping import Int
 from scipy.io.matlab import MatReadError
 
 from bitllm.data.io.tables import read_table
+from bitllm.data.io.values import whole_numbers
 from bitllm.data.nsd.layout import NsdRelease
 from bitllm.errors import DataError
 from bitllm.files import require_file
@@ -75,7 +76,7 @@ def read_design(path: Path) -> Design:
             raise DataError(
                 f"{path}: expected the variable `{key}`, found none; download the design file again"
             )
-    one_based = {key: np.atleast_2d(content[key]).astype(np.int64) for key in _DESIGN_KEYS}
+    one_based = {key: whole_numbers(np.atleast_2d(content[key]), path, f"`{key}`") for key in _DESIGN_KEYS}
     design = Design(
         path=path,
         ordering=one_based["masterordering"].ravel() - 1,
