@@ -164,6 +164,30 @@ def coco_annotations(plain) -> None:
     (plain.root / "captions.json").write_text(json.dumps(content))
 
 
+def coco_by_file_names(plain) -> None:
+    """Named images, with COCO's ids in another order than their names."""
+    images = [{"id": 900 - 7 * n, "file_name": f"val2017/{name}.jpg"} for n, name in enumerate(plain.names)]
+    rows = [
+        {"image_id": 900 - 7 * n, "caption": text}
+        for n, texts in enumerate(plain.captions.values())
+        for text in texts
+    ]
+    (plain.root / "captions.json").write_text(json.dumps({"images": images, "annotations": rows}))
+
+
+def captions_in_lines(plain) -> None:
+    """First captions of all images, then the second ones."""
+    rows = [
+        {"image_id": name, "caption": texts[n]}
+        for n in range(3)
+        for name, texts in plain.captions.items()
+        if n < len(texts)
+    ]
+    text = "".join(json.dumps(row) + "\r\n" for row in rows)
+    (plain.root / "captions.jsonl").write_text(text, newline="")
+    plain.change(captions="captions.jsonl")
+
+
 def coco_pictures(plain) -> None:
     plain.rename(*[str(5 + n) for n in range(12)])
     for path in sorted(plain.folder.iterdir()):
@@ -315,6 +339,13 @@ OTHERS: dict[str, Callable] = {
         }
     ),
     "COCO's annotations with numeric ids": coco_annotations,
+    "COCO's annotations joined by file names": coco_by_file_names,
+    "captions in JSON lines": captions_in_lines,
+    "captions with entities of HTML": captions(
+        lambda c: {
+            name: [t.replace("caption", "&#99;apt&#x69;on") for t in found] for name, found in c.items()
+        }
+    ),
     "COCO's names of pictures": coco_pictures,
     ".PNG": pictures(".PNG"),
     ".TIF": pictures(".TIF", compression="tiff_lzw"),

@@ -231,6 +231,8 @@ ODD: dict[str, Callable] = {
     ".nii for .nii.gz": image("s1.nii"),
     ".NII.GZ": image("S1.NII.GZ"),
     ".Nii": image("s1.Nii"),
+    ".nii.Gz": image("s1.nii.Gz"),
+    ".Mgz": image("s1.Mgz", nib.MGHImage),
     "MGH": image("s1.mgh", nib.MGHImage),
     "MGZ": image("s1.mgz", nib.MGHImage),
     ".MGZ": image("s1.MGZ", nib.MGHImage),

@@ -96,7 +96,7 @@ def open_betas(path: Path, *, key: str = "betas") -> BetasFile:
             return BetasFile(path, "hdf5", dataset.shape, dataset.dtype, key)
     image = open_volume(path, "betas")
     if not isinstance(image, nib.Cifti2Image):
-        shape = without_single_axes(image.shape, 4)
+        shape = without_single_axes(tuple(map(int, image.shape)), 4)
         return BetasFile(path, "volume", shape, _scaled_dtype(image), grid=grid_of(image, path))
     axes = [image.header.get_axis(n) for n in range(image.ndim)]
     if not isinstance(axes[0], nib.cifti2.ScalarAxis):

@@ -69,13 +69,24 @@ def open_volume(path: Path, what: str) -> Image:
     """
     require_file(path, what)
     with _damage_named(path, what):
-        image = nib.load(path)
+        image = _loaded(path)
     if not isinstance(image, Image):
         raise DataError(
             f"{path}: expected {what} as NIfTI, MGH or CIFTI, found {type(image).__name__}; convert it"
         )
     require_real(image.get_data_dtype(), path, what)
     return image
+
+
+def _loaded(path: Path) -> nib.filebasedimages.FileBasedImage:
+    try:
+        return nib.load(path)
+    except FileNotFoundError:  # nibabel looks for `.nii` where the ending is `.Nii`
+        kinds = [kind for kind in nib.imageclasses.all_image_classes if issubclass(kind, Image)]
+        kind = next((kind for kind in kinds if kind.path_maybe_image(path)[0]), None)
+        if kind is None:
+            raise
+        return kind.from_file_map({"image": nib.FileHolder(str(path))})
 
 
 def volume_values(image: Image, path: Path, what: str) -> np.ndarray:
@@ -103,7 +114,7 @@ def read_volume(path: Path, what: str, *, n_axes: int = 3) -> tuple[np.ndarray, 
 
 def without_single_axes(shape: tuple[int, ...], n_axes: int) -> tuple[int, ...]:
     """The shape without axes of length 1 after the third, while there are more than ``n_axes``."""
-    axes = [int(n) for n in shape]
+    axes = list(shape)
     while len(axes) > n_axes and 1 in axes[3:]:
         del axes[3 + axes[3:].index(1)]
     return tuple(axes)
