@@ -25,6 +25,10 @@ class CheckpointError(BitLlmError):
     """A checkpoint that is missing, incomplete or of another model."""
 
 
+class ModelError(BitLlmError):
+    """A model that loads but cannot do what it was chosen for."""
+
+
 class OutputError(BitLlmError):
     """A place that cannot be written: it is not empty, it is full, or it is not ours."""
 

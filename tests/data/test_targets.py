@@ -153,7 +153,7 @@ def test_targets_that_are_not_there_are_named(tmp_path):
 
 
 def test_a_folder_without_a_clip_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"expected a folder or hub id of a CLIPModel \("):
+    with pytest.raises(ConfigError, match="CLIPModel"):
         load_clip(tmp_path)
 
 
@@ -167,5 +167,12 @@ def test_a_damaged_file_of_targets_is_one_named_error(targets, tmp_path):
 
 def test_a_file_of_other_arrays_is_one_named_error(tmp_path):
     save_file({"weights": np.zeros(3)}, tmp_path / "model.safetensors")
-    with pytest.raises(DataError, match="expected whole embeddings, found a damaged file"):
+    with pytest.raises(DataError, match="tensors weights"):
         load_targets(tmp_path / "model.safetensors")
+
+
+def test_weights_of_a_clip_that_are_a_pointer_are_named(small_clip_folder, tmp_path):
+    shutil.copytree(small_clip_folder, tmp_path / "clip")
+    (tmp_path / "clip/model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ConfigError, match=r"model\.safetensors: .*git lfs pull"):
+        load_clip(tmp_path / "clip")

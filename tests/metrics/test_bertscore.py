@@ -4,7 +4,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
-from bitllm.errors import BitLlmError, DataError
+from bitllm.errors import BitLlmError, DataError, ModelError
+from bitllm.evaluation.scoring.score_file import ScoreOptions, score_file
 from bitllm.metrics.bertscore import BertScorer, load_bert_scorer
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "a", "man", "dog", "on", "the", "wave", "two", "cats"]
@@ -139,3 +140,45 @@ def test_a_saved_model_is_loaded_and_a_missing_one_is_named(bert, tokenizer, tmp
     assert loaded.score(["a dog"], [["a dog"]])[0] == pytest.approx(100)
     with pytest.raises(BitLlmError, match="nowhere: expected a folder or hub id of an encoder"):
         load_bert_scorer(tmp_path / "nowhere")
+
+
+def test_a_negative_layer_counts_from_the_last(bert, tokenizer):
+    for layer, same in ((-1, 2), (-3, 0)):
+        found = BertScorer(bert, tokenizer, layer=layer).score(CAPTIONS, REFERENCES)
+        assert np.array_equal(found, BertScorer(bert, tokenizer, layer=same).score(CAPTIONS, REFERENCES))
+    for layer in (3, -4):
+        with pytest.raises(ModelError, match=str(layer)):
+            BertScorer(bert, tokenizer, layer=layer)
+
+
+def test_weights_of_an_encoder_that_are_a_pointer_or_damaged_are_named(bert, tokenizer, tmp_path):
+    bert.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    for content, word in (
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"", "damaged"),
+    ):
+        (tmp_path / "model.safetensors").write_bytes(content)
+        with pytest.raises(DataError, match=rf"model\.safetensors: .*{word}"):
+            load_bert_scorer(tmp_path)
+
+
+def test_an_encoder_that_cannot_be_used_is_not_run_and_the_others_are(bert, tokenizer, tmp_path):
+    bert.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "captions.json").write_text('{"1": "a man", "2": "two cats"}')
+    (tmp_path / "references.json").write_text('{"1": ["the man"], "2": ["two cats"]}')
+
+    def scored(layer):
+        return score_file(
+            tmp_path / "captions.json",
+            tmp_path / "references.json",
+            options=ScoreOptions(bertscore=str(tmp_path), bertscore_layer=layer),
+        )
+
+    assert "99" in scored(99).not_run["BERTScore"]
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    scores = scored(None)
+    assert "pad_token" in scores.not_run["BERTScore"]
+    assert "CIDEr" in scores.metrics and "BERTScore" not in scores.metrics

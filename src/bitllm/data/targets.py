@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
-from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
+from safetensors.numpy import save_file
+from transformers import AutoConfig, AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from bitllm.data.io.models import model_loading, open_tensors
 from bitllm.data.store import Store
 from bitllm.errors import ConfigError, DataError
 from bitllm.files import file_written_whole, sha256_of_json
@@ -72,15 +72,17 @@ def load_clip(path_or_hub_id: str | Path) -> ClipEmbedder:
     ConfigError
         If there is no such model.
     """
-    try:
+    with model_loading(path_or_hub_id, "a folder or hub id of a CLIPModel", error=ConfigError):
+        model_type = AutoConfig.from_pretrained(path_or_hub_id).model_type
+        if model_type != "clip":  # `CLIPModel` would load another model with random weights
+            raise ConfigError(
+                f"{path_or_hub_id}: expected model_type clip, found {model_type}; choose a CLIP, "
+                "e.g. openai/clip-vit-large-patch14"
+            )
         clip = CLIPModel.from_pretrained(path_or_hub_id).eval().requires_grad_(False)
         tokenizer = AutoTokenizer.from_pretrained(path_or_hub_id)
         # the PIL processor by name: the torchvision one gives slightly other pixels, so other embeddings
         processor = CLIPImageProcessorPil.from_pretrained(path_or_hub_id)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{path_or_hub_id}: expected a folder or hub id of a CLIPModel ({str(error).splitlines()[0]})"
-        ) from None
     return ClipEmbedder(clip, tokenizer, processor)
 
 
@@ -176,18 +178,17 @@ def load_targets(path: Path, *, store: Store | None = None) -> Targets:
     DataError
         If the file is missing or damaged, or the targets are those of another store.
     """
-    if not Path(path).is_file():
+    what = "the embeddings of pictures and captions"
+    with open_tensors(path, what, framework="numpy") as file:
+        made_from = (file.metadata() or {}).get(_MADE_FROM)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    expected_names = {"nsd_id", "image", "text"}
+    if set(tensors) != expected_names:
         raise DataError(
-            f"{path}: expected the embeddings of pictures and captions, found no file; make them first"
+            f"{path}: expected {what} ({', '.join(sorted(expected_names))}), found the tensors "
+            f"{', '.join(sorted(tensors)) or 'none'}; make them with `bitllm embed`"
         )
-    try:
-        with safe_open(path, framework="numpy") as file:
-            made_from = (file.metadata() or {}).get(_MADE_FROM)
-        targets = Targets(**load_file(path), made_from=made_from)
-    except (SafetensorError, TypeError) as error:
-        raise DataError(
-            f"{path}: expected whole embeddings, found a damaged file ({error}); make them again"
-        ) from None
+    targets = Targets(**tensors, made_from=made_from)
     if store is not None and made_from is not None:
         expected = pictures_and_captions(store)
         if made_from != expected:

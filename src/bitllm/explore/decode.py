@@ -21,6 +21,7 @@ from bitllm.evaluation.grounding.system import System
 from bitllm.explore.jobs import Job
 from bitllm.explore.perturbation import NEEDS_ROI, perturbed
 from bitllm.explore.session import Session
+from bitllm.model.end_tokens import before_end, end_token_ids
 from bitllm.model.precision import computing
 
 N_OTHERS = 8
@@ -134,6 +135,7 @@ def stream_caption(
         Called with the caption so far; what it raises ends the decode.
     """
     tokenizer = system.prompter.tokenizer
+    ends = end_token_ids(system.model, tokenizer)
     ids, mask = pad_left([system.prompter.prompt_ids(INSTRUCTIONS[0])], tokenizer.pad_token_id)
     device = system.model.device
     with computing(system.model):
@@ -144,19 +146,20 @@ def stream_caption(
             use_cache=True,
             max_new_tokens=max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=ends,
             suppress_tokens=system.prompter.never_said,
             brain_tokens=brain_tokens.to(device),
-            streamer=_Telling(tokenizer, on_text),
+            streamer=_Telling(tokenizer, ends, on_text),
         )
-    return str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)).strip()
+    said = before_end(out[0, ids.shape[1] :].tolist(), ends)
+    return str(tokenizer.decode(said, skip_special_tokens=True)).strip()
 
 
 class _Telling:
     """What `generate` hands each new token to; the first call is the prompt."""
 
-    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
-        self.tokenizer, self.on_text = tokenizer, on_text
+    def __init__(self, tokenizer: Any, ends: list[int], on_text: Callable[[str], None]) -> None:
+        self.tokenizer, self.ends, self.on_text = tokenizer, ends, on_text
         self.ids: list[int] | None = None
 
     def put(self, value: Tensor) -> None:
@@ -164,7 +167,8 @@ class _Telling:
             self.ids = []
             return
         self.ids += value.flatten().tolist()
-        self.on_text(self.tokenizer.decode(self.ids, skip_special_tokens=True).strip())
+        said = before_end(self.ids, self.ends)
+        self.on_text(self.tokenizer.decode(said, skip_special_tokens=True).strip())
 
     def end(self) -> None:
         """Nothing is left to tell."""

@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
-
-from bitllm.evaluation.grounding.system import load_system
+from bitllm.evaluation.grounding.system import load_system, with_lora
 from bitllm.files import read_json
 from bitllm.model.build import CARD
 from bitllm.model.checkpoint.base import BaseLlm
@@ -33,7 +31,7 @@ def export_model(folder: Path, base: BaseLlm, *, whole: bool) -> tuple[Any, bool
     if not (folder / RFT_CARD).is_file():
         return load_system(folder.name, folder, base).model, whole
     sft = load_system(folder.name, sft_beneath(folder), base)
-    merged: Any = PeftModel.from_pretrained(sft.model, str(folder))
+    merged: Any = with_lora(sft.model, folder)
     return merged.merge_and_unload(), True
 
 

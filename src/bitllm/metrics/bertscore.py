@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from bitllm.errors import BitLlmError
+from bitllm.data.io.models import model_loading
+from bitllm.errors import ModelError
 from bitllm.metrics.bleu import require_references
 
 _PAIRS_AT_ONCE = 512
@@ -45,6 +46,11 @@ class BertScorer:
         Images whose references' embeddings are kept, the newest ones (five captions of 12 tokens at width
         384 take 90 kB).
 
+    Raises
+    ------
+    ModelError
+        If the tokenizer has no padding token, or the encoder has no such layer.
+
     References
     ----------
     Zhang et al. (2020), "BERTScore: evaluating text generation with BERT", ICLR.
@@ -59,6 +65,17 @@ class BertScorer:
         max_cached: int = 256,
     ) -> None:
         encoder: Any = getattr(model, "text_model", model)
+        if tokenizer.pad_token_id is None:
+            raise ModelError(
+                "expected a tokenizer with a padding token, found none; set pad_token in its "
+                "tokenizer_config.json or choose another encoder"
+            )
+        n_layers = getattr(encoder.config, "num_hidden_layers", None)
+        if layer is not None and n_layers is not None and not -n_layers - 1 <= layer <= n_layers:
+            raise ModelError(
+                f"expected a layer from 0 (the embeddings) to {n_layers} (the last, also -1), found {layer}; "
+                "choose one of them"
+            )
         self._encoder = encoder.eval()
         self._tokenizer = tokenizer
         self._layer = layer
@@ -164,19 +181,18 @@ def load_bert_scorer(
 
     Raises
     ------
-    BitLlmError
+    DataError
         If there is no such model, or it does not load.
+    ModelError
+        As of `BertScorer`.
     """
-    try:
+    with model_loading(path_or_hub_id, "a folder or hub id of an encoder with its tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(path_or_hub_id)
         model = AutoModel.from_pretrained(path_or_hub_id).to(device)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[:1] or ["no message"]
-        raise BitLlmError(
-            f"{path_or_hub_id}: expected a folder or hub id of an encoder with its tokenizer, "
-            f"found none that loads ({reason[0]}); check the name"
-        ) from None
-    return BertScorer(model, tokenizer, layer=layer)
+    try:
+        return BertScorer(model, tokenizer, layer=layer)
+    except ModelError as error:
+        raise ModelError(f"{path_or_hub_id}: {error}") from None
 
 
 def _greedy_f1(pairs: list[tuple[_Tokens, _Tokens]]) -> Float[np.ndarray, " pairs"]:

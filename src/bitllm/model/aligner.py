@@ -13,13 +13,13 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Shaped
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bitllm.errors import CheckpointError, TrainingError
 from bitllm.files import read_json, write_json
 from bitllm.losses.contrastive import info_nce, mixed_images, same_image
+from bitllm.model.checkpoint.weights import read_weights
 from bitllm.model.encoder import BrainEncoder
 from bitllm.model.voxels import Anatomy
 
@@ -156,8 +156,8 @@ def load_aligner(folder: Path) -> BrainAligner:
     settings = {**card["encoder"], "n_labels": tuple(card["encoder"]["n_labels"])}
     aligner = BrainAligner(BrainEncoder(**settings), embedding_width=card["embedding_width"])
     try:
-        aligner.load_state_dict(load_file(folder / _WEIGHTS), strict=True)
-    except (RuntimeError, SafetensorError) as error:
+        aligner.load_state_dict(read_weights(folder / _WEIGHTS), strict=True)
+    except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
             f"{folder / _WEIGHTS}: does not fit its own settings ({reason}); train the align stage again"

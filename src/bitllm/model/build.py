@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM
 
+from bitllm.data.io.models import model_loading
 from bitllm.errors import CheckpointError
 from bitllm.files import write_json
 from bitllm.model.adapter import start_from_self_attention
@@ -53,6 +54,7 @@ def build_bit_llm(
         base_weights(llm),
         source="base LLM",
         dtype=dtype,
+        generation_config=llm.generation_config,
         attn_implementation=llm.config._attn_implementation,
     )
     if config.adapter_start == "self_attention" and config.interface == "cross_attention":
@@ -126,11 +128,8 @@ def load_trained(
         raise CheckpointError(
             f"{folder}: expected a checkpoint with {WEIGHTS}, found none; train the stage first"
         )
-    try:
+    with model_loading(folder, "a checkpoint with the config.json of a BIT-LLM", error=CheckpointError):
         config = BitLlmConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{folder}: expected a config.json of a BIT-LLM ({reason})") from None
     if config.model_type != "bit_llm" or config.base_llm is None:
         raise CheckpointError(
             f"{folder}: expected a checkpoint of a stage, found config.json of another model"

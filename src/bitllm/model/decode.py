@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bitllm.data.prompt import INSTRUCTIONS, Prompter, pad_left
+from bitllm.model.end_tokens import before_end, end_token_ids
 from bitllm.model.precision import computing
 
 _BATCH = 256
@@ -41,6 +42,7 @@ def greedy_captions(
         Called with the number of captions done.
     """
     tokenizer = prompter.tokenizer
+    ends = end_token_ids(model, tokenizer)
     prompt = (prompter if brain_tokens is not None else prompter.without_brain()).prompt_ids(INSTRUCTIONS[0])
     total = n if brain_tokens is None else len(brain_tokens)
     was_training = model.training
@@ -62,11 +64,12 @@ def greedy_captions(
                 use_cache=True,
                 max_new_tokens=max_new_tokens,
                 pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=tokenizer.eos_token_id,
+                eos_token_id=ends,
                 suppress_tokens=prompter.never_said,
                 **brain,
             )
-        texts = tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
+        said = [before_end(row, ends) for row in out[:, ids.shape[1] :].tolist()]
+        texts = tokenizer.batch_decode(said, skip_special_tokens=True)
         captions += [text.strip() for text in texts]
         if on_batch is not None:
             on_batch(len(captions))

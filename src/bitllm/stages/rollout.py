@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from bitllm.data.prompt import Prompter, pad_left
+from bitllm.model.end_tokens import before_end, end_token_ids
 from bitllm.model.likelihood import TokenLogProbs, token_log_probs
 from bitllm.model.precision import computing
 from bitllm.training.distributed import is_sharded
@@ -90,6 +91,7 @@ def sample_rollout(
         One for each brain input; they determine the captions.
     """
     tokenizer = prompter.tokenizer
+    ends = end_token_ids(model, tokenizer)
     prompts = [prompter.prompt_ids(instruction)] * (len(brain_tokens) * n_captions)
     ids, mask = pad_left(prompts, tokenizer.pad_token_id)
     was_training = model.training
@@ -107,13 +109,13 @@ def sample_rollout(
             logits_processor=LogitsProcessorList([sampling]),
             max_new_tokens=max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=ends,
             suppress_tokens=prompter.never_said,
             synced_gpus=is_sharded(model),  # a process that has finished its captions still serves its shards
         )
     model.train(was_training)
     answer = out[:, ids.shape[1] :]
-    is_end = answer == tokenizer.eos_token_id
+    is_end = torch.isin(answer, torch.tensor(ends, device=answer.device))
     has_ended = is_end.any(-1)
     # everything up to the first end token, which pad = eos must not hide
     is_label = is_end.cumsum(-1) - is_end.long() == 0
@@ -122,7 +124,7 @@ def sample_rollout(
     )
     attention_mask = torch.cat([mask.to(out.device), is_label.long()], dim=-1)
     captions = tokenizer.batch_decode(
-        [row[keep] for row, keep in zip(answer, is_label, strict=True)], skip_special_tokens=True
+        [before_end(row, ends) for row in answer.tolist()], skip_special_tokens=True
     )
     return Rollout(
         out, attention_mask, labels, brain_tokens, [caption.strip() for caption in captions], has_ended

@@ -196,7 +196,7 @@ def test_a_folder_without_weights_or_with_a_foreign_configuration_is_named(train
         BitLlmForCausalLM.from_pretrained(trained)
     (trained / "weights").rename(trained / "model.safetensors")
     (trained / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"expected a config\.json of a BIT-LLM"):
+    with pytest.raises(CheckpointError, match=r"config\.json of a BIT-LLM"):
         load_trained(trained, base)
     with pytest.raises(
         CheckpointError, match=r"expected a checkpoint of a stage, found config\.json of another"
@@ -211,3 +211,47 @@ def test_a_bf16_llm_keeps_encoder_and_interface_in_float32(trained, brain, model
     found, expected = logits(loaded, brain).float(), logits(model, brain)
     # bfloat16 has 8 bits: relative error 2⁻⁸ on each of a few sums
     assert torch.allclose(found, expected, atol=0.05 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        ({"torch_dtype": torch.bfloat16}, torch.bfloat16),
+        ({"dtype": "bfloat16"}, torch.bfloat16),
+        ({"torch_dtype": "torch.bfloat16"}, torch.bfloat16),
+        ({"dtype": torch.float16}, torch.float16),
+        ({"dtype": "float32"}, torch.float32),
+        ({"dtype": "auto"}, torch.float32),  # as it is stored
+    ],
+)
+def test_the_precision_may_be_named_as_in_transformers(trained, named, expected):
+    loaded = AutoModelForCausalLM.from_pretrained(trained, **named)
+    assert loaded.lm_head.weight.dtype is expected
+
+
+def test_a_precision_that_is_none_is_named(trained):
+    with pytest.raises(ConfigError, match="int8"):
+        BitLlmForCausalLM.from_pretrained(trained, dtype="int8")
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+
+
+@pytest.mark.parametrize("content", [POINTER, b"\x08\0\0\0\0\0\0\0{}", b""], ids=["pointer", "cut", "empty"])
+def test_weights_that_are_a_pointer_or_damaged_are_named(trained, base, content):
+    for place, doors in (
+        (trained, (lambda: BitLlmForCausalLM.from_pretrained(trained), lambda: load_trained(trained, base))),
+        (trained.parent / "llm", (lambda: load_llm(trained.parent / "llm"),)),
+    ):
+        (place / "model.safetensors").write_bytes(content)
+        for door in doors:
+            with pytest.raises((CheckpointError, ConfigError), match=r"model\.safetensors") as caught:
+                door()
+            assert "\n" not in str(caught.value)
+            assert ("git lfs pull" in str(caught.value)) == (content == POINTER)
+
+
+def test_other_formats_of_the_same_weights_may_be_pointers(trained):
+    (trained.parent / "llm" / "pytorch_model.bin").write_bytes(POINTER)
+    (trained.parent / "llm" / "consolidated.safetensors").write_bytes(POINTER)
+    BitLlmForCausalLM.from_pretrained(trained)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor
 
+from bitllm.data.io.models import model_loading
 from bitllm.data.prompt import Prompter
 from bitllm.errors import CheckpointError
 from bitllm.files import read_json
@@ -53,6 +54,18 @@ class System:
         )
 
 
+def with_lora(model: Any, folder: Path) -> Any:
+    """The model of an sft checkpoint with the LoRA weights of the rft checkpoint in ``folder``.
+
+    Raises
+    ------
+    CheckpointError
+        If the LoRA weights are missing, damaged or of another model.
+    """
+    with model_loading(folder, "the LoRA weights of rft", error=CheckpointError):
+        return PeftModel.from_pretrained(model, str(folder))
+
+
 def load_system(name: str, folder: Path, base: BaseLlm, *, precision: Precision = "fp32") -> System:
     """Load a checkpoint of sft, or of rft on top of its sft checkpoint.
 
@@ -65,7 +78,7 @@ def load_system(name: str, folder: Path, base: BaseLlm, *, precision: Precision 
     if (folder / RFT_CARD).is_file():
         card = read_json(folder / RFT_CARD)
         sft = load_system(name, sft_beneath(folder), base, precision=precision)
-        model = PeftModel.from_pretrained(sft.model, str(folder)).get_base_model().eval()
+        model = with_lora(sft.model, folder).get_base_model().eval()
         return System(name, model, sft.prompter, sft.atlases, card["split"])
     if not (folder / "bitllm.json").is_file():
         raise CheckpointError(

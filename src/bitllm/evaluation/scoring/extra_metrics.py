@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from bitllm.data.io.models import model_running
 from bitllm.data.io.pictures import PictureFolder, decode_picture, names_of
 from bitllm.errors import DataError
 from bitllm.evaluation.scoring.caption_scores import Batch, ExtraMetric
@@ -35,16 +36,19 @@ def bertscore_metric(path_or_hub_id: str, layer: int | None = None) -> ExtraMetr
 
     Raises
     ------
-    BitLlmError
+    DataError
         If there is no such model.
+    ModelError
+        If the model cannot be used: its tokenizer has no padding token, or it has no layer ``layer``.
     """
     from bitllm.metrics.bertscore import load_bert_scorer
 
     scorer = load_bert_scorer(model_place(path_or_hub_id), layer=layer)
 
     def numbers(batch: Batch) -> Float[np.ndarray, "n 1"]:
-        scorer.remember({*batch.captions, *(text for texts in batch.references for text in texts)})
-        return scorer.score(batch.captions, batch.references)[:, None]
+        with model_running(path_or_hub_id, "embedding captions"):
+            scorer.remember({*batch.captions, *(text for texts in batch.references for text in texts)})
+            return scorer.score(batch.captions, batch.references)[:, None]
 
     return ExtraMetric("BERTScore", numbers, _mean)
 
@@ -54,8 +58,12 @@ def clip_metrics(path_or_hub_id: str, images: Path, ids: Sequence[str]) -> list[
 
     Raises
     ------
-    BitLlmError
-        If there is no such model, or a picture is missing.
+    ConfigError
+        If there is no such model.
+    DataError
+        If a picture is missing.
+    ModelError
+        If the model cannot embed the pictures.
     """
     from bitllm.data.targets import load_clip
     from bitllm.metrics.clipscore import clip_score, ref_clip_score
@@ -68,18 +76,21 @@ def clip_metrics(path_or_hub_id: str, images: Path, ids: Sequence[str]) -> list[
     )
     embedder = load_clip(place)
     pictures = embedder.pictures
-    rows = (
-        _of_store(pictures, images, ids)
-        if files is None
-        else np.stack([pictures(decode_picture(file, file)[None])[0] for file in files])
-    )
+    with model_running(place, "embedding pictures"):
+        rows = (
+            _of_store(pictures, images, ids)
+            if files is None
+            else np.stack([pictures(decode_picture(file, file)[None])[0] for file in files])
+        )
     known: dict[str, np.ndarray] = {}
 
     def embedded(texts: Iterable[str]) -> np.ndarray:
         texts = list(texts)
         new = sorted({text for text in texts if text not in known})
         if new:
-            known.update(zip(new, embedder.captions([_PROMPT + text for text in new]), strict=True))
+            with model_running(place, "embedding captions"):
+                embeddings = embedder.captions([_PROMPT + text for text in new])
+            known.update(zip(new, embeddings, strict=True))
         return np.stack([known[text] for text in texts])
 
     def with_references(batch: Batch) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bitllm.errors import BitLlmError, DataError
+from bitllm.errors import BitLlmError, DataError, ModelError
 from bitllm.evaluation.scoring.caption_input import in_order_of, read_input
 from bitllm.evaluation.scoring.caption_scorer import CaptionScorer, CaptionScores
 from bitllm.evaluation.scoring.caption_scores import ExtraMetric
@@ -150,11 +150,17 @@ def _extras(
     if options.bertscore is None:
         not_run["BERTScore"] = "no model given (--bertscore MODEL)"
     else:
-        found.append(bertscore_metric(options.bertscore, options.bertscore_layer))
+        try:
+            found.append(bertscore_metric(options.bertscore, options.bertscore_layer))
+        except ModelError as error:
+            not_run["BERTScore"] = str(error)
     if options.clip is None or options.images is None:
         not_run["CLIP-S"] = not_run["RefCLIP-S"] = "no model given (--clip MODEL --images FOLDER)"
     else:
-        found += clip_metrics(options.clip, options.images, pairs.ids)
+        try:
+            found += clip_metrics(options.clip, options.images, pairs.ids)
+        except ModelError as error:
+            not_run["CLIP-S"] = not_run["RefCLIP-S"] = str(error)
     return found
 
 

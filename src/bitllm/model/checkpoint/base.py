@@ -15,7 +15,9 @@ from transformers import (
 )
 from transformers.utils.quantization_config import GgufConfig
 
+from bitllm.data.io.models import model_loading
 from bitllm.errors import ConfigError
+from bitllm.model.end_tokens import token_ids_of_generation
 
 _PLACEHOLDERS = ("<brain>", "<|reserved_special_token_0|>", "<file_sep>", "<unk>")
 
@@ -65,18 +67,15 @@ def load_llm(
         how = {"dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
     elif revision is not None:
         place["revision"] = revision
-    try:
+    what = "a folder or hub id of a Llama with its tokenizer"
+    with model_loading(path_or_hub_id, what, error=ConfigError):
         _require_llama(AutoConfig.from_pretrained(**place).model_type, str(path_or_hub_id))
         tokenizer = AutoTokenizer.from_pretrained(**place)
         llm = AutoModelForCausalLM.from_pretrained(**place, **how)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"{path_or_hub_id}: expected a folder or hub id of a Llama with its tokenizer ({reason})"
-        ) from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
+    llm.generation_config = token_ids_of_generation(llm, tokenizer)
     # a local folder is named without its path: checkpoints tell nothing of the machine they were made on
     name = source.name if source.exists() else str(path_or_hub_id)
     sha256, commit = weights_hash(llm), getattr(llm.config, "_commit_hash", None)

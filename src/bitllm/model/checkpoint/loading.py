@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 from transformers.utils import cached_file, logging
 
+from bitllm.data.io.models import model_loading
 from bitllm.errors import CheckpointError, ConfigError
 from bitllm.model.checkpoint.base import BaseLlm, load_llm
 from bitllm.model.checkpoint.weights import WEIGHTS, base_weights, read_weights, require_exact
@@ -42,18 +44,22 @@ class ExactCheckpoints(PreTrainedModel):
             what was trained. By default the folder of that name beside the checkpoint, or else the hub id that the
             checkpoint names.
         kwargs
-            As of `transformers.PreTrainedModel.from_pretrained`.
+            As of `transformers.PreTrainedModel.from_pretrained`. ``dtype`` (or its older name ``torch_dtype``) is the
+            precision of the LLM: a torch.dtype, its name, or ``"auto"`` for the stored one. Encoder and interface
+            stay in float32.
 
         Raises
         ------
         CheckpointError
             If a weight is missing, unexpected, damaged or of another shape, or the base LLM is another one.
         ConfigError
-            If the base LLM is not found.
+            If the base LLM is not found, or ``dtype`` is no floating-point type.
         """
         source = str(pretrained_model_name_or_path)
         hub = {key: kwargs[key] for key in _HUB if key in kwargs}
-        config, dtype = kwargs.pop("config", None), kwargs.pop("dtype", "auto")
+        config, dtype = kwargs.pop("config", None), _dtype_in(kwargs)
+        with model_loading(source, "a checkpoint", error=CheckpointError):
+            pass  # the files of a local folder, before `transformers` opens them
         if config is None:
             config_class: Any = cls.config_class
             config, kwargs = config_class.from_pretrained(source, return_unused_kwargs=True, **kwargs)
@@ -72,6 +78,7 @@ class ExactCheckpoints(PreTrainedModel):
             config=config,
             state_dict=state_dict,
             dtype=wanted or base.llm.dtype,
+            generation_config=base.llm.generation_config,
             source=source,
             **kwargs,
         )
@@ -138,6 +145,20 @@ class ExactCheckpoints(PreTrainedModel):
                 super().save_pretrained(str(save_directory), state_dict=state_dict, **kwargs)
         finally:
             self.config.base_llm = named
+
+
+def _dtype_in(kwargs: dict[str, Any]) -> Any:
+    """Take ``dtype`` or ``torch_dtype`` out of ``kwargs``: a torch.dtype, or "auto"."""
+    given = [kwargs.pop(name) for name in ("dtype", "torch_dtype") if name in kwargs]
+    found = next((value for value in given if value is not None), "auto")
+    if isinstance(found, str) and found != "auto":
+        found = getattr(torch, found.removeprefix("torch."), found)
+    if found == "auto" or (isinstance(found, torch.dtype) and found.is_floating_point):
+        return found
+    raise ConfigError(
+        f'dtype: expected "auto", a floating-point torch.dtype or its name, found {found!r}; '
+        'use for example "bfloat16"'
+    )
 
 
 @contextmanager

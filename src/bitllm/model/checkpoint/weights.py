@@ -7,12 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from bitllm.errors import CheckpointError
+from bitllm.data.io.models import read_tensors
+from bitllm.errors import CheckpointError, DataError
 
 WEIGHTS = "model.safetensors"
 _LISTED = 8
@@ -47,15 +46,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises
     ------
     CheckpointError
-        If it is damaged.
+        If it is damaged or truncated, or is a git-lfs pointer.
     """
     try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{path}: expected whole weights, found a damaged file ({error}); train the stage again or "
-            "copy the checkpoint once more"
-        ) from None
+        return read_tensors(path, "weights of a checkpoint")
+    except DataError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def require_exact(
