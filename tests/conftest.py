@@ -130,6 +130,7 @@ class Visit:
             offline=offline,
         )
         self.page = self.context.new_page()
+        self.page.set_default_timeout(120_000)  # for busy machines; nothing waits longer than it must
         self.complaints: list[str] = []
         self.requested: list[str] = []
         self.page.on("console", lambda said: self.complaints.append(f"{said.type}: {said.text}"))

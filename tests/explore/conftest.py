@@ -1,7 +1,6 @@
 """The page's parts on the smallest demo and on the easy brain, and the page served on a port of its own."""
 
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +11,7 @@ from bitllm.explore.app import create_app
 from bitllm.explore.decode import Decoder
 from bitllm.explore.guards import LOOPBACK
 from bitllm.explore.jobs import DecodeQueue
+from bitllm.explore.server import listen
 from bitllm.explore.session import Session, open_session
 
 
@@ -58,13 +58,10 @@ def easy_served(easy_session) -> Iterator[str]:
 def _served(session: Session) -> Iterator[str]:
     queue = DecodeQueue(Decoder(session, max_new_tokens=12))
     app = create_app(session, queue, hosts=LOOPBACK)
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=1)
-    listening = config.bind_socket()
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    listening = listen("127.0.0.1", 0)  # it listens from here on: early clients wait in its backlog
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
-    while not server.started:
-        time.sleep(0.02)
     yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     server.should_exit = True
     thread.join(10)

@@ -2,20 +2,27 @@
 
 import pytest
 
-READY = "#status:text-is('Decoded.')"
+LOADED = "#ask [type=submit]:enabled"
+"""Decode can be pressed once all choices are filled in; it stays so."""
 
 
 @pytest.fixture
 def opened(visit, easy_served):
     """The page on the easy brain with its choices filled in."""
     seen = visit(easy_served)
-    seen.page.wait_for_selector("#references li")
+    seen.page.wait_for_selector(LOADED)
     return seen
 
 
-def decode(page):
-    page.get_by_role("button", name="Decode").click()
-    page.wait_for_selector(READY)
+def wait_for_a_decode(page, after="0"):
+    """Wait until the page's count of finished decodes has left ``after``; it only rises, so it cannot be missed."""
+    page.wait_for_selector(f"body:not([data-decodes='{after}'])")
+
+
+def decode(page, button="Decode"):
+    before = page.locator("body").get_attribute("data-decodes")
+    page.get_by_role("button", name=button).click()
+    wait_for_a_decode(page, before)
 
 
 def caption(page, panel):
@@ -57,9 +64,7 @@ def test_zero_betas_say_the_same_of_every_image(opened):
     page.select_option("[name=perturbation]", "zero")
     said = []
     for _ in range(3):
-        page.get_by_role("button", name="Next image").click()
-        page.wait_for_selector("#status:not(:text-is('Decoded.'))")
-        page.wait_for_selector(READY)
+        decode(page, "Next image")
         said.append(" ".join(caption(page, "perturbed")[0]))
     assert len(set(said)) == 1
 
@@ -71,7 +76,7 @@ def test_the_address_brings_the_choice_back(opened, visit):
     page.select_option("[name=image]", index=4)
     decode(page)
     again = visit(page.url)
-    again.page.wait_for_selector(READY)
+    wait_for_a_decode(again.page)
     for name in ("perturbation", "factor", "image", "subject", "system"):
         assert again.page.input_value(f"[name={name}]") == page.input_value(f"[name={name}]")
     assert caption(again.page, "perturbed") == caption(page, "perturbed")
@@ -79,7 +84,7 @@ def test_the_address_brings_the_choice_back(opened, visit):
 
 def test_a_strange_address_does_no_harm(visit, easy_served):
     page = visit(f"{easy_served}/?image=<script>&roi=x&subject=nobody&factor=abc&perturbation=lesion").page
-    page.wait_for_selector("#references li")
+    page.wait_for_selector(LOADED)
     assert page.input_value("[name=perturbation]") == "none"
     assert page.input_value("[name=subject]") == "subj08"
 
@@ -94,12 +99,13 @@ def test_it_can_be_used_with_the_keyboard_alone(opened):
         assert len(reached) < 20
     assert {"subject", "use", "image", "repetition", "perturbation"} <= set(reached)
     page.keyboard.press("Enter")
-    page.wait_for_selector(READY)
+    wait_for_a_decode(page)
+    assert page.inner_text("#status") == "Decoded."
 
 
 def test_systems_are_compared(visit, served, nsd_id):
     page = visit(f"{served}/?system=rft&compare=prefix&image={nsd_id}").page
-    page.wait_for_selector(READY)
+    wait_for_a_decode(page)
     headings = page.locator(".system h3").all_inner_texts()
     assert headings == ["rft (cross_attention)", "prefix (prefix)"]
     assert "no adapters" in page.locator(".system").nth(1).inner_text()
@@ -108,7 +114,7 @@ def test_systems_are_compared(visit, served, nsd_id):
 @pytest.mark.parametrize("dark", [False, True])
 def test_on_a_phone_nothing_overflows_and_axe_is_content(visit, easy_served, dark):
     seen = visit(f"{easy_served}/?perturbation=silence&roi=streams%3Aearly&image=", width=360, dark=dark)
-    seen.page.wait_for_selector("#references li")
+    seen.page.wait_for_selector(LOADED)
     decode(seen.page)
     for box in seen.page.locator("summary").all():
         box.click()
@@ -119,8 +125,8 @@ def test_on_a_phone_nothing_overflows_and_axe_is_content(visit, easy_served, dar
 
 def test_a_server_that_has_gone_is_said(visit, easy_served):
     seen = visit(easy_served)
-    seen.page.wait_for_selector("#references li")
+    seen.page.wait_for_selector(LOADED)
     seen.context.set_offline(True)
-    seen.page.get_by_role("button", name="Decode").click()
-    seen.page.wait_for_selector("#status.problem")
+    decode(seen.page)
+    assert seen.page.locator("#status.problem").count() == 1
     assert "bitllm explore" in seen.page.inner_text("#status")

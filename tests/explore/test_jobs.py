@@ -1,5 +1,4 @@
 import threading
-import time
 
 import pytest
 
@@ -24,57 +23,66 @@ def queue_of():
         queue.close()
 
 
-def until(condition, timeout_s=5.0):
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.005)
+def wait_for(*events):
+    """Wait for events that stay set; the bound only ends a test that would hang."""
+    assert all(event.wait(60) for event in events)
 
 
 def test_jobs_are_done_one_at_a_time_in_their_order(queue_of):
-    running, most, order = [], [], []
+    all_wait, running, most, order = threading.Event(), [], [], []
 
     def work(job):
         running.append(job)
+        wait_for(all_wait)  # none ends before all could have started
         most.append(len(running))
         order.append(job.ask.nsd_id)
-        time.sleep(0.01)
         running.remove(job)
 
     queue = queue_of(work)
     jobs = [queue.submit(ASK.model_copy(update={"nsd_id": number})) for number in range(5)]
-    until(lambda: all(job.state == "done" for job in jobs))
-    assert max(most) == 1
+    all_wait.set()
+    wait_for(*(job.over for job in jobs))
+    assert [job.state for job in jobs] == ["done"] * 5
+    assert most == [1] * 5
     assert order == [0, 1, 2, 3, 4]
 
 
 def test_a_full_queue_refuses_at_once(queue_of):
-    release = threading.Event()
-    queue = queue_of(lambda job: release.wait(5))
+    started, release = threading.Event(), threading.Event()
+
+    def work(job):
+        started.set()
+        wait_for(release)
+
+    queue = queue_of(work)
     first = queue.submit(ASK)
-    until(lambda: first.state == "running")
+    wait_for(started)
+    assert first.state == "running"
     waiting = [queue.submit(ASK) for _ in range(MAX_WAITING)]
     with pytest.raises(QueueFullError):
         queue.submit(ASK)
     assert [queue.info(job).n_ahead for job in waiting] == list(range(1, MAX_WAITING + 1))
     release.set()
-    until(lambda: all(job.is_over for job in [first, *waiting]))
+    wait_for(*(job.over for job in [first, *waiting]))
 
 
 def test_a_job_that_waits_or_runs_can_be_cancelled(queue_of):
+    started = threading.Event()
+
     def work(job):
-        while True:
-            job.tell("text", text="…")
-            time.sleep(0.005)
+        started.set()
+        wait_for(job.cancelled)
+        job.tell("text", text="…")
 
     queue = queue_of(work)
     running, waiting = queue.submit(ASK), queue.submit(ASK)
-    until(lambda: running.state == "running")
+    wait_for(started)
     queue.cancel(waiting)
     assert waiting.state == "cancelled"
     queue.cancel(running)
-    until(lambda: running.state == "cancelled")
-    assert running.events[-1] == {"kind": "cancelled"}
+    wait_for(running.over)
+    assert running.state == "cancelled"
+    assert [event["kind"] for event in running.events] == ["running", "cancelled"]
     queue.cancel(running)
     assert queue.get(running.id) is running
 
@@ -88,7 +96,7 @@ def test_work_that_fails_is_told_and_the_next_job_is_done(queue_of, caplog):
 
     queue = queue_of(work)
     jobs = [queue.submit(ASK.model_copy(update={"nsd_id": number})) for number in range(3)]
-    until(lambda: all(job.is_over for job in jobs))
+    wait_for(*(job.over for job in jobs))
     assert [job.state for job in jobs] == ["failed", "failed", "done"]
     assert jobs[0].events[-1]["message"] == "no such thing"
     assert "private" not in jobs[1].events[-1]["message"]
@@ -100,7 +108,7 @@ def test_old_jobs_are_forgotten(queue_of):
     first = queue.submit(ASK)
     for _ in range(MAX_KEPT):
         last = queue.submit(ASK)
-        until(lambda job=last: job.is_over)
+        wait_for(last.over)
     assert queue.get(first.id) is None
     assert queue.get(last.id) is last
 

@@ -31,19 +31,21 @@ class CancelledError(Exception):
 
 @dataclass
 class Job:
-    """A decode that was asked for, with all that was told about it so far."""
+    """A decode that was asked for, with its events so far."""
 
     ask: Ask
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     state: JobState = "waiting"
     events: list[dict[str, Any]] = field(default_factory=list)
-    """Only ever grows, so that a reader may go on from where it was."""
+    """Only ever grows, so that a reader can continue where it stopped."""
     cancelled: threading.Event = field(default_factory=threading.Event)
+    over: threading.Event = field(default_factory=threading.Event)
+    """Set after the last event."""
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more will be told."""
-        return self.state in ("done", "failed", "cancelled")
+        """Whether no event will follow."""
+        return self.over.is_set()
 
     def tell(self, kind: str, **content: Any) -> None:
         """Add an event; where the job was cancelled, end the work.
@@ -61,6 +63,7 @@ class Job:
         """Add the last event."""
         self.events.append({"kind": state, **content})
         self.state = state
+        self.over.set()
 
 
 class DecodeQueue:

@@ -215,6 +215,8 @@ async function decode() {
   document.getElementById("stop").disabled = true;
   const bad = ends.find((one) => one.text);
   say(bad ? bad.text : "Decoded.", bad?.isProblem);
+  // counts up at the very end, so that who waits for a decode (a test, a script) cannot miss it
+  document.body.dataset.decodes = Number(document.body.dataset.decodes) + 1;
 }
 
 async function stop() {
