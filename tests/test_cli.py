@@ -91,6 +91,23 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        *[["simulate", out, "--preset", "tiny"] for out in ("", "{file}/new", "{long}")],
+        *[["prepare", "nsd", "{long}", "{new}"], ["prepare", "table", "{long}", "{new}"]],
+        *[["inspect", "{long}"], ["split", "{long}", "{new}"], ["audit", "{long}"]],
+        ["simulate", "{new}", "--preset", "tiny", "--signal", "inf"],
+        ["simulate", "{new}", "--preset", "tiny", "--misalignment-mm", "nan"],
+    ],
+)
+def test_paths_and_numbers_that_cannot_be_are_one_line(words, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    places = {"file": tmp_path / "file", "new": tmp_path / "new", "long": tmp_path / ("n" * 300)}
+    mistake([word.format(**places) for word in words], capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
     ("words", "error"),
     [
         (["simulate", "{tmp}", "--preset", "huge"], ConfigError),
@@ -122,7 +139,7 @@ def test_an_interrupt_is_status_130_and_one_line(monkeypatch, capsys, tmp_path):
         main(["simulate", str(tmp_path / "nsd"), "--preset", "tiny"])
     assert stopped.value.code == 130
     assert capsys.readouterr().err.strip() == (
-        "bitllm: interrupted; the same command goes on from the finished steps"
+        "bitllm: interrupted; run the same command again to resume after the finished steps"
     )
 
 

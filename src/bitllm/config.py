@@ -18,7 +18,7 @@ ConfigT = TypeVar("ConfigT", bound="StrictConfig")
 class StrictConfig(BaseModel):
     """A configuration that refuses unknown keys and wrong types."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod

@@ -122,8 +122,14 @@ def require_empty(path: Path) -> None:
     Raises
     ------
     OutputError
-        If ``path`` is a file, or a folder that is not empty.
+        If ``path`` is a file or a folder that is not empty, has no name, or would lie in a file.
     """
+    if not path.name:
+        raise OutputError(f"{path}: expected the name of a new folder, found none; name a folder in it")
+    if (blocked := _file_above(path)) is not None:
+        raise OutputError(
+            f"{path}: expected a place for a folder, found the file {blocked} in its way; name another folder"
+        )
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise OutputError(
             f"{path}: expected an empty or a new folder, found files in it; name another folder or empty it"
@@ -138,10 +144,15 @@ def require_place(path: Path) -> None:
     OutputError
         If it is a folder, or would lie in a file.
     """
-    blocked = path if path.is_dir() else next((p for p in path.absolute().parents if p.is_file()), None)
+    blocked = path if path.is_dir() else _file_above(path)
     if blocked is not None:
         what = "a folder" if blocked == path else f"the file {blocked} in its way"
         raise OutputError(f"{path}: expected a place for a file, found {what}; name another file")
+
+
+def _file_above(path: Path) -> Path | None:
+    """A file that stands where a path needs a folder."""
+    return next((parent for parent in path.absolute().parents if parent.is_file()), None)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -268,11 +268,20 @@ def write_brick(path, shape: tuple[int, ...], dtype: str) -> None:
         file["imgBrick"] = np.zeros(shape, dtype)
 
 
-def test_pictures_without_a_side_are_one_line(written_release, tmp_path, no_betas, capsys):
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *[("--picture-px", "0"), ("--picture-px", "99999999"), ("--seed", "-1"), ("--workers", "0")],
+        *[("--validation-fraction", value) for value in ("-1", "2", "nan")],
+        *[("--sessions", "0"), ("--sessions", "-99")],
+    ],
+)
+def test_a_number_out_of_its_range_is_one_line(written_release, tmp_path, no_betas, capsys, option, value):
     with pytest.raises(SystemExit, match="2"):
-        main(["prepare", "nsd", str(written_release.root), str(tmp_path / "store"), "--picture-px", "0"])
+        main(["prepare", "nsd", str(written_release.root), str(tmp_path / "store"), option, value])
     err = capsys.readouterr().err
-    assert "picture_px: expected a side of at least 1 pixel, found 0" in err
+    assert err.startswith(f"bitllm: {option}: ")
+    assert f"found {value}" in err
     assert len(err.strip().splitlines()) == 1
 
 

@@ -94,6 +94,13 @@ def test_images_like_a_test_image_are_held_out(store, rng):
         without_neighbours(split, ids, np.ones((len(ids), 2)), cosine=0.9)
 
 
+@pytest.mark.parametrize("cosine", [-2.0, 2.0, float("nan")])
+def test_a_cosine_is_from_minus_1_to_1(store, cosine):
+    ids = store.stimuli.index.to_numpy()
+    with pytest.raises(SplitError, match=f"found {cosine}"):
+        without_neighbours(make_split(store, "poster"), ids, np.ones((len(ids), 2)), cosine=cosine)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.floats(0.2, 0.95))
 def test_no_two_parts_have_images_that_are_alike_and_no_more_are_taken_out(store, seed, cosine):

@@ -132,7 +132,7 @@ def test_ctrl_c_exits_130_with_one_line_and_leaves_nothing_half_written(tmp_path
     code, _, err = stop_when(start(out), lambda: holds(out / "steps" / "prepare.json"), signal.SIGINT)
     assert code == 130
     lines = [line for line in err.splitlines() if line.strip()]
-    assert lines[-1] == "bitllm: interrupted; the same command goes on from the finished steps"
+    assert lines[-1].startswith("bitllm: interrupted; ")
     assert "Traceback" not in err
     assert list(out.glob("*.unfinished")) == []
 

@@ -57,7 +57,7 @@ def test_nothing_is_claimed_without_differences(results):
     del results["differences"]
     judged = headline(results)
     assert judged.is_evidence is None
-    assert "Cannot be told" in judged.sentence
+    assert "Undecided" in judged.sentence
     assert "simulated brain" in judged.sentence
 
 

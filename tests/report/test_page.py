@@ -161,7 +161,7 @@ def test_every_key_of_a_system_may_be_missing(write, results):
 def test_a_page_of_nothing_says_so(write):
     html = write(results={}, curves={}, gallery=[])
     assert _Page(html).open == []
-    for said in ("Cannot be told", "no scores", "no controls", "No training log", "No image was chosen"):
+    for said in ("Undecided", "no scores", "no controls", "No training log", "No image was chosen"):
         assert said in html
 
 

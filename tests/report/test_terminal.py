@@ -68,4 +68,4 @@ def test_any_key_may_be_missing(results, missing):
 
 
 def test_empty_results_print_a_headline():
-    assert "Cannot be told" in _printed({})
+    assert "Undecided" in _printed({})

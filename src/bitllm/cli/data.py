@@ -84,7 +84,7 @@ def prepare_nsd(  # noqa: PLR0913 - tyro reads the signature
     picture_px: int | None = None,
     workers: int = 1,
 ) -> None:
-    """Prepare a store from NSD's own file layout (real or simulated); goes on where a killed run stopped.
+    """Prepare a store from NSD's own file layout (real or simulated); resumes where a killed run stopped.
 
     Args:
         root: Folder that holds nsddata, nsddata_betas and nsddata_stimuli.

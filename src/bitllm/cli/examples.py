@@ -47,7 +47,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 }
 
 EXIT_STATUSES = """Exit status: 0 done; 1 something was found (audit: a leak); 2 a mistake in the input, and one line
-that says which; 130 interrupted, 143 asked to end: the same command goes on. --debug shows the traceback."""
+that says which; 130 interrupted, 143 asked to end: the same command resumes. --debug shows the traceback."""
 
 
 def under_help(command: str | None) -> str:

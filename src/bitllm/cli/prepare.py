@@ -19,7 +19,7 @@ class Images:
     captions: tuple[Path, ...] = ()
     """COCO's annotations, or JSON of the format's own image numbers (NSD's; MindLLM: COCO's) to captions."""
     stimulus_table: Path | None = None
-    """nsd_stim_info_merged.csv: ties NSD's numbers to COCO's, and tells the shared images."""
+    """nsd_stim_info_merged.csv: maps NSD's numbers to COCO's and marks the shared images."""
 
 
 @dataclass(frozen=True)

@@ -81,8 +81,17 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         print(f"bitllm: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if debug or error.filename is None:  # without a file it is no mistake of the user's
+            raise
+        what = f"{error.filename}: expected a path that can be used, found: {error.strerror}"
+        print(f"bitllm: {what}; check the path and its permissions", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
-        print("\nbitllm: interrupted; the same command goes on from the finished steps", file=sys.stderr)
+        print(
+            "\nbitllm: interrupted; run the same command again to resume after the finished steps",
+            file=sys.stderr,
+        )
         sys.exit(_INTERRUPTED)
 
 

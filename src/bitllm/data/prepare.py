@@ -1,5 +1,6 @@
 """From an NSD release to a store: every subject's betas as z-scores, beside what they were responses to."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,9 @@ from bitllm.data.store.normalize import Normalization
 from bitllm.data.store.sessions import Progress
 from bitllm.data.store.write import write_store
 from bitllm.errors import ConfigError, DataError
+
+_MAX_PICTURE_PX = 4096
+"""Larger pictures than NSD's 425 pixels gain nothing, and a mistyped number would fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
     Raises
     ------
     ConfigError
-        If ``picture_px`` is no side.
+        If a setting is out of its range.
     DataError
         If a file of the release is missing, damaged or not what its name says.
     OutputError
@@ -126,10 +130,12 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
     NSD Data Manual; Allen et al. 2022. Test images are NSD's shared images; z-scores leave them and the
     validation images out of their statistics.
     """
-    if picture_px is not None and picture_px < 1:
-        raise ConfigError(
-            f"picture_px: expected a side of at least 1 pixel, found {picture_px}; name another, or leave it out"
-        )
+    _require_in_range(
+        seed=(seed, 0, math.inf),
+        workers=(workers, 1, math.inf),
+        validation_fraction=(validation_fraction, 0, 1),
+        picture_px=(1 if picture_px is None else picture_px, 1, _MAX_PICTURE_PX),
+    )
     release = NsdRelease(Path(root), beta_version, space)
     design = read_design(release.design)
     notes: list[str] = []
@@ -166,12 +172,26 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
     write_store(Path(out), contents, settings, workers=workers, progress=progress, note=note)
 
 
+def _require_in_range(**settings: tuple[float, float, float]) -> None:
+    """Check settings given as (value, least, most); NaN is out of every range."""
+    for name, (value, least, most) in settings.items():
+        if not least <= value <= most:
+            limit = f"at least {least}" if most == math.inf else f"{least} to {most}"
+            raise ConfigError(f"--{name.replace('_', '-')}: expected {limit}, found {value}; change it")
+
+
 def _read_subject(
     release: NsdRelease, design: Design, name: str, roi: str, n_sessions: int | None, notes: list[str]
 ) -> tuple[SubjectContents, Labels]:
     is_surface = release.space == "fsaverage"
     in_volume = () if is_surface else tuple((path,) for path in release.session_files(name))
-    files = (in_volume or release.surface_session_files(name))[:n_sessions]
+    all_files = in_volume or release.surface_session_files(name)
+    files = all_files[:n_sessions]
+    if not files:
+        raise ConfigError(
+            f"--sessions: expected to keep at least 1 of the {len(all_files)} sessions of {name}, found {n_sessions}; "
+            "change it"
+        )
     trials = read_trials(release, design, name, len(files), notes)
     n_trials = {int(str(s)): int(n) for s, n in trials["session"].value_counts().items()}
     read_session: VolumeSessions | SurfaceSessions

@@ -121,7 +121,7 @@ def named_test_images(store: Store, name: str) -> frozenset[int]:
     if len(images) != int(name):
         raise SplitError(
             f"{store.path}: expected {name} images of the test set {name}, found {len(images)}; the store "
-            "lacks sessions or subjects, or is not of NSD"
+            "has too few sessions or subjects, or is not of NSD"
         )
     return images
 
@@ -160,14 +160,16 @@ def without_neighbours(
     Raises
     ------
     SplitError
-        If an image has no embedding, or no training or validation image is left.
+        If the cosine is not from -1 to 1, an image has no embedding, or no training or validation image is left.
     """
+    if not -1 <= cosine <= 1:
+        raise SplitError(f"--max-cosine: expected -1 to 1, found {cosine}; change it")
     row = {int(nsd_id): n for n, nsd_id in enumerate(nsd_ids)}
     missing = (split.train_images | split.validation_images | split.test_images) - row.keys()
     if missing:
         raise SplitError(
             f"split `{split.name}`: expected an embedding of every image, found none of nsd_id "
-            f"{min(missing)} ({len(missing)} lack one); embed all images of the store"
+            f"{min(missing)} ({len(missing)} without); embed all images of the store"
         )
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
 

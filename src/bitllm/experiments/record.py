@@ -147,7 +147,7 @@ def read_run(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     record, path = read_json(folder / RECORD), folder / ROWS
     if not path.exists():
         raise DataError(
-            f"{path}: expected the rows that {RECORD} tells of, found none; copy both files of one run"
+            f"{path}: expected the rows that {RECORD} lists, found none; copy both files of one run"
         )
     try:
         rows = pd.read_parquet(path)
@@ -158,12 +158,12 @@ def read_run(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     found = set(rows["config_sha256"])
     if found != {record["config_sha256"]}:
         raise DataError(
-            f"{path}: expected rows of the configuration {record['config_sha256'][:12]} that {RECORD} tells of, found "
+            f"{path}: expected rows of the configuration {record['config_sha256'][:12]} that {RECORD} lists, found "
             f"{', '.join(sorted(one[:12] for one in found))}; copy both files of one run"
         )
     if set(rows["world"]) != set(record["worlds"]):
         raise DataError(
-            f"{path}: expected rows of the worlds that {RECORD} tells of ({', '.join(record['worlds'])}), found "
+            f"{path}: expected rows of the worlds that {RECORD} lists ({', '.join(record['worlds'])}), found "
             f"{', '.join(sorted(set(rows['world'])))}; copy both files of one run"
         )
     if record["is_quick"]:

@@ -64,14 +64,14 @@ def verdict(results: dict, system: str) -> Verdict:
     found = null_differences(results, system)
     if not found:
         name = system or "any system"
-        sentence = f"Cannot be told: there is no paired difference with an interval for {name}."
+        sentence = f"Undecided: there is no paired difference with an interval for {name}."
         return Verdict(system, None, sentence)
     failed = {name: one for name, one in found.items() if not one.is_above_zero}
     if failed:
         return Verdict(system, False, _no_evidence(system, found, failed))
     if CLEANEST not in found:
         sentence = (
-            f"Cannot be told: {system} was not compared with {control_label(CLEANEST)}, "
+            f"Undecided: {system} was not compared with {control_label(CLEANEST)}, "
             "the control that decides whether the captions follow the brain."
         )
         return Verdict(system, None, sentence)

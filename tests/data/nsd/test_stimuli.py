@@ -123,7 +123,7 @@ def test_a_word_for_a_flag_is_named(release):
 
 def test_a_stimulus_table_without_an_image_is_named(release):
     pd.read_csv(release.stimulus_table)[:-2].to_csv(release.stimulus_table)
-    message = r"expected a row with nsdId 28, which was shown, found none \(2 images lack\)"
+    message = r"nsdId 28, .* \(2 images"
     with pytest.raises(DataError, match=message):
         stimuli_of(release)
 

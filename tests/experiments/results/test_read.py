@@ -50,7 +50,7 @@ def test_a_brain_without_one_of_the_systems_does_not_make_a_wave(made_results):
 
 def test_a_run_without_a_whole_wave_is_refused(made_results):
     folder = made_results("interface", n_worlds=4)
-    with pytest.raises(DataError, match="go on with `bitllm reproduce interface`"):
+    with pytest.raises(DataError, match="`bitllm reproduce interface`"):
         read_results(folder / "interface")
 
 

@@ -127,7 +127,7 @@ def _stimuli(beside: Beside, seen: pd.DataFrame, root: Path) -> pd.DataFrame:
         if missing.size:
             raise DataError(
                 f"{beside.stimulus_table}: expected the COCO id {missing[0]} of {root}, found none ({missing.size} "
-                "lack); are these NSD ids? MindLLM counts by COCO ids"
+                "missing); are these NSD ids? MindLLM counts by COCO ids"
             )
         stimuli["nsd_id"] = by_coco.loc[stimuli["coco_id"]].to_numpy()
     stimuli["stimulus_id"] = stimuli["coco_id"].astype(str)

@@ -121,8 +121,8 @@ def read_views(
         wrong = marked[(marked != 0) & (marked != 1)]
         if wrong.size:
             raise DataError(
-                f"{path}: expected 1 (in the field of view) and 0, found {wrong[0]:g}; download it again, or take "
-                "it away: the betas tell it too"
+                f"{path}: expected 1 (in the field of view) and 0, found {wrong[0]:g}; download it again, or "
+                "remove it: the betas show it too"
             )
         views[session] = View(str(path), marked == 1)
     return views

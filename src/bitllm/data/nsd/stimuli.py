@@ -60,7 +60,7 @@ def read_stimuli(
     if missing.size:
         raise DataError(
             f"{path}: expected a row with nsdId {missing[0]}, which was shown, found none ({missing.size} "
-            "images lack); check that table and design are of one release"
+            "images without); check that table and design are of one release"
         )
     stimuli = table.loc[nsd_ids].reset_index()
     stimuli.columns = pd.Index(["nsd_id", "coco_id", "coco_split", "shared"])

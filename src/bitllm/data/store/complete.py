@@ -141,7 +141,7 @@ def _complete_captions(contents: StoreContents, stimuli: pd.DataFrame) -> pd.Dat
     if without.size:
         raise DataError(
             f"{contents.origin}: expected a caption for every image, found none for the image {without[0]} "
-            f"({without.size} lack one); add captions or leave the trials out"
+            f"({without.size} images without); add captions or leave the trials out"
         )
     captions = captions[captions["nsd_id"].isin(stimuli["nsd_id"])]
     return captions[["nsd_id", "caption"]].sort_values("nsd_id", kind="stable", ignore_index=True)

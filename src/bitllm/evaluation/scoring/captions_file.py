@@ -243,7 +243,7 @@ def _refuse(path: Path, offenders: Sequence[str], expected: str, found: str) -> 
     if offenders:
         raise DataError(
             f"{path}: expected {expected}, found {len(offenders)} {found} ({_first_three(offenders)}); "
-            "correct these"
+            "fix these lines"
         )
 
 

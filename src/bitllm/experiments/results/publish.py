@@ -39,7 +39,7 @@ def publish(run: Path, folder: Path, names: tuple[str, ...] = ()) -> dict[str, i
     chosen = names or tuple(name for name in experiment_names(folder) if is_ready(run / name))
     if not chosen:
         raise DataError(
-            f"{run}: expected a question with all brains of a model seed, found none; let the run go on"
+            f"{run}: expected a question with all brains of a model seed, found none; let the run finish"
         )
     sizes = {}
     for name, (rows, record) in {name: _fit_to_publish(name, run, folder) for name in chosen}.items():
@@ -57,8 +57,8 @@ def _fit_to_publish(name: str, run: Path, folder: Path) -> tuple[pd.DataFrame, d
     published = read_json(folder / name / RECORD)["worlds"] if (folder / name / RECORD).exists() else []
     if lost := [world for world in published if world not in record["worlds"]]:
         raise DataError(
-            f"{run / name}: expected all worlds that are published, found none of {', '.join(lost)}; let the run go "
-            f"on, or remove {folder / name / RECORD} to start anew"
+            f"{run / name}: expected all worlds that are published, found none of {', '.join(lost)}; let the run "
+            f"finish, or remove {folder / name / RECORD} to start over"
         )
     return rows, record
 

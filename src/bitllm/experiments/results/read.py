@@ -102,7 +102,7 @@ def whole_waves(rows: pd.DataFrame, record: dict[str, Any], folder: Path) -> pd.
     if n_waves == 0:
         raise DataError(
             f"{folder / ROWS}: expected all brains ({_listed(config['simulator_seeds'])}) with the first model "
-            f"seed, found the worlds {', '.join(record['worlds'])}; go on with `{record['command']}`"
+            f"seed, found the worlds {', '.join(record['worlds'])}; resume it with `{record['command']}`"
         )
     return rows[rows["model_seed"].isin(config["model_seeds"][:n_waves])]
 

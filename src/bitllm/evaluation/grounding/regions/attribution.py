@@ -68,7 +68,7 @@ class Attribution:
         }
         return {
             "method": "gradient × input of log2 p(references | betas)",
-            "randomised": "encoder and interface drawn anew with each tensor's own mean and spread",
+            "randomised": "encoder and interface redrawn at random with each tensor's own mean and spread",
             "rank_correlation_with_randomised": {
                 "signed": _over_rows(self.trained, self.randomised),
                 "absolute": _over_rows(size, size_randomised),
