@@ -118,8 +118,8 @@ def nsd_stimuli(beside: Beside, nsd_ids: np.ndarray, shared: np.ndarray, source:
     missing = np.setdiff1d(stimuli["nsd_id"], table.index)
     if missing.size:
         raise DataError(
-            f"{beside.stimulus_table}: expected the NSD id {missing[0]} of {source}, found none ({missing.size} missing); "
-            "are these COCO ids? `coco73k` holds 0-based NSD ids"
+            f"{beside.stimulus_table}: expected the NSD id {missing[0]} of {source}, found none "
+            f"({missing.size} missing); are these COCO ids? `coco73k` holds 0-based NSD ids"
         )
     stimuli["coco_id"] = table["cocoId"].loc[stimuli["nsd_id"]].to_numpy()
     known = table["shared1000"].loc[stimuli["nsd_id"]].to_numpy(bool)
