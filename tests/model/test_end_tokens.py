@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
+from bitllm.neighbours.vocabulary import make_word_tokenizer
 
 from bitllm.data.prompt import INSTRUCTIONS, Prompter, pad_left
 from bitllm.evaluation.grounding.system import System
@@ -14,7 +15,6 @@ from bitllm.model.checkpoint.base import load_llm
 from bitllm.model.decode import greedy_captions
 from bitllm.model.end_tokens import end_token_ids
 from bitllm.model.modeling import BitLlmForCausalLM
-from bitllm.neighbours.vocabulary import make_word_tokenizer
 from bitllm.stages.rollout import sample_rollout
 
 EOS = 3  # the word tokenizer's; 2 is its unknown word, and the default of `LlamaConfig`

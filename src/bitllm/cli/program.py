@@ -55,17 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"bitllm {__version__}")
         return
     try:
-        name = words[0] if words else ""
-        if name in _COMMANDS:
-            command, rest = with_recipe(name, _COMMANDS[name], words[1:])
-            tyro.cli(command, args=rest, prog=f"bitllm {name}")
-        else:
-            tyro.extras.subcommand_cli_from_dict(
-                {name: _only_named(command) for name, command in _COMMANDS.items()},
-                args=words,
-                prog="bitllm",
-                description="Decode brain activity (fMRI) into language, with controls that show what comes from it.",
-            )
+        _run(words)
     except SystemExit as end:
         if not end.code and {"-h", "--help"} & set(words):
             print(f"\n{under_help(words[0] if words[0] in _COMMANDS else None)}")
@@ -93,6 +83,20 @@ def main(arguments: list[str] | None = None) -> None:
             file=sys.stderr,
         )
         sys.exit(_INTERRUPTED)
+
+
+def _run(words: list[str]) -> None:
+    name = words[0] if words else ""
+    if name in _COMMANDS:
+        command, rest = with_recipe(name, _COMMANDS[name], words[1:])
+        tyro.cli(command, args=rest, prog=f"bitllm {name}")
+        return
+    tyro.extras.subcommand_cli_from_dict(
+        {name: _only_named(command) for name, command in _COMMANDS.items()},
+        args=words,
+        prog="bitllm",
+        description="Decode brain activity (fMRI) into language, with controls that show what comes from it.",
+    )
 
 
 def _only_named(command: Callable[..., None]) -> Callable[[], None]:

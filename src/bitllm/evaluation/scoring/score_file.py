@@ -126,15 +126,7 @@ def score_file(
 def _extras(
     options: ScoreOptions, pairs: CaptionPairs, stack: ExitStack, not_run: dict[str, str]
 ) -> list[ExtraMetric]:
-    if options.clip is not None and options.images is None:
-        raise DataError(
-            "--clip: expected the pictures beside a CLIP, found none; give them with --images FOLDER"
-        )
-    if pairs.are_coco_ids and options.images is not None and (options.images / "manifest.json").is_file():
-        raise DataError(
-            f"{options.images}: expected a folder of pictures named for COCO's ids, as the captions have them, found a "
-            "store, which counts by nsd_id; name that folder, or write captions and references by nsd_id"
-        )
+    _require_pictures(options, pairs)
     found = []
     if options.meteor:
         try:  # it reads its tables while we go on
@@ -162,6 +154,18 @@ def _extras(
         except ModelError as error:
             not_run["CLIP-S"] = not_run["RefCLIP-S"] = str(error)
     return found
+
+
+def _require_pictures(options: ScoreOptions, pairs: CaptionPairs) -> None:
+    if options.clip is not None and options.images is None:
+        raise DataError(
+            "--clip: expected the pictures beside a CLIP, found none; give them with --images FOLDER"
+        )
+    if pairs.are_coco_ids and options.images is not None and (options.images / "manifest.json").is_file():
+        raise DataError(
+            f"{options.images}: expected a folder of pictures named for COCO's ids, as the captions have them, found a "
+            "store, which counts by nsd_id; name that folder, or write captions and references by nsd_id"
+        )
 
 
 def _scorer(
