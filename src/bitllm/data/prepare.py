@@ -172,7 +172,7 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
     write_store(Path(out), contents, settings, workers=workers, progress=progress, note=note)
 
 
-def _require_in_range(**settings: tuple[float, float, float]) -> None:
+def _require_in_range(**settings: tuple[int | float, int | float, int | float]) -> None:
     """Check settings given as (value, least, most); NaN is out of every range."""
     for name, (value, least, most) in settings.items():
         if not least <= value <= most:

@@ -125,14 +125,14 @@ BROKEN = {
     "no captions": (lambda m: m.annotations().unlink(), "captions_train2017.json: expected COCO's captions"),
     "image uncaptioned": (
         lambda m: annotations(m, lambda c: c | {"annotations": []}),
-        "captions of the COCO",
+        "captions_train2017.json: expected COCO's captions",
     ),
     "captions no JSON": (lambda m: m.annotations().write_text("{"), "train2017.json: expected JSON"),
     "captions not UTF-8": (
         lambda m: m.annotations().write_bytes(b'{"a": "\xff"}'),
-        "expected a JSON file in UTF-8",
+        "UTF-8",
     ),
-    "no annotations": (lambda m: m.annotations().write_text("{}"), "captions under `annotations`"),
+    "no annotations": (lambda m: m.annotations().write_text("{}"), "annotations"),
     "instances": (
         lambda m: annotations(m, lambda c: c | {"annotations": [{"image_id": 1}]}),
         "expected `image_id` and `caption`",
