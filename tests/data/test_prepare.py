@@ -247,7 +247,7 @@ def _no_betas(monkeypatch):
     ("damage", "match"),
     [
         (lambda path: path.unlink(), r"nsd_stimuli.hdf5: expected NSD's pictures, found no file"),
-        (lambda path: path.write_bytes(path.read_bytes()[:900]), "expected whole HDF5, found a damaged file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:900]), "whole HDF5, found a damaged file"),
         (lambda path: write_brick(path, (30, 6, 5, 3), "f4"), "expected a dataset `imgBrick` of uint8 pictures"),
         (lambda path: write_brick(path, (30, 6, 5), "u1"), "expected a dataset `imgBrick` of uint8 pictures"),
         (lambda path: write_brick(path, (9, 6, 5, 3), "u1"), r"expected at least \d+ pictures, found 9"),

@@ -5,7 +5,6 @@ from collections import Counter
 
 import pytest
 import torch
-from bitllm.neighbours.vocabulary import make_word_tokenizer
 
 from bitllm.data.prompt import INSTRUCTIONS, Prompter, pad_left
 from bitllm.evaluation.grounding.system import System
@@ -16,6 +15,7 @@ from bitllm.model.decode import greedy_captions
 from bitllm.model.end_tokens import end_token_ids
 from bitllm.model.modeling import BitLlmForCausalLM
 from bitllm.stages.rollout import sample_rollout
+from bitllm.toy_models.vocabulary import make_word_tokenizer
 
 EOS = 3  # the word tokenizer's; 2 is its unknown word, and the default of `LlamaConfig`
 LENGTH = 8
