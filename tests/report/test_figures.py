@@ -8,8 +8,8 @@ from xml.etree import ElementTree
 import pytest
 
 import bitllm.report
+from bitllm.metrics.intervals import Estimate
 from bitllm.report.figures import Curve, Row, curve_chart, interval_chart, thinned
-from bitllm.report.values import Estimate
 
 ROWS = [
     Row("real betas", Estimate(60.0, 55.0, 65.0), "real"),

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
+from bitllm.metrics.intervals import Estimate
 from bitllm.report import values
-from bitllm.report.values import Estimate
 
 
 @pytest.mark.parametrize("found", [None, math.nan, math.inf, "12", True, {}, [1]])

@@ -25,6 +25,38 @@ _ROWS_AT_ONCE = 128  # resamplings held in memory at a time
 Statistic = Callable[[np.ndarray], float]
 
 
+class Estimate(NamedTuple):
+    """A number with its 95 % interval over images and its p-value, as far as they are known."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    """Two-sided, of no difference."""
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether both ends of the interval are known."""
+        return self.low is not None and self.high is not None
+
+    @property
+    def is_above_zero(self) -> bool:
+        """Whether the whole interval lies above 0; False without an interval."""
+        return self.low is not None and self.low > 0
+
+    def shown(self, digits: int = 1, *, sign: bool = False) -> str:
+        """The number with its interval, e.g. ``+7.9 [3.3, 12.4]``, with true minus signs."""
+        value = _shown(self.value, digits)
+        value = f"+{value}" if sign and self.value > 0 else value
+        if self.low is None or self.high is None:
+            return value
+        return f"{value} [{_shown(self.low, digits)}, {_shown(self.high, digits)}]"
+
+
+def _shown(value: float, digits: int) -> str:
+    return f"{round(value, digits) + 0.0:,.{digits}f}".replace("-", "−")  # adding 0 turns −0 into 0
+
+
 class Interval(NamedTuple):
     """A confidence interval, in the units of its statistic."""
 

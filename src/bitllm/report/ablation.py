@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from bitllm.report.values import Estimate, difference, estimate, number, score
+from bitllm.metrics.intervals import Estimate
+from bitllm.report.values import difference, estimate, number, score
 
 METRICS = ("CIDEr", "BLEU-4", "ROUGE-L", "METEOR")
 

@@ -23,9 +23,10 @@ from scipy.spatial import KDTree
 from bitllm.data.batch import Anatomies
 from bitllm.data.store import Store, open_store
 from bitllm.files import read_json
+from bitllm.metrics.intervals import Estimate
 from bitllm.model.aligner import load_aligner
 from bitllm.report.figures import Row, interval_chart, style
-from bitllm.report.values import Estimate, estimate
+from bitllm.report.values import estimate
 
 RADIUS_MM = 8.0
 """A vertex without a voxel so near stays grey."""

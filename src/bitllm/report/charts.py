@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from bitllm.metrics.intervals import Estimate
 from bitllm.report.figures import Curve, Row, curve_chart, interval_chart
 from bitllm.report.headline import Verdict, verdict
 from bitllm.report.tables import Group, RetrievalRow, score_groups
-from bitllm.report.values import Estimate, number, plain
+from bitllm.report.values import number, plain
 
 MAIN_STAGES = ("align", "sft", "rft")
 STAGE_TITLES = {

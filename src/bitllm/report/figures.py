@@ -23,7 +23,8 @@ from matplotlib.figure import Figure
 from matplotlib.style import context
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
-from bitllm.report.values import Estimate, plain, with_interval
+from bitllm.metrics.intervals import Estimate
+from bitllm.report.values import plain, with_interval
 
 WIDTH = 4.8
 """Inches; 96 pixels each: about as wide as a phone, so that text stays readable there."""

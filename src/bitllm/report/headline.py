@@ -6,8 +6,8 @@ sentence already has the BLEU and ROUGE-L of published decoders.
 
 from typing import NamedTuple
 
+from bitllm.metrics.intervals import Estimate
 from bitllm.report.values import (
-    Estimate,
     data_sentence,
     difference,
     estimate,

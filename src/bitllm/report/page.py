@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bitllm.files import file_written_whole
+from bitllm.metrics.intervals import Estimate
 from bitllm.report import values
 from bitllm.report.ablation import METRICS, ablation_rows
 from bitllm.report.brain import BrainMaps
@@ -19,7 +20,7 @@ from bitllm.report.tables import (
     retrieval_rows,
     score_groups,
 )
-from bitllm.report.values import Estimate, estimate, number, section
+from bitllm.report.values import estimate, number, section
 from bitllm.report.wording import CONTROLS, control_label, in_known_order
 
 

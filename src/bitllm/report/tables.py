@@ -4,9 +4,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+from bitllm.metrics.intervals import Estimate
 from bitllm.report.headline import chance_r_at
 from bitllm.report.values import (
-    Estimate,
     control_score,
     difference,
     estimate,

@@ -3,29 +3,12 @@
 import math
 from collections.abc import Mapping
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any
+
+from bitllm.metrics.intervals import Estimate
 
 MISSING = "–"
 SIMULATED_WARNING = "these numbers say nothing about NSD"
-
-
-class Estimate(NamedTuple):
-    """A number with its 95 % interval and p-value, as far as they are known."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-    p: float | None = None
-
-    @property
-    def is_above_zero(self) -> bool:
-        """Whether the whole interval lies above 0; without an interval nothing is known."""
-        return self.low is not None and self.low > 0
-
-    @property
-    def has_interval(self) -> bool:
-        """Whether both ends of the interval are known."""
-        return self.low is not None and self.high is not None
 
 
 def section(results: Any, *path: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from bitllm.experiments.results.wording import (
     verdict,
 )
 from bitllm.experiments.verdict import Claim, Effect, verdict_of
+from bitllm.metrics.intervals import Estimate
 from bitllm.report.figures import (
     BAND,
     BLUE,
@@ -38,7 +39,6 @@ from bitllm.report.figures import (
     new_figure,
     style,
 )
-from bitllm.report.values import Estimate
 
 _LOOKS = {"borne out": Look(BLUE, "D"), "not borne out": Look(ORANGE, "s"), "undecided": Look(FAINT, "o")}
 _LINE, _STRIP, _AXIS, _GAP, _SIDE = 0.185, 0.36, 0.46, 0.14, 0.2  # inches

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bitllm.files import file_written_whole
+from bitllm.metrics.intervals import Estimate
 from bitllm.report.charts import MAIN_STAGES, PANELS, logged_curve
 from bitllm.report.figures import Row, curve_chart, interval_chart
 from bitllm.report.headline import Verdict, final_system, headline
@@ -12,7 +13,6 @@ from bitllm.report.page import Fact, facts, render
 from bitllm.report.runs.folder import RunFiles
 from bitllm.report.tables import METRICS
 from bitllm.report.values import (
-    Estimate,
     control_score,
     difference,
     estimate,

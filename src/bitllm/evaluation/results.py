@@ -1,0 +1,194 @@
+"""The results of an evaluation as plain dataclasses: what the terminal, the HTML page and the model card read.
+
+`results_of` (in `bitllm.evaluation.table`) derives them from ``evaluation.parquet``; ``results.json`` is their JSON.
+Scores are in points, as the COCO tools print them (CIDEr 61.1). A number that was not computed is None or absent.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from bitllm.metrics.intervals import Estimate
+
+Scores = dict[str, Estimate]
+"""Metric → score in points, with its interval over images."""
+
+
+@dataclass(frozen=True)
+class InputResult:
+    """One system under one input: the real betas, or a control."""
+
+    scores: Scores
+    n_distinct: int
+    """Different captions."""
+    n_empty: int
+    """Captions without a word."""
+    mean_length: float
+    """Words per caption."""
+    n_captions: int
+    real_minus_this: Scores = field(default_factory=dict)
+    """Paired difference real − this input, by metric; empty for the real input."""
+    bits: Scores = field(default_factory=dict)
+    """log2 p(references | real) − log2 p(references | this input), ``per_caption``, ``per_token``, ``per_word``; empty
+    for the real input and where no likelihood was computed."""
+
+
+@dataclass(frozen=True)
+class SystemResult:
+    """One trained system on the held-out subject."""
+
+    averaged: dict[str, InputResult]
+    """By input, ``real`` first: trials averaged over repetitions."""
+    single: dict[str, InputResult] = field(default_factory=dict)
+    """By input: single trials."""
+    n_trainable: int | None = None
+    """Trained parameters."""
+
+    @property
+    def real(self) -> InputResult:
+        """Under the real betas, averaged."""
+        return self.averaged["real"]
+
+    @property
+    def controls(self) -> dict[str, InputResult]:
+        """Every other input, averaged."""
+        return {name: found for name, found in self.averaged.items() if name != "real"}
+
+
+@dataclass(frozen=True)
+class RetrievalResult:
+    """Brain → image retrieval under one input, among the pictures of the test images."""
+
+    r_at: dict[int, float]
+    """k → share of queries with the right picture among the first k, for 1, 5 and 10."""
+    r_at_10: Estimate
+    chance_r_at_10: float
+    median_rank: float
+    chance_median_rank: float
+    n_pictures: int
+    n_queries: int
+
+
+@dataclass(frozen=True)
+class Identification:
+    """Right picture chosen among N: one point of the N-way curve."""
+
+    ways: int
+    correct: Estimate
+    chance: float
+
+
+@dataclass(frozen=True)
+class EncoderResult:
+    """What the encoder holds of the image, without an LLM."""
+
+    retrieval: dict[str, RetrievalResult] = field(default_factory=dict)
+    """By input; ``single_trial`` for single trials under the real betas."""
+    identification: tuple[Identification, ...] = ()
+    cosine_real_zero: tuple[float, float] | None = None
+    """Mean and standard deviation over trials of the cosine of the embeddings of real and all-zero betas."""
+    embedding: str = ""
+    """Which embedding was used."""
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """The final system within one group of test images."""
+
+    kind: str
+    """``repetitions``, ``category`` or ``similarity_to_training``."""
+    name: str
+    n_images: int
+    cider: Estimate | None = None
+    """None with fewer than two images, as all below."""
+    real_minus_permuted: Estimate | None = None
+    bits_per_word: Estimate | None = None
+
+
+@dataclass(frozen=True)
+class RegionResult:
+    """A region silenced (its betas 0), against as many random voxels outside of it, and the region alone."""
+
+    name: str
+    """``ATLAS`` or ``ATLAS:LABEL``."""
+    n_voxels: int
+    bits_lost: Estimate
+    """Per word, when the region is silent."""
+    bits_lost_same_size: Estimate
+    """Per word, when as many random voxels outside of it are."""
+    bits_alone: Estimate
+    """Per word, from the region alone: its own image against another image."""
+    cider_lost: Estimate
+    cider_alone: Estimate
+    bits_lost_by_category: dict[str, Estimate] = field(default_factory=dict)
+    bits_alone_by_category: dict[str, Estimate] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the captions of a system depend on the betas; None where the differences cannot tell."""
+
+    is_evidence: bool | None
+    sentence: str
+
+
+@dataclass(frozen=True)
+class About:
+    """Where the numbers come from: data, split, seeds, software."""
+
+    data: str
+    """Source of the store; for a simulated brain with preset, seed and version."""
+    is_simulated: bool
+    subject: str
+    is_subject_trained_on: bool | None
+    """None where that is not known."""
+    part: str
+    """``test`` or ``validation``."""
+    is_store_of_training: bool
+    split: str
+    split_sha256: str
+    store_sha256: str
+    n_images: int
+    n_trials: int
+    seed: int
+    llm: str
+    max_new_tokens: int
+    references_sha256: str
+    tokenizer: str
+    signal: float | None = None
+    """Strength of the simulated signal."""
+    constant_caption: str = ""
+    how_chosen: str = ""
+    """How the settings were chosen, where it is known."""
+    command: str = ""
+    git_revision: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Of every step of the run."""
+    peak_memory_gb: float | None = None
+    controls: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """How each control was made."""
+    not_run: dict[str, str] = field(default_factory=dict)
+    """What was not computed, and why."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that an evaluation found."""
+
+    about: About
+    systems: dict[str, SystemResult]
+    """The final system (rft, else sft, else the first one) is `final`."""
+    encoder: EncoderResult = EncoderResult()
+    between_systems: dict[str, Estimate] = field(default_factory=dict)
+    """``A - B`` → paired difference in CIDEr, both under their real betas."""
+    human: dict[str, float] = field(default_factory=dict)
+    """Each reference scored against the others of its image, by metric."""
+    groups: tuple[GroupResult, ...] = ()
+    regions: tuple[RegionResult, ...] = ()
+    reward: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Mean sampled reward of the first and the last fifth of the rft steps: ``reward`` and each of its parts."""
+
+    @property
+    def final(self) -> str:
+        """Name of the system that the headline is about."""
+        return next((name for name in ("rft", "sft") if name in self.systems), next(iter(self.systems), ""))
