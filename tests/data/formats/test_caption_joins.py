@@ -48,9 +48,21 @@ def test_names_are_joined_by_the_coco_id_of_the_trials(tmp_path):
     ids = list(COCO_IDS.values())
     assert joined(tmp_path, NAMES, annotations(COCO_IDS, images=False), coco_ids=ids) == EXPECTED
     assert joined(tmp_path, NAMES, annotations(COCO_IDS)["annotations"], coco_ids=ids) == EXPECTED
-    wrong = annotations(dict(zip(NAMES[::-1], COCO_IDS.values(), strict=True)))["images"]
-    content = {"annotations": annotations(COCO_IDS)["annotations"], "images": wrong}
-    assert joined(tmp_path, NAMES, content, coco_ids=ids) == EXPECTED  # the user's column counts more
+
+
+def test_a_coco_id_that_contradicts_the_name_of_the_image_is_refused(tmp_path):
+    ids = [*COCO_IDS.values()]
+    assert joined(tmp_path, NAMES, annotations(COCO_IDS), coco_ids=ids) == EXPECTED
+    for wrong in (ids[::-1], [ids[2], ids[1], -1]):
+        with pytest.raises(DataError, match=r"captions0\.json.*`coco_id` 1 .*`apple`.*2"):
+            joined(tmp_path, NAMES, annotations(COCO_IDS), coco_ids=wrong)
+    rows = [{"image_id": n, "caption": f"photo {n}"} for n in (7, 25)]
+    with pytest.raises(DataError, match=r"`coco_id` 25 .*`0{11}7`.*found 7 "):
+        joined(tmp_path, ["0" * 11 + "7", "x"], rows, coco_ids=[25, 7])
+    # names of NSD are numbers of its own
+    assert joined(
+        tmp_path, ["0", "1"], annotations({"1": 4, "0": 5}), coco_ids=[4, 5], numbers_are_coco_ids=False
+    )
 
 
 def test_a_join_by_order_is_refused(tmp_path):

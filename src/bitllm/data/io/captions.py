@@ -76,15 +76,20 @@ class CaptionFile:
 
         A name that several images have holds the captions of none.
         """
-        owners: dict[str, set[str]] = {}
+        return {
+            name: self.captions.get(next(iter(images)), ()) if len(images) == 1 else ()
+            for name, images in self.ids_by_file_name.items()
+        }
+
+    @cached_property
+    def ids_by_file_name(self) -> dict[str, set[str]]:
+        """The ids of the images of each of COCO's file names, without folder; with and without their endings."""
+        ids: dict[str, set[str]] = {}
         for file_name, image in self.file_names:
             whole = normalized_name(re.split(r"[/\\]", file_name)[-1])
             for name in {whole, _PICTURE_ENDING.sub("", whole)}:
-                owners.setdefault(name, set()).add(image)
-        return {
-            name: self.captions.get(next(iter(images)), ()) if len(images) == 1 else ()
-            for name, images in owners.items()
-        }
+                ids.setdefault(name, set()).add(image)
+        return ids
 
 
 @dataclass
@@ -199,6 +204,8 @@ def _joined(
     coco_ids = [int(coco_id) for coco_id in stimuli["coco_id"].tolist()]
     if not file.is_coco:
         return lambda place: file.captions.get(names[place], ())
+    if numbers_are_coco_ids:
+        _require_agreement(file, names, coco_ids)
     if min(coco_ids, default=-1) >= 0:
         return lambda place: file.by_coco_id.get(str(coco_ids[place]), ())
     if any(name in file.by_file_name for name in names):
@@ -213,6 +220,19 @@ def _joined(
         "are unknown; add NSD's table with --stimulus-table, a column `coco_id` to the trials, or the names as "
         "`file_name` to COCO's `images`"
     )
+
+
+def _require_agreement(file: CaptionFile, names: Sequence[str], coco_ids: Sequence[int]) -> None:
+    """Refuse COCO ids that contradict the names of their images."""
+    for name, coco_id in zip(names, coco_ids, strict=True):
+        by_name = {int(image) for image in file.ids_by_file_name.get(name, ())} or {
+            _coco_id_of(name, is_any_number=False)
+        }
+        if coco_id >= 0 and by_name != {-1} and coco_id not in by_name:
+            raise DataError(
+                f"{file.path}: expected the `coco_id` {coco_id} for the image `{name}`, as in the trials, found "
+                f"{min(by_name)} under its file name; correct the one that is wrong"
+            )
 
 
 def _coco_id_of(name: str, *, is_any_number: bool) -> int:
