@@ -110,3 +110,14 @@ def test_a_noise_ceiling_that_nobody_measured_is_no_zero(copied_store):
     lines = inspect_text(inspection).splitlines()
     assert next(line for line in lines if line.strip().startswith("subj02")).split()[-3:-1] == ["–", "–"]
     assert "– where it is not known" in " ".join(" ".join(lines).split())
+
+
+def test_names_of_sessions_are_shown_beside_their_numbers(copied_store):
+    path = copied_store / "subjects/subj03/trials.parquet"
+    trials = pd.read_parquet(path)
+    trials.assign(session_name=trials["session"].map({1: "pre", 2: "post"})).to_parquet(path)
+    inspection = inspect_store(open_store(copied_store))
+    assert inspection["subjects"]["subj03"]["session_names"] == {"1": "pre", "2": "post"}
+    assert inspection["subjects"]["subj01"]["session_names"] == {}
+    line = next(line for line in inspect_text(inspection).splitlines() if line.startswith("sessions"))
+    assert line.split()[1:] == ["subj03:", "1", "=", "pre,", "2", "=", "post"]

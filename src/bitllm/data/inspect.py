@@ -4,6 +4,7 @@ import io
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
@@ -21,11 +22,11 @@ def inspect_store(store: Store) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``path``, ``source``, ``beta_version``, ``roi``, ``normalization``; ``subjects`` (sessions, trials,
-        voxels, sessions whose betas are all 0, voxels out of view in some session, images by part, mean noise
-        ceiling in percent for one trial and for the mean of three (``None`` where it is not known), voxels of
-        each label, bytes, checksums); ``images`` by part; ``captions`` (number, and least, mean and most per
-        image); ``bytes`` and ``sha256`` of the shared files.
+        ``path``, ``source``, ``beta_version``, ``roi``, ``normalization``; ``subjects`` (sessions, their names by
+        number if they have names, trials, voxels, sessions whose betas are all 0, voxels out of view in some session,
+        images by part, mean noise ceiling in percent for one trial and for the mean of three (``None`` if it is not
+        known), voxels of each label, bytes, checksums); ``images`` by part; ``captions`` (number, and least, mean and
+        most per image); ``bytes`` and ``sha256`` of the shared files.
     """
     manifest = store.manifest
     per_image = np.array([len(captions) for captions in store.captions.values()])
@@ -84,6 +85,7 @@ def _inspect_subject(store: Store, subject: str) -> dict[str, Any]:
     part = store.stimuli["part"].loc[data.trials["nsd_id"].unique()]
     return {
         "n_sessions": record.n_sessions,
+        "session_names": _session_names(data.trials),
         "n_trials": record.n_trials,
         "n_voxels": record.n_voxels,
         "sessions_of_zeros": sessions_of_zeros(data),
@@ -100,6 +102,14 @@ def _inspect_subject(store: Store, subject: str) -> dict[str, Any]:
         "bytes": sum((folder / file).stat().st_size for file in SUBJECT_FILES),
         "sha256": dict(record.sha256),
     }
+
+
+def _session_names(trials: pd.DataFrame) -> dict[str, str]:
+    """The name of each session by its number; empty where sessions have no names."""
+    if "session_name" not in trials:
+        return {}
+    named = trials.drop_duplicates("session")
+    return dict(zip(named["session"].astype(str), named["session_name"], strict=True))
 
 
 def _count(parts: np.ndarray) -> dict[str, int]:
@@ -127,6 +137,11 @@ def _overview(inspection: dict[str, Any]) -> Table:
             f"{captions['mean']:.2f}",
         ),
         ("size", f"{n_bytes / 1e6:,.1f} MB"),
+        *(
+            ("sessions", f"{name}: {', '.join(f'{n} = {label}' for n, label in s['session_names'].items())}")
+            for name, s in inspection["subjects"].items()
+            if s["session_names"]
+        ),
         *(
             (
                 "warning",

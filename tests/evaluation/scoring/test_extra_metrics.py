@@ -1,4 +1,7 @@
+import shutil
+
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -9,6 +12,7 @@ from bitllm.evaluation.scoring import extra_metrics
 from bitllm.evaluation.scoring.caption_scorer import CaptionScorer
 from bitllm.evaluation.scoring.caption_scores import ExtraMetric
 from bitllm.evaluation.scoring.extra_metrics import (
+    _of_store,
     bertscore_metric,
     clip_metrics,
     model_place,
@@ -51,8 +55,20 @@ def test_clip_scores_are_those_of_the_pictures_in_a_folder_or_a_store(
         metrics = CaptionScorer(REFERENCES, extras=extras).metrics(CAPTIONS)
         assert metrics["CLIP-S"] == pytest.approx(clip_score(rows, texts).mean(), rel=1e-4)
         assert metrics["RefCLIP-S"] == pytest.approx(ref_clip_score(rows, texts, sets).mean(), rel=1e-4)
-    with pytest.raises(DataError, match="expected ids that are numbers of NSD's images"):
+    with pytest.raises(DataError, match=r"found a \(3 of 3\)"):
         clip_metrics(str(small_clip_folder), easy_release / "store", ["a", "b", "c"])
+
+
+def test_pictures_of_a_store_are_found_by_the_names_of_its_images(easy_release, tmp_path):
+    folder = shutil.copytree(easy_release / "store", tmp_path / "store")
+    stimuli = pd.read_parquet(folder / "stimuli.parquet")
+    names = [f"{n:04d}" if n % 2 else f"image {n}" for n in range(len(stimuli), 0, -1)]
+    stimuli.assign(stimulus_name=names).to_parquet(folder / "stimuli.parquet")
+    expected = open_store(folder).pictures(stimuli["nsd_id"].to_numpy()[[2, 5]])
+    for ids in ([names[2], names[5]], [str(n) for n in stimuli["nsd_id"].to_numpy()[[2, 5]]]):
+        np.testing.assert_array_equal(_of_store(lambda pictures: pictures, folder, ids), expected)
+    with pytest.raises(DataError, match=r"found nobody \(1 of 2\)"):
+        _of_store(lambda pictures: pictures, folder, [names[2], "nobody"])
 
 
 def test_missing_and_damaged_pictures_are_named(small_clip_folder, tmp_path):

@@ -135,12 +135,17 @@ def model_place(path_or_hub_id: str) -> str:
 def _of_store(embed, folder: Path, ids: Sequence[str]) -> np.ndarray:  # type: ignore[no-untyped-def]
     from bitllm.data.store import open_store
 
-    if not all(i.isdecimal() for i in ids):
+    store = open_store(folder)
+    numbers = {str(nsd_id): nsd_id for nsd_id in store.stimuli.index.tolist()}
+    names = dict(zip(store.stimuli.get("stimulus_name", ()), numbers.values(), strict=False))
+    known = names if all(i in names for i in ids) else numbers
+    unknown = [i for i in ids if i not in numbers and i not in names] or [i for i in ids if i not in known]
+    if unknown:
         raise DataError(
-            f"{folder}: expected ids that are numbers of NSD's images, as the store's are, found "
-            f"{next(i for i in ids if not i.isdecimal())}; give a folder of pictures named for the ids"
+            f"{folder}: expected ids that are nsd_ids or names of the store's images, found {unknown[0]} "
+            f"({len(unknown)} of {len(ids)}); give a folder of pictures named for the ids"
         )
-    return embed(open_store(folder).pictures([int(i) for i in ids]))
+    return embed(store.pictures([known[i] for i in ids]))
 
 
 def _mean(sums: np.ndarray, n: float) -> float:
