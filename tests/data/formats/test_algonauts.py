@@ -41,6 +41,7 @@ def _made(tmp_path, make):
     surfaces.mkdir()
     mm = {h: rng.normal(0, 40, (ALL_VERTICES, 3)).astype(np.float32) for h in ("lh", "rh")}
     for hemisphere, coordinates in mm.items():
+        coordinates[:, 0] = np.abs(coordinates[:, 0]) * (-1 if hemisphere == "lh" else 1)
         nib.freesurfer.write_geometry(surfaces / f"{hemisphere}.white", coordinates, np.array([[0, 1, 2]]))
     captions = {str(n): [f"caption of {n}"] for n in pictures}
     (root / "captions.json").write_text(json.dumps(captions))
@@ -112,6 +113,18 @@ def test_labels_are_rounded_and_others_refused(made):
     surface = made[0].parent / "surf/lh.white"
     surface.write_bytes(surface.read_bytes()[:40])
     with pytest.raises(DataError, match=r"lh.white: .*damaged"):
+        read(made[0])
+
+
+def test_surfaces_of_the_other_hemisphere_are_refused(made):
+    left, right = (made[0].parent / f"surf/{side}.white" for side in ("lh", "rh"))
+    content = left.read_bytes()
+    left.write_bytes(right.read_bytes())
+    with pytest.raises(DataError, match=r"lh\.white: .*mean x [0-9]"):
+        read(made[0])
+    left.write_bytes(content)
+    right.write_bytes(content)
+    with pytest.raises(DataError, match=r"rh\.white: .*mean x -[0-9]"):
         read(made[0])
 
 

@@ -102,6 +102,13 @@ def test_names_come_without_tabs_and_colours(release):
     assert voxels_of(release)[1]["prf-visualrois"] == {1: "V1v", 2: "V1d", 3: "V2v"}
 
 
+def test_names_with_spaces_are_whole(release):
+    table = release.table("prf-visualrois", SUBJECT)
+    table.write_text("0 Unknown area\n1 left V1 ventral\t\n2  area  2  0 255 0 0\n3 V3 2\n")
+    names = voxels_of(release)[1]["prf-visualrois"]
+    assert names == {1: "left V1 ventral", 2: "area  2", 3: "V3 2"}
+
+
 def test_a_damaged_volume_is_named(release):
     release.roi(SUBJECT, "streams").write_bytes(b"<html>404</html>")
     with pytest.raises(

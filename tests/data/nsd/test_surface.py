@@ -54,6 +54,7 @@ def surface(release) -> Surface:
     made = Surface(release.root, {}, {}, {}, {}, {})
     for side, n in SIDES.items():
         made.places[side] = rng.normal(0, 40, (n, 3)).astype(np.float32)
+        made.places[side][:, 0] = np.abs(made.places[side][:, 0]) * (-1 if side == "lh" else 1)
         made.white(side).parent.mkdir(parents=True, exist_ok=True)
         nib.freesurfer.write_geometry(made.white(side), made.places[side], np.array([[0, 1, 2]]))
         made.roi[side] = (np.arange(n) % 3 > 0).astype(np.int32)
@@ -188,6 +189,10 @@ BROKEN = {
     "NaN in some trials": (
         lambda s: write_map(s.session("lh"), np.where(np.eye(9, N_TRIALS) > 0, np.nan, 1).astype(np.float32)),
         "found NaN or infinity in some trials",
+    ),
+    "swapped surfaces": (
+        lambda s: [s.white("lh").rename(s.white("x")), s.white("rh").rename(s.white("lh"))],
+        "lh.white: expected fsaverage's white surface",
     ),
     "no surface": (lambda s: s.white("lh").unlink(), "lh.white: expected fsaverage's white surface"),
     "surface cut off": (lambda s: cut(s.white("rh")), "rh.white: expected fsaverage's white surface"),

@@ -197,7 +197,7 @@ def _vertices(
             "fsaverage/surf with --surfaces"
         )
     surface = surfaces / f"{hemisphere}.white"
-    mm = read_surface(surface, "fsaverage's white surface")
+    mm = read_surface(surface, "fsaverage's white surface", hemisphere=hemisphere)
     if place.max() >= len(mm):
         raise DataError(
             f"{surface}: expected a surface of at least {place.max() + 1} vertices (fsaverage has 163,842), found "

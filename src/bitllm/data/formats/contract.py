@@ -97,7 +97,9 @@ def read_contract(header_path: Path) -> Reading:
     captions = captions_by_nsd_id([folder / header.captions], stimuli, notes, numbers_are_coco_ids=True)
     pictures = None
     if header.pictures is not None:
-        pictures = blocks(stimuli["nsd_id"].to_numpy(), picture_reader(folder / header.pictures, stimuli))
+        pictures = blocks(
+            stimuli["nsd_id"].to_numpy(), picture_reader(folder / header.pictures, stimuli, notes)
+        )
     else:
         notes.append("no `pictures` in the header: the store is without pictures")
     notes.extend(_space_notes(header))
@@ -151,6 +153,7 @@ def _subject(
         mask=None if files.mask is None else folder / files.mask,
         table=None if files.voxels is None else folder / files.voxels,
         resample=header.resample_mask,
+        space=header.space,
     )
     origin = ", ".join(map(str, paths))
     return SubjectContents(
@@ -195,7 +198,7 @@ def session_reader(
     if header.scale != 1 and series.dtype.kind == "f":
         raise DataError(
             f"{origin}: expected whole numbers for the scale {header.scale:g}, found {series.dtype} (they are scaled "
-            "already, or NIfTI's own header scales them); write scale: 1"
+            "already, or the file's own header scales them); write scale: 1"
         )
 
     def read_session(session: int) -> np.ndarray:

@@ -86,7 +86,9 @@ def read_glmsingle(
     )
     texts = captions_by_nsd_id(captions, stimuli, notes, numbers_are_coco_ids=True)
     rows = [(n, text) for n, found in texts.items() for text in found]
-    made = blocks(stimuli["nsd_id"].to_numpy(), picture_reader(pictures, stimuli)) if pictures else None
+    made = (
+        blocks(stimuli["nsd_id"].to_numpy(), picture_reader(pictures, stimuli, notes)) if pictures else None
+    )
     found = SubjectContents(
         name=subject,
         trials=store_columns(ordered),

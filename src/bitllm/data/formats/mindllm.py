@@ -58,7 +58,7 @@ def read_mindllm(root: Path, beside: Beside, *, subjects: tuple[str, ...] | None
         scored = scored and is_scored
     pictures = None
     if beside.pictures is not None:
-        pictures = blocks(stimuli["nsd_id"].to_numpy(), picture_reader(beside.pictures, stimuli))
+        pictures = blocks(stimuli["nsd_id"].to_numpy(), picture_reader(beside.pictures, stimuli, notes))
     contents = StoreContents(
         subjects=found,
         stimuli=stimuli,

@@ -9,9 +9,16 @@ import numpy as np
 import pandas as pd
 
 from bitllm.data.formats.beside import PLACES, read_voxel_table
-from bitllm.data.io.arrays import BetasFile, cifti_order, cifti_places
+from bitllm.data.io.arrays import (
+    BetasFile,
+    cifti_order,
+    cifti_places,
+    require_same_grayordinates,
+    require_sides,
+)
 from bitllm.data.io.values import whole_labels
 from bitllm.data.io.volumes import Grid, read_volume, require_same_grid
+from bitllm.data.spaces import contradicts
 from bitllm.errors import DataError
 
 AxisOrder = Literal["trials-voxels", "voxels-trials", "xyz-trials", "trials-zyx"]
@@ -131,6 +138,7 @@ def read_series(
     mask: Path | None = None,
     table: Path | None = None,
     resample: bool = False,
+    space: str = "unknown",
 ) -> tuple[Series, pd.DataFrame]:
     """The betas and the table of their voxels.
 
@@ -150,6 +158,8 @@ def read_series(
         A table of places, one row a voxel in the order of the betas; the mask's are not used then.
     resample
         Whether a mask on another grid is brought to the one of the betas.
+    space
+        The space that the coordinates are said to be in.
 
     Raises
     ------
@@ -160,6 +170,8 @@ def read_series(
     for file in files[1:]:
         if file.grid is not None and grid is not None and file.shape[1:3] != (1, 1):
             require_same_grid(file.grid, grid, "betas")
+        if file.kind == files[0].kind == "cifti" and mask is None:
+            require_same_grayordinates(file.path, files[0].path)
     voxels = _read_voxels(
         files[0], mask, None if table is None else read_voxel_table(table, notes), resample=resample
     )
@@ -181,7 +193,7 @@ def read_series(
         read_file(0)
     dtype = np.result_type(*[file.dtype for file in files])
     series = Series(tuple(n for n, _ in shapes), voxels.count, dtype, read_file)
-    return series, _place_table(files[0], voxels, table)
+    return series, _place_table(files[0], voxels, table, space, notes)
 
 
 def _read_voxels(
@@ -206,10 +218,15 @@ def _require_places(file: BetasFile, voxels: Voxels) -> None:
         )
 
 
-def _place_table(file: BetasFile, voxels: Voxels, path: Path | None) -> pd.DataFrame:
+def _place_table(
+    file: BetasFile, voxels: Voxels, path: Path | None, space: str, notes: list[str]
+) -> pd.DataFrame:
     if voxels.table is not None:
+        assert path is not None, "of the table"
         if voxels.mask is not None and {"i", "j", "k"} <= set(voxels.table):
             _require_order_of_mask(voxels.table, voxels.mask, path)
+        if voxels.mask is None and file.kind == "cifti":
+            require_sides(file.path, voxels.table["x_mm"].to_numpy(), path)
         return voxels.table
     assert voxels.mask is not None and voxels.grid is not None, "a table or a mask"
     grid = voxels.grid
@@ -217,13 +234,19 @@ def _place_table(file: BetasFile, voxels: Voxels, path: Path | None) -> pd.DataF
         if file.grid is None or file.grid.affine is None or file.grid.shape != grid.shape:
             raise _no_place(grid.path)
         grid = file.grid
+    notes.extend(grid.notes)
+    if contradicts(space, grid.space):
+        notes.append(
+            f"{grid.path}: the space is `{space}` by the header and `{grid.space}` by the NIfTI code of the affine; "
+            "the coordinates are used as they are, correct the one that is wrong"
+        )
     ijk = np.argwhere(voxels.mask)
     places = pd.DataFrame(ijk, columns=["i", "j", "k"])
     places[list(PLACES)] = grid.mm(ijk)
     return places
 
 
-def _require_order_of_mask(table: pd.DataFrame, mask: np.ndarray, path: Path | None) -> None:
+def _require_order_of_mask(table: pd.DataFrame, mask: np.ndarray, path: Path) -> None:
     listed, expected = table[["i", "j", "k"]].to_numpy(), np.argwhere(mask)
     if len(listed) != len(expected):
         raise DataError(

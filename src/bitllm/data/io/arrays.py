@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.arrayproxy import ArrayProxy
 
-from bitllm.data.io.hdf5 import hdf5_dataset, open_hdf5, read_dataset
+from bitllm.data.io.hdf5 import hdf5_dataset, open_hdf5, packing_of, read_dataset
 from bitllm.data.io.values import require_real
 from bitllm.data.io.volumes import (
     Grid,
@@ -93,7 +93,9 @@ def open_betas(path: Path, *, key: str = "betas") -> BetasFile:
     if name.endswith((".h5", ".hdf5")):
         with open_hdf5(path, "betas") as file:
             dataset = hdf5_dataset(file, key)
-            return BetasFile(path, "hdf5", dataset.shape, dataset.dtype, key)
+            packing = packing_of(dataset)
+            dtype = np.dtype(np.float64) if (packing.factor, packing.offset) != (1, 0) else dataset.dtype
+            return BetasFile(path, "hdf5", dataset.shape, dtype, key)
     image = open_volume(path, "betas")
     if not isinstance(image, nib.Cifti2Image):
         shape = without_single_axes(tuple(map(int, image.shape)), 4)
@@ -140,6 +142,45 @@ def cifti_order(path: Path, mask: np.ndarray, grid: Grid) -> np.ndarray:
             "table of voxels in its order"
         )
     return np.argsort(flat)
+
+
+def require_same_grayordinates(path: Path, first: Path) -> None:
+    """Refuse two CIFTI files that would be put together column by column although their columns lie elsewhere.
+
+    Raises
+    ------
+    DataError
+        If the brain models differ: another structure, vertex or voxel, or another order.
+    """
+    found, expected = _brain_models(path), _brain_models(first)
+    if found == expected:
+        return
+    n = min(len(found), len(expected))
+    differs = (found.name[:n] != expected.name[:n]) | (found.vertex[:n] != expected.vertex[:n])
+    differs |= (found.voxel[:n] != expected.voxel[:n]).any(axis=1)
+    column = int(np.argmax(differs)) if differs.any() else n
+    raise DataError(
+        f"{path}: expected the grayordinates of {first} in the same order ({len(expected)}), found others "
+        f"({len(found)}), from column {column + 1} on; write both files with the same brain models"
+    )
+
+
+def require_sides(path: Path, x_mm: np.ndarray, table: Path) -> None:
+    """Refuse a table of places in which CIFTI's left structures lie to the right of its right ones.
+
+    Raises
+    ------
+    DataError
+        If the mean x of left and right structures is in the wrong order.
+    """
+    names = np.asarray(_brain_models(path).name, str)
+    left, right = (x_mm[np.char.endswith(names, ending)] for ending in ("_LEFT", "_RIGHT"))
+    if left.size and right.size and left.mean() > right.mean():
+        raise DataError(
+            f"{table}: expected x_mm that grows from left to right, found a mean of {left.mean():.1f} mm for the left "
+            f"structures of {path} and {right.mean():.1f} mm for the right ones; the hemispheres are swapped, or the "
+            "rows are in another order"
+        )
 
 
 def _cifti_grid(path: Path, models: nib.cifti2.BrainModelAxis) -> Grid:

@@ -1,6 +1,12 @@
-"""HDF5 files, read with errors that name the file, the dataset and the trials."""
+"""HDF5 files, read with errors that name the file, the dataset and the trials.
+
+The attributes of the CF conventions (``scale_factor``, ``add_offset``, ``_FillValue``, ``missing_value``), which netCDF
+and xarray write, are applied. Other attributes that look like a scale are refused: no convention says what they mean.
+``units`` changes no number and is ignored.
+"""
 
 import errno
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +16,56 @@ import numpy as np
 from bitllm.data.io.values import require_real
 from bitllm.errors import DataError
 from bitllm.files import require_file
+
+_SCALES = frozenset({"scale", "scaling", "slope", "gain", "factor", "scl_slope"})
+_OFFSETS = frozenset({"offset", "intercept", "inter", "scl_inter"})
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a dataset's stored numbers become values, by the CF conventions: ``stored * factor + offset``."""
+
+    factor: float = 1.0
+    offset: float = 0.0
+    missing: tuple[float, ...] = ()
+    """Stored numbers that mean a missing value and become NaN."""
+
+    def unpacked(self, stored: np.ndarray) -> np.ndarray:
+        """The values, in float64 unless nothing changes."""
+        if self == Packing():
+            return stored
+        values = stored * np.float64(self.factor) + self.offset
+        values[np.isin(stored, self.missing)] = np.nan
+        return values
+
+
+def packing_of(dataset: h5py.Dataset) -> Packing:
+    """The packing that a dataset's attributes state.
+
+    Raises
+    ------
+    DataError
+        If an attribute looks like a scale and is not one of the CF conventions, or is not one number.
+    """
+    numbers: dict[str, tuple[float, ...]] = {}
+    for name in dataset.attrs:
+        key = name.lower()
+        if key not in _SCALES | _OFFSETS | {"scale_factor", "add_offset", "_fillvalue", "missing_value"}:
+            continue
+        value = dataset.attrs[name]
+        found = np.asarray(value).reshape(-1)
+        is_neutral = found.dtype.kind in "biuf" and (found == (1 if key in _SCALES else 0)).all()
+        is_cf = key not in _SCALES | _OFFSETS
+        if (is_cf and (found.dtype.kind not in "iuf" or len(found) != 1)) or not (is_cf or is_neutral):
+            raise DataError(
+                f"{dataset.file.filename}: expected the scale of `{dataset.name.lstrip('/')}` as one number in "
+                f"`scale_factor` and `add_offset` (CF conventions), found the attribute {name} = {value!r}; rename it "
+                "if that is its meaning, else apply it to the values and remove it"
+            )
+        numbers[key] = tuple(map(float, found))
+    missing = {*numbers.get("_fillvalue", ()), *numbers.get("missing_value", ())}
+    (factor,), (offset,) = numbers.get("scale_factor", (1.0,)), numbers.get("add_offset", (0.0,))
+    return Packing(factor, offset, tuple(sorted(number for number in missing if np.isfinite(number))))
 
 
 def open_hdf5(path: Path, what: str, **options: Any) -> h5py.File:
@@ -63,7 +119,7 @@ def hdf5_dataset(file: h5py.File, key: str) -> h5py.Dataset:
 
 
 def read_dataset(dataset: h5py.Dataset, where: Any = (), *, trial_axis: int | None = 0) -> np.ndarray:
-    """Values of a dataset, all by default.
+    """Values of a dataset, all by default, scaled as its attributes say.
 
     Parameters
     ----------
@@ -79,8 +135,9 @@ def read_dataset(dataset: h5py.Dataset, where: Any = (), *, trial_axis: int | No
     DataError
         If values cannot be read or unpacked.
     """
+    packing = packing_of(dataset)
     try:
-        return np.asarray(dataset[where])
+        return packing.unpacked(np.asarray(dataset[where]))
     except (OSError, RuntimeError) as error:
         raise _damage(dataset, where, error, trial_axis) from None
 

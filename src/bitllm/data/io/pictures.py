@@ -12,6 +12,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from bitllm.errors import DataError
 from bitllm.files import normalized_name
 
+_DARK = 2**12
+"""Cameras and converters that write fewer bits into 16-bit files leave all values below this."""
 _COCO_DIGITS = 12
 """COCO names its pictures by their id, padded with zeros to twelve digits."""
 
@@ -48,8 +50,10 @@ class PictureFolder:
         """
         return self._find_each([names])[0]
 
-    def find_all(self, names: Iterable[Sequence[str]]) -> list[Path]:
-        """The picture of each of these, found by `find`; their headers are read, their contents are not.
+    def find_all(self, names: Iterable[Sequence[str]], notes: list[str] | None = None) -> list[Path]:
+        """The picture of each of these, found by `find`; only headers are read, and the values of 16-bit gray.
+
+        ``notes`` gets a line if pictures of 16-bit gray come out almost black.
 
         Raises
         ------
@@ -57,9 +61,16 @@ class PictureFolder:
             If a picture is missing, or a file is not a picture.
         """
         found = self._find_each(names)
+        dark = []
         for path in found:
-            with _damage_named(path), Image.open(path):
-                pass
+            with _damage_named(path), Image.open(path) as picture:
+                if picture.mode.startswith("I;16") and np.asarray(picture).max() < _DARK:
+                    dark.append(path)
+        if dark and notes is not None:
+            notes.append(
+                f"{dark[0]}: 16-bit gray without a value of {_DARK} or more comes out almost black ({len(dark)} such "
+                "pictures); stretch them to 0 to 65535, or save them with 8 bits"
+            )
         return found
 
     def _find_each(self, names: Iterable[Sequence[str]]) -> list[Path]:
@@ -109,7 +120,9 @@ def names_of(identity: str, coco_id: int = -1) -> list[str]:
     return list(dict.fromkeys([identity, *coco]))
 
 
-def picture_reader(folder: Path | None, stimuli: pd.DataFrame) -> Callable[[int], np.ndarray]:
+def picture_reader(
+    folder: Path | None, stimuli: pd.DataFrame, notes: list[str] | None = None
+) -> Callable[[int], np.ndarray]:
     """A function that reads the picture of an ``nsd_id`` out of a folder, by the name of the stimulus.
 
     Parameters
@@ -118,6 +131,8 @@ def picture_reader(folder: Path | None, stimuli: pd.DataFrame) -> Callable[[int]
         Folder of pictures.
     stimuli
         ``nsd_id``, ``stimulus_id`` (the name) and ``coco_id`` (-1 where it is unknown).
+    notes
+        Gets a line if pictures come out almost black.
 
     Raises
     ------
@@ -129,7 +144,7 @@ def picture_reader(folder: Path | None, stimuli: pd.DataFrame) -> Callable[[int]
             "--pictures: expected the folder of the stimuli, found none; this format holds no pictures"
         )
     rows = zip(stimuli["stimulus_id"].astype(str).tolist(), stimuli["coco_id"].tolist(), strict=True)
-    files = PictureFolder(folder).find_all(names_of(name, int(coco_id)) for name, coco_id in rows)
+    files = PictureFolder(folder).find_all((names_of(name, int(coco_id)) for name, coco_id in rows), notes)
     paths = dict(zip(stimuli["nsd_id"].tolist(), files, strict=True))
     return lambda nsd_id: decode_picture(paths[nsd_id], paths[nsd_id])
 

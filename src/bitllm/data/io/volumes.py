@@ -4,7 +4,7 @@ import gzip
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -30,6 +30,9 @@ _SMALLEST_DETERMINANT = 1e-9
 _MM_PER_UNIT = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 """NIfTI's units of length; files that name none are in mm."""
 
+_SPACES = ("unknown", "scanner", "aligned", "talairach", "mni", "template")
+"""NIfTI's codes of an sform or qform, from 0."""
+
 IMAGE_DAMAGE = (
     OSError,
     EOFError,
@@ -52,6 +55,10 @@ class Grid:
     shape: tuple[int, ...]
     affine: np.ndarray | None
     """From voxel to mm; ``None`` where the header does not say where its voxels lie."""
+    space: str = "unknown"
+    """What the affine's NIfTI code says: scanner, aligned, talairach, mni or template."""
+    notes: tuple[str, ...] = ()
+    """A line if sform and qform disagree."""
 
     def mm(self, ijk: np.ndarray) -> np.ndarray:
         """Places in mm of 0-based voxels."""
@@ -124,11 +131,11 @@ def grid_of(image: Image, path: Path) -> Grid:
     """The grid of an open volume; its affine is that of the header's codes, never one that nibabel makes up."""
     if isinstance(image, nib.Cifti2Image):
         return Grid(path, (), None)
-    if isinstance(image, nib.MGHImage):
-        affine = image.affine if _states_directions(path) else None
-    else:
-        affine = _nifti_affine(image)
-    return Grid(path, tuple(map(int, image.shape[:3])), affine if _is_whole(affine) else None)
+    shape = tuple(map(int, image.shape[:3]))
+    if isinstance(image, nib.Nifti1Image):
+        return _nifti_grid(path, image.header, shape)
+    affine = image.affine if _states_directions(path) else None
+    return Grid(path, shape, affine if _is_whole(affine) else None)
 
 
 def require_same_grid(found: Grid, expected: Grid, what: str) -> None:
@@ -150,8 +157,7 @@ def require_same_grid(found: Grid, expected: Grid, what: str) -> None:
         )
     if found.affine is None or expected.affine is None:
         return
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in found.shape])).reshape(3, -1).T
-    apart = np.linalg.norm(found.mm(corners) - expected.mm(corners), axis=1).max()
+    apart = _mm_apart(found, expected)
     if apart > _GRID_TOLERANCE_MM:
         raise DataError(
             f"{found.path}: expected {what} with the affine {affine_text(expected.affine)} of {expected.path}, found "
@@ -160,29 +166,42 @@ def require_same_grid(found: Grid, expected: Grid, what: str) -> None:
         )
 
 
+def _mm_apart(one: Grid, other: Grid) -> float:
+    """The largest distance between equal voxels of two grids of one shape."""
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in one.shape])).reshape(3, -1).T
+    return float(np.linalg.norm(one.mm(corners) - other.mm(corners), axis=1).max())
+
+
 def affine_text(affine: np.ndarray) -> str:
     """An affine on one line: its three rows."""
     rows = (" ".join(f"{value:.6g}" for value in row) for row in affine[:3])
     return f"[{'; '.join(rows)}]"
 
 
-def read_surface(path: Path, what: str) -> np.ndarray:
-    """The places of a surface's vertices in mm, from FreeSurfer's geometry.
+def read_surface(path: Path, what: str, *, hemisphere: str) -> np.ndarray:
+    """The coordinates in mm of the vertices of one hemisphere, ``lh`` or ``rh``, from FreeSurfer's geometry.
 
     Raises
     ------
     DataError
-        If the file is missing or damaged.
+        If the file is missing or damaged, or holds the other hemisphere: x is negative on the left.
     """
     require_file(path, what)
     try:
-        return np.asarray(nib.freesurfer.read_geometry(path)[0])
+        mm = np.asarray(nib.freesurfer.read_geometry(path)[0])
     except (ValueError, OSError, IndexError) as error:
         reason = str(error).replace("\n", " ")
         raise DataError(
             f"{path}: expected {what} as a surface of FreeSurfer, found a damaged file ({reason}); copy it again from "
             "FreeSurfer's subjects/fsaverage/surf"
         ) from None
+    mean_x = float(mm[:, 0].mean())
+    if (mean_x > 0) == (hemisphere == "lh"):
+        raise DataError(
+            f"{path}: expected {what}, {'left' if hemisphere == 'lh' else 'right'} hemisphere, found vertices on the "
+            f"other side (mean x {mean_x:.1f} mm); lh and rh are swapped: give each file its own name"
+        )
+    return mm
 
 
 def stored_volumes(image: Image, path: Path, what: str) -> Iterator[np.ndarray]:
@@ -211,14 +230,22 @@ def _opened(path: Path):  # type: ignore[no-untyped-def]  # gzip and plain files
     return gzip.open(path, "rb") if path.suffix.lower() in (".gz", ".mgz") else path.open("rb")
 
 
-def _nifti_affine(image: nib.Nifti1Image) -> np.ndarray | None:
-    header = image.header
-    for affine in (header.get_sform(coded=True)[0], _qform(header)):
+def _nifti_grid(path: Path, header: nib.Nifti1Header, shape: tuple[int, ...]) -> Grid:
+    """By the sform, or the qform where the sform is not set."""
+    grids = []
+    for affine, code in (header.get_sform(coded=True), _qform(header)):
         if _is_whole(affine):
             in_mm = np.array(affine, np.float64)
             in_mm[:3] *= _mm_per_unit(header)
-            return in_mm
-    return None
+            space = _SPACES[int(code)] if int(code) < len(_SPACES) else "unknown"
+            grids.append(Grid(path, shape, in_mm, space))
+    if not grids:
+        return Grid(path, shape, None)
+    if len(grids) == 1 or (apart := _mm_apart(*grids)) <= _GRID_TOLERANCE_MM:
+        return grids[0]
+    return replace(
+        grids[0], notes=(f"{path}: sform and qform lie up to {apart:.4g} mm apart; the sform is used",)
+    )
 
 
 def _mm_per_unit(header: nib.Nifti1Header) -> float:
@@ -228,11 +255,11 @@ def _mm_per_unit(header: nib.Nifti1Header) -> float:
         return 1.0
 
 
-def _qform(header: nib.Nifti1Header) -> np.ndarray | None:
+def _qform(header: nib.Nifti1Header) -> tuple[np.ndarray | None, int]:
     try:
-        return header.get_qform(coded=True)[0]
-    except (HeaderDataError, ValueError):  # a quaternion that is none
-        return None
+        return header.get_qform(coded=True)
+    except (HeaderDataError, ValueError):  # not a unit quaternion
+        return None, 0
 
 
 def _is_whole(affine: np.ndarray | None) -> bool:

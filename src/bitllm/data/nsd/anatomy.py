@@ -1,5 +1,6 @@
 """Where the voxels of a mask lie, what they are called and how reliable they are."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -25,6 +26,9 @@ LARGEST_LABEL = 2**15 - 1
 """The store keeps labels as int16."""
 
 _MOST_INVALID = 0.05
+
+_LABEL_ROW = re.compile(r"\s*(?P<number>[0-9]+)\s+(?P<name>\S.*?)(?:(?:\s+[0-9]+){4})?\s*")
+"""Number, name (which may contain spaces), and the color if there is one: red, green, blue, alpha."""
 
 Labels = dict[str, dict[int, str]]
 """Name of every label, by atlas."""
@@ -166,11 +170,13 @@ def read_labels(path: Path, tables: tuple[Path, ...], number: Int16[np.ndarray, 
         atlas = path.name.removesuffix(".nii.gz")
         return {n: f"{atlas}-{n}" for n in present}
     names: dict[int, str] = {}
-    for line in filter(str.strip, read_text(table, "names of labels").splitlines()):
-        key, *name = line.split()  # names may carry a trailing tab
-        if key.isdecimal() and int(key) > 0 and name and names.setdefault(int(key), name[0]) != name[0]:
+    for line in read_text(table, "names of labels").splitlines():
+        if (found := _LABEL_ROW.fullmatch(line)) is None or int(found["number"]) == 0:
+            continue
+        label, name = int(found["number"]), found["name"]
+        if names.setdefault(label, name) != name:
             raise DataError(
-                f"{table}: expected one name for the label {key}, found `{names[int(key)]}` and `{name[0]}`; remove one"
+                f"{table}: expected one name for the label {label}, found `{names[label]}` and `{name}`; remove one"
             )
     for n in present:
         if n not in names:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int16
 from nibabel.arrayproxy import ArrayProxy
 
-from bitllm.data.io.hdf5 import hdf5_dataset, open_hdf5, read_dataset
+from bitllm.data.io.hdf5 import Packing, hdf5_dataset, open_hdf5, packing_of, read_dataset
 from bitllm.data.io.volumes import Grid, grid_of, open_volume, require_same_grid, stored_volumes
 from bitllm.errors import DataError
 from bitllm.files import require_file
@@ -65,6 +65,7 @@ def _read_hdf5(path: Path, voxel_mask: np.ndarray, n_trials: int) -> np.ndarray:
     with open_hdf5(path, "a session of betas") as file:
         stored = hdf5_dataset(file, "betas")
         _check_encoding(path, stored.shape, stored.dtype, (n_trials, *voxel_mask.shape[::-1]))
+        _require_unscaled(path, packing_of(stored))
         if stored.chunks == (n_trials, 1, 1, 1) and stored.id.get_create_plist().get_nfilters() == 0:
             _read_chunks(stored, (k, j, i), betas)
             return betas
@@ -117,17 +118,21 @@ def _read_nifti(path: Path, voxel_mask: np.ndarray, n_trials: int, grid: Grid | 
     if grid is not None:
         require_same_grid(grid_of(image, path), grid, what)
     assert isinstance(image.dataobj, ArrayProxy), f"{path}: not read from a file"
-    if (image.dataobj.slope, image.dataobj.inter) != (1, 0):
-        raise DataError(
-            f"{path}: expected integers without a scale factor, found a header that scales them by "
-            f"{image.dataobj.slope:g}; save the volume as NSD does, as int16 of 300 times the percent signal "
-            "change"
-        )
+    _require_unscaled(path, Packing(image.dataobj.slope, image.dataobj.inter))
     inside = np.ravel_multi_index(np.nonzero(voxel_mask), voxel_mask.shape, order="F")
     betas = np.empty((n_trials, len(inside)), np.int16)
     for trial, volume in enumerate(stored_volumes(image, path, what)):
         betas[trial] = volume[inside]
     return betas
+
+
+def _require_unscaled(path: Path, packing: Packing) -> None:
+    if packing != Packing():
+        raise DataError(
+            f"{path}: expected integers without a scale factor, found a header that scales them by "
+            f"{packing.factor:g} (offset {packing.offset:g}, {len(packing.missing)} values that mean missing); save "
+            "the betas as NSD does, as int16 of 300 times the percent signal change"
+        )
 
 
 def _check_encoding(path: Path, shape: tuple[int, ...], dtype: np.dtype, expected: tuple[int, ...]) -> None:

@@ -27,7 +27,7 @@ def read_vertex_masks(release: NsdRelease, subject: str, roi: str) -> VertexMask
     DataError
         If a file is missing or has another number of vertices than fsaverage's surface, or the region is empty.
     """
-    left, right = (np.zeros(len(_read_places(release.white_surface(side))), bool) for side in HEMISPHERES)
+    left, right = (np.zeros(len(_read_places(release, side)), bool) for side in HEMISPHERES)
     for name in roi.split("+"):
         found = [
             _read_numbers(release, subject, side, name, len(union)) > 0
@@ -65,7 +65,7 @@ def read_vertices(
     halves, labels = [], dict[str, dict[int, str]]()
     for number, (side, mask) in enumerate(zip(HEMISPHERES, masks, strict=True)):
         half = pd.DataFrame({"i": np.flatnonzero(mask).astype(np.int32)}).assign(j=number, k=0)
-        half[["x_mm", "y_mm", "z_mm"]] = _read_places(release.white_surface(side))[mask].astype(np.float32)
+        half[["x_mm", "y_mm", "z_mm"]] = _read_places(release, side)[mask].astype(np.float32)
         path = release.ncsnr(subject, side)
         ncsnr = _read_map(path, f"the noise ceilings of {subject}", len(mask))
         half["ncsnr"] = np.nan_to_num(ncsnr[mask], nan=0.0).astype(np.float32)
@@ -135,8 +135,8 @@ def _read_hemisphere(path: Path, mask: np.ndarray, betas: np.ndarray) -> None:
         betas[trial] = vertices[inside]
 
 
-def _read_places(path: Path) -> np.ndarray:
-    return read_surface(path, "fsaverage's white surface")
+def _read_places(release: NsdRelease, side: str) -> np.ndarray:
+    return read_surface(release.white_surface(side), "fsaverage's white surface", hemisphere=side)
 
 
 def _label_file(release: NsdRelease, subject: str, hemisphere: str, atlas: str) -> Path:
