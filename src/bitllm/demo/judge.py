@@ -82,7 +82,7 @@ def judge_encoder(  # noqa: PLR0913 - what is judged, and on what
                 "nearest": nearest_training_captions(
                     aligner.encoder, aligner, store, split, atlases, queries=real
                 ),
-                "human": human_ceiling(averaged.scorer),
+                "human": human_ceiling(averaged.scorer, seed=seed),
             },
         )
 

@@ -78,6 +78,21 @@ def test_a_run_of_another_split_is_refused(easy, tmp_path, resealed):
     assert found == named
 
 
+def test_a_split_that_is_named_is_never_ignored(easy, tmp_path, resealed):
+    """Not even where the split of the run is a preset of the store."""
+    run = easy.folder / "sft"
+    save_split(easy.split, tmp_path / "own.json")
+    assert find_split(run, easy.store, easy.split.sha256, given=tmp_path / "own.json") == easy.split
+    other = resealed(easy.split, name="other", test_images=frozenset(sorted(easy.split.test_images)[2:]))
+    save_split(other, tmp_path / "other.json")
+    with pytest.raises(SplitError, match=rf"other\.json.*{easy.split.sha256[:12]}.*{other.sha256[:12]}"):
+        find_split(run, easy.store, easy.split.sha256, given=tmp_path / "other.json")
+    with pytest.raises(BitLlmError, match=r"nothing\.json"):
+        find_split(run, easy.store, easy.split.sha256, given=tmp_path / "nothing.json")
+    with pytest.raises(ConfigError, match="--judge-on"):
+        open_run(run, easy.store, GroundOptions(split=tmp_path / "own.json", judge_on="poster"))
+
+
 @pytest.fixture(scope="module")
 def other_store(easy, tmp_path_factory):
     """The easy brain's store as another normalisation would give it: the same split, other betas."""

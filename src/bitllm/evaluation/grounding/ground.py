@@ -95,7 +95,7 @@ def ground(
         "captions": {
             "averaged": captions,
             "single": single_captions,
-            "human": human_ceiling(held_out.scorer) if _has_two_references(held_out) else None,
+            "human": human_ceiling(held_out.scorer, seed=seed) if _has_two_references(held_out) else None,
         },
         "bits": {"averaged": bits, "single": single_bits},
         "encoder": _encoder(run, found, single_found, seed=seed),

@@ -10,7 +10,7 @@ from bitllm.config import nearest
 from bitllm.data.splits import PRESETS, Split, check_split, load_split, make_split
 from bitllm.data.store import Store
 from bitllm.data.targets import Targets, load_targets
-from bitllm.errors import CheckpointError, SplitError
+from bitllm.errors import CheckpointError, ConfigError, SplitError
 from bitllm.evaluation.grounding.diagnostics import same_encoder
 from bitllm.evaluation.grounding.options import GroundOptions
 from bitllm.evaluation.grounding.system import System, load_system
@@ -72,6 +72,10 @@ def open_run(run: Path, store: Store, options: GroundOptions = GroundOptions()) 
     """
     folder = checkpoint_folder(Path(run), options.system)
     card = card_of(folder)
+    if options.judge_on is not None and options.split is not None:
+        raise ConfigError(
+            "--split: expected the split of the run, or --judge-on for another store, found both; leave one out"
+        )
     if options.judge_on is None:
         found_split = find_split(folder, store, card["split"], given=options.split)
     else:
@@ -168,6 +172,11 @@ def find_split(folder: Path, store: Store, sha256: str, *, given: Path | None) -
         raise SplitError(
             f"{store.path}: expected the store that {folder} was trained on ({trained_on:.12}), found another "
             f"({store.sha256:.12}); take that one, or judge the run on this one with `bitllm ground --judge-on SPLIT`"
+        )
+    if given is not None and (named := load_split(given)).sha256 != sha256:
+        raise SplitError(
+            f"{given}: expected the split that {folder} was trained on ({sha256:.12}), found {named.name} "
+            f"({named.sha256:.12}); name that one, or leave --split out"
         )
     # `develop` needs one subject more than `poster`
     names = PRESETS[: max(0, len(store.subjects) - 1)]

@@ -50,7 +50,8 @@ def _captions(content: dict[str, Any]) -> Table:
             table.add_row(label + _NAMES.get(name, name) + empty, *cells, *_difference(difference, 1))
     human = content["captions"]["human"]
     if human is not None:
-        table.add_row("human ceiling", "", f"{human['BLEU-4']:.1f}", f"{human['CIDEr']:.1f}", "", "")
+        drawn = f": {human['drawn']}" if "drawn" in human else ""
+        table.add_row(f"human ceiling{drawn}", "", f"{human['BLEU-4']:.1f}", f"{human['CIDEr']:.1f}", "", "")
     return table
 
 

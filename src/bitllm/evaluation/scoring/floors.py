@@ -48,11 +48,12 @@ def score_floors(
     return floors
 
 
-def human_ceiling(scorer: CaptionScorer, *, seed: int = 0) -> dict[str, float]:
+def human_ceiling(scorer: CaptionScorer, *, seed: int = 0) -> dict[str, Any]:
     """How people score: each reference in turn against the other ones of its image.
 
     There are as many rounds as the image with the fewest references has; if it has more than 20, there are 5 to 20,
-    for which references are drawn. The result is their mean. CIDEr's idf is that of all references, the one with
+    for which references are drawn. The result is their mean; if references were drawn, its ``drawn`` says how many,
+    and with which seed. CIDEr's idf is that of all references, the one with
     which systems are scored. A caption has one reference fewer here, which lowers BLEU, so that a system may come out
     above people.
 
@@ -76,19 +77,12 @@ def human_ceiling(scorer: CaptionScorer, *, seed: int = 0) -> dict[str, float]:
         )
     drawn = _sample(n_rounds, _human_rounds(scorer), np.random.default_rng(seed)).tolist()
     rounds = [scorer.per_held_out_reference(k) for k in drawn]
-    return mean_metrics([numbers.metrics(numbers.by_image().sum(axis=0)) for numbers in rounds])
-
-
-def human_notes(scorer: CaptionScorer, seed: int) -> list[str]:
-    """A line if only some of the references are held out for the ceiling."""
-    n_references = min(len(texts) for texts in scorer.references)
-    n_rounds = _human_rounds(scorer)
-    if n_references <= n_rounds:
-        return []
-    return [
-        f"human: {n_rounds} of {n_references} references of each image (drawn with the seed {seed}) are held out in "
-        "turn"
-    ]
+    found: dict[str, Any] = dict(
+        mean_metrics([numbers.metrics(numbers.by_image().sum(axis=0)) for numbers in rounds])
+    )
+    if len(drawn) < n_rounds:
+        found["drawn"] = f"{len(drawn)} of {n_rounds} references of each image (seed {seed})"
+    return found
 
 
 def _human_rounds(scorer: CaptionScorer) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 
 from bitllm.errors import DataError
 from bitllm.evaluation.scoring.caption_scorer import CaptionScorer, CaptionScores, Tokenizer
-from bitllm.evaluation.scoring.floors import best_constant_caption, human_notes, score_floors
+from bitllm.evaluation.scoring.floors import best_constant_caption, score_floors
 from bitllm.metrics.intervals import Difference, difference_from_draws, sums_over_halves
 
 
@@ -52,7 +52,7 @@ def score_captions(
         return scores
     constant = best_constant_caption(training_references, seed=seed)
     floors = score_floors(scorer, captions, constant=constant, seed=seed)
-    return replace(scores, floors=floors, notes=human_notes(scorer, seed) if "human" in floors else [])
+    return replace(scores, floors=floors)
 
 
 def compare_captions(

@@ -22,7 +22,6 @@ from bitllm.evaluation.scoring.extra_metrics import (
 from bitllm.evaluation.scoring.floors import (
     best_constant_caption,
     human_ceiling,
-    human_notes,
     mean_metrics,
     permuted_captions,
 )
@@ -100,9 +99,7 @@ def score_file(
         scores = scorer.score(list(pairs.captions), seed=options.seed)
         floors, differences = _floors(scorer, scores, pairs, training, options.seed)
         notes = [*dict.fromkeys([*notes, *of_words])]
-        if "human" in floors:
-            notes += human_notes(scorer, options.seed)
-        else:
+        if "human" not in floors:
             not_run["human ceiling"] = "expected at least 2 references for every image, found 1"
         if other is not None:
             theirs = _scores_of_other(scorer, pairs, other, extras, options)

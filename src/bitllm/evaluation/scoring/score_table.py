@@ -65,6 +65,8 @@ def _lines(scores: CaptionScores) -> list[str]:
     lines = []
     if "caption" in (constant := scores.floors.get("constant", {})):
         lines.append(f'constant: "{constant["caption"]}" ({constant["chosen_on"]})')
+    if "drawn" in (human := scores.floors.get("human", {})):
+        lines.append(f"human: {human['drawn']} are held out in turn")
     lines.append(
         f"words per caption {scores.mean_length:.1f}, distinct-1 {scores.distinct_1:.3f}, "
         f"distinct-2 {scores.distinct_2:.3f}"
