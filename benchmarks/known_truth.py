@@ -69,8 +69,8 @@ from bitllm.data.prepare import prepare_nsd
 from bitllm.data.splits import make_split, save_split
 from bitllm.data.store import open_store
 from bitllm.data.targets import Targets, save_targets
-from bitllm.evaluation.grounding.command import ground_files
-from bitllm.evaluation.grounding.options import GroundOptions
+from bitllm.evaluation.command import ground_files
+from bitllm.evaluation.options import GroundOptions
 from bitllm.model.aligner import load_aligner
 from bitllm.simulation.parameters import SimulationConfig, preset
 from bitllm.simulation.release import simulate_release

@@ -42,7 +42,7 @@ def test_the_caption_is_that_of_the_evaluation(easy_session, held_out_captions):
 @pytest.fixture(scope="module")
 def held_out_captions(easy_session):
     """Images, captions and brain tokens as `bitllm ground` makes them."""
-    from bitllm.evaluation.grounding.inputs.held_out import read_held_out
+    from bitllm.evaluation.held_out import read_held_out
 
     system = easy_session.system("sft")
     held_out = read_held_out(easy_session.store, easy_session.split, averaged=True)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from bitllm.errors import DataError
-from bitllm.evaluation.grounding.inputs.pairing import ADJACENT_TRIALS
+from bitllm.evaluation.pairing import ADJACENT_TRIALS
 
 
 def test_the_mean_of_an_image_is_that_of_its_repetitions(session, nsd_id):

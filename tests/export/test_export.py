@@ -15,8 +15,8 @@ from bitllm.cli import main
 from bitllm.data.splits import load_split
 from bitllm.data.store import open_store
 from bitllm.errors import CheckpointError, ConfigError, OutputError
-from bitllm.evaluation.grounding.inputs.held_out import read_held_out
 from bitllm.evaluation.grounding.system import load_system
+from bitllm.evaluation.held_out import read_held_out
 from bitllm.export import export as exporting
 from bitllm.export.card import licence_of
 from bitllm.export.export import export_run, push_to_hub

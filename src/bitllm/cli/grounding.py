@@ -6,7 +6,7 @@ import tyro
 from rich.console import Console
 
 from bitllm.cli.terminal import OUT, print_json
-from bitllm.evaluation.grounding.options import GroundOptions
+from bitllm.evaluation.options import GroundOptions
 
 
 def ground(
@@ -25,8 +25,8 @@ def ground(
         json: Print grounding.json instead of tables.
     """
     from bitllm.cli.display import Display
-    from bitllm.evaluation.grounding.command import ground_files
-    from bitllm.evaluation.grounding.table import print_grounding
+    from bitllm.evaluation.command import ground_files
+    from bitllm.evaluation.ground_table import print_grounding
 
     console = Console(stderr=True) if json else OUT
     with Display(console) as display:

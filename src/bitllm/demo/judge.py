@@ -9,20 +9,19 @@ import numpy as np
 from bitllm.data.splits import Split
 from bitllm.data.store import Store
 from bitllm.data.targets import Targets
-from bitllm.evaluation.grounding.bits import evidence, evidence_per_image
-from bitllm.evaluation.grounding.captions import interval_rows, score_inputs, score_row
-from bitllm.evaluation.grounding.diagnostics import (
+from bitllm.evaluation.bits import evidence, evidence_per_image, word_evidence
+from bitllm.evaluation.captions import interval_rows, score_inputs, score_row
+from bitllm.evaluation.controls import control_betas
+from bitllm.evaluation.diagnostics import (
     cosine_real_zero,
     embeddings,
     image_retrieval,
     nearest_training_captions,
 )
-from bitllm.evaluation.grounding.inputs.controls import control_betas
-from bitllm.evaluation.grounding.inputs.held_out import HeldOut
-from bitllm.evaluation.grounding.inputs.pairing import other_images
-from bitllm.evaluation.grounding.outcomes import outcomes
-from bitllm.evaluation.grounding.reading.evidence import word_evidence
 from bitllm.evaluation.grounding.system import System
+from bitllm.evaluation.held_out import HeldOut
+from bitllm.evaluation.outcomes import outcomes
+from bitllm.evaluation.pairing import other_images
 from bitllm.evaluation.scoring.captions_file import write_captions
 from bitllm.evaluation.scoring.floors import best_constant_caption, human_ceiling, permuted_captions
 from bitllm.evaluation.scoring.score import compare_captions

@@ -20,11 +20,11 @@ from torch import Tensor
 from bitllm.data.batch import Anatomies
 from bitllm.data.dataset import TrialSet, select_trials
 from bitllm.data.targets import Targets
-from bitllm.evaluation.grounding.diagnostics import embeddings
-from bitllm.evaluation.grounding.inputs.controls import control_betas
-from bitllm.evaluation.grounding.inputs.held_out import HeldOut
-from bitllm.evaluation.grounding.inputs.pairing import other_images
+from bitllm.evaluation.controls import control_betas
+from bitllm.evaluation.diagnostics import embeddings
 from bitllm.evaluation.grounding.system import load_system
+from bitllm.evaluation.held_out import HeldOut
+from bitllm.evaluation.pairing import other_images
 from bitllm.experiments.record import write_rows
 from bitllm.experiments.systems import Trained
 from bitllm.experiments.verdict import RETRIEVED

@@ -9,8 +9,8 @@ from pyarrow import ArrowInvalid
 
 from bitllm import __version__
 from bitllm.errors import DataError, OutputError
-from bitllm.evaluation.grounding.bits import evidence_per_image
-from bitllm.evaluation.grounding.outcomes import Outcomes
+from bitllm.evaluation.bits import evidence_per_image
+from bitllm.evaluation.outcomes import Outcomes
 from bitllm.experiments.config import CONFIG, ExperimentConfig, read_experiment
 from bitllm.experiments.recipe import Recipe
 from bitllm.experiments.world import World

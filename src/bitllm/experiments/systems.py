@@ -10,8 +10,8 @@ import pandas as pd
 
 from bitllm.config import StrictConfig
 from bitllm.data.targets import load_clip
-from bitllm.evaluation.grounding.outcomes import outcomes
 from bitllm.evaluation.grounding.system import load_system
+from bitllm.evaluation.outcomes import outcomes
 from bitllm.experiments.brain import SplitName, named
 from bitllm.experiments.config import ExperimentConfig, SystemConfig
 from bitllm.experiments.record import rows_of, write_rows

@@ -14,7 +14,7 @@ from pathlib import Path
 from bitllm.data.splits import Split
 from bitllm.data.store import Store, open_store
 from bitllm.data.targets import Targets, load_clip, load_targets, make_targets, save_targets
-from bitllm.evaluation.grounding.inputs.held_out import HeldOut, first_trials, read_held_out
+from bitllm.evaluation.held_out import HeldOut, first_trials, read_held_out
 from bitllm.experiments.brain import (
     UNCHANGED,
     SplitName,

@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bitllm.data.prompt import INSTRUCTIONS, pad_left
-from bitllm.evaluation.grounding.reading.attention import adapter_readings
-from bitllm.evaluation.grounding.reading.evidence import word_evidence
+from bitllm.evaluation.attention import adapter_readings
+from bitllm.evaluation.bits import word_evidence
 from bitllm.evaluation.grounding.system import System
 from bitllm.explore.jobs import Job
 from bitllm.explore.perturbation import NEEDS_ROI, perturbed

@@ -14,8 +14,9 @@ from bitllm.data.batch import Anatomies
 from bitllm.data.splits import Split
 from bitllm.data.store import Store, open_store
 from bitllm.errors import CheckpointError
-from bitllm.evaluation.grounding.regions.rois import find_rois
-from bitllm.evaluation.grounding.runs import (
+from bitllm.evaluation.grounding.system import System, load_system
+from bitllm.evaluation.rois import find_rois
+from bitllm.evaluation.runs import (
     CARDS,
     card_of,
     checkpoint_folder,
@@ -23,7 +24,6 @@ from bitllm.evaluation.grounding.runs import (
     find_split,
     system_names,
 )
-from bitllm.evaluation.grounding.system import System, load_system
 from bitllm.explore.schemas import Brain, ImageInfo, ImageList, RoiInfo, RunInfo, SubjectInfo, SystemInfo, Use
 from bitllm.explore.trials import SubjectTrials
 from bitllm.files import read_json

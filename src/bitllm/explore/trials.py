@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from bitllm.data.splits import Split
 from bitllm.data.store import Store
 from bitllm.errors import DataError
-from bitllm.evaluation.grounding.inputs.pairing import ADJACENT_TRIALS
+from bitllm.evaluation.pairing import ADJACENT_TRIALS
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from bitllm.errors import ConfigError, DataError, OutputError
-from bitllm.evaluation.grounding.runs import checkpoint_folder, find_llm, system_names
+from bitllm.evaluation.runs import checkpoint_folder, find_llm, system_names
 from bitllm.export.card import UNKNOWN_LICENCE, licence_of, model_card
 from bitllm.export.weights import BRAIN_FILE, brain_of, export_model
 from bitllm.files import folder_written_whole, require_empty, write_json

@@ -15,7 +15,7 @@ from bitllm.data.splits import Split, load_split
 from bitllm.data.store import Store, open_store
 from bitllm.data.targets import Targets, load_clip, load_targets
 from bitllm.errors import ConfigError, DataError
-from bitllm.evaluation.grounding.inputs.held_out import HeldOut, read_held_out
+from bitllm.evaluation.held_out import HeldOut, read_held_out
 from bitllm.metrics.bertscore import load_bert_scorer
 from bitllm.model.aligner import BrainAligner, load_aligner
 from bitllm.model.checkpoint.base import load_llm

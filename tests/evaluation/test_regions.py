@@ -7,11 +7,9 @@ import torch
 
 from bitllm.data.batch import Anatomies
 from bitllm.errors import DataError, OutputError
-from bitllm.evaluation.grounding.groups.words import simulated_words
-from bitllm.evaluation.grounding.regions.attribution import Attribution, attribution, random_weights
-from bitllm.evaluation.grounding.regions.evidence import roi_evidence
-from bitllm.evaluation.grounding.regions.maps import pooling_map, write_maps
-from bitllm.evaluation.grounding.regions.rois import Roi, find_rois
+from bitllm.evaluation.attribution import Attribution, attribution, pooling_map, random_weights, write_maps
+from bitllm.evaluation.rois import Roi, find_rois, roi_evidence
+from bitllm.evaluation.words import simulated_words
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +72,7 @@ def test_attribution_is_beta_times_the_slope_of_the_bits(system, found, maps):
 
 def log2_of_first_row(system, found, betas):
     """Mean log2 p of the first row's references under other betas."""
-    from bitllm.evaluation.grounding.bits import token_log2_probs
+    from bitllm.evaluation.bits import token_log2_probs
 
     tokens = found.held_out.brain_tokens(system.encoder, system.atlases, betas)
     return token_log2_probs(system, found.tokens, tokens)[found.tokens.row == 0].sum(axis=1).mean()

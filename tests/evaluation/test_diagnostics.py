@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bitllm.evaluation.grounding.diagnostics import cosine_real_zero, image_retrieval, nearest_rows
+from bitllm.evaluation.diagnostics import cosine_real_zero, image_retrieval, nearest_rows
 
 
 def unit(rows):

@@ -18,8 +18,8 @@ from bitllm.data.batch import Anatomies
 from bitllm.data.dataset import TrialSet, select_trials
 from bitllm.data.splits import Split
 from bitllm.data.store import Store
-from bitllm.evaluation.grounding.inputs.held_out import HeldOut
-from bitllm.evaluation.grounding.inputs.pairing import other_images
+from bitllm.evaluation.held_out import HeldOut
+from bitllm.evaluation.pairing import other_images
 from bitllm.metrics.intervals import bootstrap_of_sums, paired_difference_of_sums, sum_by_image
 from bitllm.metrics.retrieval import Retrieval, identification_chances, retrieval, target_ranks
 from bitllm.model.aligner import BrainAligner

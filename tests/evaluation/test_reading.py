@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from bitllm.evaluation.grounding.bits import reference_tokens, token_log2_probs
-from bitllm.evaluation.grounding.reading.attention import adapter_readings, attention_weights
-from bitllm.evaluation.grounding.reading.evidence import word_evidence
+from bitllm.evaluation.attention import adapter_readings, attention_weights
+from bitllm.evaluation.bits import reference_tokens, token_log2_probs, word_evidence
 
 
 @pytest.fixture(scope="module")

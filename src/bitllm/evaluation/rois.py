@@ -1,30 +1,84 @@
-"""Which part of the brain carries which word: each ROI silenced, and each ROI alone.
+"""Regions of interest: which voxels belong to a region, and what the model loses without it or gets from it alone.
 
 silenced
-    The betas of the ROI are 0, the mean of every voxel's z-scores; lost is log2 p(reference | all betas) −
-    log2 p(reference | without the ROI), and CIDEr alike.
+    The betas of the region are 0, the mean of every voxel's z-scores. Lost: log2 p(reference | all betas) −
+    log2 p(reference | without the region), and the same difference in CIDEr.
 same size
-    The same with as many random voxels outside of the ROI: what losing that many voxels costs anyway.
+    As many random voxels outside of the region are 0 instead: the loss of that many voxels anywhere.
 alone
-    Only the ROI keeps its betas; gained is log2 p(reference | ROI of its image) − log2 p(reference | ROI of another
-    image), so that the strangeness of such an input falls out.
+    All other betas are 0. Gained: log2 p(reference | region of its image) − log2 p(reference | region of another
+    image). Both inputs are equally unusual, so this cancels out.
 
-Silencing shows what a *model* takes from a region, given all the others: information that is elsewhere too is not
-missed. Loss and gain are therefore not shares of a whole.
+Silencing shows what the *model* takes from a region given all others: information that is also elsewhere is not
+missed. So losses and gains are not shares of a whole.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
-from bitllm.evaluation.grounding.bits import evidence, evidence_on, token_log2_probs
-from bitllm.evaluation.grounding.groups.words import WordCategories
-from bitllm.evaluation.grounding.outcomes import Outcomes
-from bitllm.evaluation.grounding.regions.rois import Roi
+from bitllm.config import nearest
+from bitllm.data.store import Store
+from bitllm.errors import DataError
+from bitllm.evaluation.bits import evidence, evidence_on, token_log2_probs
 from bitllm.evaluation.grounding.system import System
+from bitllm.evaluation.outcomes import Outcomes
+from bitllm.evaluation.words import WordCategories
 from bitllm.metrics.intervals import paired_difference
+
+
+class Roi(NamedTuple):
+    """The voxels of one region."""
+
+    name: str
+    """``floc-faces:FFA-1``, or ``floc-faces`` for all labels of the atlas together."""
+    atlas: str
+    voxels: Bool[np.ndarray, " voxels"]
+
+
+def find_rois(store: Store, subject: str, wanted: Sequence[str]) -> list[Roi]:
+    """The regions asked for, those without a voxel in this subject left out.
+
+    Parameters
+    ----------
+    wanted
+        An atlas stands for itself (all its labels together) and for each of its labels; ``ATLAS:LABEL`` for one.
+
+    Raises
+    ------
+    DataError
+        If the store has no such atlas or the atlas no such label, or no region has a voxel.
+    """
+    rois: dict[str, Roi] = {}
+    for word in wanted:
+        atlas, _, label = word.strip().partition(":")
+        if atlas not in store.atlases:
+            raise DataError(
+                f"{store.path}: expected an atlas of the store, found `{atlas}`; "
+                f"{nearest(atlas, list(store.atlases))}"
+            )
+        for roi in _of_atlas(store, subject, atlas, label):
+            rois[roi.name] = roi
+    found = [roi for roi in rois.values() if roi.voxels.any()]
+    if wanted and not found:
+        raise DataError(f"{store.path}: expected voxels of {subject} in {', '.join(wanted)}, found none")
+    return found
+
+
+def _of_atlas(store: Store, subject: str, atlas: str, label: str) -> list[Roi]:
+    numbers = {name: number for number, name in store.atlases[atlas].items() if number > 0}
+    values = store.subject(subject).voxels[atlas].to_numpy()
+    if label:
+        if label not in numbers:
+            raise DataError(
+                f"{store.path}: expected a label of {atlas}, found `{label}`; {nearest(label, list(numbers))}"
+            )
+        return [Roi(f"{atlas}:{label}", atlas, values == numbers[label])]
+    each = [Roi(f"{atlas}:{name}", atlas, values == number) for name, number in numbers.items()]
+    return [Roi(atlas, atlas, values > 0), *(each if len(each) > 1 else [])]
+
 
 Progress = Callable[[str, int, int], None]
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bitllm.evaluation.grounding.inputs.held_out import HeldOut
+from bitllm.evaluation.held_out import HeldOut
 from bitllm.evaluation.scoring.caption_scorer import CaptionScores
 from bitllm.evaluation.scoring.score import compare_captions
 

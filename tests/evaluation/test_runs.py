@@ -8,9 +8,9 @@ import pytest
 from bitllm.data.splits import save_split
 from bitllm.data.store import open_store
 from bitllm.errors import BitLlmError, CheckpointError, ConfigError, SplitError
-from bitllm.evaluation.grounding.command import ground_files, name_of_record
-from bitllm.evaluation.grounding.options import GroundOptions
-from bitllm.evaluation.grounding.runs import checkpoint_folder, find_llm, find_split, open_run
+from bitllm.evaluation.command import ground_files, name_of_record
+from bitllm.evaluation.options import GroundOptions
+from bitllm.evaluation.runs import checkpoint_folder, find_llm, find_split, open_run
 from bitllm.model.checkpoint.base import load_llm
 
 

@@ -3,17 +3,17 @@ import pytest
 import torch
 
 from bitllm.data.prompt import INSTRUCTIONS, plain_caption
-from bitllm.evaluation.grounding import bits
-from bitllm.evaluation.grounding.bits import (
+from bitllm.evaluation import bits
+from bitllm.evaluation.bits import (
     evidence,
     evidence_on,
     evidence_per_image,
     reference_tokens,
     token_log2_probs,
 )
-from bitllm.evaluation.grounding.groups.words import simulated_words
-from bitllm.evaluation.grounding.inputs.pairing import other_images
 from bitllm.evaluation.grounding.system import load_system
+from bitllm.evaluation.pairing import other_images
+from bitllm.evaluation.words import simulated_words
 from bitllm.model.checkpoint.base import load_llm
 
 REFERENCES = [("A dog on a bench.", "two boats"), ("a bus",), ("a red bird near the beach", "a", "bird.")]

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bitllm.data.prompt import INSTRUCTIONS, pad_answers
-from bitllm.evaluation.grounding.bits import reference_tokens
+from bitllm.evaluation.bits import reference_tokens
 from bitllm.evaluation.grounding.system import System
 from bitllm.model.adapter import CrossAttentionAdapter
 from bitllm.model.likelihood import token_log_probs

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitllm.errors import DataError
-from bitllm.evaluation.grounding.inputs.pairing import ADJACENT_TRIALS, exchange, neighbours, other_images
+from bitllm.evaluation.pairing import ADJACENT_TRIALS, exchange, neighbours, other_images
 
 
 def some_of(held_out, rows, nsd_id):

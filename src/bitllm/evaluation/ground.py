@@ -11,21 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from bitllm.evaluation.grounding.bits import evidence
-from bitllm.evaluation.grounding.captions import caption_rows, score_inputs, verdict
-from bitllm.evaluation.grounding.diagnostics import (
+from bitllm.evaluation.bits import evidence
+from bitllm.evaluation.captions import caption_rows, score_inputs, verdict
+from bitllm.evaluation.diagnostics import (
     cosine_real_zero,
     embeddings,
     judge_retrieval,
     nearest_training_captions,
 )
-from bitllm.evaluation.grounding.groups.strata import Strata
-from bitllm.evaluation.grounding.groups.words import WordCategories
-from bitllm.evaluation.grounding.inputs.held_out import HeldOut, read_held_out
-from bitllm.evaluation.grounding.outcomes import Outcomes, outcomes
-from bitllm.evaluation.grounding.runs import GroundedRun
+from bitllm.evaluation.groups import Strata
+from bitllm.evaluation.held_out import HeldOut, read_held_out
+from bitllm.evaluation.outcomes import Outcomes, outcomes
+from bitllm.evaluation.runs import GroundedRun
 from bitllm.evaluation.scoring.caption_scorer import CaptionScores
 from bitllm.evaluation.scoring.floors import best_constant_caption, human_ceiling
+from bitllm.evaluation.words import WordCategories
 from bitllm.model.precision import name_of
 
 GROUNDING_VERSION = 1

@@ -3,10 +3,10 @@ import pytest
 import torch
 
 from bitllm.data.prompt import INSTRUCTIONS
-from bitllm.evaluation.grounding.captions import NO_EVIDENCE, caption_rows, score_inputs, verdict
-from bitllm.evaluation.grounding.diagnostics import nearest_training_captions
-from bitllm.evaluation.grounding.inputs.controls import control_betas
-from bitllm.evaluation.grounding.inputs.pairing import other_images
+from bitllm.evaluation.captions import NO_EVIDENCE, caption_rows, score_inputs, verdict
+from bitllm.evaluation.controls import control_betas
+from bitllm.evaluation.diagnostics import nearest_training_captions
+from bitllm.evaluation.pairing import other_images
 
 
 def judged(held_out, captions):

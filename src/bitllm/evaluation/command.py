@@ -5,15 +5,13 @@ from typing import Any
 
 from bitllm.data.store import open_store
 from bitllm.errors import ConfigError
-from bitllm.evaluation.grounding.ground import Progress, ground
-from bitllm.evaluation.grounding.groups.words import word_categories
-from bitllm.evaluation.grounding.inputs.held_out import HeldOut, read_held_out
-from bitllm.evaluation.grounding.options import GroundOptions
-from bitllm.evaluation.grounding.regions.attribution import attribution
-from bitllm.evaluation.grounding.regions.evidence import roi_evidence
-from bitllm.evaluation.grounding.regions.maps import write_maps
-from bitllm.evaluation.grounding.regions.rois import find_rois
-from bitllm.evaluation.grounding.runs import open_run
+from bitllm.evaluation.attribution import attribution, write_maps
+from bitllm.evaluation.ground import Progress, ground
+from bitllm.evaluation.held_out import HeldOut, read_held_out
+from bitllm.evaluation.options import GroundOptions
+from bitllm.evaluation.rois import find_rois, roi_evidence
+from bitllm.evaluation.runs import open_run
+from bitllm.evaluation.words import word_categories
 from bitllm.files import require_empty, require_place, write_json
 
 

@@ -15,6 +15,7 @@ Adebayo et al. (2018), "Sanity checks for saliency maps", NeurIPS: the model par
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,13 @@ from scipy.stats import rankdata
 
 from bitllm.data.batch import Anatomies
 from bitllm.data.prompt import INSTRUCTIONS, pad_answers
-from bitllm.evaluation.grounding.outcomes import Outcomes
-from bitllm.evaluation.grounding.regions.rois import Roi
 from bitllm.evaluation.grounding.system import System
+from bitllm.evaluation.held_out import HeldOut
+from bitllm.evaluation.outcomes import Outcomes
+from bitllm.evaluation.rois import Roi
+from bitllm.files import folder_written_whole, write_json
 from bitllm.model.checkpoint.weights import is_ours
+from bitllm.model.encoder import BrainEncoder
 from bitllm.model.likelihood import token_log_probs
 
 Progress = Callable[[str, int, int], None]
@@ -158,3 +162,45 @@ def _over_rows(a: Float[np.ndarray, "n voxels"], b: Float[np.ndarray, "n voxels"
     spread = np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))
     rows = (x * y).sum(axis=1) / np.where(spread > 0, spread, 1.0)
     return {"mean": float(rows.mean()), "sd": float(rows.std(ddof=1)), "N": len(rows)}
+
+
+_ABOUT = {
+    "pooling_map.npy": "queries x voxels: the encoder's pooling weights, each row sums to 1. A fixed map of this "
+    "subject: it does not depend on the betas and explains no trial.",
+    "voxels.parquet": "voxels in the order of the store: place, atlas labels, pooling (mean weight over queries), "
+    "attribution (gradient x input, mean over images, bits), attribution_absolute, and both for a randomised model.",
+}
+
+
+def write_maps(system: System, held_out: HeldOut, found: Attribution, folder: Path) -> None:
+    """Write ``pooling_map.npy``, ``voxels.parquet`` and ``about.json`` into a new folder.
+
+    Raises
+    ------
+    OutputError
+        If the folder is not empty, or the disk is full.
+    """
+    weights = pooling_map(system.encoder, held_out, system.atlases)
+    table = held_out.store.subject(held_out.subject).voxels.copy()
+    table["pooling"] = weights.mean(axis=0)
+    for name, values in (("", found.trained), ("_of_randomised_model", found.randomised)):
+        table[f"attribution{name}"] = values.mean(axis=0)
+        table[f"attribution_absolute{name}"] = np.abs(values).mean(axis=0)
+    with folder_written_whole(folder) as unfinished:
+        np.save(unfinished / "pooling_map.npy", weights)
+        table.to_parquet(unfinished / "voxels.parquet")
+        write_json(unfinished / "about.json", {"subject": held_out.subject, **_ABOUT})
+
+
+@torch.no_grad()
+def pooling_map(
+    encoder: BrainEncoder, held_out: HeldOut, atlases: tuple[str, ...]
+) -> Float[np.ndarray, "queries voxels"]:
+    """The encoder's weight of each voxel in each query, for one subject."""
+    anatomies = Anatomies.of(held_out.store, [held_out.subject], atlases)
+    device = encoder.queries.device
+    return (
+        encoder.pooling_map(anatomies.coords_mm[0].to(device), anatomies.atlas_labels[0].to(device))
+        .cpu()
+        .numpy()
+    )

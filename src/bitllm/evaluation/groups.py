@@ -6,10 +6,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.stats import spearmanr
 
-from bitllm.evaluation.grounding.bits import bits_by_row, difference_of_ratios
-from bitllm.evaluation.grounding.groups.words import WordCategories
-from bitllm.evaluation.grounding.outcomes import Outcomes
+from bitllm.evaluation.bits import bits_by_row, difference_of_ratios
+from bitllm.evaluation.outcomes import Outcomes
 from bitllm.evaluation.scoring.caption_scorer import CaptionScores
+from bitllm.evaluation.words import WordCategories
 from bitllm.metrics.intervals import bootstrap_mean, paired_difference
 
 _N_THIRDS = 3

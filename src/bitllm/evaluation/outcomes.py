@@ -12,11 +12,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bitllm.errors import DataError
-from bitllm.evaluation.grounding.bits import ReferenceTokens, reference_tokens, token_log2_probs
-from bitllm.evaluation.grounding.inputs.controls import BETAS_CONTROLS, control_betas
-from bitllm.evaluation.grounding.inputs.held_out import HeldOut
-from bitllm.evaluation.grounding.inputs.pairing import other_images
+from bitllm.evaluation.bits import ReferenceTokens, reference_tokens, token_log2_probs
+from bitllm.evaluation.controls import BETAS_CONTROLS, control_betas
 from bitllm.evaluation.grounding.system import System
+from bitllm.evaluation.held_out import HeldOut
+from bitllm.evaluation.pairing import other_images
 
 Progress = Callable[[str, int, int], None]
 Embed = Callable[[Tensor], np.ndarray]

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from bitllm.errors import DataError
-from bitllm.evaluation.grounding.groups.words import read_words, simulated_words, word_categories
+from bitllm.evaluation.words import read_words, simulated_words, word_categories
 
 
 def test_no_word_of_the_simulation_is_in_two_categories():

@@ -1,12 +1,23 @@
-"""Brain evidence in bits: how much more probable the references are under the brain than under a control.
+"""Evidence in bits: how much more probable a text is under the betas of its image than under a control.
 
-    bits = log2 p(reference | betas of its image) − log2 p(reference | betas of another image)
+References (`evidence`):
 
-free of the luck of decoding; 0 on average for a model that does not use its input.
+    bits = log2 p(reference | betas of its image) − log2 p(reference | control)
+
+This does not depend on what was decoded, and is 0 on average for a model that does not use its input.
+
+Words of a decoded caption (`word_evidence`):
+
+    bits of a word = Σ over its tokens of log2 p(token | betas of its image) − mean over other images of
+                     log2 p(token | betas of another image)
+
+Each token is conditioned on the caption up to it. A word that the language model would predict anyway has about 0
+bits; a high value means that these betas, more than other images' betas, predict the word.
 """
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -207,3 +218,36 @@ def difference_of_ratios(
 
 def _by_row(values: np.ndarray, tokens: ReferenceTokens, n_rows: int) -> Float[np.ndarray, " n"]:
     return np.bincount(tokens.row, values, minlength=n_rows)
+
+
+class Word(NamedTuple):
+    """A word of a caption with its brain evidence."""
+
+    word: str
+    bits: float
+
+
+def word_evidence(
+    system: System,
+    captions: Sequence[str],
+    brain_tokens: Float[Tensor, "n N width"],
+    others: Sequence[Float[Tensor, "n N width"]],
+) -> list[list[Word]]:
+    """Bits of every word of every caption.
+
+    Parameters
+    ----------
+    captions
+        One caption of each input.
+    brain_tokens
+        Of the inputs that are to speak for the captions.
+    others
+        Of other images' betas, one or more draws, each with one row for every caption.
+    """
+    tokens = reference_tokens(system.prompter, [[caption] for caption in captions])
+    real = token_log2_probs(system, tokens, brain_tokens)
+    control = np.mean([token_log2_probs(system, tokens, rows) for rows in others], axis=0)
+    return [
+        [Word(word, float(values[numbers == place].sum())) for place, word in enumerate(tokens.words[row])]
+        for row, (values, numbers) in enumerate(zip(real - control, tokens.word, strict=True))
+    ]

@@ -3,7 +3,7 @@ import pytest
 
 from bitllm.data.dataset import select_trials
 from bitllm.errors import DataError, SplitError
-from bitllm.evaluation.grounding.inputs.held_out import betas_of, read_held_out
+from bitllm.evaluation.held_out import betas_of, read_held_out
 
 
 def test_held_out_trials_are_those_of_the_test_subject_and_test_images(easy, held_out):

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from bitllm.errors import DataError
-from bitllm.evaluation.grounding.inputs.held_out import HeldOut
+from bitllm.evaluation.held_out import HeldOut
 
 ADJACENT_TRIALS = 3
 """Trials closer than this, or just as far, are neighbours (NSD: one every 4 s, so 12 s)."""

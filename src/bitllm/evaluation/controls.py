@@ -28,7 +28,7 @@ from bitllm.config import nearest
 from bitllm.data.dataset import TrialSet
 from bitllm.data.store import Store
 from bitllm.errors import ConfigError, DataError
-from bitllm.evaluation.grounding.inputs.held_out import HeldOut, betas_of
+from bitllm.evaluation.held_out import HeldOut, betas_of
 
 BETAS_CONTROLS = ("zero", "shuffle", "noise", "other_subject")
 """Controls that are betas of their own; *permuted* is an order of the real ones."""

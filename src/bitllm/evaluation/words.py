@@ -15,7 +15,7 @@ from jaxtyping import Bool
 from bitllm.data.prompt import plain_caption
 from bitllm.data.store import Store
 from bitllm.errors import DataError
-from bitllm.evaluation.grounding.bits import ReferenceTokens
+from bitllm.evaluation.bits import ReferenceTokens
 from bitllm.files import read_json
 from bitllm.simulation.world import vocabulary
 

@@ -11,9 +11,9 @@ from bitllm.data.splits import PRESETS, Split, check_split, load_split, make_spl
 from bitllm.data.store import Store
 from bitllm.data.targets import Targets, load_targets
 from bitllm.errors import CheckpointError, ConfigError, SplitError
-from bitllm.evaluation.grounding.diagnostics import same_encoder
-from bitllm.evaluation.grounding.options import GroundOptions
+from bitllm.evaluation.diagnostics import same_encoder
 from bitllm.evaluation.grounding.system import System, load_system
+from bitllm.evaluation.options import GroundOptions
 from bitllm.files import read_json
 from bitllm.model.aligner import BrainAligner, load_aligner
 from bitllm.model.build import CARD

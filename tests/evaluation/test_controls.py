@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from bitllm.data.store import Store
 from bitllm.errors import ConfigError, DataError
-from bitllm.evaluation.grounding.inputs.controls import (
+from bitllm.evaluation.controls import (
     BETAS_CONTROLS,
     betas_of_another_subject,
     control_betas,
@@ -16,7 +16,7 @@ from bitllm.evaluation.grounding.inputs.controls import (
     shuffled,
     training_betas,
 )
-from bitllm.evaluation.grounding.inputs.held_out import read_held_out
+from bitllm.evaluation.held_out import read_held_out
 
 seeds = st.integers(0, 10_000)
 
