@@ -31,10 +31,10 @@ from machine import print_ceilings, ratio_of_medians
 from bitllm.data.prompt import INSTRUCTIONS, Prompter
 from bitllm.losses.policy import group_advantages, policy_loss
 from bitllm.model.build import build_bit_llm
+from bitllm.model.captioner import Captioner
 from bitllm.model.checkpoint.base import load_llm
 from bitllm.model.voxels import Anatomy
 from bitllm.stages.rft import RftConfig, with_lora
-from bitllm.stages.rollout import sample_rollout
 from bitllm.toy_models.smollm2 import unpack_smollm2
 
 N_INPUTS, G, NEW, VOXELS = 4, 8, 12, 1000
@@ -76,10 +76,7 @@ def our_step(policy: Any, prompter: Prompter, brain_tokens: torch.Tensor) -> Any
 
     def step() -> None:
         first = next(calls) * N_INPUTS
-        rollout = sample_rollout(
-            model,
-            prompter,
-            INSTRUCTIONS[0],
+        rollout = Captioner(model, prompter).sample(
             brain_tokens,
             n_captions=G,
             max_new_tokens=NEW,

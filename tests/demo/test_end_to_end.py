@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from bitllm.data.store import open_store
-from bitllm.evaluation.grounding.system import load_system
 from bitllm.evaluation.scoring.captions_file import read_captions
 from bitllm.evaluation.scoring.score_file import score_file
+from bitllm.model.captioner import load_captioner
 from bitllm.model.checkpoint.base import load_llm
 
 SYSTEMS = ("sft", "rft", "prefix", "prefix_mlp", "no_align")
@@ -204,6 +204,6 @@ def test_the_same_seed_gives_the_same_captions_and_scores(demo_folder, results, 
 def test_a_demo_folder_can_be_moved_and_still_decodes(demo_folder, tmp_path):
     for name in ("llm", "sft", "rft"):
         shutil.copytree(demo_folder / name, tmp_path / "moved" / name)
-    system = load_system("rft", tmp_path / "moved" / "rft", load_llm(tmp_path / "moved" / "llm"))
+    system = load_captioner(tmp_path / "moved" / "rft", load_llm(tmp_path / "moved" / "llm"))
     assert system.split_sha256 == json.loads((demo_folder / "split.json").read_text())["sha256"]
     assert np.isfinite(system.model.lm_head.weight.detach().numpy()).all()

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from bitllm.evaluation.grounding.system import load_system
 from bitllm.evaluation.held_out import read_held_out
 from bitllm.evaluation.outcomes import outcomes
 from bitllm.evaluation.scoring.captions_file import CaptionPairs, read_caption_pairs
+from bitllm.model.captioner import load_captioner
 from bitllm.model.checkpoint.base import load_llm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +31,7 @@ def held_out(easy):
 @pytest.fixture(scope="session")
 def system(easy):
     """Its sft system."""
-    return load_system("sft", easy.folder / "sft", load_llm(easy.folder / "llm"))
+    return load_captioner(easy.folder / "sft", load_llm(easy.folder / "llm"))
 
 
 @pytest.fixture(scope="session")

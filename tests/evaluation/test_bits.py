@@ -3,7 +3,6 @@ import pytest
 import torch
 
 from bitllm.data.prompt import INSTRUCTIONS, plain_caption
-from bitllm.evaluation import bits
 from bitllm.evaluation.bits import (
     evidence,
     evidence_on,
@@ -11,9 +10,10 @@ from bitllm.evaluation.bits import (
     reference_tokens,
     token_log2_probs,
 )
-from bitllm.evaluation.grounding.system import load_system
 from bitllm.evaluation.pairing import other_images
 from bitllm.evaluation.words import simulated_words
+from bitllm.model import captioner
+from bitllm.model.captioner import load_captioner
 from bitllm.model.checkpoint.base import load_llm
 
 REFERENCES = [("A dog on a bench.", "two boats"), ("a bus",), ("a red bird near the beach", "a", "bird.")]
@@ -39,7 +39,7 @@ def brain_tokens():
 
 @pytest.mark.parametrize("with_brain", [True, False])
 def test_log_probabilities_are_those_of_a_loop_over_references(system, brain_tokens, monkeypatch, with_brain):
-    monkeypatch.setattr(bits, "_BATCH", 4)
+    monkeypatch.setattr(captioner, "_SCORED_AT_ONCE", 4)
     tokens = reference_tokens(system.prompter, REFERENCES)
     found = token_log2_probs(system, tokens, brain_tokens if with_brain else None)
     flat = [(row, text) for row, group in enumerate(REFERENCES) for text in group]
@@ -85,7 +85,7 @@ def test_bits_of_a_category_are_those_of_its_words_alone(system, brain_tokens):
 
 
 def test_a_model_that_ignores_its_input_has_exactly_no_bits(easy, held_out):
-    system = load_system("sft", easy.folder / "sft", load_llm(easy.folder / "llm"))
+    system = load_captioner(easy.folder / "sft", load_llm(easy.folder / "llm"))
     with torch.no_grad():
         for name, parameter in system.model.named_parameters():
             if name.endswith(".gate") or ".adapter.o_proj" in name:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bitllm.explore.decode import Decoder, stream_caption
+from bitllm.explore.decode import Decoder
 from bitllm.explore.jobs import CancelledError, Job
 from bitllm.explore.schemas import Ask
 
@@ -33,7 +33,7 @@ def test_the_caption_is_that_of_the_evaluation(easy_session, held_out_captions):
     nsd_ids, expected, tokens = held_out_captions
     for row in range(0, len(nsd_ids), 7):
         said = []
-        caption = stream_caption(system, tokens[row : row + 1], on_text=said.append, max_new_tokens=12)
+        (caption,) = system.greedy(tokens[row : row + 1], on_text=said.append, max_new_tokens=12)
         assert caption == expected[row]
         assert said[-1] == caption
         assert all(caption.startswith(part) for part in said)
@@ -47,7 +47,7 @@ def held_out_captions(easy_session):
     system = easy_session.system("sft")
     held_out = read_held_out(easy_session.store, easy_session.split, averaged=True)
     tokens = held_out.brain_tokens(system.encoder, system.atlases)
-    return held_out.nsd_id, system.captions(tokens, n=len(tokens), max_new_tokens=12), tokens
+    return held_out.nsd_id, system.greedy(tokens, n=len(tokens), max_new_tokens=12), tokens
 
 
 def test_zero_betas_give_one_caption_for_every_image(panels):

@@ -15,14 +15,13 @@ from bitllm.cli import main
 from bitllm.data.splits import load_split
 from bitllm.data.store import open_store
 from bitllm.errors import CheckpointError, ConfigError, OutputError
-from bitllm.evaluation.grounding.system import load_system
 from bitllm.evaluation.held_out import read_held_out
 from bitllm.export import export as exporting
 from bitllm.export.card import licence_of
 from bitllm.export.export import export_run, push_to_hub
+from bitllm.model.captioner import Captioner, load_captioner
 from bitllm.model.checkpoint.base import load_llm
 from bitllm.model.checkpoint.weights import is_ours
-from bitllm.model.decode import greedy_captions
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +48,7 @@ def card_of(folder):
 
 @pytest.mark.parametrize("system", ["rft", "sft"])
 def test_the_exported_model_decodes_as_the_run_does(exported, demo_folder, held_out, system):
-    own = load_system(system, demo_folder / system, load_llm(demo_folder / "llm"))
+    own = load_captioner(demo_folder / system, load_llm(demo_folder / "llm"))
     model = (
         AutoModelForCausalLM.from_pretrained(exported / system)
         if system == "rft"
@@ -60,7 +59,7 @@ def test_the_exported_model_decodes_as_the_run_does(exported, demo_folder, held_
     atlases = json.loads((exported / system / "brain.json").read_text())["atlases"]
     tokens = held_out.brain_tokens(own.encoder, own.atlases)
     torch.testing.assert_close(held_out.brain_tokens(model.model.encoder, atlases), tokens)
-    said = greedy_captions(model, own.prompter, tokens, max_new_tokens=8)
+    said = Captioner(model, own.prompter).greedy(tokens, max_new_tokens=8)
     assert said == own.captions(tokens, n=len(tokens), max_new_tokens=8)
 
 

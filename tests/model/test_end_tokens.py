@@ -7,14 +7,11 @@ import pytest
 import torch
 
 from bitllm.data.prompt import INSTRUCTIONS, Prompter, pad_left
-from bitllm.evaluation.grounding.system import System
-from bitllm.explore.decode import stream_caption
 from bitllm.model.build import build_bit_llm, save_trained
+from bitllm.model.captioner import Captioner
 from bitllm.model.checkpoint.base import load_llm
-from bitllm.model.decode import greedy_captions
 from bitllm.model.end_tokens import end_token_ids
 from bitllm.model.modeling import BitLlmForCausalLM
-from bitllm.stages.rollout import sample_rollout
 from bitllm.toy_models.vocabulary import make_word_tokenizer
 
 EOS = 3  # the word tokenizer's; 2 is its unknown word, and the default of `LlamaConfig`
@@ -106,15 +103,15 @@ def test_greedy_and_streamed_captions_end_at_the_first_end_token(talking):
     expected = [cut(ids, {other, EOS})[0] for ids in raw(model, prompter, brain_tokens)]
     model.generation_config.eos_token_id = [EOS, other]
     model.generation_config._from_model_config = False
-    found = greedy_captions(model, prompter, brain_tokens, max_new_tokens=LENGTH)
+    found = Captioner(model, prompter).greedy(brain_tokens, max_new_tokens=LENGTH)
     # with the tokenizer's own end token, which `raw` never says
     texts = prompter.tokenizer.batch_decode(expected, skip_special_tokens=True)
     assert found == [text.strip() for text in texts]
     assert any(len(ids) < LENGTH for ids in expected)
-    system, said = System("sft", model, prompter, (), ""), []
+    said = []
     for row, caption in enumerate(found):
-        streamed = stream_caption(
-            system, brain_tokens[row : row + 1], on_text=said.append, max_new_tokens=LENGTH
+        (streamed,) = Captioner(model, prompter).greedy(
+            brain_tokens[row : row + 1], on_text=said.append, max_new_tokens=LENGTH
         )
         assert streamed == caption == said[-1]
 
@@ -125,7 +122,7 @@ def test_rollouts_end_at_any_end_token_and_say_so(talking):
     start = len(prompter.prompt_ids(INSTRUCTIONS[0]))
 
     def sampled():
-        rollout = sample_rollout(model, prompter, INSTRUCTIONS[0], brain_tokens, **how)
+        rollout = Captioner(model, prompter).sample(brain_tokens, **how)
         return rollout, rollout.input_ids[:, start:].tolist()
 
     free = sampled()[1]

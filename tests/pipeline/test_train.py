@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 
 from bitllm.cli import main
 from bitllm.errors import BitLlmError, CheckpointError, ConfigError, DataError, TrainingError
-from bitllm.evaluation.grounding.system import load_system
 from bitllm.model.aligner import load_aligner
+from bitllm.model.captioner import load_captioner
 from bitllm.model.checkpoint.base import load_llm, weights_hash
 from bitllm.pipeline.recipe import Recipe, read_recipe
 from bitllm.pipeline.run import Run
@@ -111,7 +111,7 @@ def test_sft_can_train_the_encoder_and_rft_starts_from_it(trained, train, demo_f
     rft, _ = train(trained, "joint-rft", **changes)
     assert len(list(tokens.iterdir())) == 1
     saved = load_file(sft / "model.safetensors")
-    system = load_system("rft", rft, load_llm(demo_folder / "llm"))
+    system = load_captioner(rft, load_llm(demo_folder / "llm"))
     assert all(torch.equal(saved[f"model.encoder.{n}"], p) for n, p in system.encoder.named_parameters())
     assert json.loads((rft / "rft.json").read_text())["sft"] == "joint"
 

@@ -8,10 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bitllm.errors import CheckpointError, ConfigError, SealedTestError, SplitError, TrainingError
-from bitllm.evaluation.grounding.system import load_system
+from bitllm.model.captioner import load_captioner
 from bitllm.model.checkpoint.base import load_llm
 from bitllm.model.checkpoint.rft import sft_beneath
-from bitllm.model.decode import greedy_captions
 from bitllm.stages import rft
 from bitllm.stages.rewards import Rewards
 from bitllm.stages.rft import RftConfig, train_rft
@@ -162,8 +161,8 @@ def test_a_loaded_rft_system_has_the_sft_weights_and_speaks_otherwise(easy, tmp_
     folder = tmp_path / "strong rft"
     train(easy, folder, config)
     base = load_llm(easy.folder / "llm")
-    sft = load_system("sft", easy.folder / "sft", base)
-    after = load_system("rft", folder, base)
+    sft = load_captioner(easy.folder / "sft", base)
+    after = load_captioner(folder, base)
     moved = after.model.state_dict()
     for name, tensor in sft.model.state_dict().items():
         place = name if name in moved else name.replace("_proj.weight", "_proj.base_layer.weight")
@@ -173,7 +172,7 @@ def test_a_loaded_rft_system_has_the_sft_weights_and_speaks_otherwise(easy, tmp_
         s.model(input_ids=torch.tensor([[5, 6]] * 2), brain_tokens=brain_tokens).logits for s in (sft, after)
     )
     assert not torch.allclose(one, other, atol=1e-3)
-    assert len(greedy_captions(after.model, after.prompter, brain_tokens, max_new_tokens=4)) == 2
+    assert len(after.greedy(brain_tokens, max_new_tokens=4)) == 2
     assert (after.split_sha256, after.atlases) == (easy.split.sha256, easy.encoder.atlases)
 
 
@@ -186,14 +185,14 @@ def test_an_rft_is_loaded_on_the_sft_that_it_was_trained_on_and_on_no_other(easy
     shutil.copytree(trained, moved)
     (moved / "rft.json").write_text(json.dumps(card | {"sft": "sft"}))
     with pytest.raises(CheckpointError, match=r"expected the sft that it was trained on at .*, found none"):
-        load_system("rft", moved, load_llm(easy.folder / "llm"))
+        load_captioner(moved, load_llm(easy.folder / "llm"))
     shutil.copytree(easy.folder / "sft", tmp_path / "sft")
     weights = load_file(tmp_path / "sft" / "model.safetensors")
     save_file(
         {name: tensor + 0.01 for name, tensor in weights.items()}, tmp_path / "sft" / "model.safetensors"
     )
     with pytest.raises(CheckpointError, match="found one with other weights"):
-        load_system("rft", moved, load_llm(easy.folder / "llm"))
+        load_captioner(moved, load_llm(easy.folder / "llm"))
 
 
 def test_dapo_is_refused_in_micro_batches(easy, tmp_path):

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from bitllm.evaluation.grounding.system import load_system
 from bitllm.losses.policy import group_advantages, policy_loss
+from bitllm.model.captioner import Rollout, load_captioner
 from bitllm.model.checkpoint.base import load_llm
 from bitllm.stages.rft import RftConfig, with_lora
-from bitllm.stages.rollout import Rollout
 
 pytest.importorskip("trl", reason="TRL is a development dependency")
 
@@ -21,7 +20,7 @@ CONFIG = RftConfig(n_captions=G, max_new_tokens=8, lora_rank=2)
 @pytest.fixture(scope="module")
 def stepped(easy, tmp_path_factory):
     """TRL's trainer after it sampled and scored, with LoRA that has moved away from the reference."""
-    system = load_system("sft", easy.folder / "sft", load_llm(easy.folder / "llm"))
+    system = load_captioner(easy.folder / "sft", load_llm(easy.folder / "llm"))
     torch.manual_seed(0)
     policy = with_lora(system.model, CONFIG)
     brain_tokens = torch.randn(INPUTS, 4, 32)

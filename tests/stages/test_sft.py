@@ -10,15 +10,14 @@ from safetensors.torch import load_file
 from bitllm.data.batch import Anatomies
 from bitllm.data.dataset import select_trials
 from bitllm.errors import SealedTestError, SplitError
-from bitllm.evaluation.grounding.system import load_system
 from bitllm.model.aligner import load_aligner
 from bitllm.model.build import build_bit_llm, load_trained
+from bitllm.model.captioner import Captioner, load_captioner
 from bitllm.model.checkpoint.base import load_llm, placeholder_token_id
 from bitllm.model.configuration import BitLlmConfig
-from bitllm.model.decode import greedy_captions
 from bitllm.model.embed import brain_tokens_of
 from bitllm.stages import sft
-from bitllm.stages.examples import CaptionedTrials, prompter_for
+from bitllm.stages.examples import CaptionedTrials
 from bitllm.stages.sft import SftConfig, answer_loss
 from bitllm.training.loop import OptimizerConfig
 
@@ -135,11 +134,11 @@ def test_sft_overfits_four_images_and_reads_which_one_it_is(easy, easy_sft, rese
     easy_sft(easy._replace(split=split), tmp_path / "sft", OVERFIT)
     losses = [row["loss"] for row in log_of(tmp_path / "sft") if "loss" in row]
     assert np.mean(losses[-5:]) < losses[0] / 2  # 1.9 → .8 when this was written; a prefix here stays at 1.6
-    system = load_system("sft", tmp_path / "sft", load_llm(easy.folder / "llm"))
+    system = load_captioner(tmp_path / "sft", load_llm(easy.folder / "llm"))
     trials = select_trials(easy.store, split, "train", averaged=True)
     anatomies = Anatomies.of(easy.store, trials.subjects, easy.encoder.atlases)
     brain_tokens = brain_tokens_of(system.encoder, trials, anatomies)
-    captions = greedy_captions(system.model, system.prompter, brain_tokens)
+    captions = system.greedy(brain_tokens)
     images = [int(nsd_id) for nsd_id in trials.nsd_id]
     assert len({captions[images.index(nsd_id)] for nsd_id in four}) == 4
 
@@ -218,17 +217,17 @@ def test_a_prefix_prompt_holds_a_placeholder_for_each_brain_token(easy):
     settings = {"encoder": easy.encoder.arguments(easy.store), "brain_token_id": token}
     prefix = build_bit_llm(base.llm, interface="prefix", **settings)
     cross = build_bit_llm(base.llm, interface="cross_attention", adapter_layers=[0], **settings)
-    assert prompter_for(prefix, base.tokenizer).prompt_ids("what ?").count(token) == 4
-    assert prompter_for(cross, base.tokenizer).prompt_ids("what ?").count(token) == 0
+    assert Captioner.of(prefix, base.tokenizer).prompter.prompt_ids("what ?").count(token) == 4
+    assert Captioner.of(cross, base.tokenizer).prompter.prompt_ids("what ?").count(token) == 0
 
 
 def test_bf16_trains_the_interface_in_float32_around_a_bf16_llm(easy, tmp_path, easy_sft):
     easy_sft(easy, tmp_path / "sft", FEW_STEPS.model_copy(update={"precision": "bf16"}))
     saved = load_file(tmp_path / "sft" / "model.safetensors")
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
-    system = load_system("sft", tmp_path / "sft", load_llm(easy.folder / "llm"), precision="bf16")
+    system = load_captioner(tmp_path / "sft", load_llm(easy.folder / "llm"), precision="bf16")
     assert system.model.lm_head.weight.dtype is torch.bfloat16
-    captions = greedy_captions(system.model, system.prompter, torch.randn(2, 4, 32), max_new_tokens=4)
+    captions = system.greedy(torch.randn(2, 4, 32), max_new_tokens=4)
     assert len(captions) == 2
 
 

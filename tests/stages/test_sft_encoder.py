@@ -10,10 +10,10 @@ from transformers import Trainer
 
 from bitllm.data.batch import BrainInput
 from bitllm.data.dataset import select_trials
-from bitllm.evaluation.grounding.system import load_system
 from bitllm.files import read_json
 from bitllm.model.aligner import load_aligner
 from bitllm.model.build import load_trained, train_interface
+from bitllm.model.captioner import load_captioner
 from bitllm.model.checkpoint.base import load_llm
 from bitllm.model.embed import encode
 from bitllm.model.voxels import Anatomy
@@ -104,7 +104,7 @@ def test_encoder_and_interface_move_and_the_llm_does_not(easy, trained):
 
 
 def test_what_is_loaded_decodes_by_the_encoder_that_was_trained(trained, easy):
-    system = load_system("sft", trained, load_llm(easy.folder / "llm"))
+    system = load_captioner(trained, load_llm(easy.folder / "llm"))
     saved = load_file(trained / "model.safetensors")
     assert torch.equal(system.encoder.queries, saved["model.encoder.queries"])
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from bitllm.demo.judge import judge_encoder, judge_system
 from bitllm.demo.results import make_results
-from bitllm.evaluation.grounding.system import load_system
 from bitllm.files import read_json, write_json
+from bitllm.model.captioner import load_captioner
 from bitllm.model.checkpoint.base import load_llm
 from bitllm.pipeline.make import make_system
 from bitllm.pipeline.run import Run
@@ -65,7 +65,7 @@ def _judge_system(run: Run, name: str, folder: Path) -> None:
     encoder = read_json(run.folder / "judged" / "encoder" / "encoder.json")
     n = len(run.held_out["averaged"].trials)
     judge_system(
-        load_system(name, run.folder / name, load_llm(run.llm_source), precision=run.recipe.sft.precision),
+        load_captioner(run.folder / name, load_llm(run.llm_source), precision=run.recipe.sft.precision),
         folder,
         baselines={"constant": [encoder["constant"]] * n, "nearest": encoder["nearest"]},
         max_new_tokens=run.recipe.evaluation.max_new_tokens,

@@ -18,7 +18,6 @@ from bitllm.evaluation.diagnostics import (
     image_retrieval,
     nearest_training_captions,
 )
-from bitllm.evaluation.grounding.system import System
 from bitllm.evaluation.held_out import HeldOut
 from bitllm.evaluation.outcomes import outcomes
 from bitllm.evaluation.pairing import other_images
@@ -27,6 +26,7 @@ from bitllm.evaluation.scoring.floors import best_constant_caption, human_ceilin
 from bitllm.evaluation.scoring.score import compare_captions
 from bitllm.files import folder_written_whole, write_json
 from bitllm.model.aligner import BrainAligner
+from bitllm.model.captioner import Captioner
 
 _CONTROLS = ("zero", "shuffle", "noise")
 _DRAWS = 20
@@ -87,7 +87,7 @@ def judge_encoder(  # noqa: PLR0913 - what is judged, and on what
 
 
 def judge_system(
-    system: System,
+    system: Captioner,
     folder: Path,
     *,
     averaged: HeldOut,
@@ -107,7 +107,7 @@ def judge_system(
         likelihood_of=("real", "permuted"),
         progress=progress,
     )
-    single_captions = system.captions(
+    single_captions = system.greedy(
         single.brain_tokens(system.encoder, system.atlases),
         n=len(single.trials),
         max_new_tokens=max_new_tokens,
@@ -145,7 +145,7 @@ def judge_system(
 
 
 def _words(
-    system: System, averaged: HeldOut, captions: dict[str, list[str]], *, seed: int
+    system: Captioner, averaged: HeldOut, captions: dict[str, list[str]], *, seed: int
 ) -> dict[str, list[list[list[Any]]]]:
     """Word and bits of every caption, all weighed by the betas of the image itself against those of others."""
     real = averaged.brain_tokens(system.encoder, system.atlases)

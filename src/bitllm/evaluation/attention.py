@@ -12,11 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bitllm.data.prompt import INSTRUCTIONS, pad_answers
+from bitllm.data.prompt import INSTRUCTIONS
 from bitllm.evaluation.bits import reference_tokens
-from bitllm.evaluation.grounding.system import System
 from bitllm.model.adapter import CrossAttentionAdapter
-from bitllm.model.likelihood import token_log_probs
+from bitllm.model.captioner import Captioner
 from bitllm.model.precision import computing
 
 
@@ -33,7 +32,7 @@ class AdapterReading(NamedTuple):
 
 @torch.no_grad()
 def adapter_readings(
-    system: System, caption: str, brain_tokens: Float[Tensor, "1 N width"]
+    system: Captioner, caption: str, brain_tokens: Float[Tensor, "1 N width"]
 ) -> list[AdapterReading]:
     """Attention of every adapter on the brain tokens at each word of a caption; none for a prefix interface.
 
@@ -48,23 +47,14 @@ def adapter_readings(
     n_words = len(tokens.words[0])
     if system.model.config.interface != "cross_attention" or n_words == 0:
         return []
-    prompt = system.prompter.prompt_ids(INSTRUCTIONS[0])
-    text = pad_answers([prompt], tokens.answers, system.prompter.tokenizer.pad_token_id)
-    device = system.model.device
     with computing(system.model):
-        memory = system.model.model.brain_memory(brain_tokens=brain_tokens.to(device))
+        memory = system.model.model.brain_memory(brain_tokens=brain_tokens.to(system.model.device))
     with _watched(system.model) as seen:
-        token_log_probs(
-            system.model,
-            input_ids=text["input_ids"].to(device),
-            attention_mask=text["attention_mask"].to(device),
-            labels=text["labels"].to(device),
-            brain_memory=memory,
-        )
+        system.log_probs(tokens.answers, memory)
     owner = torch.from_numpy(tokens.word[0])
     membership = torch.stack([(owner == word).float() for word in range(n_words)])
     membership = membership / membership.sum(-1, keepdim=True)
-    first = len(prompt) - 1
+    first = len(system.prompter.prompt_ids(INSTRUCTIONS[0])) - 1
     return [
         AdapterReading(layer, openness, membership @ weights[first : first + len(owner)].float().cpu())
         for layer, openness, weights in seen

@@ -24,15 +24,13 @@ from jaxtyping import Float
 from scipy.stats import rankdata
 
 from bitllm.data.batch import Anatomies
-from bitllm.data.prompt import INSTRUCTIONS, pad_answers
-from bitllm.evaluation.grounding.system import System
 from bitllm.evaluation.held_out import HeldOut
 from bitllm.evaluation.outcomes import Outcomes
 from bitllm.evaluation.rois import Roi
 from bitllm.files import folder_written_whole, write_json
+from bitllm.model.captioner import Captioner
 from bitllm.model.checkpoint.weights import is_ours
 from bitllm.model.encoder import BrainEncoder
-from bitllm.model.likelihood import token_log_probs
 
 Progress = Callable[[str, int, int], None]
 
@@ -83,7 +81,7 @@ class Attribution:
 
 
 def attribution(
-    system: System, found: Outcomes, *, seed: int, progress: Progress | None = None
+    system: Captioner, found: Outcomes, *, seed: int, progress: Progress | None = None
 ) -> Attribution:
     """Attribution of every row under the system, and under the system with random weights.
 
@@ -101,30 +99,22 @@ def attribution(
 
 
 def gradients(
-    system: System, found: Outcomes, *, what: str = "attribution", progress: Progress | None = None
+    system: Captioner, found: Outcomes, *, what: str = "attribution", progress: Progress | None = None
 ) -> Float[np.ndarray, "n voxels"]:
     """Of each row, the gradient of the mean log2 p of its references by its betas."""
     held_out, tokens = found.held_out, found.tokens
     anatomies = Anatomies.of(held_out.store, [held_out.subject], system.atlases)
-    prompt = system.prompter.prompt_ids(INSTRUCTIONS[0])
     device = system.model.device
     rows = []
     for start in range(0, len(held_out.betas), _ROWS_AT_ONCE):
         betas = held_out.betas[start : start + _ROWS_AT_ONCE]
         chosen = np.flatnonzero((tokens.row >= start) & (tokens.row < start + len(betas)))
         answers = [tokens.answers[place] for place in chosen]
-        text = pad_answers([prompt] * len(chosen), answers, system.prompter.tokenizer.pad_token_id)
         brain = anatomies.brain_input(list(betas), [0] * len(betas))
         brain = brain._replace(betas=brain.betas.requires_grad_())
         memory = system.model.model.brain_memory(**{k: v.to(device) for k, v in brain._asdict().items()})
         owner = torch.from_numpy(tokens.row[chosen] - start).to(device)
-        log_probs, _ = token_log_probs(
-            system.model,
-            input_ids=text["input_ids"].to(device),
-            attention_mask=text["attention_mask"].to(device),
-            labels=text["labels"].to(device),
-            brain_memory=memory[owner],
-        )
+        log_probs = system.log_probs(answers, memory[owner])
         n_references = torch.bincount(owner)[owner]
         bits = (log_probs.sum(-1) / np.log(2) / n_references).sum()
         (gradient,) = torch.autograd.grad(bits, brain.betas)
@@ -172,7 +162,7 @@ _ABOUT = {
 }
 
 
-def write_maps(system: System, held_out: HeldOut, found: Attribution, folder: Path) -> None:
+def write_maps(system: Captioner, held_out: HeldOut, found: Attribution, folder: Path) -> None:
     """Write ``pooling_map.npy``, ``voxels.parquet`` and ``about.json`` into a new folder.
 
     Raises

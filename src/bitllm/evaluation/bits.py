@@ -20,19 +20,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bitllm.data.prompt import INSTRUCTIONS, Prompter, pad_answers, plain_caption
-from bitllm.evaluation.grounding.system import System
+from bitllm.data.prompt import Prompter, plain_caption
 from bitllm.metrics.intervals import paired_difference_of_sums, sum_by_image
-from bitllm.model.likelihood import token_log_probs
-from bitllm.model.precision import computing
+from bitllm.model.captioner import Captioner
 
 UNITS = ("per_caption", "per_token", "per_word")
-
-_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -83,9 +78,8 @@ def _word_of_each_token(prompter: Prompter, text: str) -> list[int]:
     return [len(text[:end].split()) - 1 for _, end in offsets]
 
 
-@torch.no_grad()
 def token_log2_probs(
-    system: System,
+    system: Captioner,
     tokens: ReferenceTokens,
     brain_tokens: Float[Tensor, "n N width"] | None,
     *,
@@ -100,34 +94,7 @@ def token_log2_probs(
     on_batch
         Called with the number of references done and of all.
     """
-    prompter = system.prompter if brain_tokens is not None else system.prompter.without_brain()
-    prompt = prompter.prompt_ids(INSTRUCTIONS[0])
-    n, found = len(tokens.answers), np.zeros(tokens.word.shape)
-    # references of one length together: padding costs as much as tokens
-    order = np.argsort(tokens.n_tokens, kind="stable")
-    for start in range(0, n, _BATCH):
-        chosen = order[start : start + _BATCH]
-        answers = [tokens.answers[place] for place in chosen]
-        batch = pad_answers([prompt] * len(chosen), answers, prompter.tokenizer.pad_token_id)
-        device = system.model.device
-        memory = None
-        if brain_tokens is not None:
-            rows = tokens.row[chosen] if len(brain_tokens) > 1 else np.zeros(len(chosen), dtype=np.int64)
-            with computing(system.model):
-                memory = system.model.model.brain_memory(
-                    brain_tokens=brain_tokens[torch.from_numpy(rows)].to(device)
-                )
-        log_probs, _ = token_log_probs(
-            system.model,
-            input_ids=batch["input_ids"].to(device),
-            attention_mask=batch["attention_mask"].to(device),
-            labels=batch["labels"].to(device),
-            brain_memory=memory,
-        )
-        found[chosen, : log_probs.shape[1]] = log_probs.cpu().numpy() / np.log(2)
-        if on_batch is not None:
-            on_batch(start + len(chosen), n)
-    return found
+    return system.log2_probs(tokens.answers, tokens.row, brain_tokens, on_batch=on_batch)
 
 
 def evidence(
@@ -228,7 +195,7 @@ class Word(NamedTuple):
 
 
 def word_evidence(
-    system: System,
+    system: Captioner,
     captions: Sequence[str],
     brain_tokens: Float[Tensor, "n N width"],
     others: Sequence[Float[Tensor, "n N width"]],

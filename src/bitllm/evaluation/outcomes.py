@@ -14,9 +14,9 @@ from torch import Tensor
 from bitllm.errors import DataError
 from bitllm.evaluation.bits import ReferenceTokens, reference_tokens, token_log2_probs
 from bitllm.evaluation.controls import BETAS_CONTROLS, control_betas
-from bitllm.evaluation.grounding.system import System
 from bitllm.evaluation.held_out import HeldOut
 from bitllm.evaluation.pairing import other_images
+from bitllm.model.captioner import Captioner
 
 Progress = Callable[[str, int, int], None]
 Embed = Callable[[Tensor], np.ndarray]
@@ -43,7 +43,7 @@ class Outcomes:
 
 
 def outcomes(
-    system: System,
+    system: Captioner,
     held_out: HeldOut,
     *,
     seed: int,
@@ -78,7 +78,7 @@ def outcomes(
 
     def take(name: str, brain_tokens: Tensor | None) -> None:
         what = f"{system.name}: {name}"
-        found.captions[name] = system.captions(
+        found.captions[name] = system.greedy(
             brain_tokens, n=n, max_new_tokens=max_new_tokens, on_batch=lambda done: tell(what, done, n)
         )
         if likelihood_of is None or name in likelihood_of:

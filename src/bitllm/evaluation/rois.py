@@ -23,10 +23,10 @@ from bitllm.config import nearest
 from bitllm.data.store import Store
 from bitllm.errors import DataError
 from bitllm.evaluation.bits import evidence, evidence_on, token_log2_probs
-from bitllm.evaluation.grounding.system import System
 from bitllm.evaluation.outcomes import Outcomes
 from bitllm.evaluation.words import WordCategories
 from bitllm.metrics.intervals import paired_difference
+from bitllm.model.captioner import Captioner
 
 
 class Roi(NamedTuple):
@@ -84,7 +84,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def roi_evidence(
-    system: System,
+    system: Captioner,
     found: Outcomes,
     rois: list[Roi],
     categories: WordCategories | None,
@@ -126,7 +126,7 @@ class _Regions:
 
     def __init__(
         self,
-        system: System,
+        system: Captioner,
         found: Outcomes,
         categories: WordCategories | None,
         *,
@@ -190,7 +190,7 @@ class _Regions:
 
     def _captions(self, betas: Float[np.ndarray, "n voxels"]) -> list[str]:
         brain_tokens = self.held_out.brain_tokens(self.system.encoder, self.system.atlases, betas)
-        return self.system.captions(brain_tokens, n=len(betas), max_new_tokens=self.max_new_tokens)
+        return self.system.greedy(brain_tokens, n=len(betas), max_new_tokens=self.max_new_tokens)
 
     def _cider(self, captions: list[str]) -> Float[np.ndarray, " n"]:
         return self.held_out.scorer.score(captions, n_bootstrap=2, seed=self.seed).per_image.cider

@@ -12,11 +12,11 @@ from bitllm.data.store import Store
 from bitllm.data.targets import Targets, load_targets
 from bitllm.errors import CheckpointError, ConfigError, SplitError
 from bitllm.evaluation.diagnostics import same_encoder
-from bitllm.evaluation.grounding.system import System, load_system
 from bitllm.evaluation.options import GroundOptions
 from bitllm.files import read_json
 from bitllm.model.aligner import BrainAligner, load_aligner
 from bitllm.model.build import CARD
+from bitllm.model.captioner import Captioner, load_captioner
 from bitllm.model.checkpoint.base import load_llm
 from bitllm.model.checkpoint.rft import RFT_CARD, sft_beneath
 
@@ -29,7 +29,7 @@ class GroundedRun:
     """A trained system with all that grounding needs of it."""
 
     folder: Path
-    system: System
+    system: Captioner
     llm: str
     """Name of the base LLM."""
     split: Split
@@ -84,7 +84,7 @@ def open_run(run: Path, store: Store, options: GroundOptions = GroundOptions()) 
         store_of(folder) == store.sha256 and found_split.sha256 == card["split"]
     )
     base = load_llm(find_llm(folder, given=options.llm))
-    loaded = load_system(folder.name, folder, base, precision=options.precision)
+    loaded = load_captioner(folder, base, precision=options.precision)
     if torch.cuda.is_available():
         loaded.model.to("cuda")
     aligner, not_run = _aligner(folder, loaded, given=options.align)
@@ -230,7 +230,7 @@ def split_to_judge_on(store: Store, name: str) -> Split:
 
 
 def _aligner(
-    folder: Path, system: System, *, given: Path | None
+    folder: Path, system: Captioner, *, given: Path | None
 ) -> tuple[BrainAligner | None, dict[str, str]]:
     place = given or folder.parent / "align"
     if given is None and not place.is_dir():

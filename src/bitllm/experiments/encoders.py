@@ -22,13 +22,13 @@ from bitllm.data.dataset import TrialSet, select_trials
 from bitllm.data.targets import Targets
 from bitllm.evaluation.controls import control_betas
 from bitllm.evaluation.diagnostics import embeddings
-from bitllm.evaluation.grounding.system import load_system
 from bitllm.evaluation.held_out import HeldOut
 from bitllm.evaluation.pairing import other_images
 from bitllm.experiments.record import write_rows
 from bitllm.experiments.systems import Trained
 from bitllm.experiments.verdict import RETRIEVED
 from bitllm.metrics.retrieval import target_ranks
+from bitllm.model.captioner import load_captioner
 from bitllm.model.checkpoint.base import load_llm
 from bitllm.model.embed import brain_tokens_of
 from bitllm.model.encoder import BrainEncoder
@@ -101,7 +101,7 @@ def encoder_rows(trained: Trained) -> pd.DataFrame:
     of the mean brain tokens of real and of all-zero betas; ``cosine_zero_embedding``: of the align stage's embeddings.
     """
     world, system = trained.world, trained.system
-    checkpoint = load_system(trained.name, trained.folder, load_llm(world.folder / "llm"))
+    checkpoint = load_captioner(trained.folder, load_llm(world.folder / "llm"))
     encoder, atlases, targets = checkpoint.encoder, checkpoint.atlases, world.targets(system)
     held_out = world.held_out(trained.split, system)
     images, target = np.unique(held_out.nsd_id, return_inverse=True)

@@ -10,7 +10,6 @@ import pandas as pd
 
 from bitllm.config import StrictConfig
 from bitllm.data.targets import load_clip
-from bitllm.evaluation.grounding.system import load_system
 from bitllm.evaluation.outcomes import outcomes
 from bitllm.experiments.brain import SplitName, named
 from bitllm.experiments.config import ExperimentConfig, SystemConfig
@@ -18,6 +17,7 @@ from bitllm.experiments.record import rows_of, write_rows
 from bitllm.experiments.world import World
 from bitllm.files import sha256_of_json
 from bitllm.metrics.bertscore import load_bert_scorer
+from bitllm.model.captioner import load_captioner
 from bitllm.model.checkpoint.base import load_llm
 from bitllm.stages.rewards import CompositeReward, Reward, Rewards, RewardWeights
 from bitllm.stages.rft import train_rft
@@ -222,9 +222,8 @@ class Trained:
 
     def _judge(self) -> None:
         world, recipe = self.world, self.config.recipe
-        system = load_system(
-            self.name, self.folder, load_llm(world.folder / "llm"), precision=recipe.sft.precision
-        )
+        base = load_llm(world.folder / "llm")
+        system = load_captioner(self.folder, base, name=self.name, precision=recipe.sft.precision)
         found = outcomes(
             system,
             world.held_out(self.split, self.system.model_copy(update=_data_of(self.learner))),

@@ -6,23 +6,18 @@ evidence. What a perturbation took away is told for the words of the unchanged c
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bitllm.data.prompt import INSTRUCTIONS, pad_left
 from bitllm.evaluation.attention import adapter_readings
 from bitllm.evaluation.bits import word_evidence
-from bitllm.evaluation.grounding.system import System
 from bitllm.explore.jobs import Job
 from bitllm.explore.perturbation import NEEDS_ROI, perturbed
 from bitllm.explore.session import Session
-from bitllm.model.end_tokens import before_end, end_token_ids
-from bitllm.model.precision import computing
+from bitllm.model.captioner import Captioner
 
 N_OTHERS = 8
 """Other images that a word's probability is compared with."""
@@ -52,7 +47,7 @@ class Decoder:
         tokens = self.session.brain_tokens(system, ask.subject, np.stack([real, changed, *others]))
         self._panels(job, system, tokens)
 
-    def _panels(self, job: Job, system: System, tokens: Float[Tensor, "n N width"]) -> None:
+    def _panels(self, job: Job, system: Captioner, tokens: Float[Tensor, "n N width"]) -> None:
         ask = job.ask
         real, changed, control, others = tokens[:1], tokens[1:2], tokens[2:3], tokens[3:]
         key = (ask.system, ask.subject, ask.nsd_id, ask.repetition)
@@ -76,7 +71,7 @@ class Decoder:
     def _panel(
         self,
         job: Job,
-        system: System,
+        system: Captioner,
         name: str,
         reads: Float[Tensor, "1 N width"],
         *,
@@ -84,11 +79,10 @@ class Decoder:
         others: Float[Tensor, "k N width"],
         lost: list[dict[str, Any]] | None = None,
     ) -> dict[str, Any]:
-        caption = stream_caption(
-            system,
+        (caption,) = system.greedy(
             reads,
-            on_text=lambda text: job.tell("text", panel=name, text=text),
             max_new_tokens=self.max_new_tokens,
+            on_text=lambda text: job.tell("text", panel=name, text=text),
         )
         panel = {
             "panel": name,
@@ -109,7 +103,7 @@ class Decoder:
 
 
 def _bits(
-    system: System, caption: str, speaks: Float[Tensor, "1 N width"], others: Float[Tensor, "k N width"]
+    system: Captioner, caption: str, speaks: Float[Tensor, "1 N width"], others: Float[Tensor, "k N width"]
 ) -> list[dict[str, Any]]:
     """Bits of each word, the mean over the other inputs: two passes of the model, whatever their number."""
     rows = word_evidence(system, [caption] * len(others), speaks.expand_as(others), [others])
@@ -117,58 +111,3 @@ def _bits(
         {"word": of_word[0].word, "bits": round(float(np.mean([word.bits for word in of_word])), 3)}
         for of_word in zip(*rows, strict=True)
     ]
-
-
-@torch.no_grad()
-def stream_caption(
-    system: System,
-    brain_tokens: Float[Tensor, "1 N width"],
-    *,
-    on_text: Callable[[str], None],
-    max_new_tokens: int,
-) -> str:
-    """The greedy caption of one input, told after every token; the same as `greedy_captions` gives.
-
-    Parameters
-    ----------
-    on_text
-        Called with the caption so far; what it raises ends the decode.
-    """
-    tokenizer = system.prompter.tokenizer
-    ends = end_token_ids(system.model, tokenizer)
-    ids, mask = pad_left([system.prompter.prompt_ids(INSTRUCTIONS[0])], tokenizer.pad_token_id)
-    device = system.model.device
-    with computing(system.model):
-        out = system.model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            do_sample=False,
-            use_cache=True,
-            max_new_tokens=max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=ends,
-            suppress_tokens=system.prompter.never_said,
-            brain_tokens=brain_tokens.to(device),
-            streamer=_Telling(tokenizer, ends, on_text),
-        )
-    said = before_end(out[0, ids.shape[1] :].tolist(), ends)
-    return str(tokenizer.decode(said, skip_special_tokens=True)).strip()
-
-
-class _Telling:
-    """What `generate` hands each new token to; the first call is the prompt."""
-
-    def __init__(self, tokenizer: Any, ends: list[int], on_text: Callable[[str], None]) -> None:
-        self.tokenizer, self.ends, self.on_text = tokenizer, ends, on_text
-        self.ids: list[int] | None = None
-
-    def put(self, value: Tensor) -> None:
-        if self.ids is None:
-            self.ids = []
-            return
-        self.ids += value.flatten().tolist()
-        said = before_end(self.ids, self.ends)
-        self.on_text(self.tokenizer.decode(said, skip_special_tokens=True).strip())
-
-    def end(self) -> None:
-        """Nothing is left to tell."""

@@ -14,7 +14,6 @@ from bitllm.data.batch import Anatomies
 from bitllm.data.splits import Split
 from bitllm.data.store import Store, open_store
 from bitllm.errors import CheckpointError
-from bitllm.evaluation.grounding.system import System, load_system
 from bitllm.evaluation.rois import find_rois
 from bitllm.evaluation.runs import (
     CARDS,
@@ -27,6 +26,7 @@ from bitllm.evaluation.runs import (
 from bitllm.explore.schemas import Brain, ImageInfo, ImageList, RoiInfo, RunInfo, SubjectInfo, SystemInfo, Use
 from bitllm.explore.trials import SubjectTrials
 from bitllm.files import read_json
+from bitllm.model.captioner import Captioner, load_captioner
 from bitllm.model.checkpoint.base import BaseLlm, load_llm
 from bitllm.model.checkpoint.rft import RFT_CARD, sft_beneath
 from bitllm.model.embed import brain_tokens_of_betas
@@ -61,10 +61,10 @@ class Session:
     split: Split
     base: BaseLlm
     precision: Precision = "fp32"
-    _loaded: dict[str, System] = field(default_factory=dict)
+    _loaded: dict[str, Captioner] = field(default_factory=dict)
     _subjects: dict[str, SubjectTrials] = field(default_factory=dict)
 
-    def system(self, name: str) -> System:
+    def system(self, name: str) -> Captioner:
         """A system; the two that were asked for last stay in memory.
 
         Raises
@@ -78,7 +78,7 @@ class Session:
             )
         system = self._loaded.pop(name, None)
         if system is None:
-            system = load_system(name, self.folders[name], self.base, precision=self.precision)
+            system = load_captioner(self.folders[name], self.base, name=name, precision=self.precision)
             if torch.cuda.is_available():
                 system.model.to("cuda")
         self._loaded[name] = system
@@ -110,7 +110,7 @@ class Session:
         return find_rois(self.store, subject, [name])[0].voxels
 
     def brain_tokens(
-        self, system: System, subject: str, betas: Float[np.ndarray, "n voxels"]
+        self, system: Captioner, subject: str, betas: Float[np.ndarray, "n voxels"]
     ) -> Float[Tensor, "n N width"]:
         """What the LLM is given to read."""
         anatomies = Anatomies.of(self.store, [subject], system.atlases)

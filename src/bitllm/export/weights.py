@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from bitllm.evaluation.grounding.system import load_system, with_lora
 from bitllm.files import read_json
 from bitllm.model.build import CARD
+from bitllm.model.captioner import load_captioner, with_lora_weights
 from bitllm.model.checkpoint.base import BaseLlm
 from bitllm.model.checkpoint.rft import RFT_CARD, sft_beneath
 
@@ -29,9 +29,9 @@ def export_model(folder: Path, base: BaseLlm, *, whole: bool) -> tuple[Any, bool
         Whether the base LLM is wanted with it.
     """
     if not (folder / RFT_CARD).is_file():
-        return load_system(folder.name, folder, base).model, whole
-    sft = load_system(folder.name, sft_beneath(folder), base)
-    merged: Any = with_lora(sft.model, folder)
+        return load_captioner(folder, base).model, whole
+    sft = load_captioner(sft_beneath(folder), base)
+    merged: Any = with_lora_weights(sft.model, folder)
     return merged.merge_and_unload(), True
 
 

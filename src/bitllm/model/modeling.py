@@ -192,7 +192,7 @@ class BitLlmModel(BitLlmPreTrainedModel):
         if not bool((n_places == n_expected).all()):
             raise ConfigError(
                 f"prompt: expected {n_expected} placeholder tokens (id {self.config.brain_token_id}) in each, "
-                f"found {sorted(set(n_places.tolist()))}; make prompts with `bitllm.stages.examples.prompter_for`"
+                f"found {sorted(set(n_places.tolist()))}; make prompts with `bitllm.model.captioner.Captioner`"
             )
 
 

@@ -2,17 +2,16 @@
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitllm.data.prompt import INSTRUCTIONS
-from bitllm.losses.policy import group_advantages, policy_loss
 from bitllm.model.build import n_trainable, train_interface
-from bitllm.model.decode import greedy_captions
+from bitllm.model.captioner import Captioner
 from bitllm.model.embed import encode_betas
 from bitllm.model.modeling import BitLlmForCausalLM
 from bitllm.model.precision import base_dtype
@@ -26,8 +25,8 @@ from bitllm.preflight.dummy_inputs import (
     make_prompter,
 )
 from bitllm.preflight.memory import PeakMemory
-from bitllm.stages.rft import with_lora
-from bitllm.stages.rollout import sample_rollout
+from bitllm.stages.rewards import Rewards
+from bitllm.stages.rft import RftObjective, with_lora
 from bitllm.stages.sft import answer_loss, make_optimizer
 
 PROMPT_TOKENS, CAPTION_TOKENS = 48, 16
@@ -86,8 +85,13 @@ def llm_steps(config: Recipe, *, sft_batch: int, rft_batch: int, stages: tuple[s
         tell("sft", _sft_step(config, model, prompter, brain))
     if "decode" in stages:
         tokens = kept[0][:sft_batch]
-        decode = lambda: greedy_captions(model, prompter, tokens, max_new_tokens=CAPTION_TOKENS)  # noqa: E731
-        tell("decode", _measure(decode, batch=len(tokens), learns=0))
+        captioner = Captioner(model, prompter)
+        tell(
+            "decode",
+            _measure(
+                lambda: captioner.greedy(tokens, max_new_tokens=CAPTION_TOKENS), batch=len(tokens), learns=0
+            ),
+        )
     if "rft" in stages:
         tell("rft", _rft_step(config, model, prompter, kept[0][:rft_batch]))
 
@@ -113,40 +117,24 @@ def _sft_step(
 def _rft_step(
     config: Recipe, model: BitLlmForCausalLM, prompter: MadeUpPrompter, brain_tokens: Tensor
 ) -> Measured:
-    """Sampling, the policy's and the reference's log-probabilities, the update; rewards are drawn at random."""
+    """The objective that `train_rft` trains, with random rewards."""
     policy = with_lora(model, config.rft).train()
     learning = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=config.rft.optimizer.learning_rate)
+    settings = config.rft.model_copy(update={"max_new_tokens": CAPTION_TOKENS})
+    objective = RftObjective(policy, Captioner(model, prompter), _random_rewards, settings, seed=0)
+    rows = torch.arange(len(brain_tokens))
+    inputs = {"brain_tokens": brain_tokens, "nsd_id": rows, "example": torch.stack([rows, rows], dim=-1)}
 
     def step() -> Tensor:
-        rollout = sample_rollout(
-            model,
-            prompter,
-            INSTRUCTIONS[0],
-            brain_tokens,
-            n_captions=config.rft.n_captions,
-            max_new_tokens=CAPTION_TOKENS,
-            seeds=range(len(brain_tokens)),
-        )
-        rewards = torch.randn(len(brain_tokens), config.rft.n_captions)
-        log_probs, label_mask = rollout.log_probs(model)
-        ref_log_probs = None
-        if config.rft.kl_weight > 0:
-            with torch.no_grad(), policy.disable_adapter():
-                ref_log_probs = rollout.log_probs(model).log_probs
-        loss = policy_loss(
-            log_probs,
-            log_probs.detach(),
-            group_advantages(rewards).flatten(),
-            label_mask,
-            ref_log_probs=ref_log_probs,
-            kl_weight=config.rft.kl_weight,
-            clip=config.rft.clip,
-            loss_type=config.rft.loss_type,
-        ).loss
-        return _update(loss, optimizer)
+        return _update(objective(**inputs)["loss"], optimizer)
 
     return _measure(step, batch=len(brain_tokens), learns=n_trainable(policy))
+
+
+def _random_rewards(nsd_ids: Sequence[int], captions: Sequence[str], has_ended: Sequence[bool]) -> Rewards:
+    drawn = np.random.default_rng(0).random((4, len(captions)))
+    return Rewards(*drawn)
 
 
 def _update(loss: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:

@@ -15,6 +15,7 @@ from bitllm.data.dataset import TrialSet
 from bitllm.data.prompt import INSTRUCTIONS, Prompter, choose, pad_answers, plain_caption
 from bitllm.errors import DataError
 from bitllm.files import file_written_whole, sha256_of_json
+from bitllm.model.captioner import Captioner
 from bitllm.model.checkpoint.base import weights_hash
 from bitllm.model.embed import brain_tokens_of, encode
 from bitllm.model.encoder import BrainEncoder
@@ -22,13 +23,6 @@ from bitllm.model.modeling import BitLlmForCausalLM
 from bitllm.training.distributed import barrier, is_main
 
 _BATCH = 512
-
-
-def prompter_for(model: BitLlmForCausalLM, tokenizer: Any) -> Prompter:
-    """Prompts with room for the brain tokens where the interface is a prefix."""
-    if model.config.interface == "cross_attention":
-        return Prompter(tokenizer)
-    return Prompter(tokenizer, model.model.encoder.n_brain_tokens, model.config.brain_token_id)
 
 
 @dataclass(frozen=True)
@@ -80,7 +74,7 @@ class CaptionedTrials:
         if not train_encoder:
             brain_tokens = cached_brain_tokens(model.model.encoder, trials, anatomies, cache_dir=cache_dir)
         context = model.config.llama.max_position_embeddings
-        return cls(trials, anatomies, brain_tokens, prompter_for(model, tokenizer), seed, context)
+        return cls(trials, anatomies, brain_tokens, Captioner.of(model, tokenizer).prompter, seed, context)
 
     @cached_property
     def _captions(self) -> dict[int, tuple[str, ...]]:

@@ -4,19 +4,16 @@ Reward hacking shows as a falling difference real − permuted while CIDEr rises
 themselves or become identical.
 """
 
-from typing import Any
-
 import numpy as np
 
 from bitllm.data.batch import Anatomies
 from bitllm.data.dataset import select_trials
-from bitllm.data.prompt import Prompter
 from bitllm.data.splits import Split
 from bitllm.data.store import Store
 from bitllm.metrics.cider import cider_d
 from bitllm.metrics.diversity import distinct_n, mean_length, n_distinct_captions
 from bitllm.metrics.tokenize import ptb_tokenize
-from bitllm.model.decode import greedy_captions
+from bitllm.model.captioner import Captioner
 from bitllm.model.embed import brain_tokens_of
 
 
@@ -27,8 +24,7 @@ class ValidationMonitor:
         self,
         store: Store,
         split: Split,
-        model: Any,
-        prompter: Prompter,
+        captioner: Captioner,
         anatomies: Anatomies,
         *,
         max_new_tokens: int,
@@ -36,15 +32,13 @@ class ValidationMonitor:
     ) -> None:
         trials = select_trials(store, split, "validation", averaged=True)
         chosen = np.unique(np.linspace(0, len(trials) - 1, n_images).astype(int))
-        self.brain_tokens = brain_tokens_of(model.model.encoder, trials, anatomies)[chosen]
+        self.brain_tokens = brain_tokens_of(captioner.encoder, trials, anatomies)[chosen]
         self.references = [ptb_tokenize(store.captions[int(trials.nsd_id[index])]) for index in chosen]
-        self.model, self.prompter, self.max_new_tokens = model, prompter, max_new_tokens
+        self.captioner, self.max_new_tokens = captioner, max_new_tokens
 
     def measure(self) -> dict[str, float]:
         """CIDEr with real betas, its difference to that with another image's betas, and caption statistics."""
-        captions = greedy_captions(
-            self.model, self.prompter, self.brain_tokens, max_new_tokens=self.max_new_tokens
-        )
+        captions = self.captioner.greedy(self.brain_tokens, max_new_tokens=self.max_new_tokens)
         tokenized = ptb_tokenize(captions)
         real = float(cider_d(tokenized, self.references).mean())
         permuted = float(cider_d(tokenized[1:] + tokenized[:1], self.references).mean())

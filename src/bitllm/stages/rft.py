@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from bitllm.config import StrictConfig
 from bitllm.data.batch import Anatomies
 from bitllm.data.dataset import TrialSet, sealed_test, select_trials
-from bitllm.data.prompt import INSTRUCTIONS, Prompter
 from bitllm.data.splits import Split, check_split
 from bitllm.data.store import Store
 from bitllm.errors import ConfigError
@@ -34,17 +33,25 @@ from bitllm.files import read_json, sha256_of_file, write_json
 from bitllm.losses.policy import LossType, group_advantages, policy_loss
 from bitllm.metrics.diversity import mean_length, n_distinct_captions
 from bitllm.model.build import CARD, load_trained, n_trainable
+from bitllm.model.captioner import Captioner, Rollout
 from bitllm.model.checkpoint.base import load_llm
 from bitllm.model.checkpoint.rft import RFT_CARD, sft_of_rft
 from bitllm.model.checkpoint.weights import WEIGHTS
 from bitllm.model.modeling import BitLlmForCausalLM
 from bitllm.model.precision import Precision, base_dtype, name_of
-from bitllm.stages.examples import cached_brain_tokens, prompter_for
+from bitllm.stages.examples import cached_brain_tokens
 from bitllm.stages.monitor import ValidationMonitor
 from bitllm.stages.rewards import Reward, RewardError, Rewards, RewardWeights, checked_reward
-from bitllm.stages.rollout import Rollout, sample_rollout
 from bitllm.stages.workspace import workspace
-from bitllm.training.distributed import any_rank, device, full_state, is_main, sum_over_ranks, world_size
+from bitllm.training.distributed import (
+    any_rank,
+    device,
+    full_state,
+    is_main,
+    is_sharded,
+    sum_over_ranks,
+    world_size,
+)
 from bitllm.training.loop import Loop, OptimizerConfig, RunContext, TrainingData, Validation, batch_shares
 
 METRIC = "validation_cider"
@@ -93,14 +100,16 @@ class RftObjective(nn.Module):
     ----------
     policy
         The model with LoRA; the reference is the same with LoRA switched off.
+    captioner
+        Around the same model; it samples.
     """
 
     def __init__(
-        self, policy: PeftModel, prompter: Prompter, reward: Reward, config: RftConfig, *, seed: int
+        self, policy: PeftModel, captioner: Captioner, reward: Reward, config: RftConfig, *, seed: int
     ) -> None:
         super().__init__()
         self.policy = policy
-        self.prompter, self.reward, self.settings, self.seed = prompter, reward, config, seed
+        self.captioner, self.reward, self.settings, self.seed = captioner, reward, config, seed
 
     def forward(
         self,
@@ -110,15 +119,13 @@ class RftObjective(nn.Module):
     ) -> dict[str, Any]:
         """The GRPO loss of brain inputs with (epoch, index) ``example``, and values for the log."""
         config, model = self.settings, self.policy.get_base_model()
-        rollout = sample_rollout(
-            model,
-            self.prompter,
-            INSTRUCTIONS[0],
+        rollout = self.captioner.sample(
             brain_tokens,
             n_captions=config.n_captions,
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
             seeds=[rollout_seed(self.seed, *pair) for pair in example.tolist()],
+            synced_gpus=is_sharded(model),  # a process that has finished its captions still serves its shards
         )
         nsd_ids = np.repeat(nsd_id.cpu().numpy(), config.n_captions).tolist()
         rewards = self._rewards(nsd_ids, rollout)
@@ -209,16 +216,14 @@ def train_rft(  # noqa: PLR0913 - the parts of the stage
         policy = with_lora(model, config)
         trials = select_trials(store, split, "train", averaged=False)
         anatomies = Anatomies.of(store, trials.subjects, atlases)
-        prompter = prompter_for(model, base.tokenizer)
+        captioner = Captioner.of(policy.get_base_model(), base.tokenizer)
         reward = make_reward(sorted(set(trials.nsd_id.tolist())), config.rewards)
-        monitor = ValidationMonitor(
-            store, split, model, prompter, anatomies, max_new_tokens=config.max_new_tokens
-        )
+        monitor = ValidationMonitor(store, split, captioner, anatomies, max_new_tokens=config.max_new_tokens)
         brain_tokens = cached_brain_tokens(
             model.model.encoder, trials, anatomies, cache_dir=context.settings.brain_tokens
         )
         loop = Loop(
-            RftObjective(policy, prompter, reward, config, seed=seed),
+            RftObjective(policy, captioner, reward, config, seed=seed),
             TrainingData(len(trials), _collate(trials, brain_tokens)),
             config.optimizer,
             work.folder,

@@ -3,24 +3,22 @@ import pytest
 import torch
 
 from bitllm.data.prompt import Prompter
-from bitllm.evaluation.grounding.system import load_system
 from bitllm.model.build import build_bit_llm
+from bitllm.model.captioner import Captioner, load_captioner
 from bitllm.model.checkpoint.base import load_llm, placeholder_token_id
-from bitllm.stages.examples import prompter_for
-from bitllm.stages.rollout import sample_rollout
 
 
 @pytest.fixture(scope="module")
 def system(easy):
     """The sft system of the easy brain."""
-    return load_system("sft", easy.folder / "sft", load_llm(easy.folder / "llm"))
+    return load_captioner(easy.folder / "sft", load_llm(easy.folder / "llm"))
 
 
 def sample(system, n_inputs=3, n_captions=4, **more):
     torch.manual_seed(7)
     brain_tokens = torch.randn(n_inputs, 4, 32)
     settings = {"n_captions": n_captions, "max_new_tokens": 12, "seeds": range(n_inputs)} | more
-    return sample_rollout(system.model, system.prompter, "describe the image .", brain_tokens, **settings)
+    return system.sample(brain_tokens, **settings)
 
 
 def test_labels_are_the_sampled_tokens_up_to_the_first_end_token(system):
@@ -98,17 +96,9 @@ def test_a_prefix_policy_that_would_say_a_placeholder_is_not_stopped_by_it(easy)
     encoder = easy.encoder.arguments(easy.store)
     model = build_bit_llm(base.llm, interface="prefix", encoder=encoder, brain_token_id=token)
     model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight))
-    prompter = prompter_for(model, base.tokenizer)
+    captioner = Captioner.of(model.eval(), base.tokenizer)
     torch.manual_seed(0)
-    rollout = sample_rollout(
-        model.eval(),
-        prompter,
-        "what ?",
-        torch.randn(4, 4, 32),
-        n_captions=64,
-        max_new_tokens=6,
-        seeds=range(4),
-    )
+    rollout = captioner.sample(torch.randn(4, 4, 32), n_captions=64, max_new_tokens=6, seeds=range(4))
     assert rollout.log_probs(model).log_probs.isfinite().all()
 
 
@@ -118,15 +108,7 @@ def test_what_is_sampled_for_an_input_depends_on_its_seed_alone(system):
 
     def draw(rows, seeds):
         torch.manual_seed(len(rows))
-        return sample_rollout(
-            system.model,
-            system.prompter,
-            "describe the image .",
-            brain_tokens[rows],
-            n_captions=3,
-            max_new_tokens=10,
-            seeds=seeds,
-        ).captions
+        return system.sample(brain_tokens[rows], n_captions=3, max_new_tokens=10, seeds=seeds).captions
 
     whole = draw([0, 1, 2, 3], [10, 11, 12, 13])
     assert draw([2, 0], [12, 10]) == whole[6:9] + whole[0:3]
