@@ -18,11 +18,11 @@ def _schedule(config: OptimizerConfig) -> list[float]:
 
 ROWS: dict[str, Callable[[Recipe], Sequence[float]]] = {
     "adapters after layers (0-based)": lambda c: c.sft.adapter_layers,
-    "gate at start": lambda c: [c.sft.gate_start],
+    "initial gate": lambda c: [c.sft.gate_start],
     "brain tokens": lambda c: [c.encoder.n_brain_tokens, c.encoder.token_width],
     "encoder": lambda c: [c.encoder.n_queries, c.encoder.rank, c.encoder.n_blocks],
-    "places of voxels": lambda c: [c.encoder.length_mm, c.encoder.n_frequencies],
-    "sharpness τ at start": lambda c: [c.encoder.sharpness],
+    "voxel coordinates": lambda c: [c.encoder.length_mm, c.encoder.n_frequencies],
+    "initial τ": lambda c: [c.encoder.sharpness],
     "dropout": lambda c: [c.encoder.dropout],
     "align: learning rate, steps, batch": lambda c: _schedule(c.align.optimizer),
     "align: weight decay": lambda c: [c.align.optimizer.weight_decay],
@@ -32,7 +32,7 @@ ROWS: dict[str, Callable[[Recipe], Sequence[float]]] = {
     "rft: KL weight": lambda c: [c.rft.kl_weight],
     "rft: clip ε": lambda c: [c.rft.clip],
     "rft: learning rate, steps, batch": lambda c: _schedule(c.rft.optimizer),
-    "LoRA": lambda c: [c.rft.lora_rank, 2 * c.rft.lora_rank],
+    "rft: LoRA": lambda c: [c.rft.lora_rank, 2 * c.rft.lora_rank],
 }
 
 
