@@ -1,0 +1,59 @@
+"""The encoder's pooling map of every subject: how much weight each voxel has, whatever the trial.
+
+``evaluation_maps.npz`` holds one array for each subject of the store. The report draws it without running a model.
+"""
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from bitllm.data.batch import Anatomies
+from bitllm.data.store import Store
+from bitllm.errors import DataError
+from bitllm.files import file_written_whole
+from bitllm.model.encoder import BrainEncoder
+
+MAPS = "evaluation_maps.npz"
+
+
+@torch.no_grad()
+def pooling_maps(
+    encoder: BrainEncoder, store: Store, atlases: Sequence[str]
+) -> dict[str, Float[np.ndarray, " voxels"]]:
+    """Pooling weight of every voxel of every subject, averaged over queries, as a multiple of the mean weight."""
+    found, device = {}, encoder.queries.device
+    for subject in store.subjects:
+        anatomy = Anatomies.of(store, [subject], atlases)
+        weights = encoder.pooling_map(anatomy.coords_mm[0].to(device), anatomy.atlas_labels[0].to(device))
+        found[subject] = (weights.mean(dim=0) * weights.shape[1]).float().cpu().numpy()
+    return found
+
+
+def write_maps(folder: Path, maps: dict[str, Float[np.ndarray, " voxels"]]) -> None:
+    """Write ``evaluation_maps.npz``, whole or not at all."""
+    with file_written_whole(folder / MAPS) as unfinished, unfinished.open("wb") as file:
+        np.savez(file, **maps)  # type: ignore[arg-type]
+
+
+def read_maps(folder: Path) -> dict[str, Float[np.ndarray, " voxels"]]:
+    """Read the maps of an evaluation; empty where it has none.
+
+    Raises
+    ------
+    DataError
+        If the file is damaged.
+    """
+    path = folder / MAPS
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name].astype(np.float64) for name in file}
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{path}: expected the maps of an evaluation, found a damaged file ({error}); run `bitllm evaluate` again"
+        ) from None
