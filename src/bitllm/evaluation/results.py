@@ -4,10 +4,15 @@
 Scores are in points, as the COCO tools print them (CIDEr 61.1). A number that was not computed is None or absent.
 """
 
-from dataclasses import dataclass, field
-from typing import Any
+import types
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from bitllm.errors import DataError
 from bitllm.metrics.intervals import Estimate
+
+T = TypeVar("T")
+_NOTHING = object()
 
 Scores = dict[str, Estimate]
 """Metric → score in points, with its interval over images."""
@@ -88,6 +93,8 @@ class EncoderResult:
     """Mean and standard deviation over trials of the cosine of the embeddings of real and all-zero betas."""
     embedding: str = ""
     """Which embedding was used."""
+    real_minus_permuted: dict[str, Estimate] = field(default_factory=dict)
+    """Paired difference in ``R@10`` and in 2-way identification (``2-way``), single queries averaged over draws."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +176,8 @@ class About:
     """How each control was made."""
     not_run: dict[str, str] = field(default_factory=dict)
     """What was not computed, and why."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know, though nothing is wrong."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +193,9 @@ class Results:
     human: dict[str, float] = field(default_factory=dict)
     """Each reference scored against the others of its image, by metric."""
     groups: tuple[GroupResult, ...] = ()
+    similarity_to_training: Estimate | None = None
+    """Rank correlation over images of CIDEr real − permuted with the similarity of the image to its nearest training
+    image: positive where the images that resemble a training image are decoded best."""
     regions: tuple[RegionResult, ...] = ()
     reward: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Mean sampled reward of the first and the last fifth of the rft steps: ``reward`` and each of its parts."""
@@ -192,3 +204,85 @@ class Results:
     def final(self) -> str:
         """Name of the system that the headline is about."""
         return next((name for name in ("rft", "sft") if name in self.systems), next(iter(self.systems), ""))
+
+
+def to_json(value: Any) -> Any:
+    """JSON value of a dataclass of this module; a field that has its default value is left out."""
+    if isinstance(value, Estimate):
+        return {name: part for name, part in value._asdict().items() if part is not None}
+    if is_dataclass(value) and not isinstance(value, type):
+        own = {one.name: getattr(value, one.name) for one in fields(value)}
+        return {
+            name: to_json(own[name])
+            for name in own
+            if own[name] != _defaults(type(value)).get(name, _NOTHING)
+        }
+    if isinstance(value, dict):
+        return {str(key): to_json(part) for key, part in value.items()}
+    return [to_json(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def from_json(kind: type[T], content: Any, where: str) -> T:
+    """Read what `to_json` wrote.
+
+    Parameters
+    ----------
+    kind
+        Dataclass of this module.
+    content
+        The JSON value.
+    where
+        File and place in it, for errors.
+
+    Raises
+    ------
+    DataError
+        If a field is missing, unknown or of another type.
+    """
+    return cast(T, _read(kind, content, where))
+
+
+def _read(kind: Any, content: Any, where: str) -> Any:
+    origin, parts = get_origin(kind), get_args(kind)
+    if kind is Any or (content is None and type(None) in parts):
+        return content
+    if origin in (Union, types.UnionType):
+        return _read(next(part for part in parts if part is not type(None)), content, where)
+    if kind is Estimate or is_dataclass(kind):
+        return _read_record(kind, content, where)
+    if origin is dict:
+        _require(isinstance(content, dict), where, "an object", content)
+        return {parts[0](name): _read(parts[1], part, f"{where}.{name}") for name, part in content.items()}
+    if origin is tuple:
+        inner = [parts[0]] * len(content) if parts[-1] is Ellipsis and isinstance(content, list) else parts
+        _require(isinstance(content, list) and len(content) == len(inner), where, "a list", content)
+        return tuple(_read(part, content[i], f"{where}[{i}]") for i, part in enumerate(inner))
+    fits = isinstance(content, int | float if kind is float else kind)
+    _require(fits and (kind is bool or not isinstance(content, bool)), where, kind.__name__, content)
+    return content
+
+
+def _read_record(kind: Any, content: Any, where: str) -> Any:
+    _require(isinstance(content, dict), where, "an object", content)
+    hints = get_type_hints(kind)
+    needed = hints.keys() - _defaults(kind).keys()
+    wrong = sorted((content.keys() - hints.keys()) | (needed - content.keys()))
+    _require(not wrong, where, f"the fields of {kind.__name__}", f"unknown or missing: {', '.join(wrong)}")
+    return kind(**{name: _read(hints[name], part, f"{where}.{name}") for name, part in content.items()})
+
+
+def _defaults(kind: Any) -> dict[str, Any]:
+    """Default value of every field that has one."""
+    if kind is Estimate:
+        return dict(Estimate._field_defaults)
+    found = {one.name: one.default for one in fields(kind) if one.default is not MISSING}
+    return found | {
+        one.name: one.default_factory() for one in fields(kind) if one.default_factory is not MISSING
+    }
+
+
+def _require(fits: bool, where: str, expected: str, found: Any) -> None:
+    if not fits:
+        raise DataError(
+            f"{where}: expected {expected}, found {str(found)[:80]}; run `bitllm evaluate` again with this version"
+        )

@@ -11,7 +11,15 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from bitllm.metrics.bleu import bleu_from_counts
-from bitllm.metrics.intervals import Difference, Interval, sum_by_image
+from bitllm.metrics.intervals import (
+    Difference,
+    Estimate,
+    Interval,
+    difference_from_draws,
+    resampled_sums,
+    sum_by_image,
+    sums_over_halves,
+)
 
 METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr")
 _N_BASE = 3 + 10  # columns of the sums that METRICS follow from: captions, ROUGE-L, CIDEr, counts of BLEU
@@ -144,3 +152,46 @@ def corpus_metrics(sums: Float[np.ndarray, " m"]) -> dict[str, float]:
     bleu = bleu_from_counts(sums[3:_N_BASE])
     values = [*bleu, float(sums[1] / sums[0]), float(sums[2] / sums[0])]
     return dict(zip(METRICS, values, strict=True))
+
+
+def score_estimates(numbers: PerCaption, *, n_bootstrap: int = 1000, seed: int = 0) -> dict[str, Estimate]:
+    """Every metric in points with its 95 % percentile bootstrap interval over images."""
+    by_image = numbers.by_image()
+    rows = [numbers.metrics(sums) for sums in resampled_sums(by_image, n_boot=n_bootstrap, seed=seed)]
+    low, high = np.quantile(np.array([list(row.values()) for row in rows]), [0.025, 0.975], axis=0)
+    values = numbers.metrics(by_image.sum(axis=0))
+    return {
+        name: Estimate(value, float(low[place]), float(high[place]))
+        for place, (name, value) in enumerate(values.items())
+    }
+
+
+def score_differences(
+    a: PerCaption,
+    b: PerCaption,
+    *,
+    names: Sequence[str] = ("CIDEr", "ROUGE-L", "BLEU-4"),
+    n_draws: int = 1000,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """Paired differences a − b of the metrics named that both have; both are of the same images in the same order.
+
+    Random halves of the images are drawn, the same ones for both; BLEU is computed from the counts of each half.
+    """
+    draws, values = [], []
+    for one in (a, b):
+        by_image = one.by_image()
+        draws.append([one.metrics(sums) for sums in sums_over_halves(by_image, n_draws=n_draws, seed=seed)])
+        values.append(one.metrics(by_image.sum(axis=0)))
+    n_images = len(dict.fromkeys(a.image_ids))
+    return {
+        name: Estimate(
+            *difference_from_draws(
+                values[0][name] - values[1][name],
+                np.array([x[name] - y[name] for x, y in zip(*draws, strict=True)]),
+                n_images=n_images,
+            )
+        )
+        for name in names
+        if all(name in one for one in values)
+    }

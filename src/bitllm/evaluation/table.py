@@ -1,0 +1,471 @@
+"""The tidy table of an evaluation, ``evaluation.parquet``, and the results that follow from it.
+
+A row of ``evaluation.parquet`` is one answer: of a system, to one input (the real betas or a control), for one image.
+
+====================  ==================================================================================================
+system                name of the system; ``encoder`` for rows of the encoder without an LLM
+trials                ``averaged`` over repetitions, or ``single``
+subject, task         whose betas; ``caption``
+input                 ``real``, or the control
+nsd_id, row           image (0-based), and place among the rows of the same subject and trials
+n_repetitions         trials that were averaged
+answer                the caption
+cider, rouge_l        in points
+bleu_counts           counts that corpus BLEU sums over images (`bitllm.metrics.bleu.bleu_counts`)
+length                words, as the scorer's tokenizer counts them
+log2_p                Σ over the references of the image of log2 p(reference | input); NaN where it was not computed
+n_references          of the image; n_tokens, n_words: their tokens (end token included) and words in the model's form
+ranks                 encoder: rank of the right image among the test images, one for each draw of the control
+cosine_zero           encoder, real betas: cosine of the embeddings of real and all-zero betas
+====================  ==================================================================================================
+
+``evaluation.json`` holds what belongs to no row (`ABOUT_KEYS`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Int
+from pyarrow import ArrowInvalid
+from scipy.stats import spearmanr
+
+from bitllm.errors import DataError
+from bitllm.evaluation.bits import difference_of_ratios
+from bitllm.evaluation.outcomes import Outcomes
+from bitllm.evaluation.results import (
+    About,
+    EncoderResult,
+    GroupResult,
+    Identification,
+    InputResult,
+    RegionResult,
+    Results,
+    RetrievalResult,
+    Scores,
+    SystemResult,
+    from_json,
+)
+from bitllm.evaluation.scoring.caption_scores import PerCaption, score_differences, score_estimates
+from bitllm.files import file_written_whole, read_json, write_json
+from bitllm.metrics.intervals import (
+    Estimate,
+    bootstrap_mean,
+    bootstrap_of_sums,
+    paired_difference,
+    paired_difference_of_sums,
+    sum_by_image,
+)
+from bitllm.metrics.retrieval import identification_chances
+
+TABLE, ABOUT = "evaluation.parquet", "evaluation.json"
+ENCODER = "encoder"
+"""Value of ``system`` in the rows of the encoder."""
+ABOUT_KEYS = ("about", "n_trainable", "embedding", "n_pictures", "human", "groups", "similarity", "regions",
+              "attribution", "words", "references", "reward")  # fmt: skip
+_COLUMNS = ("system", "trials", "subject", "task", "input", "nsd_id", "row", "n_repetitions", "answer", "cider",
+            "rouge_l", "bleu_counts", "length", "log2_p", "n_references", "n_tokens", "n_words", "ranks",
+            "cosine_zero")  # fmt: skip
+_WAYS = (2, 10, 50, 300)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished evaluation as it lies on the disk."""
+
+    rows: pd.DataFrame
+    about: dict[str, Any]
+    """``about`` (`About`), ``n_trainable`` by system, ``embedding`` and ``n_pictures`` of the encoder, ``human``,
+    ``groups`` (kind, name and nsd_ids of each), ``similarity`` to the nearest training image by nsd_id, ``regions``
+    (`RegionResult`), ``attribution``, ``words`` (bits of each word by system and input, in the order of ``row``),
+    ``references`` by nsd_id, ``reward``."""
+
+
+def rows_of(
+    found: Outcomes,
+    *,
+    system: str,
+    trials: str = "averaged",
+    baselines: Mapping[str, list[str]] | None = None,
+) -> pd.DataFrame:
+    """Rows of one system: one for each input and image.
+
+    Parameters
+    ----------
+    found
+        Answers to every input, and log-probabilities of the references.
+    system
+        Name of the system.
+    trials
+        ``averaged`` or ``single``.
+    baselines
+        Further answers to every row that need no system: ``constant``, ``nearest``.
+    """
+    held_out, tokens, n = found.held_out, found.tokens, len(found.held_out.trials)
+
+    def per_row(values: np.ndarray | None = None) -> np.ndarray:
+        return np.bincount(tokens.row, values, minlength=n)
+
+    parts = []
+    for name, answers in (found.captions | dict(baselines or {})).items():
+        numbers = held_out.scorer.per_caption(answers)
+        log2 = found.log2_probs.get(name)
+        part = {
+            **_place(held_out, system, trials, name),
+            "answer": answers,
+            "cider": numbers.cider,
+            "rouge_l": numbers.rouge_l,
+            "bleu_counts": numbers.bleu_counts.tolist(),
+            "length": [len(words.split()) for words in held_out.scorer.tokenized(answers)],
+            "log2_p": np.full(n, np.nan) if log2 is None else per_row(log2.sum(axis=1)),
+            "n_references": per_row(),
+            "n_tokens": per_row(tokens.n_tokens).astype(np.int64),
+            "n_words": per_row(tokens.n_words).astype(np.int64),
+        }
+        parts.append(pd.DataFrame(part))
+    return pd.concat(parts, ignore_index=True)
+
+
+def encoder_rows(
+    held_out: Any,
+    name: str,
+    *,
+    trials: str = "averaged",
+    ranks: Int[np.ndarray, "n draws"] | None = None,
+    cosine_zero: Float[np.ndarray, " n"] | None = None,
+) -> pd.DataFrame:
+    """Rows of the encoder under one input: ranks of the right image, cosine to the embedding of zero betas."""
+    n = len(held_out.trials)
+    part = _place(held_out, ENCODER, trials, name) | {
+        "ranks": [None] * n if ranks is None else ranks.tolist(),
+        "cosine_zero": np.full(n, np.nan) if cosine_zero is None else cosine_zero,
+    }
+    return pd.DataFrame(part)
+
+
+def _place(held_out: Any, system: str, trials: str, name: str) -> dict[str, Any]:
+    return {
+        "system": system,
+        "trials": trials,
+        "subject": held_out.subject,
+        "task": "caption",
+        "input": name,
+        "nsd_id": held_out.nsd_id,
+        "row": np.arange(len(held_out.trials)),
+        "n_repetitions": held_out.n_repetitions,
+    }
+
+
+def write_evaluation(folder: Path, found: Evaluation) -> None:
+    """Write ``evaluation.parquet`` and ``evaluation.json``, each whole or not at all."""
+    write_rows(folder / TABLE, found.rows)
+    write_json(folder / ABOUT, found.about)
+
+
+def write_rows(path: Path, rows: pd.DataFrame) -> None:
+    """Write a table with all columns, whole or not at all."""
+    with file_written_whole(path) as unfinished:
+        rows.reindex(columns=list(_COLUMNS)).to_parquet(unfinished, index=False)
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    """Read a table.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, damaged or of another form.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: expected the table of an evaluation, found no file; run `bitllm evaluate`")
+    try:
+        rows = pd.read_parquet(path)
+    except (ArrowInvalid, OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: expected a Parquet file, found {error}; run `bitllm evaluate` again"
+        ) from None
+    missing = [name for name in _COLUMNS if name not in rows]
+    if missing:
+        raise DataError(
+            f"{path}: expected the columns of an evaluation, found none named {', '.join(missing)}; run `bitllm "
+            "evaluate` again with this version"
+        )
+    return rows
+
+
+def read_evaluation(folder: Path) -> Evaluation:
+    """Read ``evaluation.parquet`` and ``evaluation.json`` of a folder.
+
+    Raises
+    ------
+    DataError
+        If a file is missing, damaged or of another form.
+    """
+    about = read_json(folder / ABOUT, "evaluation.json of `bitllm evaluate`")
+    if not isinstance(about, dict) or "about" not in about:
+        raise DataError(
+            f"{folder / ABOUT}: expected an object with `about`, found none; run `bitllm evaluate` again"
+        )
+    return Evaluation(read_rows(folder / TABLE), about)
+
+
+def results_of(found: Evaluation, where: str = ABOUT) -> Results:
+    """Derive every number of the results from the table.
+
+    Parameters
+    ----------
+    found
+        The evaluation.
+    where
+        Name of its ``evaluation.json``, for errors.
+
+    Raises
+    ------
+    DataError
+        If ``evaluation.json`` is not of its form.
+    """
+    content, rows = found.about, found.rows
+    about = from_json(About, content["about"], f"{where}: about")
+    names = [name for name in rows["system"].unique() if name != ENCODER]
+    scored = {name: _inputs_of(rows[rows["system"] == name]) for name in names}
+    systems = {
+        name: SystemResult(
+            averaged=_results_by_input(inputs["averaged"], about.seed),
+            single=_results_by_input(inputs.get("single", {}), about.seed),
+            n_trainable=content.get("n_trainable", {}).get(name),
+        )
+        for name, inputs in scored.items()
+    }
+    results = Results(
+        about,
+        systems,
+        encoder=_encoder(rows[rows["system"] == ENCODER], content, about.seed),
+        between_systems=_between_systems(
+            {name: inputs["averaged"]["real"] for name, inputs in scored.items()}
+        ),
+        human=content.get("human", {}),
+        regions=from_json(tuple[RegionResult, ...], content.get("regions", []), f"{where}: regions"),  # type: ignore[arg-type]
+        reward={name: (first, last) for name, (first, last) in content.get("reward", {}).items()},
+    )
+    if not systems:
+        return results
+    groups = _Groups(scored[results.final]["averaged"], about.seed)
+    return replace(
+        results,
+        groups=tuple(groups.result(one) for one in content.get("groups", [])),
+        similarity_to_training=groups.similarity(content.get("similarity", {})),
+    )
+
+
+@dataclass(frozen=True)
+class _Input:
+    """The rows of one system under one input, in the order of ``row``."""
+
+    rows: pd.DataFrame
+    numbers: PerCaption
+
+    @property
+    def log2_p(self) -> Float[np.ndarray, " n"]:
+        return self.rows["log2_p"].to_numpy(np.float64)
+
+
+def _inputs_of(rows: pd.DataFrame) -> dict[str, dict[str, _Input]]:
+    """By trials and input, in the order of the table."""
+    found: dict[str, dict[str, _Input]] = {}
+    for (trials, name), part in rows.groupby(["trials", "input"], sort=False):
+        ordered = part.sort_values("row")
+        numbers = PerCaption(
+            cider=ordered["cider"].to_numpy(np.float64),
+            rouge_l=ordered["rouge_l"].to_numpy(np.float64),
+            bleu_counts=np.vstack(ordered["bleu_counts"].tolist()).astype(np.int64),
+            image_ids=tuple(ordered["nsd_id"].tolist()),
+        )
+        found.setdefault(str(trials), {})[str(name)] = _Input(ordered, numbers)
+    return found
+
+
+def _results_by_input(inputs: dict[str, _Input], seed: int) -> dict[str, InputResult]:
+    return {name: _input_result(one, inputs["real"], seed) for name, one in inputs.items()}
+
+
+def _input_result(one: _Input, real: _Input, seed: int) -> InputResult:
+    answers = one.rows["answer"].tolist()
+    is_real = one is real
+    return InputResult(
+        scores=score_estimates(one.numbers, seed=seed),
+        n_distinct=len(set(answers)),
+        n_empty=sum(not text.strip() for text in answers),
+        mean_length=float(one.rows["length"].mean()),
+        n_captions=len(answers),
+        real_minus_this={} if is_real else score_differences(real.numbers, one.numbers, seed=seed),
+        bits={} if is_real else _bits(real, one, seed),
+    )
+
+
+def _bits(real: _Input, control: _Input, seed: int) -> Scores:
+    """log2 p(references | real) − log2 p(references | control) per caption, token and word."""
+    if np.isnan(real.log2_p).any() or np.isnan(control.log2_p).any():
+        return {}
+    rows, ids = real.rows, real.rows["nsd_id"].tolist()
+    per_caption = 1 / rows["n_references"].to_numpy()
+    units = {
+        "per_caption": (per_caption, np.ones(len(rows))),
+        "per_token": (1.0, rows["n_tokens"].to_numpy()),
+        "per_word": (1.0, rows["n_words"].to_numpy()),
+    }
+    return {
+        unit: _estimate(
+            difference_of_ratios(real.log2_p * weight, control.log2_p * weight, counts, ids, seed=seed)
+        )
+        for unit, (weight, counts) in units.items()
+    }
+
+
+def _between_systems(real: dict[str, _Input]) -> dict[str, Estimate]:
+    """Paired differences in CIDEr: rft − sft, and sft − each other system."""
+    pairs = [("rft", "sft"), *(("sft", name) for name in real if name not in ("sft", "rft"))]
+    return {
+        f"{a} - {b}": Estimate(*paired_difference(real[a].numbers.cider, real[b].numbers.cider))
+        for a, b in pairs
+        if a in real and b in real
+    }
+
+
+def _encoder(rows: pd.DataFrame, content: dict[str, Any], seed: int) -> EncoderResult:
+    if rows.empty:
+        return EncoderResult()
+    parts = {
+        (str(trials), str(name)): part.sort_values("row")
+        for (trials, name), part in rows.groupby(["trials", "input"], sort=False)
+    }
+    real = parts["averaged", "real"]
+    cosines = real["cosine_zero"].to_numpy(np.float64)
+    cosine = (float(cosines.mean()), float(cosines.std(ddof=1)))
+    ranked = {
+        key: _Ranks.of(part, int(content["n_pictures"]))
+        for key, part in parts.items()
+        if part["ranks"].notna().all()
+    }
+    if not ranked:
+        return EncoderResult(cosine_real_zero=cosine, embedding=content.get("embedding", ""))
+    averaged = {name: one for (trials, name), one in ranked.items() if trials == "averaged"}
+    retrieval = {name: one.result() for name, one in averaged.items()}
+    if ("single", "real") in ranked:
+        retrieval["single_trial"] = ranked["single", "real"].result()
+    return EncoderResult(
+        retrieval,
+        averaged["real"].identification(seed),
+        cosine,
+        content.get("embedding", ""),
+        averaged["real"].minus(averaged["permuted"], seed) if "permuted" in averaged else {},
+    )
+
+
+@dataclass(frozen=True)
+class _Ranks:
+    """Ranks of the right image under one input."""
+
+    ranks: Int[np.ndarray, "n draws"]
+    nsd_id: list[int]
+    n_pictures: int
+
+    @classmethod
+    def of(cls, part: pd.DataFrame, n_pictures: int) -> "_Ranks":
+        return cls(np.vstack(part["ranks"].tolist()).astype(np.int64), part["nsd_id"].tolist(), n_pictures)
+
+    def sums(self, values: Float[np.ndarray, "n draws"]) -> Float[np.ndarray, "images 2"]:
+        """Sum over the queries of each image, and their number."""
+        counts = np.full(len(values), float(values.shape[1]))
+        return sum_by_image(np.column_stack([values.sum(axis=1), counts]), self.nsd_id)
+
+    def result(self) -> RetrievalResult:
+        hits = (self.ranks <= 10).astype(np.float64)
+        low, high = bootstrap_of_sums(self.sums(hits), _ratio)
+        return RetrievalResult(
+            r_at={k: float((self.ranks <= k).mean()) for k in (1, 5, 10)},
+            r_at_10=Estimate(float(hits.mean()), low, high),
+            chance_r_at_10=min(10, self.n_pictures) / self.n_pictures,
+            median_rank=float(np.median(self.ranks)),
+            chance_median_rank=(self.n_pictures + 1) / 2,
+            n_pictures=self.n_pictures,
+            n_queries=self.ranks.size,
+        )
+
+    def identification(self, seed: int) -> tuple[Identification, ...]:
+        """The N-way curve: share of choices among N images that are right."""
+        curve = []
+        for ways in sorted({*(ways for ways in _WAYS if ways < self.n_pictures), self.n_pictures}):
+            chances = self.chances(ways)
+            low, high = bootstrap_of_sums(self.sums(chances), _ratio, seed=seed)
+            curve.append(Identification(ways, Estimate(float(chances.mean()), low, high), 1 / ways))
+        return tuple(curve)
+
+    def chances(self, ways: int) -> Float[np.ndarray, "n draws"]:
+        return identification_chances(self.ranks.ravel(), self.n_pictures, ways).reshape(self.ranks.shape)
+
+    def minus(self, control: "_Ranks", seed: int) -> dict[str, Estimate]:
+        """Paired difference from a control, its draws averaged."""
+        found = {}
+        for name in ("R@10", "2-way"):
+            a, b = (
+                one.sums(values.mean(axis=1, keepdims=True))
+                for one in (self, control)
+                for values in [one.ranks <= 10 if name == "R@10" else one.chances(2)]
+            )
+            found[name] = Estimate(*paired_difference_of_sums(a, b, _ratio, seed=seed))
+        return found
+
+
+class _Groups:
+    """Numbers within groups of the test images, real betas against another image's."""
+
+    def __init__(self, inputs: dict[str, _Input], seed: int) -> None:
+        self.seed, self.nsd_id = seed, inputs["real"].rows["nsd_id"].to_numpy()
+        self.real, self.permuted = inputs["real"], inputs.get("permuted")
+
+    def result(self, group: dict[str, Any]) -> GroupResult:
+        chosen = np.isin(self.nsd_id, group["nsd_ids"])
+        n, cider = int(chosen.sum()), self.real.numbers.cider[chosen]
+        if n < 2:  # no interval over images
+            return GroupResult(group["kind"], group["name"], n)
+        return GroupResult(
+            group["kind"],
+            group["name"],
+            n,
+            Estimate(float(cider.mean()), *bootstrap_mean(cider, seed=self.seed)),
+            self._real_minus_permuted(cider, chosen),
+            self._bits_per_word(chosen),
+        )
+
+    def similarity(self, similarity: dict[str, float]) -> Estimate | None:
+        """Rank correlation of CIDEr real − permuted with the similarity to the nearest training image."""
+        if not similarity or self.permuted is None:
+            return None
+        differences = self.real.numbers.cider - self.permuted.numbers.cider
+        if np.ptp(differences) == 0:  # every caption has the same score: no order to compare
+            return None
+        found = spearmanr([similarity[str(image)] for image in self.nsd_id], differences)
+        return Estimate(float(found.statistic), p=float(found.pvalue))
+
+    def _real_minus_permuted(self, cider: np.ndarray, chosen: Bool[np.ndarray, " n"]) -> Estimate | None:
+        if self.permuted is None:
+            return None
+        return Estimate(*paired_difference(cider, self.permuted.numbers.cider[chosen], seed=self.seed))
+
+    def _bits_per_word(self, chosen: Bool[np.ndarray, " n"]) -> Estimate | None:
+        if self.permuted is None or np.isnan(self.permuted.log2_p).any() or np.isnan(self.real.log2_p).any():
+            return None
+        bits = (self.real.log2_p - self.permuted.log2_p)[chosen]
+        words, ids = self.real.rows["n_words"].to_numpy()[chosen], self.nsd_id[chosen].tolist()
+        return _estimate(difference_of_ratios(bits, np.zeros(len(bits)), words, ids, seed=self.seed))
+
+
+def _estimate(row: dict[str, float]) -> Estimate:
+    return Estimate(row["mean"], row["low"], row["high"], row["p"])
+
+
+def _ratio(sums: np.ndarray) -> float:
+    return float(sums[0] / sums[1])

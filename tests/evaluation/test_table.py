@@ -1,0 +1,192 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from bitllm.errors import DataError
+from bitllm.evaluation.bits import ReferenceTokens, evidence
+from bitllm.evaluation.diagnostics import image_retrieval
+from bitllm.evaluation.held_out import HeldOut
+from bitllm.evaluation.outcomes import Outcomes
+from bitllm.evaluation.results import About, Results, from_json, to_json
+from bitllm.evaluation.scoring.caption_scorer import CaptionScorer
+from bitllm.evaluation.scoring.score import compare_captions
+from bitllm.evaluation.table import (
+    Evaluation,
+    encoder_rows,
+    read_evaluation,
+    results_of,
+    rows_of,
+    write_evaluation,
+)
+from bitllm.metrics.retrieval import target_ranks
+
+SEED = 3
+
+
+class Trials:
+    """As many rows as images."""
+
+    def __init__(self, nsd_id):
+        self.nsd_id = nsd_id
+
+    def __len__(self):
+        return len(self.nsd_id)
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    """Twelve images with three references each, without a store."""
+    rng = np.random.default_rng(1)
+    words = ["a", "dog", "cat", "red", "two", "tree", "on", "grass"]
+    made = object.__new__(HeldOut)
+    references = [tuple(" ".join(rng.choice(words, 6)) for _ in range(3)) for _ in range(12)]
+    nsd_id = np.arange(12) * 5 + 3
+    fields = {
+        "subject": "subj08",
+        "trials": Trials(nsd_id),
+        "references": references,
+        "scorer": CaptionScorer(references, image_ids=nsd_id.tolist()),
+        "n_repetitions": np.full(12, 3),
+    }
+    made.__dict__.update(fields)
+    return made
+
+
+@pytest.fixture(scope="module")
+def found(held_out):
+    """Captions that are references of the same or of the next image, and random probabilities."""
+    rng = np.random.default_rng(2)
+    row = np.repeat(np.arange(12), 3)
+    answers = [[1] * int(n) for n in rng.integers(4, 7, 36)]
+    word = np.full((36, 6), -1)
+    tokens = ReferenceTokens(row, answers, [["w"] * (len(one) - 1) for one in answers], word)
+    order = np.roll(np.arange(12), 1)
+    real = [group[0] for group in held_out.references]
+    captions = {
+        "real": [text if row % 3 else "a dog" for row, text in enumerate(real)],
+        "permuted": [real[row] for row in order],
+        "zero": ["a dog on grass"] * 12,
+    }
+    log2 = {name: -rng.random((36, 6)) for name in ("real", "permuted", "llm_alone")}
+    return Outcomes(held_out, order, tokens, captions | {"llm_alone": [""] * 12}, log2)
+
+
+@pytest.fixture(scope="module")
+def constant(held_out):
+    """One caption for every image."""
+    return [held_out.references[0][0]] * len(held_out.trials)
+
+
+@pytest.fixture(scope="module")
+def embedded(held_out):
+    """Random embeddings of three draws of a control, and of the images."""
+    rng = np.random.default_rng(0)
+    n = len(held_out.trials)
+    return rng.normal(size=(3, n, 5)), rng.normal(size=(n, 5))
+
+
+@pytest.fixture(scope="module")
+def evaluation(found, held_out, constant, embedded):
+    """The easy brain's sft system, with an encoder whose embeddings are random."""
+    queries, gallery = embedded
+    n = len(held_out.trials)
+    tied = [target_ranks(rows @ gallery.T, np.arange(n), np.random.default_rng(0)) for rows in queries]
+    about = About(
+        "simulated brain", True, held_out.subject, False, "test", True, "poster", "a" * 64, "b" * 64, n, n, SEED,
+        "small", 12, held_out.scorer.references_sha256, held_out.scorer.tokenizer,
+    )  # fmt: skip
+    rows = [
+        rows_of(found, system="sft", baselines={"constant": constant}),
+        encoder_rows(held_out, "real", ranks=np.array(tied[:1]).T, cosine_zero=np.linspace(0, 1, n)),
+        encoder_rows(held_out, "permuted", ranks=np.array(tied).T),
+    ]
+    groups = [
+        {"kind": "category", "name": "animals", "nsd_ids": held_out.nsd_id[:5].tolist()},
+        {"kind": "category", "name": "food", "nsd_ids": held_out.nsd_id[:1].tolist()},
+    ]
+    return Evaluation(
+        pd.concat(rows),
+        {"about": to_json(about), "n_pictures": n, "groups": groups, "n_trainable": {"sft": 7}},
+    )
+
+
+@pytest.fixture(scope="module")
+def results(evaluation, tmp_path_factory):
+    """Results of the table as it was read back from the disk."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    write_evaluation(folder, evaluation)
+    return results_of(read_evaluation(folder))
+
+
+def test_scores_are_those_of_the_scorer_with_its_intervals(results, found, held_out, constant):
+    captions = found.captions | {"constant": constant}
+    own = {name: held_out.scorer.score(texts, seed=SEED) for name, texts in captions.items()}
+    assert list(results.systems["sft"].averaged) == list(captions)
+    for name, scored in own.items():
+        got = results.systems["sft"].averaged[name]
+        assert {metric: one.value for metric, one in got.scores.items()} == pytest.approx(scored.metrics)
+        for metric, interval in scored.intervals.items():
+            assert got.scores[metric][1:3] == pytest.approx(tuple(interval))
+        assert (got.n_distinct, got.mean_length) == (scored.distinct, pytest.approx(scored.mean_length))
+    differences = compare_captions(own["real"], own["constant"], seed=SEED)
+    got = results.systems["sft"].averaged["constant"].real_minus_this
+    assert {name: tuple(one) for name, one in got.items()} == {
+        name: pytest.approx(tuple(one)) for name, one in differences.items()
+    }
+    assert results.systems["sft"].real.real_minus_this == {}
+
+
+def test_bits_are_those_of_the_tokens(results, found, held_out):
+    log2, images = found.log2_probs, held_out.nsd_id.tolist()
+    for name in ("permuted", "llm_alone"):
+        expected = evidence(log2["real"], log2[name], found.tokens, images, seed=SEED)
+        got = results.systems["sft"].averaged[name].bits
+        for unit, row in expected.items():
+            assert tuple(got[unit]) == pytest.approx(tuple(row.values())), (name, unit)
+    assert results.systems["sft"].averaged["zero"].bits == {}, "no likelihood was computed"
+
+
+def test_retrieval_pools_the_draws_of_a_control(results, held_out, embedded):
+    queries, gallery = embedded
+    n = len(held_out.trials)
+    expected = image_retrieval(
+        queries.reshape(-1, 5), np.tile(np.arange(n), 3), gallery, np.arange(n), seed=0
+    )
+    got = results.encoder.retrieval["permuted"]
+    assert got.r_at == {k: pytest.approx(expected[f"R@{k}"]) for k in (1, 5, 10)}
+    assert got.r_at_10[:3] == pytest.approx((expected["R@10"], expected["low"], expected["high"]))
+    assert (got.median_rank, got.n_queries) == (expected["MedR"], 3 * n)
+    assert (got.chance_r_at_10, got.chance_median_rank) == (10 / n, (n + 1) / 2)
+    assert results.encoder.identification[-1].correct.value == pytest.approx(
+        results.encoder.retrieval["real"].r_at[1]
+    )
+    assert results.encoder.cosine_real_zero == (
+        pytest.approx(0.5),
+        pytest.approx(np.linspace(0, 1, n).std(ddof=1)),
+    )
+
+
+def test_groups_have_the_numbers_of_their_images(results, evaluation):
+    animals, food = results.groups
+    own = evaluation.rows[(evaluation.rows["system"] == "sft") & (evaluation.rows["row"] < 5)]
+    real, permuted = (own[own["input"] == name] for name in ("real", "permuted"))
+    assert animals.cider.value == pytest.approx(real["cider"].mean())
+    assert animals.real_minus_permuted.value == pytest.approx(real["cider"].mean() - permuted["cider"].mean())
+    bits = (real["log2_p"].sum() - permuted["log2_p"].sum()) / real["n_words"].sum()
+    assert animals.bits_per_word.value == pytest.approx(bits)
+    assert (food.n_images, food.cider) == (1, None)
+
+
+def test_results_survive_their_json(results):
+    content = to_json(results)
+    assert from_json(Results, content, "results.json") == results
+    content["systems"]["sft"]["averaged"]["real"]["n_distinkt"] = 3
+    with pytest.raises(DataError, match=r"results\.json\.systems\.sft\.averaged\.real.*n_distinkt"):
+        from_json(Results, content, "results.json")
+
+
+def test_a_damaged_table_is_named(evaluation, tmp_path):
+    write_evaluation(tmp_path, evaluation)
+    (tmp_path / "evaluation.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"evaluation\.parquet"):
+        read_evaluation(tmp_path)
