@@ -247,7 +247,9 @@ def results_of(found: Evaluation, where: str = ABOUT) -> Results:
             {name: inputs["averaged"]["real"] for name, inputs in scored.items()}
         ),
         human=content.get("human", {}),
-        regions=from_json(tuple[RegionResult, ...], content.get("regions", []), f"{where}: regions"),  # type: ignore[arg-type]
+        regions=tuple(
+            from_json(RegionResult, one, f"{where}: regions") for one in content.get("regions", [])
+        ),
         reward={name: (first, last) for name, (first, last) in content.get("reward", {}).items()},
     )
     if not systems:
