@@ -55,11 +55,6 @@ def audit(store: Store, *, split: Split | None = None, run: Path | None = None) 
     dict
         ``store``, ``split`` (checksum, or ``None``), ``leaks`` and ``notes`` (one sentence each) and
         ``is_clean``.
-
-    Raises
-    ------
-    DataError
-        If ``run`` holds no split and none is given.
     """
     copies = list(_copies(store))
     leaks = [*_store_leaks(store), *(f"one brain under two names: {line}" for _, _, line in copies)]
@@ -92,13 +87,7 @@ def audit(store: Store, *, split: Split | None = None, run: Path | None = None) 
 
 
 def verify_store(store: Store) -> int:
-    """Compare the checksum of every file with the manifest; returns how many files were compared.
-
-    Raises
-    ------
-    DataError
-        If a file was changed or damaged after it was written.
-    """
+    """Compare the checksum of every file with the manifest; returns how many files were compared."""
     expected = {store.path / file: checksum for file, checksum in store.manifest.sha256.items()}
     for subject, record in store.manifest.subjects.items():
         folder = store.path / "subjects" / subject

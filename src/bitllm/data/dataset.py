@@ -77,13 +77,6 @@ def select_trials(
         Whether all repetitions of an image within a subject become one item, or each trial is its own.
     subjects
         Some of the part's subjects; all by default.
-
-    Raises
-    ------
-    SealedTestError
-        If the test part is asked for inside `sealed_test`.
-    SplitError
-        If the part is unknown, the split leaks, a subject is not of that part, or there is no trial.
     """
     if part not in PARTS:
         raise SplitError(
@@ -135,13 +128,7 @@ def sealed_test() -> Iterator[None]:
 def anatomy(
     data: SubjectData, atlases: Sequence[str]
 ) -> tuple[Float32[np.ndarray, "voxels 3"], Int64[np.ndarray, "voxels atlases"]]:
-    """MNI coordinates in mm and labels of a subject's voxels, the atlases in the order asked for.
-
-    Raises
-    ------
-    DataError
-        If the store has no such atlas.
-    """
+    """MNI coordinates in mm and labels of a subject's voxels, the atlases in the order asked for."""
     valid = [
         name for name in data.voxels.columns if name not in ("i", "j", "k", "x_mm", "y_mm", "z_mm", "ncsnr")
     ]
@@ -152,13 +139,7 @@ def anatomy(
 
 
 def n_labels(store: Store, atlases: Sequence[str]) -> tuple[int, ...]:
-    """The highest label of each atlas, in the order asked for; 0, unlabelled, comes on top.
-
-    Raises
-    ------
-    DataError
-        If the store has no such atlas.
-    """
+    """The highest label of each atlas, in the order asked for; 0, unlabelled, comes on top."""
     for atlas in atlases:
         _require_atlas(atlas, list(store.atlases), str(store.path))
     return tuple(max(store.atlases[atlas], default=0) for atlas in atlases)

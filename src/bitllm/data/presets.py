@@ -21,13 +21,7 @@ _BLOCK = 4096
 
 
 def leave_one_subject_out(store: Store, subject: str) -> Split:
-    """Train on all other subjects, test on this one with the shared images.
-
-    Raises
-    ------
-    SplitError
-        If the store has no such subject, or no other.
-    """
+    """Train on all other subjects, test on this one with the shared images."""
     if subject not in store.subjects:
         raise SplitError(
             f"{store.path}: expected a subject of the store to be held out, found `{subject}`; "
@@ -42,13 +36,7 @@ def leave_one_subject_out(store: Store, subject: str) -> Split:
 
 
 def within_subject(store: Store, subjects: tuple[str, ...] | None = None) -> Split:
-    """Train and test on the same subjects; the shared images, which nobody trains on, are the test images.
-
-    Raises
-    ------
-    SplitError
-        If the store lacks one of the subjects.
-    """
+    """Train and test on the same subjects; the shared images, which nobody trains on, are the test images."""
     chosen = subjects or store.subjects
     if unknown := sorted(set(chosen) - set(store.subjects)):
         raise SplitError(
@@ -59,13 +47,7 @@ def within_subject(store: Store, subjects: tuple[str, ...] | None = None) -> Spl
 
 
 def with_few_trials(store: Store, split: Split, n_trials: int, *, seed: int = 0) -> Split:
-    """The same split with about ``n_trials`` training trials, on images drawn by ``seed`` with all their trials.
-
-    Raises
-    ------
-    SplitError
-        If there are fewer.
-    """
+    """The same split with about ``n_trials`` training trials, on images drawn by ``seed`` with all their trials."""
     images = few_images(store, split.train_subjects, split.train_images, n_trials, seed=seed)
     return with_checksum(replace(split, name=f"{split.name} {n_trials} trials", train_images=images))
 
@@ -73,13 +55,7 @@ def with_few_trials(store: Store, split: Split, n_trials: int, *, seed: int = 0)
 def few_images(
     store: Store, subjects: tuple[str, ...], images: frozenset[int], n_trials: int, *, seed: int
 ) -> frozenset[int]:
-    """Some of ``images``, drawn by ``seed``, of which ``subjects`` have ``n_trials`` trials or barely more.
-
-    Raises
-    ------
-    SplitError
-        If they have fewer.
-    """
+    """Some of ``images``, drawn by ``seed``, of which ``subjects`` have ``n_trials`` trials or barely more."""
     order = np.random.default_rng(seed).permutation(sorted(images))
     seen = pd.concat([store.subject(subject).trials["nsd_id"] for subject in subjects])
     total = np.cumsum(seen.value_counts().reindex(order, fill_value=0).to_numpy())
@@ -97,11 +73,6 @@ def named_test_images(store: Store, name: str) -> frozenset[int]:
 
     ``982`` asks which shared images a subject with all 40 sessions sees in the first 37; ``907``, ``766`` and
     ``515`` which ones all eight subjects see one, two or three times.
-
-    Raises
-    ------
-    SplitError
-        If the name is unknown, or the store does not hold as many images as the name says.
     """
     if name not in TEST_SETS:
         raise SplitError(f"split: expected a test set, found `{name}`; {nearest(name, list(TEST_SETS))}")
@@ -127,13 +98,7 @@ def named_test_images(store: Store, name: str) -> frozenset[int]:
 
 
 def with_test_images(split: Split, images: frozenset[int], *, name: str) -> Split:
-    """The same split, tested on those of its test images that are among ``images``.
-
-    Raises
-    ------
-    SplitError
-        If none is.
-    """
+    """The same split, tested on those of its test images that are among ``images``."""
     kept = split.test_images & images
     if not kept:
         raise SplitError(
@@ -156,11 +121,6 @@ def without_neighbours(
         An embedding of every image of the split.
     cosine
         Two images with a higher cosine than this are alike.
-
-    Raises
-    ------
-    SplitError
-        If the cosine is not from -1 to 1, an image has no embedding, or no training or validation image is left.
     """
     if not -1 <= cosine <= 1:
         raise SplitError(f"--max-cosine: expected -1 to 1, found {cosine}; change it")

@@ -58,11 +58,6 @@ def make_split(store: Store, preset: str) -> Split:
         images are the test images. ``develop``: all but the last two are for training, the last but one is
         tested, on its validation images; the last subject and the shared images stay sealed.
 
-    Raises
-    ------
-    SplitError
-        If the preset is unknown, or the store has too few subjects for it.
-
     References
     ----------
     The poster's section on data: subjects 1 to 7 for training, subject 8 for testing.
@@ -94,15 +89,7 @@ def save_split(split: Split, path: Path) -> None:
 
 
 def load_split(path: Path) -> Split:
-    """Read a split that `save_split` wrote.
-
-    Raises
-    ------
-    DataError
-        If the file is missing or is not JSON.
-    SplitError
-        If the file is not a split, or was changed after it was written.
-    """
+    """Read a split that `save_split` wrote."""
     content = read_json(path)
     keys = ("name", *_SUBJECTS, *_IMAGES, "sha256")
     if not isinstance(content, dict) or set(content) != set(keys):
@@ -121,16 +108,7 @@ def load_split(path: Path) -> Split:
 
 
 def check_split(store: Store, split: Split) -> None:
-    """Refuse a split that leaks, or that is not of this store.
-
-    Raises
-    ------
-    SplitError
-        If a subject or an image is on both sides, is unknown to the store, or has a part in the store that
-        its use forbids: by the default normalization the z-scores' statistics saw every image of the part
-        ``train``. What they saw by another one is no reason to refuse (see `images_in_statistics`). Or if
-        there are several subjects with coordinates in spaces of their own, which one encoder cannot share.
-    """
+    """Refuse a split that leaks, or that is not of this store."""
     _check_subjects(store, split)
     for one, other in (("train_images", "test_images"), ("train_images", "validation_images")):
         both = getattr(split, one) & getattr(split, other)

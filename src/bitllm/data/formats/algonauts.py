@@ -58,11 +58,6 @@ def read_algonauts(
         JSON ``{atlas: {number: name}}`` instead of NSD's own names.
     subjects
         Some of the subjects; all by default.
-
-    Raises
-    ------
-    DataError
-        If files lack, are damaged, or do not belong together.
     """
     folders = [path for path in sorted(root.glob("subj0[1-8]")) if subjects is None or path.name in subjects]
     if not folders or (subjects and len(folders) != len(subjects)):

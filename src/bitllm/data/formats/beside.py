@@ -57,13 +57,7 @@ class Reading:
 def places_of(
     beside: Beside, subject: str, n_voxels: int, source: Path, notes: list[str]
 ) -> tuple[pd.DataFrame, dict[str, dict[int, str]]]:
-    """The table of a subject's voxels, and the names of its labels.
-
-    Raises
-    ------
-    DataError
-        If nobody told the places, or they are of another number of voxels.
-    """
+    """The table of a subject's voxels, and the names of its labels."""
     labels: dict[str, dict[int, str]] = {}
     if beside.nsd is not None:
         release = NsdRelease(beside.nsd)
@@ -100,13 +94,7 @@ def read_voxel_table(path: Path, notes: list[str]) -> pd.DataFrame:
 
 
 def nsd_stimuli(beside: Beside, nsd_ids: np.ndarray, shared: np.ndarray, source: Path) -> pd.DataFrame:
-    """``nsd_id``, ``coco_id`` (-1 where unknown), ``stimulus_id`` and ``shared``, ascending.
-
-    Raises
-    ------
-    DataError
-        If an id is none of NSD's, or the table lacks one.
-    """
+    """``nsd_id``, ``coco_id`` (-1 where unknown), ``stimulus_id`` and ``shared``, ascending."""
     if nsd_ids.min() < 0:
         raise DataError(f"{source}: expected 0-based NSD ids, found {nsd_ids.min()}; download the file again")
     rows = pd.DataFrame({"nsd_id": nsd_ids, "shared": shared})
@@ -142,13 +130,7 @@ def read_stimulus_table(path: Path) -> pd.DataFrame:
 
 
 def caption_rows(beside: Beside, stimuli: pd.DataFrame, source: Path, notes: list[str]) -> pd.DataFrame:
-    """``nsd_id`` and ``caption`` of every image.
-
-    Raises
-    ------
-    DataError
-        If no file of captions is named, or an image has none.
-    """
+    """``nsd_id`` and ``caption`` of every image."""
     if not beside.captions:
         raise DataError(
             f"{source}: expected captions, found none in this format; name a JSON file with --captions"

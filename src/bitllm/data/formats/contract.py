@@ -72,15 +72,7 @@ class Header(StrictConfig):
 
 
 def read_contract(header_path: Path) -> Reading:
-    """Read a dataset that a header file describes.
-
-    Raises
-    ------
-    ConfigError
-        If the header has an unknown key or a wrong value.
-    DataError
-        If a file lacks, is damaged, or does not fit the others.
-    """
+    """Read a dataset that a header file describes."""
     header = Header.read(header_path)
     for name in header.subjects:
         require_plain_name(name, header_path, "a subject", error=ConfigError)
@@ -183,11 +175,6 @@ def session_reader(
         ``session`` and ``trial_row`` of the trials that are stored; rows of ``flat`` that none has are left out.
     n_betas
         Rows of ``flat`` according to the trials table, trials without an image counted.
-
-    Raises
-    ------
-    DataError
-        If there is another number of trials, or ``scale`` does not suit the numbers.
     """
     n_trials = sum(series.n_trials)
     if n_trials != n_betas:

@@ -58,11 +58,6 @@ def read_glmsingle(
         Folder of pictures.
     trust_pickle
         Consent to read ``.npy``.
-
-    Raises
-    ------
-    DataError
-        If a file lacks, is damaged, is TYPEA, or does not fit the others.
     """
     values = _array(betas, ("betasmd", "modelmd"), trust_pickle)
     require_plain_name(subject, "--subject", "a subject")

@@ -53,11 +53,6 @@ def read_mindeye(root: Path, beside: Beside, *, subjects: tuple[str, ...] | None
 
     ``coco73k`` is the 0-based NSD id in spite of its name. Rows of a sample beyond ``num_uniques`` repeat
     earlier ones and are left out.
-
-    Raises
-    ------
-    DataError
-        If there are no tars, or one is damaged or not of this format.
     """
     names = sorted({path.name.split("_")[1] for path in root.glob("train/train_subj*_*.tar")})
     if not names:

@@ -36,11 +36,6 @@ def read_mindeye2(root: Path, beside: Beside, *, subjects: tuple[str, ...] | Non
 
     Column 0 of ``behav.npy`` is the 0-based NSD id (its own notes say COCO), column 5 the 0-based row of the
     betas. ``test`` is the older version of ``new_test`` and is read only where the newer one lacks.
-
-    Raises
-    ------
-    DataError
-        If files lack, are damaged, or do not belong together.
     """
     files = {path.name.split("_")[2]: path for path in sorted(root.glob("betas_all_subj*_fp32_renorm.hdf5"))}
     if not files:

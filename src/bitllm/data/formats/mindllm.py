@@ -28,11 +28,6 @@ def read_mindllm(root: Path, beside: Beside, *, subjects: tuple[str, ...] | None
 
     ``coco_id`` is COCO's id, not NSD's; with ``--stimulus-table`` the store counts by NSD ids, without by
     COCO ids.
-
-    Raises
-    ------
-    DataError
-        If files lack, are damaged or not of this format.
     """
     folder = root / "nsd0" if (root / "nsd0").is_dir() else root
     files = {

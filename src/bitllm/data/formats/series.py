@@ -74,13 +74,7 @@ class Voxels:
 
 
 def read_mask(path: Path) -> tuple[np.ndarray, Grid]:
-    """The voxels of a mask or atlas whose labels are above 0, and its grid.
-
-    Raises
-    ------
-    DataError
-        If the mask is missing, damaged or empty, has no three axes, or holds other values than labels.
-    """
+    """The voxels of a mask or atlas whose labels are above 0, and its grid."""
     values, grid = read_volume(path, "a mask")
     mask = whole_labels(values, path, "a mask") > 0
     if mask.ndim != 3 or not mask.any():
@@ -92,13 +86,7 @@ def read_mask(path: Path) -> tuple[np.ndarray, Grid]:
 
 
 def resampled_mask(path: Path, target: Grid) -> np.ndarray:
-    """A mask on another grid, by nearest neighbor.
-
-    Raises
-    ------
-    DataError
-        If nilearn is missing, a grid does not say where it lies, or no voxel is left.
-    """
+    """A mask on another grid, by nearest neighbor."""
     try:
         import nibabel as nib
         from nilearn.image import resample_img
@@ -160,11 +148,6 @@ def read_series(
         Whether a mask on another grid is brought to the one of the betas.
     space
         The space that the coordinates are said to be in.
-
-    Raises
-    ------
-    DataError
-        If the files do not fit one another, or places are unknown.
     """
     grid = files[0].grid
     for file in files[1:]:

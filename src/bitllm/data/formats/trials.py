@@ -57,12 +57,6 @@ def read_trials(path: Path, *, subjects: tuple[str, ...]) -> Trials:
 
     Names are text. ``01`` and ``sub-01`` are one subject, ``run-01`` is the run 1. Sessions are labels: see
     `_numbered_sessions`. A trial without an image (blank, fixation) counts as a row of the betas and is left out.
-
-    Raises
-    ------
-    DataError
-        If a column is missing, a value is empty or no number, a subject has no trial, or a row is missing or there
-        twice.
     """
     notes: list[str] = []
     table = read_table(
@@ -145,11 +139,6 @@ def _numbered_sessions(table: pd.DataFrame, path: Path, notes: list[str]) -> pd.
     Plain numbers (also ``01``, ``ses-01``) that ascend in every subject stay as they are. All other labels, such as
     ``20230101`` and ``ses-pre``, are numbered from 1 in the order of the subject's trials (``trial_row``), and stay as
     ``session_name``.
-
-    Raises
-    ------
-    DataError
-        If two labels of a subject are one number, such as ``1`` and ``ses-01``.
     """
     labels: dict[str, list[str]] = {}
     in_order = table.sort_values("trial_row")  # a table may be shuffled, the betas are in the order of time
@@ -194,11 +183,6 @@ def stimuli_of(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, tuple[str
     Names that all are plain whole numbers are the numbers of the images; other names are numbered in sorted order,
     and stay as ``stimulus_name``. ``coco_id`` is that of the table, or -1. Where `split` names no image for
     validation, some of the training images are.
-
-    Raises
-    ------
-    DataError
-        If an image is in two parts or has two COCO ids, a part is unknown, or two names seem to be one image.
     """
     names = sorted(set(table["stimulus_id"]))
     alike = _names_alike(names, path)

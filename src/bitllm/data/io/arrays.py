@@ -51,13 +51,7 @@ class BetasFile:
 
 
 def read_npy(path: Path, what: str) -> np.ndarray:
-    """Memory-map a ``.npy`` file of real numbers; a pickle in it is refused.
-
-    Raises
-    ------
-    DataError
-        If the file is missing, damaged or a pickle.
-    """
+    """Memory-map a ``.npy`` file of real numbers; a pickle in it is refused."""
     require_file(path, what)
     try:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -75,13 +69,7 @@ def read_npy(path: Path, what: str) -> np.ndarray:
 
 
 def open_betas(path: Path, *, key: str = "betas") -> BetasFile:
-    """Betas of any kind of file that is read, described by the header alone.
-
-    Raises
-    ------
-    DataError
-        If the kind is not read, or the file is missing or damaged, or CIFTI has no axis of scalars.
-    """
+    """Betas of any kind of file that is read, described by the header alone."""
     name = path.name.lower()
     if not name.endswith(_SUFFIXES):
         raise DataError(
@@ -121,13 +109,7 @@ def cifti_places(path: Path) -> np.ndarray:
 
 
 def cifti_order(path: Path, mask: np.ndarray, grid: Grid) -> np.ndarray:
-    """Columns of a CIFTI file in the C order of a mask's voxels.
-
-    Raises
-    ------
-    DataError
-        If the file's volume is not the grid of the mask, or its grayordinates are not the voxels of the mask.
-    """
+    """Columns of a CIFTI file in the C order of a mask's voxels."""
     models = _brain_models(path)
     if models.volume_shape is not None:
         require_same_grid(_cifti_grid(path, models), grid, "grayordinates")
@@ -145,13 +127,7 @@ def cifti_order(path: Path, mask: np.ndarray, grid: Grid) -> np.ndarray:
 
 
 def require_same_grayordinates(path: Path, first: Path) -> None:
-    """Refuse two CIFTI files that would be put together column by column although their columns lie elsewhere.
-
-    Raises
-    ------
-    DataError
-        If the brain models differ: another structure, vertex or voxel, or another order.
-    """
+    """Refuse two CIFTI files that would be put together column by column although their columns lie elsewhere."""
     found, expected = _brain_models(path), _brain_models(first)
     if found == expected:
         return
@@ -166,13 +142,7 @@ def require_same_grayordinates(path: Path, first: Path) -> None:
 
 
 def require_sides(path: Path, x_mm: np.ndarray, table: Path) -> None:
-    """Refuse a table of places in which CIFTI's left structures lie to the right of its right ones.
-
-    Raises
-    ------
-    DataError
-        If the mean x of left and right structures is in the wrong order.
-    """
+    """Refuse a table of places in which CIFTI's left structures lie to the right of its right ones."""
     names = np.asarray(_brain_models(path).name, str)
     left, right = (x_mm[np.char.endswith(names, ending)] for ending in ("_LEFT", "_RIGHT"))
     if left.size and right.size and left.mean() > right.mean():

@@ -59,13 +59,7 @@ class CaptionFile:
 
     @cached_property
     def by_coco_id(self) -> dict[str, tuple[str, ...]]:
-        """The captions by ids that are compared as COCO's tools do: numbers without zeros at the front.
-
-        Raises
-        ------
-        DataError
-            If two ids are one number.
-        """
+        """The captions by ids that are compared as COCO's tools do: numbers without zeros at the front."""
         ids = {image: str(int(image)) if _is_number(image) else image for image in self.captions}
         _require_once(self.path, ids.values(), "as a number ")
         return {coco_id: self.captions[image] for image, coco_id in ids.items()}
@@ -114,12 +108,6 @@ def read_caption_file(path: Path, what: str = "captions in JSON") -> CaptionFile
 
     Texts stay as they are, but for HTML entities, which are replaced. Ids are text, composed and without spaces
     around them.
-
-    Raises
-    ------
-    DataError
-        If the file is missing, is not JSON in UTF-8, has another form or no captions, an id twice in a map, a
-        caption that is no text, or half a character.
     """
     path = Path(path)
     content = _content(path, what)
@@ -170,11 +158,6 @@ def captions_by_nsd_id(
         Gets a line on each thing that is no mistake but should be known.
     numbers_are_coco_ids
         Whether names that are whole numbers are COCO ids; they are not where they are NSD's.
-
-    Raises
-    ------
-    DataError
-        If an image has no caption, one has no words, or COCO ids cannot be joined to the images.
     """
     nsd_ids, names = stimuli["nsd_id"].tolist(), [normalized_name(str(n)) for n in stimuli["stimulus_id"]]
     captions: dict[int, tuple[str, ...]] = dict.fromkeys(nsd_ids, ())

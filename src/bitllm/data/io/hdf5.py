@@ -40,13 +40,7 @@ class Packing:
 
 
 def packing_of(dataset: h5py.Dataset) -> Packing:
-    """The packing that a dataset's attributes state.
-
-    Raises
-    ------
-    DataError
-        If an attribute looks like a scale and is not one of the CF conventions, or is not one number.
-    """
+    """The packing that a dataset's attributes state."""
     numbers: dict[str, tuple[float, ...]] = {}
     for name in dataset.attrs:
         key = name.lower()
@@ -69,13 +63,7 @@ def packing_of(dataset: h5py.Dataset) -> Packing:
 
 
 def open_hdf5(path: Path, what: str, **options: Any) -> h5py.File:
-    """Open an HDF5 file for reading.
-
-    Raises
-    ------
-    DataError
-        If it is missing, locked or damaged.
-    """
+    """Open an HDF5 file for reading."""
     require_file(path, what)
     try:
         return h5py.File(path, "r", **options)
@@ -92,13 +80,7 @@ def open_hdf5(path: Path, what: str, **options: Any) -> h5py.File:
 
 
 def hdf5_dataset(file: h5py.File, key: str) -> h5py.Dataset:
-    """A dataset of an open file, whose values can be unpacked here.
-
-    Raises
-    ------
-    DataError
-        If there is none of this name, or it is packed with a filter that is not installed.
-    """
+    """A dataset of an open file, whose values can be unpacked here."""
     found = file.get(key)
     if not isinstance(found, h5py.Dataset) or found.shape is None:
         raise DataError(
@@ -129,11 +111,6 @@ def read_dataset(dataset: h5py.Dataset, where: Any = (), *, trial_axis: int | No
         Which values, as an index.
     trial_axis
         The axis of the trials, which an error about damage names; ``None`` if there is none.
-
-    Raises
-    ------
-    DataError
-        If values cannot be read or unpacked.
     """
     packing = packing_of(dataset)
     try:

@@ -13,13 +13,7 @@ from bitllm.files import require_file
 
 @contextmanager
 def open_tensors(path: Path, what: str, *, framework: str = "pt") -> Iterator[Any]:
-    """Open a safetensors file.
-
-    Raises
-    ------
-    DataError
-        If the file is missing, unreadable, a git-lfs pointer, or not a whole safetensors file.
-    """
+    """Open a safetensors file."""
     require_file(path, what)
     try:
         with safe_open(path, framework=framework) as file:
@@ -32,13 +26,7 @@ def open_tensors(path: Path, what: str, *, framework: str = "pt") -> Iterator[An
 
 
 def read_tensors(path: Path, what: str, *, framework: str = "pt") -> dict[str, Any]:
-    """Read all tensors of a safetensors file; ``framework`` is ``pt`` or ``numpy``.
-
-    Raises
-    ------
-    DataError
-        As of `open_tensors`.
-    """
+    """Read all tensors of a safetensors file; ``framework`` is ``pt`` or ``numpy``."""
     with open_tensors(path, what, framework=framework) as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
 
@@ -47,11 +35,6 @@ def require_model_files(place: str | Path) -> None:
     """Check the files of a local model folder (or a GGUF file) before `transformers` opens them.
 
     Does nothing where ``place`` is a hub id.
-
-    Raises
-    ------
-    DataError
-        If a file is a git-lfs pointer or may not be read, or a safetensors file is damaged or truncated.
     """
     place = Path(place).expanduser()
     files = _files_of_model(place) if place.is_dir() else [place] if place.is_file() else []
@@ -65,13 +48,7 @@ def require_model_files(place: str | Path) -> None:
 
 @contextmanager
 def model_loading(place: str | Path, what: str, *, error: type[BitLlmError] = DataError) -> Iterator[None]:
-    """Turn any failure to load the model at ``place`` into one line.
-
-    Raises
-    ------
-    BitLlmError
-        Of the class ``error``: if a file is a git-lfs pointer or damaged, or the libraries refuse the folder.
-    """
+    """Turn any failure to load the model at ``place`` into one line."""
     try:
         require_model_files(place)
         yield
@@ -89,13 +66,7 @@ def model_loading(place: str | Path, what: str, *, error: type[BitLlmError] = Da
 
 @contextmanager
 def model_running(place: str | Path, purpose: str) -> Iterator[None]:
-    """Turn any failure of a loaded model into one line.
-
-    Raises
-    ------
-    ModelError
-        If the model or its tokenizer fails, for example since their vocabularies differ.
-    """
+    """Turn any failure of a loaded model into one line."""
     try:
         yield
     except (BitLlmError, MemoryError):

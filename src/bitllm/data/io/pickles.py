@@ -33,11 +33,6 @@ def read_pickled_dict(path: Path, *, is_trusted: bool) -> dict[str, Any]:
         The file.
     is_trusted
         Whether the user consents. Even then nothing but arrays, numbers, text and plain containers is made.
-
-    Raises
-    ------
-    DataError
-        Without consent, or if the file is damaged or asks for anything else.
     """
     require_file(path, "GLMsingle's output")
     if not is_trusted:

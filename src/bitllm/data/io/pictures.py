@@ -41,24 +41,13 @@ class PictureFolder:
                 self._files.setdefault(normalized_name(path.stem), []).append(path)
 
     def find(self, names: Sequence[str]) -> Path:
-        """The picture that has one of these names, the first name that there is; a name may include the ending.
-
-        Raises
-        ------
-        DataError
-            If there is none, or one name stands for several files.
-        """
+        """The picture that has one of these names, the first name that there is; a name may include the ending."""
         return self._find_each([names])[0]
 
     def find_all(self, names: Iterable[Sequence[str]], notes: list[str] | None = None) -> list[Path]:
         """The picture of each of these, found by `find`; only headers are read, and the values of 16-bit gray.
 
         ``notes`` gets a line if pictures of 16-bit gray come out almost black.
-
-        Raises
-        ------
-        DataError
-            If a picture is missing, or a file is not a picture.
         """
         found = self._find_each(names)
         dark = []
@@ -133,11 +122,6 @@ def picture_reader(
         ``nsd_id``, ``stimulus_id`` (the name) and ``coco_id`` (-1 where it is unknown).
     notes
         Gets a line if pictures come out almost black.
-
-    Raises
-    ------
-    DataError
-        If there is no folder, or it lacks a picture, or a file is not a picture.
     """
     if folder is None:
         raise DataError(
@@ -161,11 +145,6 @@ def decode_picture(file: Any, path: Path) -> np.ndarray:
         The picture: a path, or an open file.
     path
         The file that errors name.
-
-    Raises
-    ------
-    DataError
-        If it is not a picture, or is cut off.
     """
     with _damage_named(path), Image.open(file) as picture:
         turned = ImageOps.exif_transpose(picture)

@@ -62,12 +62,6 @@ def read_table(
         What the table is; errors name it.
     advice
         What to do about a cell that is no number.
-
-    Raises
-    ------
-    DataError
-        If the file is missing or damaged, a column is missing or there twice, a row has too few cells, or a cell of a
-        column of numbers is none.
     """
     require_file(path, what)
     said: list[str] = []

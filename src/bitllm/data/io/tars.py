@@ -42,11 +42,6 @@ def read_samples(
         The largest size that a member may declare.
     kept_bytes
         The largest size that all members to keep may declare together.
-
-    Raises
-    ------
-    DataError
-        If the file is missing, damaged or cut off, or a member is unsafe.
     """
     require_file(path, "a webdataset tar")
     try:
@@ -122,13 +117,7 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def array_of(path: Path, sample: Sample, extension: str) -> np.ndarray:
-    """The array in a member of a sample.
-
-    Raises
-    ------
-    DataError
-        If the sample has no such member, or it is not a plain array.
-    """
+    """The array in a member of a sample."""
     if extension not in sample:
         raise DataError(
             f"{path}: expected a member .{extension} in every sample, found a sample with "

@@ -13,26 +13,14 @@ _REAL = "biuf"
 
 
 def require_real(dtype: np.dtype, path: Path, what: str) -> None:
-    """Refuse values that are not real numbers; numpy would drop an imaginary part with only a warning.
-
-    Raises
-    ------
-    DataError
-        If the values are complex numbers, colors, text or records.
-    """
+    """Refuse values that are not real numbers; numpy would drop an imaginary part with only a warning."""
     if dtype.kind not in _REAL:
         advice = "save the real part or the magnitude" if dtype.kind == "c" else "save them as numbers"
         raise DataError(f"{path}: expected {what} as real numbers, found {dtype}; {advice}")
 
 
 def whole_numbers(values: np.ndarray, path: Path, what: str) -> np.ndarray:
-    """Numbers of images, trials or sessions as int64, whatever type they are stored in.
-
-    Raises
-    ------
-    DataError
-        If a value is not a whole number, or missing; numpy would cut 3.9999 to 3.
-    """
+    """Numbers of images, trials or sessions as int64, whatever type they are stored in."""
     require_real(values.dtype, path, what)
     if values.dtype.kind == "f":
         with np.errstate(invalid="ignore"):  # infinity minus infinity
@@ -58,11 +46,6 @@ def whole_labels(values: np.ndarray, path: Path, what: str, *, largest: int = 2*
         What errors call the labels.
     largest
         The largest label (and the smallest, negated) that the reader can store.
-
-    Raises
-    ------
-    DataError
-        If a value is farther from a whole number, infinite or too large.
     """
     require_real(values.dtype, path, what)
     if values.dtype.kind == "f":

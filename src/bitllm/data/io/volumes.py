@@ -67,13 +67,7 @@ class Grid:
 
 
 def open_volume(path: Path, what: str) -> Image:
-    """Open a NIfTI, MGH or CIFTI file without reading its values.
-
-    Raises
-    ------
-    DataError
-        If the file is missing, damaged or of another kind.
-    """
+    """Open a NIfTI, MGH or CIFTI file without reading its values."""
     require_file(path, what)
     with _damage_named(path, what):
         image = _loaded(path)
@@ -97,13 +91,7 @@ def _loaded(path: Path) -> nib.filebasedimages.FileBasedImage:
 
 
 def volume_values(image: Image, path: Path, what: str) -> np.ndarray:
-    """The values of an open volume, in the type they are stored in unless the header scales them.
-
-    Raises
-    ------
-    DataError
-        If the file ends too soon or does not unpack.
-    """
+    """The values of an open volume, in the type they are stored in unless the header scales them."""
     with _damage_named(path, what):
         return np.asanyarray(image.dataobj)
 
@@ -144,11 +132,6 @@ def require_same_grid(found: Grid, expected: Grid, what: str) -> None:
     The shapes must be equal, and no corner may lie more than 0.001 mm apart. Comparing the corners bounds the
     distance of every voxel, whatever the rotation; entries of two affines would need one tolerance for angles and
     one for offsets. A file that does not say where its voxels lie is compared by its shape alone.
-
-    Raises
-    ------
-    DataError
-        If the grids differ; the line holds both affines.
     """
     if found.shape != expected.shape:
         raise DataError(
@@ -179,13 +162,7 @@ def affine_text(affine: np.ndarray) -> str:
 
 
 def read_surface(path: Path, what: str, *, hemisphere: str) -> np.ndarray:
-    """The coordinates in mm of the vertices of one hemisphere, ``lh`` or ``rh``, from FreeSurfer's geometry.
-
-    Raises
-    ------
-    DataError
-        If the file is missing or damaged, or holds the other hemisphere: x is negative on the left.
-    """
+    """The coordinates in mm of the vertices of one hemisphere, ``lh`` or ``rh``, from FreeSurfer's geometry."""
     require_file(path, what)
     try:
         mm = np.asarray(nib.freesurfer.read_geometry(path)[0])
@@ -208,11 +185,6 @@ def stored_volumes(image: Image, path: Path, what: str) -> Iterator[np.ndarray]:
     """The volumes of an open series as they are stored, one after the other, flat (first axis fastest).
 
     One volume is in memory at a time, and a compressed file is unpacked once.
-
-    Raises
-    ------
-    DataError
-        If the file ends too soon or does not unpack.
     """
     assert isinstance(image.dataobj, ArrayProxy), f"{path}: not read from a file"
     n_values = int(np.prod(image.shape[:3]))

@@ -40,23 +40,12 @@ def read_grid(release: NsdRelease, subject: str) -> Grid:
     The affine is NSD's placeholder with its origin in the center, not the scanner's: coordinates come from the
     transform to MNI. NSD writes it by one rule into masks, regions, transforms, ceilings and betas, so a volume with
     another one was flipped or resampled by somebody.
-
-    Raises
-    ------
-    DataError
-        If the brain mask is missing or damaged.
     """
     return read_volume(release.brainmask(subject), f"the brain mask of {subject}")[1]
 
 
 def read_voxel_mask(release: NsdRelease, subject: str, roi: str) -> Bool[np.ndarray, "x y z"]:
-    """The voxels of a region or of several joined by ``+``: label above 0 (0 is unlabelled, -1 not cortex).
-
-    Raises
-    ------
-    DataError
-        If the region's volume is missing, lies on another grid than the brain mask, or is empty.
-    """
+    """The voxels of a region or of several joined by ``+``: label above 0 (0 is unlabelled, -1 not cortex)."""
     grid = read_grid(release, subject)
     union = np.zeros(grid.shape, bool)
     for name in roi.split("+"):
@@ -84,11 +73,6 @@ def read_voxels(
         unlabelled).
     dict
         The name of every label, by atlas.
-
-    Raises
-    ------
-    DataError
-        If a volume is missing or lies on another grid, or a label has no name.
     """
     voxels = pd.DataFrame(np.argwhere(voxel_mask), columns=["i", "j", "k"], dtype=np.int32)
     grid = read_grid(release, subject)
@@ -108,13 +92,7 @@ def read_voxels(
 def read_views(
     release: NsdRelease, subject: str, voxel_mask: Bool[np.ndarray, "x y z"], sessions: Iterable[int]
 ) -> dict[int, View]:
-    """Which voxels of the mask NSD says were in the field of view, for those sessions that have such a volume.
-
-    Raises
-    ------
-    DataError
-        If a volume is damaged, lies on another grid, or holds other values than 0 and 1.
-    """
+    """Which voxels of the mask NSD says were in the field of view, for those sessions that have such a volume."""
     views = {}
     grid = read_grid(release, subject)
     for session in sessions:
@@ -158,11 +136,6 @@ def read_labels(path: Path, tables: tuple[Path, ...], number: Int16[np.ndarray, 
         Where the table of names may lie.
     number
         The labels themselves, all of which must have a name; 0 is unlabelled.
-
-    Raises
-    ------
-    DataError
-        If a label has no name in the first table that there is.
     """
     table = next((path for path in tables if path.is_file()), None)
     present = [int(n) for n in np.unique(number) if n > 0]

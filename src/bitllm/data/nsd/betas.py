@@ -44,11 +44,6 @@ def read_session_betas(
     grid
         The grid of the brain mask, which a NIfTI file must have; HDF5 has no affine to compare.
 
-    Raises
-    ------
-    DataError
-        If the file is missing or damaged, or if its grid, its type or its scale is not NSD's.
-
     References
     ----------
     NSD Data Manual, "Betas"; the HDF5 files have chunks of one voxel and all trials.

@@ -163,13 +163,7 @@ class NsdRelease:
         return read_json(path) if path.exists() else None
 
     def subjects(self, wanted: Sequence[str] | None = None) -> tuple[str, ...]:
-        """The subjects of whom there are betas of this version, in the order of their names.
-
-        Raises
-        ------
-        DataError
-            If there is none, or one that is wanted is not there.
-        """
+        """The subjects of whom there are betas of this version, in the order of their names."""
         folder = self.root / "nsddata_betas/ppdata"
         found = sorted(path.name for path in folder.glob("subj*") if self.betas_folder(path.name).is_dir())
         if not found:
@@ -186,23 +180,11 @@ class NsdRelease:
         return tuple(subject for subject in found if wanted is None or subject in wanted)
 
     def session_files(self, subject: str) -> tuple[Path, ...]:
-        """The beta files of a subject, one a session from the first, HDF5 before NIfTI where both are there.
-
-        Raises
-        ------
-        DataError
-            If there is no session, or one in the middle is missing.
-        """
+        """The beta files of a subject, one a session from the first, HDF5 before NIfTI where both are there."""
         return self._files_by_session(subject, "", ("hdf5", "nii.gz", "nii"))
 
     def surface_session_files(self, subject: str) -> tuple[tuple[Path, ...], ...]:
-        """The beta files of a subject's vertices: left and right hemisphere of each session.
-
-        Raises
-        ------
-        DataError
-            If there is no session, or a file of a session is missing.
-        """
+        """The beta files of a subject's vertices: left and right hemisphere of each session."""
         left, right = (self._files_by_session(subject, f"{side}.", ("mgh",)) for side in HEMISPHERES)
         if len(left) != len(right):
             missing = min(len(left), len(right)) + 1

@@ -42,11 +42,6 @@ def read_stimuli(
     -------
     pandas.DataFrame
         ``nsd_id``, ``coco_id``, ``coco_split``, ``shared``, in the order of ``nsd_ids``.
-
-    Raises
-    ------
-    DataError
-        If the table is missing, lacks a column or an image, or tells of other shared images.
     """
     what, advice = "NSD's table of stimuli", "download it again"
     table = read_table(path, needed=_COLUMNS, numbers=_NUMBERS, notes=notes, what=what, advice=advice)
@@ -84,11 +79,6 @@ def read_captions(release: NsdRelease, stimuli: pd.DataFrame, notes: list[str] |
     -------
     pandas.DataFrame
         ``nsd_id`` and ``caption``, sorted by ``nsd_id``.
-
-    Raises
-    ------
-    DataError
-        If a file is missing or is not COCO's, or an image has no caption.
     """
     rows: list[tuple[int, str]] = []
     for coco_split, images in stimuli.groupby("coco_split", sort=True):
@@ -114,11 +104,6 @@ def read_pictures(path: Path, nsd_ids: Int[np.ndarray, " images"]) -> Iterator[U
         ``nsd_stimuli.hdf5``, whose rows are 0-based ``nsd_id``.
     nsd_ids
         The images, ascending.
-
-    Raises
-    ------
-    DataError
-        If the file is missing or damaged, is not a stack of RGB pictures, or has too few.
     """
     with open_hdf5(path, "NSD's pictures", rdcc_nbytes=64 * 2**20) as file:
         brick = hdf5_dataset(file, "imgBrick")

@@ -20,13 +20,7 @@ VertexMasks = tuple[Bool[np.ndarray, " left"], Bool[np.ndarray, " right"]]
 
 
 def read_vertex_masks(release: NsdRelease, subject: str, roi: str) -> VertexMasks:
-    """The vertices of a region or of several joined by ``+``: label above 0.
-
-    Raises
-    ------
-    DataError
-        If a file is missing or has another number of vertices than fsaverage's surface, or the region is empty.
-    """
+    """The vertices of a region or of several joined by ``+``: label above 0."""
     left, right = (np.zeros(len(_read_places(release, side)), bool) for side in HEMISPHERES)
     for name in roi.split("+"):
         found = [
@@ -56,11 +50,6 @@ def read_vertices(
         atlas (0 = unlabelled).
     dict
         The name of every label, by atlas.
-
-    Raises
-    ------
-    DataError
-        If a file is missing or has another number of vertices, or a label has no name.
     """
     halves, labels = [], dict[str, dict[int, str]]()
     for number, (side, mask) in enumerate(zip(HEMISPHERES, masks, strict=True)):
@@ -97,11 +86,6 @@ def read_surface_betas(
     -------
     numpy.ndarray
         NaN at vertices without data, as NSD has them.
-
-    Raises
-    ------
-    DataError
-        If a file is missing or truncated, or its shape or its type is not NSD's.
 
     References
     ----------

@@ -53,12 +53,6 @@ class Design:
 def read_design(path: Path) -> Design:
     """Read ``nsd_expdesign.mat``, whose numbers are all 1-based.
 
-    Raises
-    ------
-    DataError
-        If the file is missing or damaged, lacks a variable, or if its numbers do not fit one another (for
-        example 0-based numbers where 1-based ones are due).
-
     References
     ----------
     NSD Data Manual, "Experiment design and stimuli".
@@ -111,12 +105,6 @@ def read_trials(
     pandas.DataFrame
         ``session``, ``run``, ``trial`` (1-based, as in the responses), ``nsd_id`` (0-based), ``repetition``
         (0-based count of that image within the subject) and ``shared``.
-
-    Raises
-    ------
-    DataError
-        If the design has fewer subjects or sessions, or the responses tell of another image, another session
-        or fewer trials.
     """
     ordering, sessions = _planned_trials(design, n_sessions)
     nsd_id = _images_of(design, subject)[ordering]

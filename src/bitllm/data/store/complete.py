@@ -79,13 +79,7 @@ def _lot(nsd_id: int, seed: int) -> int:
 
 
 def complete(contents: StoreContents, settings: StoreSettings) -> StoreContents:
-    """The same contents with all columns a store has, checked.
-
-    Raises
-    ------
-    DataError
-        If a table lacks a column, holds something twice, or does not fit another one.
-    """
+    """The same contents with all columns a store has, checked."""
     if not contents.subjects:
         raise DataError(f"{contents.origin}: expected at least one subject, found none; check the input")
     _require_distinct_names(contents)
@@ -243,11 +237,6 @@ def require_numbers(
         The file, and what the table is: errors name both.
     advice
         What to do.
-
-    Raises
-    ------
-    DataError
-        If a value is no number of the type; the first one is named with its column and row.
     """
     for column, dtype in types.items():
         values = table[column]

@@ -64,11 +64,6 @@ def z_scores(
         Zero for voxels that do not vary in the training trials (outside the field of view, for example) or
         are no number in any trial, never NaN, and within the range of float16.
 
-    Raises
-    ------
-    ValueError
-        If there are fewer than two training trials.
-
     References
     ----------
     ``mean`` and ``std`` with ddof 0, as scikit-learn's StandardScaler, which published NSD pipelines fit on

@@ -115,13 +115,7 @@ class Store:
         return {nsd_id: tuple(of_image) for nsd_id, of_image in captions.items()}
 
     def subject(self, name: str) -> SubjectData:
-        """Betas, trials and voxels of one subject.
-
-        Raises
-        ------
-        DataError
-            If the store has no such subject, or its files do not fit one another.
-        """
+        """Betas, trials and voxels of one subject."""
         if name not in self.subjects:
             raise DataError(
                 f"{self.path}: expected a subject of the store, found `{name}`; "
@@ -132,13 +126,7 @@ class Store:
         return self._opened[name]
 
     def pictures(self, nsd_ids: Sequence[int] | Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w 3"]:
-        """The pictures of some images, in the order asked for.
-
-        Raises
-        ------
-        DataError
-            If an image is not in the store.
-        """
+        """The pictures of some images, in the order asked for."""
         if "pictures.npy" not in self.manifest.sha256:
             raise DataError(
                 f"{self.path}: expected pictures, found a store without; its format ({self.manifest.source}) "

@@ -80,24 +80,12 @@ def session_jobs(
 
 
 def run_jobs(jobs: list[SessionJob], *, workers: int, done: Callable[[str], None]) -> None:
-    """Write every session that is not written yet; several at a time with more than one worker.
-
-    Raises
-    ------
-    DataError
-        If a session cannot be read, or its betas do not fit the tables.
-    """
+    """Write every session that is not written yet; several at a time with more than one worker."""
     _run_left(jobs, write_session, lambda job: job.done_mark, workers=workers, done=done)
 
 
 def run_statistics(jobs: list[SessionJob], *, workers: int, done: Callable[[str], None]) -> None:
-    """Work out mean and deviation across the sessions of each subject, reading every session once.
-
-    Raises
-    ------
-    DataError
-        If a session cannot be read.
-    """
+    """Work out mean and deviation across the sessions of each subject, reading every session once."""
     _run_left(jobs, write_moments, lambda job: job.moments, workers=workers, done=done)
     for folder in dict.fromkeys(job.folder for job in jobs):
         of_subject = [job for job in jobs if job.folder == folder]

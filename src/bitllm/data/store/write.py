@@ -57,13 +57,6 @@ def write_store(
         Called with what is being done, how many steps are done and how many there are.
     note
         Called with one line about each thing that is no mistake but should be known.
-
-    Raises
-    ------
-    DataError
-        If a table lacks something, or betas do not fit the tables.
-    OutputError
-        If ``out`` holds files already, or the disk is full.
     """
     contents = complete(contents, settings)
     require_empty(Path(out))
