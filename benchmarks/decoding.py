@@ -26,7 +26,7 @@ from machine import print_ceilings, ratio_of_medians
 
 from bitllm.model.build import build_bit_llm
 from bitllm.model.checkpoint.base import load_llm
-from bitllm.toy_models.smollm2 import unpack_smollm2
+from bitllm.toy_models import unpack_smollm2
 
 BATCH, PROMPT, NEW = 32, 24, 16
 LEAST_OF_BARE, LEAST_OF_ONE_BY_ONE = 0.9, 5.0

@@ -38,7 +38,7 @@ strength: bits per word against the strength of the signal. Prediction: 0 at 0, 
 Measured (three seeds each): −.007, .083, .175, .267, .307 at 0, .1, .25, .5, 1, rising at each step in each seed.
 
 silence: the simulation gives face and body areas a large gain for people (and a smaller one for animals), place areas
-for settings, word areas for things to read (`bitllm.simulation.brain.tuning`). It has no atlas of its food areas, so
+for settings, word areas for things to read (`bitllm.simulation.responses`). It has no atlas of its food areas, so
 nothing is claimed of them; and every area carries some of all categories, so none carries one alone. Expected: over
 seeds, silencing an area costs most in its own category.
 

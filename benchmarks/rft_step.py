@@ -35,7 +35,7 @@ from bitllm.model.captioner import Captioner
 from bitllm.model.checkpoint.base import load_llm
 from bitllm.model.voxels import Anatomy
 from bitllm.stages.rft import RftConfig, with_lora
-from bitllm.toy_models.smollm2 import unpack_smollm2
+from bitllm.toy_models import unpack_smollm2
 
 N_INPUTS, G, NEW, VOXELS = 4, 8, 12, 1000
 LEAST = 1.0

@@ -36,8 +36,7 @@ from bitllm.simulation.parameters import SimulationConfig, preset
 from bitllm.simulation.release import simulate_release
 from bitllm.stages.align import AlignConfig, EncoderConfig, train_align
 from bitllm.stages.sft import SftConfig, train_sft
-from bitllm.toy_models.clip import SmallClipConfig, train_small_clip
-from bitllm.toy_models.llm import SmallLlmConfig, train_small_llm
+from bitllm.toy_models import SmallClipConfig, SmallLlmConfig, train_small_clip, train_small_llm
 from bitllm.training.loop import OptimizerConfig
 
 

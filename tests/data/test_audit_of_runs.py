@@ -6,8 +6,7 @@ import pytest
 
 from bitllm.cli import main
 from bitllm.data.audit import audit
-from bitllm.data.presets import within_subject
-from bitllm.data.splits import Split, make_split, save_split
+from bitllm.data.splits import Split, make_split, save_split, within_subject
 from bitllm.errors import DataError
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitllm.data.order import EpochOrder
+from bitllm.data.dataset import EpochOrder
 
 
 @given(st.integers(1, 40), st.integers(0, 1000))

@@ -6,15 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitllm.cli import main
-from bitllm.data.presets import (
+from bitllm.data.splits import (
+    check_split,
     leave_one_subject_out,
+    load_split,
+    make_split,
     named_test_images,
     with_few_trials,
     with_test_images,
     within_subject,
     without_neighbours,
 )
-from bitllm.data.splits import check_split, load_split, make_split
 from bitllm.data.store import open_store
 from bitllm.data.targets import Targets, save_targets
 from bitllm.errors import SplitError

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitllm.data.prompt import INSTRUCTIONS, Prompter, choose, pad_answers, pad_left, plain_caption
-from bitllm.toy_models.vocabulary import make_word_tokenizer
+from bitllm.toy_models import make_word_tokenizer
 
 small = st.integers(0, 10_000)
 

@@ -13,7 +13,7 @@ from bitllm.model.build import (
 )
 from bitllm.model.checkpoint.base import BaseLlm, weights_hash
 from bitllm.model.checkpoint.weights import is_ours
-from bitllm.toy_models.vocabulary import make_word_tokenizer
+from bitllm.toy_models import make_word_tokenizer
 
 ENCODER = {
     "n_queries": 16,

@@ -12,7 +12,7 @@ from bitllm.model.captioner import Captioner
 from bitllm.model.checkpoint.base import load_llm
 from bitllm.model.end_tokens import end_token_ids
 from bitllm.model.modeling import BitLlmForCausalLM
-from bitllm.toy_models.vocabulary import make_word_tokenizer
+from bitllm.toy_models import make_word_tokenizer
 
 EOS = 3  # the word tokenizer's; 2 is its unknown word, and the default of `LlamaConfig`
 LENGTH = 8

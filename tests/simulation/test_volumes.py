@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bitllm.simulation import SimulationConfig, simulate_release
-from bitllm.simulation.brain.atlases import ATLASES
+from bitllm.simulation.atlases import ATLASES
 from bitllm.simulation.volumes import write_betas_hdf5, write_betas_nifti, write_nifti
 
 

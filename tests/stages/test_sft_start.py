@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from bitllm.data.dataset import select_trials
-from bitllm.data.presets import with_few_trials, within_subject
+from bitllm.data.splits import with_few_trials, within_subject
 from bitllm.errors import CheckpointError
 from bitllm.model.build import load_trained
 from bitllm.model.checkpoint.base import load_llm

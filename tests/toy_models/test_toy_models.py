@@ -10,10 +10,17 @@ from bitllm.data.store import Store, open_store
 from bitllm.data.targets import load_clip
 from bitllm.errors import ConfigError
 from bitllm.model.checkpoint.base import load_llm
-from bitllm.toy_models import smollm2
-from bitllm.toy_models.clip import SmallClipConfig, train_small_clip
-from bitllm.toy_models.llm import FUNCTION_WORDS, SmallLlmConfig, _document, train_small_llm
-from bitllm.toy_models.vocabulary import SPECIAL_TOKENS, make_word_tokenizer
+from bitllm.toy_models import (
+    FUNCTION_WORDS,
+    SPECIAL_TOKENS,
+    SmallClipConfig,
+    SmallLlmConfig,
+    _document,
+    make_word_tokenizer,
+    smollm2,
+    train_small_clip,
+    train_small_llm,
+)
 from bitllm.training.loop import OptimizerConfig
 
 FEW = OptimizerConfig(steps=2, batch_size=8, learning_rate=1e-3, warmup_steps=0)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from bitllm.data.order import EpochOrder
+from bitllm.data.dataset import EpochOrder
 from bitllm.errors import ConfigError, TrainingError
 from bitllm.training.loop import (
     Loop,

@@ -207,7 +207,7 @@ def _require_same(out: Path, made: "Split") -> None:
 
 
 def _without_neighbours(store: "Store", made: "Split", embeddings: str, max_cosine: float) -> "Split":
-    from bitllm.data.presets import without_neighbours
+    from bitllm.data.splits import without_neighbours
     from bitllm.data.targets import load_clip, load_targets, make_targets
 
     path = Path(embeddings)

@@ -9,7 +9,7 @@ import tyro
 from bitllm.cli.terminal import OUT
 
 if TYPE_CHECKING:
-    from bitllm.data.formats.beside import Beside, Reading
+    from bitllm.data.formats.sidecar import ParsedDataset, Sidecar
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ def prepare_mindeye(
         places: Where the voxels lie.
         subjects: Some of the subjects; all by default.
     """
-    from bitllm.data.formats.mindeye import read_mindeye
+    from bitllm.data.formats.processed import read_processed
 
-    _write(store, read_mindeye(root, _beside(images, places), subjects=subjects or None))
+    _write(store, read_processed("mindeye", root, _sidecar(images, places), subjects=subjects or None))
 
 
 def prepare_mindeye2(
@@ -71,9 +71,9 @@ def prepare_mindeye2(
         places: Where the voxels lie.
         subjects: Some of the subjects; all by default.
     """
-    from bitllm.data.formats.mindeye2 import read_mindeye2
+    from bitllm.data.formats.processed import read_processed
 
-    _write(store, read_mindeye2(root, _beside(images, places), subjects=subjects or None))
+    _write(store, read_processed("mindeye2", root, _sidecar(images, places), subjects=subjects or None))
 
 
 def prepare_mindllm(
@@ -95,9 +95,11 @@ def prepare_mindllm(
         pictures: Folder of COCO's pictures.
         subjects: Some of the subjects; all by default.
     """
-    from bitllm.data.formats.mindllm import read_mindllm
+    from bitllm.data.formats.processed import read_processed
 
-    _write(store, read_mindllm(root, _beside(images, places, pictures), subjects=subjects or None))
+    _write(
+        store, read_processed("mindllm", root, _sidecar(images, places, pictures), subjects=subjects or None)
+    )
 
 
 def prepare_algonauts(
@@ -121,10 +123,10 @@ def prepare_algonauts(
     """
     from bitllm.data.formats.algonauts import read_algonauts
 
-    beside = _beside(images, Places())
+    sidecar = _sidecar(images, Places())
     _write(
         store,
-        read_algonauts(root, beside, surfaces=surfaces, labels=labels, subjects=subjects or None),
+        read_algonauts(root, sidecar, surfaces=surfaces, labels=labels, subjects=subjects or None),
     )
 
 
@@ -195,18 +197,18 @@ def prepare_table(header: tyro.conf.Positional[Path], store: tyro.conf.Positiona
         header: YAML or JSON file that names and describes the files.
         store: New folder for the store.
     """
-    from bitllm.data.formats.contract import read_contract
+    from bitllm.data.formats.custom import read_custom
 
-    _write(store, read_contract(header))
-
-
-def _beside(images: Images, places: Places, pictures: Path | None = None) -> "Beside":
-    from bitllm.data.formats.beside import Beside
-
-    return Beside(images.captions, images.stimulus_table, pictures, places.nsd, places.voxels)
+    _write(store, read_custom(header))
 
 
-def _write(store: Path, reading: "Reading") -> None:
+def _sidecar(images: Images, places: Places, pictures: Path | None = None) -> "Sidecar":
+    from bitllm.data.formats.sidecar import Sidecar
+
+    return Sidecar(images.captions, images.stimulus_table, pictures, places.nsd, places.voxels)
+
+
+def _write(store: Path, reading: "ParsedDataset") -> None:
     from bitllm.cli.display import Display
     from bitllm.data.store.write import write_store
 

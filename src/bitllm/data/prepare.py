@@ -18,8 +18,7 @@ from bitllm.data.nsd.surface import VertexMasks, read_surface_betas, read_vertex
 from bitllm.data.nsd.trials import Design, read_design, read_trials
 from bitllm.data.store.contents import StoreContents, StoreSettings, SubjectContents, View
 from bitllm.data.store.normalize import Normalization
-from bitllm.data.store.sessions import Progress
-from bitllm.data.store.write import write_store
+from bitllm.data.store.write import Progress, write_store
 from bitllm.errors import ConfigError, DataError
 
 _MAX_PICTURE_PX = 4096

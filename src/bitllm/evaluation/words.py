@@ -17,7 +17,7 @@ from bitllm.data.store import Store
 from bitllm.errors import DataError
 from bitllm.evaluation.bits import ReferenceTokens
 from bitllm.files import read_json
-from bitllm.simulation.world import vocabulary
+from bitllm.simulation import vocabulary
 
 _NOT_CONTENT = frozenset(
     {

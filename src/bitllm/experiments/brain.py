@@ -12,8 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bitllm.data.prepare import prepare_nsd
-from bitllm.data.presets import few_images
-from bitllm.data.splits import WITHIN_SUBJECT, Split, images_seen, make_split, with_checksum
+from bitllm.data.splits import WITHIN_SUBJECT, Split, few_images, images_seen, make_split, with_checksum
 from bitllm.data.store import Store, open_store
 from bitllm.errors import ConfigError
 from bitllm.experiments.config import SplitChanges, SystemConfig

@@ -10,8 +10,7 @@ from bitllm.errors import ConfigError
 from bitllm.stages.align import AlignConfig, EncoderConfig
 from bitllm.stages.rft import RftConfig
 from bitllm.stages.sft import SftConfig
-from bitllm.toy_models.clip import SmallClipConfig
-from bitllm.toy_models.llm import SmallLlmConfig
+from bitllm.toy_models import SmallClipConfig, SmallLlmConfig
 
 RECIPES = "recipes"
 QUICK = "quick"

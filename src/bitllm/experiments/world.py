@@ -30,9 +30,7 @@ from bitllm.model.aligner import BrainAligner, load_aligner
 from bitllm.model.encoder import BrainEncoder
 from bitllm.pipeline.steps import Steps
 from bitllm.stages.align import EncoderConfig, make_encoder, train_align
-from bitllm.toy_models.clip import train_small_clip
-from bitllm.toy_models.llm import train_small_llm
-from bitllm.toy_models.smollm2 import unpack_smollm2
+from bitllm.toy_models import train_small_clip, train_small_llm, unpack_smollm2
 from bitllm.training.logging import Progress
 from bitllm.training.loop import RunContext
 

@@ -36,9 +36,7 @@ from bitllm.stages.align import align_fingerprint, make_encoder, train_align
 from bitllm.stages.rft import rft_fingerprint, train_rft
 from bitllm.stages.sft import sft_fingerprint, train_sft
 from bitllm.stages.workspace import is_finished
-from bitllm.toy_models.clip import train_small_clip
-from bitllm.toy_models.llm import train_small_llm
-from bitllm.toy_models.smollm2 import unpack_smollm2
+from bitllm.toy_models import train_small_clip, train_small_llm, unpack_smollm2
 from bitllm.training.distributed import barrier, is_main, process_group
 
 

@@ -20,8 +20,7 @@ from bitllm.simulation.parameters import SimulationConfig, preset
 from bitllm.stages.align import AlignConfig, EncoderConfig
 from bitllm.stages.rft import RftConfig
 from bitllm.stages.sft import SftConfig
-from bitllm.toy_models.clip import SmallClipConfig
-from bitllm.toy_models.llm import SmallLlmConfig
+from bitllm.toy_models import SmallClipConfig, SmallLlmConfig
 from bitllm.training import loop
 
 PACKAGED = ("demo", "demo-smollm2", "smoke", "poster")

@@ -15,7 +15,7 @@ from bitllm.model.modeling import BitLlmForCausalLM
 from bitllm.model.voxels import Anatomy
 from bitllm.pipeline.recipe import Recipe
 from bitllm.preflight.sizes import encoder_arguments, model_config
-from bitllm.toy_models.vocabulary import make_word_tokenizer
+from bitllm.toy_models import make_word_tokenizer
 
 _BLOCK = 2**20
 

@@ -14,14 +14,22 @@ from safetensors.numpy import save_file
 
 from bitllm.files import folder_written_whole, write_json
 from bitllm.simulation import surfaces, tables, volumes
-from bitllm.simulation.brain.cortex import make_cortex
-from bitllm.simulation.brain.responses import NoiseCeiling, Subject, as_stored, make_subject, session_percent
-from bitllm.simulation.brain.tuning import CELLS, Tuning, make_tuning, standardised
+from bitllm.simulation.cortex import make_cortex
 from bitllm.simulation.design import Design, make_design
 from bitllm.simulation.parameters import SIMULATION_VERSION, SimulationConfig
-from bitllm.simulation.world.pictures import draw_pictures
-from bitllm.simulation.world.scenes import Scene, make_scenes, scene_features, scene_table
-from bitllm.simulation.world.wording import captions_of
+from bitllm.simulation.pictures import draw_pictures
+from bitllm.simulation.responses import (
+    CELLS,
+    NoiseCeiling,
+    Subject,
+    Tuning,
+    as_stored,
+    make_subject,
+    make_tuning,
+    session_percent,
+    standardised,
+)
+from bitllm.simulation.scenes import Scene, captions_of, make_scenes, scene_features, scene_table
 
 BetasFormat = Literal["hdf5", "nifti"]
 Progress = Callable[[str, int, int], None]

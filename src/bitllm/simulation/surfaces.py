@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Num
 from scipy.spatial import ConvexHull, KDTree
 
-from bitllm.simulation.brain.atlases import ATLASES, COMMON_ATLASES, atlas_labels
-from bitllm.simulation.brain.cortex import LEFT, RIGHT, Cortex, displaced, even_sphere, sheet_mm
+from bitllm.simulation.atlases import ATLASES, COMMON_ATLASES, atlas_labels
+from bitllm.simulation.cortex import LEFT, RIGHT, Cortex, displaced, even_sphere, sheet_mm
 from bitllm.simulation.parameters import SimulationConfig, stream
 
 HEMISPHERES = {"lh": LEFT, "rh": RIGHT}

@@ -7,8 +7,8 @@ import nibabel as nib
 import numpy as np
 from jaxtyping import Bool, Int16, Num
 
-from bitllm.simulation.brain.atlases import ATLASES, COMMON_ATLASES
-from bitllm.simulation.brain.cortex import LEFT, RIGHT, Cortex
+from bitllm.simulation.atlases import ATLASES, COMMON_ATLASES
+from bitllm.simulation.cortex import LEFT, RIGHT, Cortex
 
 _TR_S = 4 / 3
 """Repetition time that NSD writes into the headers of func1pt8mm."""

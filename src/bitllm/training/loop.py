@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 
 from bitllm.config import StrictConfig
 from bitllm.data.batch import describe_images
-from bitllm.data.order import EpochOrder
+from bitllm.data.dataset import EpochOrder
 from bitllm.errors import ConfigError, StoppedError, TrainingError
 from bitllm.files import file_written_whole, read_json, write_json
 from bitllm.training import checkpoint as saved

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from bitllm.data.formats.beside import Reading
+from bitllm.data.formats.sidecar import ParsedDataset
 from bitllm.data.store import Store, open_store
 from bitllm.data.store.write import write_store
 
@@ -171,7 +171,7 @@ def _change_header(table: Source):
 def _prepared(tmp_path: Path):
     """Write the store of a reading and open it."""
 
-    def prepare(reading: Reading, name: str = "store") -> Store:
+    def prepare(reading: ParsedDataset, name: str = "store") -> Store:
         write_store(tmp_path / name, reading.contents, reading.settings)
         return open_store(tmp_path / name)
 

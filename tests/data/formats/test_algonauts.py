@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bitllm.data.formats.algonauts import read_algonauts
-from bitllm.data.formats.beside import Beside
+from bitllm.data.formats.sidecar import Sidecar
 from bitllm.errors import DataError
 
 ALL_VERTICES = 20
@@ -50,8 +50,8 @@ def _made(tmp_path, make):
 
 def read(root: Path, **changed):
     options = {"surfaces": root.parent / "surf"} | changed
-    beside = Beside(captions=(root / "captions.json",), stimulus_table=options.pop("table", None))
-    return read_algonauts(root, beside, **options)
+    sidecar = Sidecar(captions=(root / "captions.json",), stimulus_table=options.pop("table", None))
+    return read_algonauts(root, sidecar, **options)
 
 
 def test_a_store_holds_both_hemispheres_by_nsd_id(made, prepared):

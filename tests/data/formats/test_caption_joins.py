@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from bitllm.data.formats.contract import read_contract
+from bitllm.data.formats.custom import read_custom
 from bitllm.data.formats.trials import read_trials, stimuli_of
 from bitllm.data.io.captions import captions_by_nsd_id
 from bitllm.errors import DataError
@@ -143,7 +143,7 @@ def test_a_prepared_lab_has_its_captions_by_name(table, prepared):
     for n, name in names.items():
         (table.root / f"pictures/{n}.png").rename(table.root / f"pictures/{name}.png")
     table.captions_file.write_text(json.dumps(annotations({name: n for n, name in names.items()})))
-    reading = read_contract(table.root / "header.yaml")
+    reading = read_custom(table.root / "header.yaml")
     store = prepared(reading)
     assert store.stimuli["coco_id"].tolist() == [-1] * 12
     name_of = store.stimuli["stimulus_name"].to_dict()
@@ -155,9 +155,9 @@ def test_a_prepared_lab_has_its_captions_by_name(table, prepared):
     content = annotations({name: n for n, name in names.items()}, images=False)
     (table.root / "no-names.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"no-names\.json.*`coco_id`"):
-        read_contract(table.root / "header.yaml")
+        read_custom(table.root / "header.yaml")
     trials["coco_id"] = trials["stimulus_id"].map({name: n for n, name in names.items()})
     trials.to_csv(table.root / "trials.tsv", sep="\t", index=False)
-    again = prepared(read_contract(table.root / "header.yaml"), "again")
+    again = prepared(read_custom(table.root / "header.yaml"), "again")
     assert again.captions == store.captions
     assert again.stimuli["coco_id"].tolist() == list(range(12))[::-1]

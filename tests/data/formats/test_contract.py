@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 import yaml
 
-from bitllm.data.formats.contract import read_contract
+from bitllm.data.formats.custom import read_custom
 from bitllm.errors import DataError
 
 
 def test_betas_order_captions_and_pictures_are_the_sources(table, prepared, require_equal):
-    store = prepared(read_contract(table.root / "header.yaml"))
+    store = prepared(read_custom(table.root / "header.yaml"))
     expected = np.empty_like(table.betas)
     for rows in (slice(0, 12), slice(12, 24)):
         training = table.betas[rows][table.nsd_id[rows] < 8]
@@ -35,7 +35,7 @@ def test_odd_trials_are_refused(table, change, match):
     path = table.root / "trials.tsv"
     change(pd.read_csv(path, sep="\t")).to_csv(path, sep="\t", index=False)
     with pytest.raises(DataError, match=match):
-        read_contract(table.root / "header.yaml")
+        read_custom(table.root / "header.yaml")
 
 
 @pytest.mark.parametrize(
@@ -49,12 +49,12 @@ def test_odd_trials_are_refused(table, change, match):
 def test_odd_captions_are_refused(table, captions, match):
     table.captions_file.write_text(captions)
     with pytest.raises(DataError, match=match):
-        read_contract(table.root / "header.yaml")
+        read_custom(table.root / "header.yaml")
 
 
 def test_axes_in_another_order_are_refused(table, change_header):
     with pytest.raises(DataError, match=r"expected axes trials-zyx on the mask's grid"):
-        read_contract(change_header(axis_order="trials-zyx"))
+        read_custom(change_header(axis_order="trials-zyx"))
 
 
 def test_names_that_are_no_numbers_stay_in_the_store(table, prepared):
@@ -67,7 +67,7 @@ def test_names_that_are_no_numbers_stay_in_the_store(table, prepared):
     header = yaml.safe_load((table.root / "header.yaml").read_text())
     header.pop("pictures", None)
     (table.root / "header.yaml").write_text(yaml.safe_dump(header))
-    store = prepared(read_contract(table.root / "header.yaml"))
+    store = prepared(read_custom(table.root / "header.yaml"))
     assert store.stimuli["stimulus_name"].tolist() == sorted(name.values())
     shown = store.stimuli["stimulus_name"].loc[store.subject("s1").trials["nsd_id"]].tolist()
     assert shown == [name[str(one)] for one in table.nsd_id]
@@ -77,4 +77,4 @@ def test_names_that_are_no_numbers_stay_in_the_store(table, prepared):
 
 
 def test_images_with_numbers_have_no_other_name(table, prepared):
-    assert "stimulus_name" not in prepared(read_contract(table.root / "header.yaml")).stimuli
+    assert "stimulus_name" not in prepared(read_custom(table.root / "header.yaml")).stimuli

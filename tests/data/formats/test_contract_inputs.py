@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bitllm.data.formats.contract import read_contract
+from bitllm.data.formats.custom import read_custom
 from bitllm.errors import DataError
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
@@ -22,10 +22,10 @@ def _stored(table):
 @pytest.fixture(name="require_same")
 def _require_same(table, prepared):
     """Compare, bit by bit, with the store that NIfTI gives."""
-    nifti = prepared(read_contract(table.root / "header.yaml"), "nifti")
+    nifti = prepared(read_custom(table.root / "header.yaml"), "nifti")
 
     def require(header) -> None:
-        data, expected = prepared(read_contract(header)).subject("s1"), nifti.subject("s1")
+        data, expected = prepared(read_custom(header)).subject("s1"), nifti.subject("s1")
         np.testing.assert_array_equal(np.asarray(data.betas), np.asarray(expected.betas))
         pd.testing.assert_frame_equal(data.trials, expected.trials)
         pd.testing.assert_frame_equal(data.voxels, expected.voxels)
@@ -81,7 +81,7 @@ def test_an_image_cut_off_is_named_whatever_its_kind(table, stored, change_heade
     path.write_bytes(content[: int(len(content) * kept)])
     message = rf"cut.{ending}: expected betas"
     with pytest.raises(DataError, match=message):
-        read_contract(change_header(betas=path.name))
+        read_custom(change_header(betas=path.name))
 
 
 def test_cifti_gives_the_same_store(table, stored, change_header, require_same):
@@ -118,7 +118,7 @@ def test_columns_of_cifti_lie_where_its_own_axis_says(table, stored, change_head
     with pytest.raises(
         DataError, match=r"expected grayordinates at the \d+ voxels of the mask, .* 1 elsewhere"
     ):
-        read_contract(header)
+        read_custom(header)
 
 
 def test_parquet_trials_give_the_same_store(table, change_header, require_same):
@@ -132,25 +132,25 @@ def test_cifti_without_an_axis_of_trials_or_places_is_refused(table, stored, cha
     save_cifti(path, flat, stored[1], nib.cifti2.SeriesAxis(start=0, step=1.6, size=24))
     header = change_header(betas=path.name, scale=1.0, axis_order="trials-voxels", mask=None)
     with pytest.raises(DataError, match=r"trials as its axis of scalars \(dscalar\), found SeriesAxis"):
-        read_contract(header)
+        read_custom(header)
     surface = nib.cifti2.BrainModelAxis.from_surface(np.arange(flat.shape[1]), 100, "cortex_left")
     trials = nib.cifti2.ScalarAxis([str(n) for n in range(24)])
     nib.save(nib.Cifti2Image(flat, header=(trials, surface)), path)
     with pytest.raises(DataError, match=r"neither `mask` nor `voxels`.*does not hold the coordinates"):
-        read_contract(header)
+        read_custom(header)
 
 
 def test_floats_that_are_scaled_already_are_not_scaled_again(table, stored, change_header, require_same):
     volume = stored[0].astype(np.float32) * np.float32(1 / 300)
     nib.save(nib.Nifti1Image(volume, AFFINE), table.root / "scaled.nii")
     with pytest.raises(DataError, match=r"expected whole numbers for the scale 0.00333333, found float32"):
-        read_contract(change_header(betas="scaled.nii"))
+        read_custom(change_header(betas="scaled.nii"))
     require_same(change_header(scale=1.0))
 
 
 def test_z_scores_are_not_z_scored_twice(table, stored, change_header, prepared, tmp_path):
     with pytest.raises(DataError, match=r"expected z-scores \(already_zscored: true\), found a deviation of"):
-        prepared(read_contract(change_header(already_zscored=True, scale=1.0)))
+        prepared(read_custom(change_header(already_zscored=True, scale=1.0)))
     rng = np.random.default_rng(5)
     scores = rng.standard_normal((48, stored[2].shape[1]))
     scores = np.concatenate([(half - half.mean(0)) / half.std(0) for half in (scores[:24], scores[24:])])
@@ -160,9 +160,9 @@ def test_z_scores_are_not_z_scored_twice(table, stored, change_header, prepared,
     np.save(table.root / "z.npy", scores.astype(np.float32))
     header = change_header(betas="z.npy", axis_order="trials-voxels", scale=1.0, already_zscored=False)
     with pytest.raises(DataError, match="never z-scored twice"):
-        prepared(read_contract(header))
+        prepared(read_custom(header))
     assert not (tmp_path / "store").exists()
-    kept = prepared(read_contract(change_header(already_zscored=True))).subject("s1").betas
+    kept = prepared(read_custom(change_header(already_zscored=True))).subject("s1").betas
     np.testing.assert_allclose(np.asarray(kept), scores, rtol=2**-10, atol=1e-3)
 
 
@@ -170,13 +170,13 @@ def test_trials_that_are_not_utf8_are_refused(table):
     path = table.root / "trials.tsv"
     path.write_bytes(path.read_bytes().replace(b"s1", "Müller".encode("latin-1")))
     with pytest.raises(DataError, match=r"trials\.tsv: .*UTF-8.* byte 51"):
-        read_contract(table.root / "header.yaml")
+        read_custom(table.root / "header.yaml")
 
 
 def test_a_flat_array_must_fit_mask_and_axes(table, stored, change_header):
     np.save(table.root / "betas.npy", stored[2][:, 1:])
     with pytest.raises(DataError, match=r"voxels, as in mask or voxels, found"):
-        read_contract(change_header(betas="betas.npy", axis_order="trials-voxels"))
+        read_custom(change_header(betas="betas.npy", axis_order="trials-voxels"))
     np.save(table.root / "betas.npy", stored[0])
     with pytest.raises(DataError, match=r"expected two axes \(trials-voxels\), found the shape"):
-        read_contract(change_header())
+        read_custom(change_header())

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bitllm.data.formats.contract import read_contract
+from bitllm.data.formats.custom import read_custom
 from bitllm.errors import DataError
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
@@ -25,7 +25,7 @@ def test_a_flipped_mask_of_the_same_shape_is_refused_with_both_affines(table, ma
     with pytest.raises(
         DataError, match=r"betas.nii.gz.*\[-2 0 0 0; 0 2 0 0; .*\[2 0 0 0; 0 2 0 0; "
     ) as error:
-        read_contract(table.root / "header.yaml")
+        read_custom(table.root / "header.yaml")
     assert "\n" not in str(error.value)
 
 
@@ -35,10 +35,10 @@ def test_grids_may_differ_by_a_thousandth_of_a_millimeter(table, mask, shift_mm,
     affine[0, 3] = shift_mm
     nib.save(nib.Nifti1Image(mask, affine), table.root / "mask.nii.gz")
     if is_read:
-        read_contract(table.root / "header.yaml")
+        read_custom(table.root / "header.yaml")
     else:
         with pytest.raises(DataError, match=r"0.002"):
-            read_contract(table.root / "header.yaml")
+            read_custom(table.root / "header.yaml")
 
 
 def test_a_rotation_is_measured_at_the_corners_and_not_by_its_entries(table, mask):
@@ -47,7 +47,7 @@ def test_a_rotation_is_measured_at_the_corners_and_not_by_its_entries(table, mas
     affine[:2, :2] = 2 * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     nib.save(nib.Nifti1Image(mask, affine), table.root / "mask.nii.gz")
     with pytest.raises(DataError, match=r"mm apart"):
-        read_contract(table.root / "header.yaml")
+        read_custom(table.root / "header.yaml")
 
 
 def test_a_mask_on_another_grid_is_resampled_only_where_the_header_asks_for_it(table, mask, change_header):
@@ -55,7 +55,7 @@ def test_a_mask_on_another_grid_is_resampled_only_where_the_header_asks_for_it(t
     affine = FLIPPED.copy()
     affine[0, 3] = 2 * (mask.shape[0] - 1)
     nib.save(nib.Nifti1Image(mask, affine), table.root / "mask.nii.gz")
-    subject = read_contract(change_header(resample_mask=True)).contents.subjects[0]
+    subject = read_custom(change_header(resample_mask=True)).contents.subjects[0]
     expected = np.argwhere(mask[::-1])
     np.testing.assert_array_equal(subject.voxels[["i", "j", "k"]], expected)
     np.testing.assert_allclose(subject.voxels[MM], 2.0 * expected)
@@ -64,13 +64,13 @@ def test_a_mask_on_another_grid_is_resampled_only_where_the_header_asks_for_it(t
     affine[0, 3] = 900
     nib.save(nib.Nifti1Image(mask, affine), table.root / "mask.nii.gz")
     with pytest.raises(DataError, match=r"mask.nii.gz: .*found none after resampling"):
-        read_contract(change_header())
+        read_custom(change_header())
 
 
 def test_without_nilearn_the_package_to_install_is_named(table, change_header, monkeypatch):
     monkeypatch.setitem(sys.modules, "nilearn.image", None)
     with pytest.raises(DataError, match=r"bitllm\[maps\]"):
-        read_contract(change_header(resample_mask=True))
+        read_custom(change_header(resample_mask=True))
 
 
 def save_without_place(path, values, how: str) -> None:
@@ -89,15 +89,15 @@ def test_a_mask_that_does_not_say_where_it_lies_takes_the_places_of_the_betas(
     table, mask, change_header, how
 ):
     save_without_place(table.root / "mask.nii.gz", mask, how)
-    voxels = read_contract(table.root / "header.yaml").contents.subjects[0].voxels
+    voxels = read_custom(table.root / "header.yaml").contents.subjects[0].voxels
     np.testing.assert_allclose(voxels[MM], 2.0 * np.argwhere(mask))
     betas = np.asanyarray(nib.load(table.root / "betas.nii.gz").dataobj)
     np.save(table.root / "betas.npy", betas)
     with pytest.raises(DataError, match=r"mask.nii.gz: expected a header that says where the voxels lie"):
-        read_contract(change_header(betas="betas.npy"))
+        read_custom(change_header(betas="betas.npy"))
     save_without_place(table.root / "betas.nii.gz", betas, how)
     with pytest.raises(DataError, match=r"mask.nii.gz: expected a header that says where the voxels lie"):
-        read_contract(change_header(betas="betas.nii.gz"))
+        read_custom(change_header(betas="betas.nii.gz"))
 
 
 def test_mgh_without_its_flag_of_directions_does_not_say_where_it_lies(table, mask, change_header):
@@ -106,7 +106,7 @@ def test_mgh_without_its_flag_of_directions_does_not_say_where_it_lies(table, ma
     content = bytearray(path.read_bytes())
     content[28:30] = b"\0\0"  # goodRASFlag
     path.write_bytes(content)
-    voxels = read_contract(change_header(mask="mask.mgh")).contents.subjects[0].voxels
+    voxels = read_custom(change_header(mask="mask.mgh")).contents.subjects[0].voxels
     np.testing.assert_allclose(voxels[MM], 2.0 * np.argwhere(mask))
 
 
@@ -117,13 +117,13 @@ def test_a_header_in_meters_or_micrometers_gives_places_in_millimeters(table, ma
         image = nib.Nifti1Image(mask, affine)
         image.header.set_xyzt_units(unit)
         nib.save(image, table.root / "mask.nii.gz")
-        voxels = read_contract(table.root / "header.yaml").contents.subjects[0].voxels
+        voxels = read_custom(table.root / "header.yaml").contents.subjects[0].voxels
         np.testing.assert_allclose(voxels[MM], expected, rtol=1e-5)
 
 
 def test_a_mask_with_a_fourth_axis_of_length_one_is_read(table, mask):
     nib.save(nib.Nifti1Image(mask[..., None], AFFINE), table.root / "mask.nii.gz")
-    voxels = read_contract(table.root / "header.yaml").contents.subjects[0].voxels
+    voxels = read_custom(table.root / "header.yaml").contents.subjects[0].voxels
     np.testing.assert_array_equal(voxels[["i", "j", "k"]], np.argwhere(mask))
 
 
@@ -136,7 +136,7 @@ def test_labels_saved_again_as_scaled_int16_are_rounded(table, mask):
     nib.save(image, table.root / "mask.nii.gz")
     stored = nib.load(table.root / "mask.nii.gz").get_fdata()
     assert (stored > 0).sum() > mask.sum()  # what comparing with 0 would have kept
-    voxels = read_contract(table.root / "header.yaml").contents.subjects[0].voxels
+    voxels = read_custom(table.root / "header.yaml").contents.subjects[0].voxels
     np.testing.assert_array_equal(voxels[["i", "j", "k"]], np.argwhere(mask))
 
 
@@ -144,7 +144,7 @@ def test_labels_saved_again_as_scaled_int16_are_rounded(table, mask):
 def test_a_map_of_probabilities_is_no_mask(table, mask, value):
     nib.save(nib.Nifti1Image(np.where(mask > 0, value, 0.0), AFFINE), table.root / "mask.nii.gz")
     with pytest.raises(DataError, match=rf"mask.nii.gz: .*found {value:g}"):
-        read_contract(table.root / "header.yaml")
+        read_custom(table.root / "header.yaml")
 
 
 def test_cifti_of_another_volume_than_the_masks_is_refused(table, mask, change_header):
@@ -155,10 +155,10 @@ def test_cifti_of_another_volume_than_the_masks_is_refused(table, mask, change_h
         nib.save(nib.Cifti2Image(flat, header=(trials, voxels)), table.root / "b.dscalar.nii")
         header = change_header(betas="b.dscalar.nii", scale=1.0, axis_order="trials-voxels")
         if match is None:
-            read_contract(header)
+            read_custom(header)
         else:
             with pytest.raises(DataError, match=match):
-                read_contract(header)
+                read_custom(header)
 
 
 def test_betas_in_several_files_must_lie_on_one_grid(table, change_header):
@@ -166,7 +166,7 @@ def test_betas_in_several_files_must_lie_on_one_grid(table, change_header):
     nib.save(nib.Nifti1Image(betas[..., :12], AFFINE), table.root / "a.nii")
     nib.save(nib.Nifti1Image(betas[..., 12:], FLIPPED), table.root / "b.nii")
     with pytest.raises(DataError, match=r"b.nii: .*\[-2 0 0 0"):
-        read_contract(change_header(betas=["a.nii", "b.nii"]))
+        read_custom(change_header(betas=["a.nii", "b.nii"]))
 
 
 def test_a_table_of_places_in_another_order_than_the_mask_is_refused(table, mask, change_header):
@@ -174,11 +174,11 @@ def test_a_table_of_places_in_another_order_than_the_mask_is_refused(table, mask
     places = ijk.assign(x_mm=ijk["i"] * 2.0, y_mm=ijk["j"] * 2.0, z_mm=ijk["k"] * 2.0)
     places.to_csv(table.root / "places.tsv", sep="\t", index=False)
     header = change_header(voxels="places.tsv")
-    read_contract(header)
+    read_custom(header)
     fortran = places.sort_values(["k", "j", "i"])
     fortran.to_csv(table.root / "places.tsv", sep="\t", index=False)
     with pytest.raises(DataError, match=r"places.tsv: .*i, j, k"):
-        read_contract(header)
+        read_custom(header)
 
 
 def test_cifti_with_a_scale_factor_of_its_own_is_not_scaled_twice(table, mask, change_header):
@@ -188,4 +188,4 @@ def test_cifti_with_a_scale_factor_of_its_own_is_not_scaled_twice(table, mask, c
     made.set_data_dtype(np.int16)  # nibabel writes a scale factor
     nib.save(made, table.root / "b.dscalar.nii")
     with pytest.raises(DataError, match=r"b.dscalar.nii: .*float64"):
-        read_contract(change_header(betas="b.dscalar.nii", axis_order="trials-voxels"))
+        read_custom(change_header(betas="b.dscalar.nii", axis_order="trials-voxels"))

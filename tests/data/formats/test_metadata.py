@@ -9,14 +9,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from bitllm.data.formats.contract import read_contract
+from bitllm.data.formats.custom import read_custom
 from bitllm.errors import DataError
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 
 
 def betas_of(header) -> np.ndarray:
-    subject = read_contract(header).contents.subjects[0]
+    subject = read_custom(header).contents.subjects[0]
     return np.concatenate([subject.read_session(n) for n in (1, 2)])
 
 
@@ -47,14 +47,14 @@ def test_a_space_that_contradicts_the_code_of_the_affine_is_noted(
     table, change_header, space, code, is_noted
 ):
     save_mask(table, sform=code)
-    notes = [note for note in read_contract(change_header(space=space)).notes if "mask.nii.gz" in note]
+    notes = [note for note in read_custom(change_header(space=space)).notes if "mask.nii.gz" in note]
     assert [space in note and code in note for note in notes] == ([True] if is_noted else [])
 
 
 @pytest.mark.parametrize(("shift_mm", "is_noted"), [(5e-4, False), (3.0, True)])
 def test_sform_and_qform_that_disagree_are_noted_and_the_sform_is_used(table, shift_mm, is_noted):
     save_mask(table, sform="scanner", qform="scanner", qform_shift_mm=shift_mm)
-    reading = read_contract(table.root / "header.yaml")
+    reading = read_custom(table.root / "header.yaml")
     notes = [note for note in reading.notes if "qform" in note]
     assert [("3 mm" in note, "sform is used" in note) for note in notes] == [(True, True)] * is_noted
     places = reading.contents.subjects[0].voxels
@@ -78,7 +78,7 @@ def test_scale_offset_and_missing_values_of_the_cf_conventions_are_applied(table
     expected[3, 1] = np.nan
     np.testing.assert_array_equal(betas_of(header), expected)
     with pytest.raises(DataError, match=r"b\.h5.*scale 0\.003"):
-        read_contract(change_header(scale=1 / 300))  # scaled twice
+        read_custom(change_header(scale=1 / 300))  # scaled twice
 
 
 def test_attributes_that_change_nothing_are_accepted(table, change_header):
@@ -95,7 +95,7 @@ def test_an_attribute_that_may_be_a_scale_is_refused_in_one_line(table, change_h
     write_betas(table, np.ones_like(table.betas), **attribute)
     header = change_header(betas="b.h5", axis_order="trials-voxels", scale=1.0)
     with pytest.raises(DataError, match=rf"b\.h5.*{next(iter(attribute))}") as error:
-        read_contract(header)
+        read_custom(header)
     assert "\n" not in str(error.value)
 
 
@@ -129,7 +129,7 @@ def test_cifti_files_of_one_subject_must_have_the_same_brain_models(table, chang
     np.testing.assert_array_equal(betas_of(change_header(betas=names[:2], **options)), flat)
     for other, column in ((names[2], 7), (names[3], 4)):
         with pytest.raises(DataError, match=rf"{re.escape(other)}.*{re.escape(names[0])}.*column {column}"):
-            read_contract(change_header(betas=[names[0], other], **options))
+            read_custom(change_header(betas=[names[0], other], **options))
 
 
 def test_a_table_with_the_left_hemisphere_on_the_right_is_refused_for_cifti(table, change_header):
@@ -137,12 +137,12 @@ def test_a_table_with_the_left_hemisphere_on_the_right_is_refused_for_cifti(tabl
     places = write_places(table, np.linspace(3, -3, 7))
     header = change_header(betas=betas, mask=None, voxels=places, scale=1.0, axis_order="trials-voxels")
     with pytest.raises(DataError, match=r"places\.tsv.*1\.5 mm.*-2\.0 mm"):
-        read_contract(header)
+        read_custom(header)
 
 
 def test_pictures_of_16_bits_that_come_out_almost_black_are_noted(table):
     for name, largest in (("0", 65535), ("1", 255), ("2", 4095)):
         gray = np.linspace(0, largest, 30).astype(np.uint16).reshape(6, 5)
         Image.fromarray(gray).save(table.root / f"pictures/{name}.png")
-    notes = [note for note in read_contract(table.root / "header.yaml").notes if "16-bit" in note]
+    notes = [note for note in read_custom(table.root / "header.yaml").notes if "16-bit" in note]
     assert len(notes) == 1 and "1.png" in notes[0] and "(2 " in notes[0]

@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bitllm.data.formats.beside import Beside
-from bitllm.data.formats.mindeye import read_mindeye
+from bitllm.data.formats.processed import read_processed
+from bitllm.data.formats.sidecar import Sidecar
 from bitllm.data.io.tars import read_samples
 from bitllm.errors import DataError
 
 
-def beside(source, **changed) -> Beside:
-    return Beside(**{"captions": (source.captions_file,), "voxels": source.voxels} | changed)
+def sidecar(source, **changed) -> Sidecar:
+    return Sidecar(**{"captions": (source.captions_file,), "voxels": source.voxels} | changed)
 
 
 def plant(path, name, content=b"x", kind=tarfile.REGTYPE) -> None:
@@ -27,11 +27,11 @@ def plant(path, name, content=b"x", kind=tarfile.REGTYPE) -> None:
 
 def refused(source, match, **changed) -> None:
     with pytest.raises(DataError, match=match):
-        read_mindeye(source.root, beside(source, **changed))
+        read_processed("mindeye", source.root, sidecar(source, **changed))
 
 
 def test_a_store_has_the_real_repeats_in_the_tars_order(mindeye, prepared, require_equal):
-    reading = read_mindeye(mindeye.root, beside(mindeye))
+    reading = read_processed("mindeye", mindeye.root, sidecar(mindeye))
     store = prepared(reading)
     require_equal(store, "subj01", mindeye, mindeye.betas)
     assert store.stimuli["part"].tolist() == ["train"] * 8 + ["validation"] * 2 + ["test"] * 2
@@ -50,7 +50,7 @@ def test_a_copy_of_a_tar_is_named(mindeye):
 def test_notes_on_a_table_of_places_reach_the_reading(mindeye, tmp_path):
     path = mindeye.voxels / "subj01.tsv"
     pd.read_csv(path, sep="\t").assign(area="V1").to_csv(path, sep="\t", index=False)
-    reading = read_mindeye(mindeye.root, beside(mindeye))
+    reading = read_processed("mindeye", mindeye.root, sidecar(mindeye))
     assert [note for note in reading.notes if "`area`" in note]
 
 
@@ -61,7 +61,9 @@ def test_coco_annotations_go_through_the_table_of_nsd_ids(mindeye, tmp_path, pre
     annotations = [f'{{"image_id": {1000 - n}, "caption": "photo {n}"}}' for n in range(12)]
     coco = tmp_path / "captions_train2017.json"
     coco.write_text(f'{{"annotations": [{",".join(annotations)}]}}')
-    store = prepared(read_mindeye(mindeye.root, beside(mindeye, captions=(coco,), stimulus_table=table)))
+    store = prepared(
+        read_processed("mindeye", mindeye.root, sidecar(mindeye, captions=(coco,), stimulus_table=table))
+    )
     assert store.captions == {n: (f"photo {n}",) for n in range(12)}
     assert store.stimuli["coco_id"].tolist() == [1000 - n for n in range(12)]
     refused(mindeye, r"COCO ids are unknown; add NSD's table", captions=(coco,))
@@ -167,7 +169,7 @@ def test_nan_betas_leave_nothing_behind(mindeye, make, prepared, tmp_path):
         mindeye.root / "train/train_subj01_0.tar", [make.mindeye_sample(0, rows, mindeye.pictures[0])]
     )
     (mindeye.root / "test/test_subj01_9.tar").unlink()
-    reading = read_mindeye(mindeye.root, beside(mindeye))
+    reading = read_processed("mindeye", mindeye.root, sidecar(mindeye))
     with pytest.raises(DataError, match=r"found NaN or infinity in some trials of 1 voxels"):
         prepared(reading)
     assert not (tmp_path / "store").exists()
@@ -179,9 +181,9 @@ def test_what_lacks_is_asked_for(mindeye, tmp_path, make):
     make.places(mindeye.root, "subj01", 8)
     refused(mindeye, r"subj01.tsv: expected 7 voxels, as in .*found 8")
     with pytest.raises(DataError, match=r"expected tars train/train_subj01_0.tar"):
-        read_mindeye(tmp_path, beside(mindeye))
-    with pytest.raises(DataError, match=r"tars of the subject `subj07`, found none"):
-        read_mindeye(mindeye.root, beside(mindeye), subjects=("subj07",))
+        read_processed("mindeye", tmp_path, sidecar(mindeye))
+    with pytest.raises(DataError, match=r"files of the subject `subj07`, found none"):
+        read_processed("mindeye", mindeye.root, sidecar(mindeye), subjects=("subj07",))
     for path in mindeye.root.glob("test/*.tar"):
         path.unlink()
     refused(mindeye, r"expected test_subj01_0.tar, found no tar")
@@ -189,7 +191,7 @@ def test_what_lacks_is_asked_for(mindeye, tmp_path, make):
 
 def test_tars_without_val_have_images_for_validation_drawn_from_train(mindeye, prepared):
     shutil.rmtree(mindeye.root / "val")
-    reading = read_mindeye(mindeye.root, beside(mindeye))
+    reading = read_processed("mindeye", mindeye.root, sidecar(mindeye))
     assert any(
         "no image of the part val: 1 of 8 training images are set aside" in note for note in reading.notes
     )

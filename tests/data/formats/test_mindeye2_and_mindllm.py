@@ -6,9 +6,8 @@ import pytest
 
 from bitllm.cli import main
 from bitllm.data.audit import audit
-from bitllm.data.formats.beside import Beside
-from bitllm.data.formats.mindeye2 import read_mindeye2
-from bitllm.data.formats.mindllm import read_mindllm
+from bitllm.data.formats.processed import read_processed
+from bitllm.data.formats.sidecar import Sidecar
 from bitllm.data.store import open_store
 from bitllm.errors import DataError
 
@@ -66,17 +65,17 @@ def h5py_file(path):
     return h5py.File(path, "a")
 
 
-def beside(source, **changed) -> Beside:
-    return Beside(**{"captions": (source.captions_file,), "voxels": source.voxels} | changed)
+def sidecar(source, **changed) -> Sidecar:
+    return Sidecar(**{"captions": (source.captions_file,), "voxels": source.voxels} | changed)
 
 
-def with_coco(source, **changed) -> Beside:
+def with_coco(source, **changed) -> Sidecar:
     files = {"stimulus_table": source.root / "stimuli.csv", "pictures": source.root / "pictures"}
-    return beside(source, **(files | changed))
+    return sidecar(source, **(files | changed))
 
 
 def test_mindeye2_gives_the_rows_in_chronological_order(mindeye2, prepared, require_equal):
-    store = prepared(read_mindeye2(mindeye2.root, beside(mindeye2)))
+    store = prepared(read_processed("mindeye2", mindeye2.root, sidecar(mindeye2)))
     require_equal(store, "subj01", mindeye2, mindeye2.betas)
     assert store.subject("subj01").trials["session"].tolist() == [1] * 12 + [2] * 12
     assert store.stimuli["shared"].tolist() == [False] * 10 + [True] * 2
@@ -100,7 +99,7 @@ def test_mindeye2_says_that_its_statistics_may_hold_test_trials_and_so_does_the_
 def test_mindeye2_without_the_older_test_tar_of_a_release_takes_it(mindeye2):
     (mindeye2.root / "wds/subj01/new_test/0.tar").unlink()
     (mindeye2.root / "wds/subj01/new_test").rmdir()
-    reading = read_mindeye2(mindeye2.root, beside(mindeye2))
+    reading = read_processed("mindeye2", mindeye2.root, sidecar(mindeye2))
     assert len(reading.contents.subjects[0].trials) == 24
 
 
@@ -117,7 +116,7 @@ def damage_chunk(path, name, values, chunks) -> None:
 def test_a_damaged_chunk_of_mindeye2_is_named_with_its_trials(mindeye2):
     path = mindeye2.root / "betas_all_subj01_fp32_renorm.hdf5"
     damage_chunk(path, "betas", mindeye2.betas, (8, mindeye2.betas.shape[1]))
-    subject = read_mindeye2(mindeye2.root, beside(mindeye2)).contents.subjects[0]
+    subject = read_processed("mindeye2", mindeye2.root, sidecar(mindeye2)).contents.subjects[0]
     n = len(mindeye2.betas)
     with pytest.raises(DataError, match=rf"renorm.hdf5: .*`betas`, trials {8 * ((n - 1) // 8)} to "):
         for session in subject.trials["session"].unique().tolist():
@@ -128,40 +127,40 @@ def test_mindeye2_of_another_release_is_refused(mindeye2, make):
     path = mindeye2.root / "betas_all_subj01_fp32_renorm.hdf5"
     make.write_h5(path, betas=mindeye2.betas[:20])
     with pytest.raises(DataError, match=r"the row 23 of the behaviour, found the shape \(20, 7\)"):
-        read_mindeye2(mindeye2.root, beside(mindeye2))
+        read_processed("mindeye2", mindeye2.root, sidecar(mindeye2))
     make.write_h5(path, voxels=mindeye2.betas)
     with pytest.raises(DataError, match=r"expected a dataset `betas`, found voxels"):
-        read_mindeye2(mindeye2.root, beside(mindeye2))
+        read_processed("mindeye2", mindeye2.root, sidecar(mindeye2))
     path.write_bytes(path.read_bytes()[:700])
     with pytest.raises(DataError, match=r"expected betas as whole HDF5, found a damaged file"):
-        read_mindeye2(mindeye2.root, beside(mindeye2))
-    with pytest.raises(DataError, match=r"betas of the subject `subj02`, found none"):
-        read_mindeye2(mindeye2.root, beside(mindeye2), subjects=("subj02",))
+        read_processed("mindeye2", mindeye2.root, sidecar(mindeye2))
+    with pytest.raises(DataError, match=r"files of the subject `subj02`, found none"):
+        read_processed("mindeye2", mindeye2.root, sidecar(mindeye2), subjects=("subj02",))
     path.unlink()
     with pytest.raises(DataError, match=r"expected betas_all_subj01_fp32_renorm.hdf5 and so on, found none"):
-        read_mindeye2(mindeye2.root, beside(mindeye2))
+        read_processed("mindeye2", mindeye2.root, sidecar(mindeye2))
 
 
 def test_mindeye2_with_odd_tars_or_pictures_is_refused(mindeye2, make):
     folder = mindeye2.root / "wds/subj01"
     (folder / "train/7.tar").write_bytes((folder / "train/0.tar").read_bytes())
     with pytest.raises(DataError, match=r"expected every trial once, found the row"):
-        read_mindeye2(mindeye2.root, beside(mindeye2))
+        read_processed("mindeye2", mindeye2.root, sidecar(mindeye2))
     make.write_tar(folder / "train/7.tar", [{"behav.npy": make.npy(np.zeros((1, 16)))}])
     with pytest.raises(DataError, match=r"behav.npy of 1 × 17 columns, found the shape \(1, 16\)"):
-        read_mindeye2(mindeye2.root, beside(mindeye2))
+        read_processed("mindeye2", mindeye2.root, sidecar(mindeye2))
     (folder / "train/7.tar").unlink()
     make.write_h5(mindeye2.root / "coco_images_224_float16.hdf5", images=np.zeros((3, 3, 4, 4)))
     with pytest.raises(DataError, match=r"up to the NSD id 11, found the shape"):
-        read_mindeye2(mindeye2.root, beside(mindeye2))
+        read_processed("mindeye2", mindeye2.root, sidecar(mindeye2))
     for path in folder.glob("*/*.tar"):
         path.unlink()
     with pytest.raises(DataError, match=r"expected train/.*tar and new_test/0.tar, found none"):
-        read_mindeye2(mindeye2.root, beside(mindeye2))
+        read_processed("mindeye2", mindeye2.root, sidecar(mindeye2))
 
 
 def test_mindllm_counts_by_nsd_ids_and_z_scores_what_is_not(mindllm, prepared, require_equal):
-    reading = read_mindllm(mindllm.root, with_coco(mindllm))
+    reading = read_processed("mindllm", mindllm.root, with_coco(mindllm))
     # sorted keys: the rows of train (images 0-8) before those of test
     betas = mindllm.betas.astype(np.float64)
     store = prepared(reading)
@@ -177,7 +176,7 @@ def test_mindllm_never_z_scores_twice(mindllm, prepared):
     with h5py_file(mindllm.root / "nsd0/subject_3.h5") as file:
         for row, n in enumerate(mindllm.nsd_id):
             file[f"{'train' if n < 9 else 'test'}/{row:05d}/visual_voxels"][:] = scored[row]
-    reading = read_mindllm(mindllm.root, with_coco(mindllm))
+    reading = read_processed("mindllm", mindllm.root, with_coco(mindllm))
     assert "look z-scored and stay" in reading.notes[1]
     np.testing.assert_allclose(
         np.asarray(prepared(reading).subject("subj03").betas), scored, rtol=1e-3, atol=1e-4
@@ -186,20 +185,20 @@ def test_mindllm_never_z_scores_twice(mindllm, prepared):
 
 def test_odd_mindllm_files_are_refused(mindllm):
     path = mindllm.root / "nsd0/subject_3.h5"
-    with pytest.raises(DataError, match=r"expected subject_1.h5 and so on of subj01"):
-        read_mindllm(mindllm.root, with_coco(mindllm), subjects=("subj01",))
+    with pytest.raises(DataError, match=r"files of the subject `subj01`, found none"):
+        read_processed("mindllm", mindllm.root, with_coco(mindllm), subjects=("subj01",))
     (mindllm.root / "stimuli.csv").write_text("nsdId,cocoId,shared1000\n1,5,False\n")
     with pytest.raises(DataError, match=r"expected the COCO id 989 .*are these NSD ids"):
-        read_mindllm(mindllm.root, with_coco(mindllm))
+        read_processed("mindllm", mindllm.root, with_coco(mindllm))
     with h5py_file(path) as file:
         file["test/00000/coco_id"], file["test/00000/visual_voxels"] = 1000, np.zeros(7)
-    with pytest.raises(DataError, match=r"found the COCO image 1000 in both"):
-        read_mindllm(mindllm.root, beside(mindllm))
+    with pytest.raises(DataError, match=r"found the COCO id 1000 in train and in test"):
+        read_processed("mindllm", mindllm.root, sidecar(mindllm))
     with h5py_file(path) as file:
         file["test/00001/coco_id"], file["test/00001/visual_voxels"] = 980, np.zeros(8)
     with pytest.raises(DataError, match=r"expected 7 voxels in every trial, found 8 in `test/00001`"):
-        read_mindllm(mindllm.root, beside(mindllm))
+        read_processed("mindllm", mindllm.root, sidecar(mindllm))
     with h5py_file(path) as file:
         del file["test"]
     with pytest.raises(DataError, match=r"the groups train and test with trials, found none in `test`"):
-        read_mindllm(mindllm.root, beside(mindllm))
+        read_processed("mindllm", mindllm.root, sidecar(mindllm))

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from bitllm.cli import main
-from bitllm.data.formats.contract import read_contract
+from bitllm.data.formats.custom import read_custom
 from bitllm.data.formats.trials import read_trials, stimuli_of
 from bitllm.data.store.read import open_store
 from bitllm.errors import BitLlmError, DataError
@@ -60,7 +60,7 @@ def _rename(table):
 )  # fmt: skip
 def test_captions_and_pictures_are_those_of_the_name_in_the_file(table, rename, prepared, name_of):
     names = rename(name_of)
-    store = prepared(read_contract(table.root / "header.yaml"))
+    store = prepared(read_custom(table.root / "header.yaml"))
     shown = store.stimuli.get("stimulus_name", store.stimuli.index.to_series().astype(str))
     assert sorted(shown) == sorted(names)
     for nsd_id, name in shown.items():
@@ -116,14 +116,14 @@ def test_a_subject_is_the_same_in_header_and_table(table, prepared, key, cell):
     header.write_text(header.read_text().replace("  s1:", f"  {key}:"))
     trials = pd.read_csv(table.root / "trials.tsv", sep="\t", dtype=str).assign(subject=cell)
     trials.to_csv(table.root / "trials.tsv", sep="\t", index=False)
-    store = prepared(read_contract(header))
+    store = prepared(read_custom(header))
     assert store.subjects == (key.strip("\"'"),)
 
 
 def test_a_header_in_json_with_byte_order_mark_is_read(table, prepared):
     content = yaml.safe_load((table.root / "header.yaml").read_text())
     (table.root / "header.json").write_text(json.dumps(content, indent="\t"), encoding="utf-8-sig")
-    assert prepared(read_contract(table.root / "header.json")).subjects == ("s1",)
+    assert prepared(read_custom(table.root / "header.json")).subjects == ("s1",)
 
 
 @pytest.mark.parametrize("name", ["../../out", "..", "a/b", "/out", "a\\\\b", ".x"])
@@ -131,7 +131,7 @@ def test_a_subject_that_would_be_written_elsewhere_is_refused(table, name, tmp_p
     header = table.root / "header.yaml"
     header.write_text(header.read_text().replace("  s1:", f'  "{name}":'))
     with pytest.raises(BitLlmError, match=r"header\.yaml: .*a subject"):
-        read_contract(header)
+        read_custom(header)
 
 
 def test_one_subject_under_two_names_is_refused(table):
@@ -139,7 +139,7 @@ def test_one_subject_under_two_names_is_refused(table):
     one = "{betas: betas.nii.gz, mask: mask.nii.gz}"
     header.write_text(header.read_text().replace("  s1:", f"  sub-s1: {one}\n  s1:"))
     with pytest.raises(DataError, match="`sub-s1` and `s1`"):
-        read_contract(header)
+        read_custom(header)
 
 
 def sessions_of(path, labels) -> tuple[pd.DataFrame, tuple[str, ...]]:
@@ -199,12 +199,12 @@ def test_the_order_of_the_rows_in_the_file_changes_no_session(tmp_path, labels):
 
 def test_labels_of_sessions_stay_in_the_store_and_betas_follow_them(table, prepared):
     path = table.root / "trials.tsv"
-    plain = prepared(read_contract(table.root / "header.yaml"), "plain").subject("s1")
+    plain = prepared(read_custom(table.root / "header.yaml"), "plain").subject("s1")
     trials = pd.read_csv(path, sep="\t", dtype=str)
     labels = {"1": "ses-pre", "2": "20230412"}
     trials["session"] = trials["session"].map(labels)
     trials.to_csv(path, sep="\t", index=False)
-    named = prepared(read_contract(table.root / "header.yaml")).subject("s1")
+    named = prepared(read_custom(table.root / "header.yaml")).subject("s1")
     assert named.trials["session"].dtype == np.int16
     assert named.trials["session_name"].tolist() == [labels[str(n)] for n in plain.trials["session"]]
     pd.testing.assert_frame_equal(named.trials.drop(columns="session_name"), plain.trials)
@@ -237,7 +237,7 @@ def test_a_subject_of_blank_trials_alone_is_refused(tmp_path):
 
 
 def test_columns_of_bids_and_an_index_are_noted_and_ignored(table, tmp_path, capsys, prepared):
-    plain = prepared(read_contract(table.root / "header.yaml"), "plain")
+    plain = prepared(read_custom(table.root / "header.yaml"), "plain")
     trials = pd.read_csv(table.root / "trials.tsv", sep="\t", dtype=str)
     bids = trials.assign(onset="1.5", duration="2", trial_type="picture")
     bids.to_csv(table.root / "trials.tsv", sep="\t")  # with pandas's index
@@ -253,14 +253,14 @@ def test_a_table_of_places_with_an_index_and_more_columns_is_read(table, change_
     n_voxels = table.betas.shape[1]
     places = pd.DataFrame({axis: np.arange(n_voxels) * 1.5 for axis in ("x_mm", "y_mm", "z_mm")})
     places.assign(area="V1").to_csv(table.root / "places.csv")
-    reading = read_contract(change_header(voxels="places.csv"))
+    reading = read_custom(change_header(voxels="places.csv"))
     assert [note for note in reading.notes if "`area`" in note]
     assert [note for note in reading.notes if "(an index)" in note]
     assert prepared(reading).subject("s1").voxels["y_mm"].tolist() == places["y_mm"].tolist()
 
 
 def test_a_store_with_a_hostile_manifest_is_refused(table, prepared):
-    store = prepared(read_contract(table.root / "header.yaml"))
+    store = prepared(read_custom(table.root / "header.yaml"))
     path = store.path / "manifest.json"
     content = json.loads(path.read_text())
     for change in (

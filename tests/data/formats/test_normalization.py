@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from bitllm.cli import main
-from bitllm.data.formats.contract import read_contract
+from bitllm.data.formats.custom import read_custom
 from bitllm.data.store import open_store
 from bitllm.data.store.write import write_store
 from bitllm.errors import ConfigError, DataError
@@ -27,7 +27,7 @@ def _nsd_id(table) -> np.ndarray:
 def test_a_session_of_test_trials_is_refused_with_the_remedy_and_read_with_it(
     table, nsd_id, change_header, tmp_path
 ):
-    reading = read_contract(change_header())
+    reading = read_custom(change_header())
     with pytest.raises(DataError, match=r"found 0 in session 2.*`across-sessions`"):
         write_store(tmp_path / "refused", reading.contents, reading.settings)
     main(["prepare", "table", str(change_header(normalization="across-sessions")), str(tmp_path / "store")])
@@ -51,7 +51,7 @@ def test_a_session_of_test_trials_is_refused_with_the_remedy_and_read_with_it(
 )
 def test_the_header_names_the_normalization(table, change_header, already_zscored, normalization, expected):
     named = {} if normalization is None else {"normalization": normalization}
-    reading = read_contract(change_header(already_zscored=already_zscored, **named))
+    reading = read_custom(change_header(already_zscored=already_zscored, **named))
     assert reading.settings.normalization == expected
 
 
@@ -64,7 +64,7 @@ def test_a_normalization_that_contradicts_the_header_is_one_line(
 ):
     header = change_header(already_zscored=already_zscored, normalization=normalization)
     with pytest.raises(ConfigError, match=rf"header\.yaml: .*normalization.*{normalization}") as caught:
-        read_contract(header)
+        read_custom(header)
     assert "\n" not in str(caught.value)
 
 

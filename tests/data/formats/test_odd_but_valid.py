@@ -13,11 +13,9 @@ import pytest
 import scipy.io
 
 from bitllm.data.formats.algonauts import read_algonauts
-from bitllm.data.formats.beside import Beside
 from bitllm.data.formats.glmsingle import read_glmsingle
-from bitllm.data.formats.mindeye import read_mindeye
-from bitllm.data.formats.mindeye2 import read_mindeye2
-from bitllm.data.formats.mindllm import read_mindllm
+from bitllm.data.formats.processed import read_processed
+from bitllm.data.formats.sidecar import Sidecar
 from bitllm.errors import DataError
 
 N_VOXELS = 7
@@ -75,7 +73,9 @@ TARS: dict[str, Callable] = {
 def test_odd_tars_of_mindeye_are_read_right(mindeye, make, prepared, require_equal, odd):
     TARS[odd](make)(mindeye)
     store = prepared(
-        read_mindeye(mindeye.root, Beside(captions=(mindeye.captions_file,), voxels=mindeye.voxels))
+        read_processed(
+            "mindeye", mindeye.root, Sidecar(captions=(mindeye.captions_file,), voxels=mindeye.voxels)
+        )
     )
     require_equal(store, "subj01", mindeye, mindeye.betas)
 
@@ -103,8 +103,8 @@ def test_odd_files_of_mindeye2_are_read_right(tmp_path, make, prepared, require_
         make.write_tar(tmp_path / f"wds/subj01/{part}/0.tar", samples)
     source = make.source(tmp_path, betas, nsd_id, captions, pictures)
     TARS[odd](make)(source)
-    beside = Beside(captions=(source.captions_file,), voxels=source.voxels)
-    require_equal(prepared(read_mindeye2(tmp_path, beside)), "subj01", source, betas)
+    sidecar = Sidecar(captions=(source.captions_file,), voxels=source.voxels)
+    require_equal(prepared(read_processed("mindeye2", tmp_path, sidecar)), "subj01", source, betas)
 
 
 ONE_TRIAL: dict[str, Callable] = {
@@ -134,7 +134,7 @@ def test_odd_trials_of_mindllm_are_read_right(tmp_path, make, prepared, odd):
     written = {str(1000 - n): found for n, found in captions.items()}
     (tmp_path / "captions.json").write_text(json.dumps(written), encoding="utf-8-sig")
     files = {"captions": (tmp_path / "captions.json",), "voxels": tmp_path / "voxels"}
-    reading = read_mindllm(tmp_path, Beside(**files, stimulus_table=tmp_path / "stimuli.csv"))
+    reading = read_processed("mindllm", tmp_path, Sidecar(**files, stimulus_table=tmp_path / "stimuli.csv"))
     np.testing.assert_array_equal(reading.contents.subjects[0].read_session(1), betas)
     store = prepared(reading)
     assert store.subject("subj03").trials["nsd_id"].tolist() == nsd_id.tolist()
@@ -147,7 +147,7 @@ def test_numbers_of_images_that_are_not_whole_are_refused(tmp_path, number):
         for part in ("train", "test"):
             file[f"{part}/0/visual_voxels"], file[f"{part}/0/coco_id"] = np.zeros(N_VOXELS), number
     with pytest.raises(DataError, match=rf"subject_3.h5: .*train/0.*{number:g}"):
-        read_mindllm(tmp_path, Beside())
+        read_processed("mindllm", tmp_path, Sidecar())
 
 
 def hdf5(name: str, **options) -> Callable:
@@ -245,7 +245,7 @@ def test_odd_arrays_of_algonauts_are_read_right(tmp_path, make, prepared, odd):
     captions = json.dumps({str(n): ["a"] for n in (4, 7, 9, 13, 30)})
     (tmp_path / "captions.json").write_text(captions)
     store = prepared(
-        read_algonauts(tmp_path, Beside(captions=(tmp_path / "captions.json",)), surfaces=tmp_path)
+        read_algonauts(tmp_path, Sidecar(captions=(tmp_path / "captions.json",)), surfaces=tmp_path)
     )
     for subject, ids in nsd_id.items():
         data = store.subject(subject)

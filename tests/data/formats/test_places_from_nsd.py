@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bitllm.data.formats.beside import Beside
-from bitllm.data.formats.mindeye import read_mindeye
+from bitllm.data.formats.processed import read_processed
+from bitllm.data.formats.sidecar import Sidecar
 from bitllm.data.store import open_store
 from bitllm.errors import DataError
 
@@ -19,12 +19,16 @@ def test_places_are_those_of_nsds_own_store(mindeye, make, easy_release, prepare
         rows = np.ones((1, len(expected)), np.float16)
         samples = [make.mindeye_sample(n, rows, mindeye.pictures[n]) for n in ids]
         make.write_tar(mindeye.root / f"{part}/{part}_subj01_0.tar", samples)
-    beside = Beside(captions=(mindeye.captions_file,), nsd=easy_release / "nsd")
-    found = prepared(read_mindeye(mindeye.root, beside)).subject("subj01").voxels.drop(columns="valid")
+    sidecar = Sidecar(captions=(mindeye.captions_file,), nsd=easy_release / "nsd")
+    found = (
+        prepared(read_processed("mindeye", mindeye.root, sidecar))
+        .subject("subj01")
+        .voxels.drop(columns="valid")
+    )
     pd.testing.assert_frame_equal(found, expected)
 
 
 def test_tars_of_another_region_than_nsds_are_refused(mindeye, easy_release):
-    beside = Beside(captions=(mindeye.captions_file,), nsd=easy_release / "nsd")
+    sidecar = Sidecar(captions=(mindeye.captions_file,), nsd=easy_release / "nsd")
     with pytest.raises(DataError, match=r"nsdgeneral.*voxels, as in .*found"):
-        read_mindeye(mindeye.root, beside)
+        read_processed("mindeye", mindeye.root, sidecar)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from bitllm.data.formats import series as series_module
-from bitllm.data.formats.contract import read_contract
+from bitllm.data.formats.custom import read_custom
 from bitllm.errors import DataError
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
@@ -26,7 +26,7 @@ def _stored(table):
 
 
 def sessions(header) -> np.ndarray:
-    subject = read_contract(header).contents.subjects[0]
+    subject = read_custom(header).contents.subjects[0]
     return np.concatenate([subject.read_session(n) for n in (1, 2)])
 
 
@@ -46,7 +46,7 @@ def test_files_of_one_session_each_follow_one_another_and_one_is_in_memory(
     header = change_header(betas=["b.npy", "a.npy"])
     np.testing.assert_allclose(sessions(header), np.roll(stored[2], 12, axis=0) / 300, rtol=1e-6)
     with pytest.raises(DataError, match=r"b.npy: expected 24 trials, as in the trials table, found 36"):
-        read_contract(change_header(betas=["a.npy", "a.npy", "b.npy"]))
+        read_custom(change_header(betas=["a.npy", "a.npy", "b.npy"]))
 
 
 def test_a_session_may_lie_across_two_files(table, stored, change_header):
@@ -82,7 +82,7 @@ def test_an_array_that_fits_two_orders_needs_axis_order(table, change_header):
     places.to_csv(table.root / "places.tsv", sep="\t", index=False)
     np.save(table.root / "b.npy", np.ones((24, 24), np.int16))
     with pytest.raises(DataError, match=r"b.npy: expected `axis_order`.*trials-voxels and voxels-trials"):
-        read_contract(change_header(axis_order=None, betas="b.npy", mask=None, voxels="places.tsv"))
+        read_custom(change_header(axis_order=None, betas="b.npy", mask=None, voxels="places.tsv"))
 
 
 @pytest.mark.parametrize("ending", ["npy", "h5", "nii"])
@@ -95,14 +95,14 @@ def test_complex_betas_are_refused(table, stored, change_header, make, ending):
     else:
         nib.save(nib.Nifti1Image(values, AFFINE), path)
     with pytest.raises(DataError, match=rf"b.{ending}: .*complex64"):
-        read_contract(change_header(betas=path.name, scale=1.0))
+        read_custom(change_header(betas=path.name, scale=1.0))
 
 
 @pytest.mark.parametrize("ending", ["npy", "h5", "nii", "nii.gz", "mgz", "dscalar.nii"])
 def test_a_git_lfs_pointer_in_place_of_betas_is_called_one(table, change_header, ending):
     (table.root / f"b.{ending}").write_bytes(POINTER)
     with pytest.raises(DataError, match=rf"b.{ending}: .*git-lfs pointer"):
-        read_contract(change_header(betas=f"b.{ending}"))
+        read_custom(change_header(betas=f"b.{ending}"))
 
 
 @pytest.mark.parametrize("ending", ["npy", "h5", "nii"])
@@ -130,7 +130,7 @@ def test_a_damaged_chunk_is_named_with_file_dataset_and_trials(table, stored, ch
     content[place + 3] ^= 255
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"b.h5: .*`group/values`, trials 12 to 17 ") as error:
-        read_contract(change_header(betas="b.h5", key="group/values", axis_order="trials-voxels"))
+        read_custom(change_header(betas="b.h5", key="group/values", axis_order="trials-voxels"))
     assert "\n" not in str(error.value)
 
 
@@ -141,7 +141,7 @@ def test_a_filter_that_is_not_installed_is_named(table, change_header):
         properties.set_filter(32001, h5py.h5z.FLAG_OPTIONAL, (0,))
         h5py.h5d.create(file.id, b"betas", h5py.h5t.NATIVE_INT16, h5py.h5s.create_simple((24, 4)), properties)
     with pytest.raises(DataError, match=r"b.h5: .*32001"):
-        read_contract(change_header(betas="b.h5"))
+        read_custom(change_header(betas="b.h5"))
 
 
 def test_a_locked_hdf5_file_is_called_locked(table, stored, change_header, make):
@@ -154,14 +154,14 @@ def test_a_locked_hdf5_file_is_called_locked(table, stored, change_header, make)
     try:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
         with pytest.raises(DataError, match=r"b.h5: .*locked"):
-            read_contract(change_header(betas="b.h5"))
+            read_custom(change_header(betas="b.h5"))
     finally:
         other.communicate("")
 
 
 def test_two_subjects_in_spaces_of_their_own_are_noted(table, change_header):
     header = change_header(space="T1w")
-    assert not any("T1w" in note for note in read_contract(header).notes)
+    assert not any("T1w" in note for note in read_custom(header).notes)
     trials = pd.read_csv(table.root / "trials.tsv", sep="\t")
     both = pd.concat([trials, trials.assign(subject="s2")])
     both.to_csv(table.root / "trials.tsv", sep="\t", index=False)
@@ -172,5 +172,5 @@ def test_two_subjects_in_spaces_of_their_own_are_noted(table, change_header):
         ("unknown", True),
         ("MNI152NLin6Asym", False),
     ):
-        notes = read_contract(change_header(subjects={"s1": files, "s2": files}, space=space)).notes
+        notes = read_custom(change_header(subjects={"s1": files, "s2": files}, space=space)).notes
         assert any("several subjects" in note or "2 subjects" in note for note in notes) == is_noted

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from bitllm.cli import main
-from bitllm.data.formats.contract import read_contract
+from bitllm.data.formats.custom import read_custom
 from bitllm.data.splits import make_split
 from bitllm.data.store import open_store
 from bitllm.data.store.complete import part_of_image, with_validation_images
@@ -28,9 +28,9 @@ def with_value(column: str, value: str, row: int = 4):
 
 
 def test_sessions_and_runs_may_be_written_as_in_bids(table, change_trials, prepared):
-    plain = prepared(read_contract(table.root / "header.yaml"), "plain")
+    plain = prepared(read_custom(table.root / "header.yaml"), "plain")
     change_trials(lambda t: t.assign(session="ses-0" + t["session"], run="run-0" + t["run"]))
-    store = prepared(read_contract(table.root / "header.yaml"))
+    store = prepared(read_custom(table.root / "header.yaml"))
     pd.testing.assert_frame_equal(store.subject("s1").trials, plain.subject("s1").trials)
     assert store.manifest == plain.manifest
 
@@ -50,7 +50,7 @@ def test_a_value_that_is_no_number_or_no_name_is_named_with_its_row(
 ):
     change_trials(with_value(column, value))
     with pytest.raises(DataError, match=rf"trials\.tsv: .*{match}"):
-        read_contract(table.root / "header.yaml")
+        read_custom(table.root / "header.yaml")
     with pytest.raises(SystemExit, match="2"):
         main(["prepare", "table", str(table.root / "header.yaml"), str(tmp_path / "store")])
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
@@ -62,7 +62,7 @@ def test_a_place_that_is_a_word_is_named_with_its_row(table, change_header, prep
     places.loc[2, "y_mm"] = "left"
     places.to_csv(table.root / "places.tsv", sep="\t", index=False)
     with pytest.raises(DataError, match=r"column `y_mm` of the table of voxels, found `left` in row 3"):
-        prepared(read_contract(change_header(voxels="places.tsv")))
+        prepared(read_custom(change_header(voxels="places.tsv")))
 
 
 def test_without_val_some_training_images_are_for_validation_and_a_note_says_so(
@@ -113,4 +113,4 @@ def test_a_split_of_two_subjects_without_val_has_images_to_choose_by(
             split=lambda both: both["split"].replace("val", "train")
         )
     )
-    assert make_split(prepared(read_contract(header)), "poster").validation_images
+    assert make_split(prepared(read_custom(header)), "poster").validation_images

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from bitllm.data.formats.contract import read_contract
+from bitllm.data.formats.custom import read_custom
 from bitllm.data.store import open_store
 from bitllm.data.store.write import write_store
 
@@ -117,7 +117,7 @@ class Plain:
 
     def require_read(self, header: Path | None = None) -> tuple[str, ...]:
         """Compare everything in the store of the files with the arrays; returns the reader's notes."""
-        reading = read_contract(header or self.header)
+        reading = read_custom(header or self.header)
         write_store(self.root / "store", reading.contents, reading.settings)
         store = open_store(self.root / "store")
         stimuli = store.stimuli

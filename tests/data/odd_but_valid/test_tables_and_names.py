@@ -15,7 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from bitllm.data.formats.contract import read_contract
+from bitllm.data.formats.custom import read_custom
 from bitllm.errors import BitLlmError
 
 MISSING = ["NA", "nan", "null", "None", "<NA>", "-NaN", "NULL", "NaN", "1.#IND", "-nan", "na", "none"]
@@ -385,11 +385,11 @@ def test_a_header_in_the_working_folder_is_read_right(plain, monkeypatch):
 def test_utf_16_is_refused_with_one_line(plain, name, encoding):
     text(lambda content: content, name, encoding)(plain)
     with pytest.raises(BitLlmError, match=rf"{name}: .*UTF-16") as error:
-        read_contract(plain.header)
+        read_custom(plain.header)
     assert "\n" not in str(error.value)
 
 
 def test_bytes_that_are_not_utf_8_are_refused(plain):
     table(lambda made: made.map(lambda cell: (cell + "é").encode("latin-1")), "trials.parquet")(plain)
     with pytest.raises(BitLlmError, match=r"trials.parquet: .*UTF-8"):
-        read_contract(plain.header)
+        read_custom(plain.header)

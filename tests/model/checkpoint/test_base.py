@@ -7,7 +7,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, PreTrain
 
 from bitllm.errors import ConfigError
 from bitllm.model.checkpoint.base import load_llm, placeholder_token_id, weights_hash
-from bitllm.toy_models.vocabulary import make_word_tokenizer
+from bitllm.toy_models import make_word_tokenizer
 
 
 def test_a_checksum_is_of_the_weights_and_not_of_their_storage(llm, tmp_path):

@@ -13,7 +13,7 @@ from bitllm.model.build import build_bit_llm, load_trained, save_trained
 from bitllm.model.checkpoint.base import BaseLlm, load_llm, weights_hash
 from bitllm.model.checkpoint.weights import is_ours
 from bitllm.model.modeling import BitLlmForCausalLM, BitLlmModel
-from bitllm.toy_models.vocabulary import make_word_tokenizer
+from bitllm.toy_models import make_word_tokenizer
 
 IDS = torch.arange(3, 9)[None].repeat(3, 1)
 

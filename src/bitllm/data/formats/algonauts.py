@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bitllm.data.formats.beside import (
-    Beside,
-    Reading,
+from bitllm.data.formats.sidecar import (
+    ParsedDataset,
+    Sidecar,
     blocks,
     caption_rows,
     fingerprint,
@@ -38,22 +38,22 @@ _HEMISPHERES = ("lh", "rh")
 
 def read_algonauts(
     root: Path,
-    beside: Beside,
+    sidecar: Sidecar,
     *,
     surfaces: Path | None = None,
     labels: Path | None = None,
     subjects: tuple[str, ...] | None = None,
-) -> Reading:
+) -> ParsedDataset:
     """Read ``subjXX/training_split``; the challenge's test images have no responses.
 
     Parameters
     ----------
     root
         The folder that holds subj01 and so on.
-    beside
+    sidecar
         Captions and NSD's stimulus table.
     surfaces
-        FreeSurfer's folder ``fsaverage/surf`` with ``lh.white`` and ``rh.white``: the places of the vertices.
+        FreeSurfer's folder ``fsaverage/surf`` with ``lh.white`` and ``rh.white``: the coordinates of the vertices.
     labels
         JSON ``{atlas: {number: name}}`` instead of NSD's own names.
     subjects
@@ -75,7 +75,7 @@ def read_algonauts(
         found.append(_subject(folder, nsd_id, surfaces, names))
     every = np.concatenate(seen)
     is_shared = pd.Series(every).map(pd.Series(every).value_counts()).to_numpy() > 1
-    stimuli = nsd_stimuli(beside, every, is_shared, root)
+    stimuli = nsd_stimuli(sidecar, every, is_shared, root)
     notes = [
         "responses are averaged over repeats and z-scored already: one trial an image, no sessions, no order",
         "the images of the challenge's test have no responses and are left out",
@@ -88,7 +88,7 @@ def read_algonauts(
     contents = StoreContents(
         subjects=found,
         stimuli=stimuli,
-        captions=caption_rows(beside, stimuli, root, notes),
+        captions=caption_rows(sidecar.captions, stimuli, notes, source=root),
         origin=str(root),
         pictures=blocks(stimuli["nsd_id"].to_numpy(), lambda n: decode_picture(pictures[n], pictures[n])),
         atlases={atlas: dict(of_atlas) for atlas, of_atlas in names.items()},
@@ -100,7 +100,7 @@ def read_algonauts(
         roi="challenge",
         normalization="as-delivered",
     )
-    return Reading(contents, settings, tuple(notes))
+    return ParsedDataset(contents, settings, tuple(notes))
 
 
 def _label_names(path: Path | None) -> dict[str, dict[int, str]]:
@@ -188,7 +188,7 @@ def _vertices(
         )
     if surfaces is None:
         raise DataError(
-            f"{folder}: expected the places of the vertices, found none in this format; name FreeSurfer's folder "
+            f"{folder}: expected the coordinates of the vertices, found none in this format; name FreeSurfer's folder "
             "fsaverage/surf with --surfaces"
         )
     surface = surfaces / f"{hemisphere}.white"

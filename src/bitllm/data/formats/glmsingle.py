@@ -1,19 +1,20 @@
 """GLMsingle's outputs: ``betasmd`` of TYPEB, TYPEC or TYPED, beside a trials table."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pandas as pd
 import scipy.io
 
-from bitllm.data.formats.beside import Reading, blocks, fingerprint
-from bitllm.data.formats.contract import Header, session_reader, store_columns
+from bitllm.data.formats.custom import Header, session_reader, store_columns
 from bitllm.data.formats.series import Axes, read_series
+from bitllm.data.formats.sidecar import ParsedDataset, blocks, caption_rows, fingerprint
 from bitllm.data.formats.trials import Trials, read_trials, stimuli_of
 from bitllm.data.io.arrays import BetasFile
-from bitllm.data.io.captions import captions_by_nsd_id
 from bitllm.data.io.hdf5 import hdf5_dataset, open_hdf5, read_dataset
 from bitllm.data.io.pickles import read_pickled_dict
 from bitllm.data.io.pictures import picture_reader
@@ -36,7 +37,7 @@ def read_glmsingle(
     design: Path | None = None,
     pictures: Path | None = None,
     trust_pickle: bool = False,
-) -> Reading:
+) -> ParsedDataset:
     """Read one subject's GLMsingle output.
 
     Parameters
@@ -79,8 +80,7 @@ def read_glmsingle(
         mask=None if of_table else places,
         table=places if of_table else None,
     )
-    texts = captions_by_nsd_id(captions, stimuli, notes, numbers_are_coco_ids=True)
-    rows = [(n, text) for n, found in texts.items() for text in found]
+    texts = caption_rows(captions, stimuli, notes, source=betas, numbers_are_coco_ids=True)
     made = (
         blocks(stimuli["nsd_id"].to_numpy(), picture_reader(pictures, stimuli, notes)) if pictures else None
     )
@@ -95,7 +95,7 @@ def read_glmsingle(
     contents = StoreContents(
         subjects=[found],
         stimuli=stimuli,
-        captions=pd.DataFrame(rows, columns=["nsd_id", "caption"]),
+        captions=texts,
         origin=str(trials),
         pictures=made,
     )
@@ -106,7 +106,7 @@ def read_glmsingle(
         notes.append("no --design: the order of the trials is believed, not checked against stimorder")
     if made is None:
         notes.append("no --pictures: the store is without pictures")
-    return Reading(contents, settings, tuple(notes))
+    return ParsedDataset(contents, settings, tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -131,17 +131,9 @@ def _array(path: Path, keys: tuple[str, ...], trust_pickle: bool) -> np.ndarray:
             f"{path}: expected GLMsingle's .hdf5, .npy or .mat, found another kind of file; name that"
         )
     if ending == ".npy":
-        content = read_pickled_dict(path, is_trusted=trust_pickle)
-        key = next((key for key in keys if key in content), None)
-        if key is None:
-            raise DataError(
-                f"{path}: expected {' or '.join(keys)}, found {', '.join(map(str, content))}; name the right file"
-            )
-        values = np.asarray(content[key])
-        require_real(values.dtype, path, f"`{key}`")
-        return values
-    if ending == ".mat" and not _is_hdf5(path):
-        return _read_old_matlab(path, keys)
+        return _variable(path, keys, read_pickled_dict(path, is_trusted=trust_pickle))
+    if ending == ".mat" and not h5py.is_hdf5(require_file(path, "GLMsingle's output")):
+        return _variable(path, keys, _read_old_matlab(path, keys))
     with open_hdf5(path, "GLMsingle's output") as file:
         key = next((key for key in keys if isinstance(file.get(key), h5py.Dataset)), keys[0])
         dataset = hdf5_dataset(file, key)
@@ -150,29 +142,29 @@ def _array(path: Path, keys: tuple[str, ...], trust_pickle: bool) -> np.ndarray:
     return values.transpose() if is_matlab else values
 
 
-def _is_hdf5(path: Path) -> bool:
-    return bool(h5py.is_hdf5(require_file(path, "GLMsingle's output")))
+def _variable(path: Path, keys: tuple[str, ...], content: Mapping[str, Any]) -> np.ndarray:
+    """The first of some variables that there is."""
+    key = next((key for key in keys if content.get(key) is not None), None)
+    if key is None:
+        found = ", ".join(map(str, content)) or "nothing"
+        raise DataError(f"{path}: expected {' or '.join(keys)}, found {found}; name the right file")
+    values = np.asarray(content[key])
+    require_real(values.dtype, path, f"`{key}`")
+    return values
 
 
-def _read_old_matlab(path: Path, keys: tuple[str, ...]) -> np.ndarray:
-    """One of some variables in MATLAB's format before 7.3, which is no HDF5."""
+def _read_old_matlab(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
+    """Variables in MATLAB's format before 7.3, which is no HDF5; those not asked for are None."""
     try:
-        content = scipy.io.loadmat(path, variable_names=list(keys))
-        key = next((key for key in keys if key in content), None)
-        names = [name for name, *_ in scipy.io.whosmat(path)] if key is None else []
+        names = [name for name, *_ in scipy.io.whosmat(path)]
+        content = scipy.io.loadmat(path, variable_names=[*keys])
     except Exception as error:  # noqa: BLE001 - a damaged file can raise anything
         reason = str(error).replace("\n", " ")
         raise DataError(
             f"{path}: expected GLMsingle's output as a whole .mat file, found a damaged one ({reason}); save it again "
             "with -v7.3, or copy it again"
         ) from None
-    if key is None:
-        raise DataError(
-            f"{path}: expected {' or '.join(keys)}, found {', '.join(names) or 'nothing'}; name the right file"
-        )
-    values = np.asarray(content[key])
-    require_real(values.dtype, path, f"`{key}`")
-    return values
+    return {name: content.get(name) for name in names}
 
 
 def _check_order(path: Path, stimorder: np.ndarray, trials: Trials) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from bitllm.data.formats.beside import PLACES, read_voxel_table
+from bitllm.data.formats.sidecar import COORDINATES, read_voxel_table
 from bitllm.data.io.arrays import (
     BetasFile,
     cifti_order,
@@ -18,7 +18,7 @@ from bitllm.data.io.arrays import (
 )
 from bitllm.data.io.values import whole_labels
 from bitllm.data.io.volumes import Grid, read_volume, require_same_grid
-from bitllm.data.spaces import contradicts
+from bitllm.data.store.contents import contradicts
 from bitllm.errors import DataError
 
 AxisOrder = Literal["trials-voxels", "voxels-trials", "xyz-trials", "trials-zyx"]
@@ -225,7 +225,7 @@ def _place_table(
         )
     ijk = np.argwhere(voxels.mask)
     places = pd.DataFrame(ijk, columns=["i", "j", "k"])
-    places[list(PLACES)] = grid.mm(ijk)
+    places[list(COORDINATES)] = grid.mm(ijk)
     return places
 
 

@@ -1,14 +1,30 @@
 """Write a store, whatever the format it comes from: checked, normalized, checksummed, whole or not at all."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Bool, Float32, Num
 
-from bitllm.data.store.complete import complete, few_training_trials
-from bitllm.data.store.contents import StoreContents, StoreSettings, SubjectContents
-from bitllm.data.store.normalize import NORMALIZATIONS
+from bitllm.data.store.complete import complete, few_training_trials, part_of_trials
+from bitllm.data.store.contents import StoreContents, StoreSettings, SubjectContents, View
+from bitllm.data.store.normalize import (
+    NORMALIZATIONS,
+    SCORED_BY_US,
+    Normalization,
+    in_float16,
+    looks_z_scored,
+    moments,
+    pooled,
+    scaled_by,
+    sees,
+    z_scores,
+)
 from bitllm.data.store.read import (
     SHARED_FILES,
     STORE_VERSION,
@@ -16,17 +32,242 @@ from bitllm.data.store.read import (
     StoreManifest,
     SubjectRecord,
 )
-from bitllm.data.store.sessions import (
-    Progress,
-    contradictions,
-    remove_marks,
-    run_jobs,
-    run_statistics,
-    session_jobs,
-    share_in_view,
-)
 from bitllm.errors import DataError
-from bitllm.files import folder_gone_on_with, require_empty, sha256_of_file, sha256_of_json, write_json
+from bitllm.files import (
+    file_written_whole,
+    folder_gone_on_with,
+    require_empty,
+    sha256_of_file,
+    sha256_of_json,
+    write_json,
+)
+
+_STATISTICS = "statistics.npy"
+_IN_VIEW, _CONTRADICTED = 1, 2
+"""Bits of a voxel in the mark of a finished session."""
+Betas = Num[np.ndarray, "trials voxels"]
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many steps are done, and how many there are."""
+
+
+@dataclass(frozen=True)
+class SessionJob:
+    """One session to be read, normalized and written at its place in the file of the subject's betas."""
+
+    subject: SubjectContents
+    session: int
+    folder: Path
+    first_row: int
+    is_seen: np.ndarray
+    """Which trials the statistics see."""
+    normalization: Normalization
+
+    @property
+    def done_mark(self) -> Path:
+        """The file that says that this session is written, and which voxels were in view in it."""
+        return self.folder / f"session{self.session:04d}.done"
+
+    @property
+    def moments(self) -> Path:
+        """What this session adds to the statistics across sessions."""
+        return self.folder / f"session{self.session:04d}.moments.npy"
+
+    @property
+    def label(self) -> str:
+        """What progress calls it."""
+        return f"{self.subject.name} session {self.session}"
+
+
+def session_jobs(
+    subject: SubjectContents, stimuli: pd.DataFrame, folder: Path, normalization: Normalization
+) -> list[SessionJob]:
+    """The sessions of a subject; ``betas.npy`` is made at its full length, unless it is there."""
+    path = folder / "betas.npy"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        allocate_rows(path, (len(subject.trials), len(subject.voxels)), np.dtype(np.float16))
+    is_seen = sees(part_of_trials(subject, stimuli), normalization)
+    jobs = []
+    for session, rows in subject.trials.groupby("session").indices.items():
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        jobs.append(SessionJob(subject, int(str(session)), folder, first, is_seen[first:last], normalization))
+    return jobs
+
+
+def run_jobs(jobs: list[SessionJob], *, workers: int, done: Callable[[str], None]) -> None:
+    """Write every session that is not written yet; several at a time with more than one worker."""
+    _run_left(jobs, write_session, lambda job: job.done_mark, workers=workers, done=done)
+
+
+def run_statistics(jobs: list[SessionJob], *, workers: int, done: Callable[[str], None]) -> None:
+    """Work out mean and deviation across the sessions of each subject, reading every session once."""
+    _run_left(jobs, write_moments, lambda job: job.moments, workers=workers, done=done)
+    for folder in dict.fromkeys(job.folder for job in jobs):
+        of_subject = [job for job in jobs if job.folder == folder]
+        np.save(folder / _STATISTICS, pooled([np.load(job.moments) for job in of_subject]))
+
+
+def remove_marks(folder: Path) -> None:
+    """Take away what only an unfinished store needs."""
+    for path in (*folder.glob("session*.done"), *folder.glob("session*.moments.npy"), folder / _STATISTICS):
+        path.unlink(missing_ok=True)
+
+
+def allocate_rows(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Make an ``.npy`` file of its full length, so that a full disk shows before the work and not after."""
+    with path.open("wb") as file:
+        header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.flush()
+        n_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        os.posix_fallocate(file.fileno(), file.tell(), max(1, n_bytes))
+
+
+def write_session(job: SessionJob) -> str:
+    """Read, normalize and write one session, then mark it as done."""
+    betas = _read(job)
+    if job.normalization not in SCORED_BY_US:
+        scaled = in_float16(betas)
+    elif job.normalization == "across-sessions":
+        scaled = scaled_by(betas, np.load(job.folder / _STATISTICS))
+    else:
+        scaled = z_scores(betas, job.is_seen)
+    view = job.subject.views.get(job.session)
+    seen = seen_in_both(betas, view)
+    scaled[:, ~seen] = 0
+    if not scaled.any():
+        raise DataError(
+            f"{job.subject.origin} ({job.label}): expected betas that vary between trials, found betas that are 0 or "
+            f"constant in every voxel ({seen.sum()} of {len(seen)} voxels in view); check the file, or leave the "
+            "session out"
+        )
+    _write_at(job.folder / "betas.npy", job.first_row, scaled)
+    write_mark(job.done_mark, seen, contradicted(betas, view))
+    return job.label
+
+
+def write_moments(job: SessionJob) -> str:
+    """Read one session and write what it adds to the statistics across sessions."""
+    betas = _read(job)
+    seen = seen_in_both(betas, job.subject.views.get(job.session))
+    with file_written_whole(job.moments) as unfinished, unfinished.open("wb") as file:
+        np.save(file, moments(betas, job.is_seen, seen))
+    return f"{job.label} (statistics)"
+
+
+def _run_left(
+    jobs: list[SessionJob],
+    work: Callable[[SessionJob], str],
+    made: Callable[[SessionJob], Path],
+    *,
+    workers: int,
+    done: Callable[[str], None],
+) -> None:
+    left = []
+    for job in jobs:
+        if made(job).exists():
+            done(job.label)
+        else:
+            left.append(job)
+    for label in _run(left, work, workers):
+        done(label)
+
+
+def _run(jobs: list[SessionJob], work: Callable[[SessionJob], str], workers: int) -> Iterator[str]:
+    if workers <= 1 or len(jobs) <= 1:
+        yield from map(work, jobs)
+        return
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(work, job) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _read(job: SessionJob) -> np.ndarray:
+    betas = job.subject.read_session(job.session)
+    where = f"{job.subject.origin} ({job.label})"
+    expected = (len(job.is_seen), len(job.subject.voxels))
+    if betas.shape != expected:
+        raise DataError(
+            f"{where}: expected betas of {expected[0]} trials × {expected[1]} voxels (from the tables), "
+            f"found the shape {betas.shape}; check that betas, trials and mask belong together"
+        )
+    is_number = np.isfinite(betas)
+    partly = is_number.any(axis=0) & ~is_number.all(axis=0)
+    if partly.any():
+        raise DataError(
+            f"{where}: expected numbers, found NaN or infinity in some trials of {partly.sum()} voxels; "
+            "fix or exclude those voxels (a voxel without any number in a session becomes 0)"
+        )
+    if job.normalization in SCORED_BY_US and looks_z_scored(betas):
+        raise DataError(
+            f"{where}: expected betas to be z-scored, found mean 0 and deviation 1 in nearly every voxel; "
+            "they are never z-scored twice, use the normalization `as-delivered`"
+        )
+    return betas
+
+
+def _write_at(path: Path, first_row: int, rows: np.ndarray) -> None:
+    with path.open("r+b") as file:
+        version = np.lib.format.read_magic(file)
+        assert version == (1, 0), f"{path}: not written by allocate_rows"
+        np.lib.format.read_array_header_1_0(file)
+        file.seek(first_row * rows[0].nbytes, os.SEEK_CUR)
+        file.write(np.ascontiguousarray(rows).data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def in_view(betas: Betas) -> Bool[np.ndarray, " voxels"]:
+    """Which voxels were in the field of view: NSD writes 0 for all trials of a session (NaN on surfaces)."""
+    return (np.isfinite(betas) & (betas != 0)).any(axis=0)
+
+
+def seen_in_both(betas: Betas, view: View | None) -> Bool[np.ndarray, " voxels"]:
+    """Which voxels were in view by the betas and, where there is one, by the file too."""
+    return in_view(betas) if view is None else in_view(betas) & view.voxels
+
+
+def contradicted(betas: Betas, view: View | None) -> Bool[np.ndarray, " voxels"]:
+    """Which voxels vary though the file says they were out of view, or do not though it says they were in view."""
+    if view is None:
+        return np.zeros(betas.shape[1], bool)
+    return view.voxels != (in_view(betas) & (betas.max(axis=0) > betas.min(axis=0)))
+
+
+def write_mark(
+    path: Path, seen: Bool[np.ndarray, " voxels"], contradicted: Bool[np.ndarray, " voxels"]
+) -> None:
+    """Write the file that says that a session is finished, and what was found out about its voxels."""
+    with file_written_whole(path) as unfinished:
+        unfinished.write_bytes((seen * _IN_VIEW + contradicted * _CONTRADICTED).astype(np.uint8).tobytes())
+
+
+def share_in_view(folder: Path) -> Float32[np.ndarray, " voxels"]:
+    """In which share of a subject's written sessions each voxel was in view, as NSD's ``valid.nii.gz``."""
+    seen = np.stack([mark & _IN_VIEW for mark in _read_marks(folder).values()])
+    return np.asarray(seen.mean(axis=0), np.float32)
+
+
+def contradictions(subject: SubjectContents, folder: Path) -> Iterator[str]:
+    """One line about voxels of a subject where the file of views contradicts the betas, if there are any."""
+    counts = {session: int((mark & _CONTRADICTED > 0).sum()) for session, mark in _read_marks(folder).items()}
+    sessions = [session for session, count in counts.items() if count]
+    if sessions:
+        yield (
+            f"{subject.views[sessions[0]].origin}: expected it to fit the betas, found {counts[sessions[0]]} voxels "
+            f"that vary though said to be out of view, or the reverse ({len(sessions)} sessions of {subject.name} "
+            "have such voxels); a voxel is taken as in view where both say so"
+        )
+
+
+def _read_marks(folder: Path) -> dict[int, np.ndarray]:
+    marks = sorted(folder.glob("session*.done"))
+    return {int(mark.stem[len("session") :]): np.frombuffer(mark.read_bytes(), np.uint8) for mark in marks}
 
 
 def write_store(

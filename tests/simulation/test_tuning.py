@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
-from bitllm.simulation import preset
-from bitllm.simulation.brain import atlases
-from bitllm.simulation.brain.cortex import LEFT, make_cortex
-from bitllm.simulation.brain.tuning import CELLS, make_tuning, standardised
-from bitllm.simulation.world.scenes import FEATURES, make_scenes, scene_features
+from bitllm.simulation import atlases, preset
+from bitllm.simulation.cortex import LEFT, make_cortex
+from bitllm.simulation.responses import CELLS, make_tuning, standardised
+from bitllm.simulation.scenes import FEATURES, make_scenes, scene_features
 
 DEMO = preset("demo")
 COLUMN = {feature: index for index, feature in enumerate(FEATURES)}

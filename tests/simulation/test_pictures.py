@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from bitllm.simulation.world.pictures import draw_pictures
-from bitllm.simulation.world.scenes import Scene
-from bitllm.simulation.world.vocabulary import COLOURS, OBJECTS, RELATIONS, SETTINGS
+from bitllm.simulation.pictures import draw_pictures
+from bitllm.simulation.scenes import Scene
+from bitllm.simulation.vocabulary import COLOURS, OBJECTS, RELATIONS, SETTINGS
 
 
 def scene(**changes: object) -> Scene:

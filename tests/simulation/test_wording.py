@@ -5,9 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from bitllm.simulation.world import vocabulary
-from bitllm.simulation.world.scenes import Scene, make_scenes
-from bitllm.simulation.world.wording import captions_of
+from bitllm.simulation import vocabulary
+from bitllm.simulation.scenes import Scene, captions_of, make_scenes
 
 
 @pytest.fixture(scope="module")

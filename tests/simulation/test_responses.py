@@ -4,10 +4,17 @@ import numpy as np
 import pytest
 
 from bitllm.simulation import SimulationConfig, preset
-from bitllm.simulation.brain.cortex import make_cortex
-from bitllm.simulation.brain.responses import NoiseCeiling, Subject, as_stored, make_subject, session_percent
-from bitllm.simulation.brain.tuning import make_tuning, standardised
-from bitllm.simulation.world.scenes import make_scenes, scene_features
+from bitllm.simulation.cortex import make_cortex
+from bitllm.simulation.responses import (
+    NoiseCeiling,
+    Subject,
+    as_stored,
+    make_subject,
+    make_tuning,
+    session_percent,
+    standardised,
+)
+from bitllm.simulation.scenes import make_scenes, scene_features
 
 
 def make(config: SimulationConfig) -> Subject:

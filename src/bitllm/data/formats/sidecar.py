@@ -1,6 +1,6 @@
 """What a format of betas leaves out and the user names beside it: places, captions, pictures."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +14,14 @@ from bitllm.data.nsd.layout import NsdRelease
 from bitllm.data.store.contents import StoreContents, StoreSettings
 from bitllm.errors import DataError
 
-PLACES = ("x_mm", "y_mm", "z_mm")
+COORDINATES = ("x_mm", "y_mm", "z_mm")
 _BLOCK = 64
 
 Blocks = Callable[[], Iterator[np.ndarray]]
 
 
 @dataclass(frozen=True)
-class Beside:
+class Sidecar:
     """Files that the user names beside the betas.
 
     Parameters
@@ -46,7 +46,7 @@ class Beside:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ParsedDataset:
     """A format, read: what a store will hold, its settings, and what the format lacks, a line each."""
 
     contents: StoreContents
@@ -54,25 +54,25 @@ class Reading:
     notes: tuple[str, ...] = ()
 
 
-def places_of(
-    beside: Beside, subject: str, n_voxels: int, source: Path, notes: list[str]
+def coordinates_of(
+    sidecar: Sidecar, subject: str, n_voxels: int, source: Path, notes: list[str]
 ) -> tuple[pd.DataFrame, dict[str, dict[int, str]]]:
     """The table of a subject's voxels, and the names of its labels."""
     labels: dict[str, dict[int, str]] = {}
-    if beside.nsd is not None:
-        release = NsdRelease(beside.nsd)
+    if sidecar.nsd is not None:
+        release = NsdRelease(sidecar.nsd)
         mask = read_voxel_mask(release, subject, "nsdgeneral")
         where = release.roi(subject, "nsdgeneral")
         _require_count(where, int(mask.sum()), n_voxels, source)
         atlases = release.atlases(subject, besides="nsdgeneral")
         return read_voxels(release, subject, mask, atlases)
-    if beside.voxels is None:
+    if sidecar.voxels is None:
         raise DataError(
             f"{source}: expected to know where the {n_voxels} voxels of {subject} lie, found no coordinates in this "
             "format; name an NSD root with --nsd, or a folder of tables (x_mm, y_mm, z_mm) with --voxels"
         )
     candidates = [
-        beside.voxels / f"{subject}.{ending}" for ending in ("parquet", "tsv", "csv", "tsv.gz", "csv.gz")
+        sidecar.voxels / f"{subject}.{ending}" for ending in ("parquet", "tsv", "csv", "tsv.gz", "csv.gz")
     ]
     path = next((path for path in candidates if path.is_file()), candidates[1])
     table = read_voxel_table(path, notes)
@@ -82,10 +82,10 @@ def places_of(
 
 def read_voxel_table(path: Path, notes: list[str]) -> pd.DataFrame:
     """``x_mm``, ``y_mm``, ``z_mm`` of every voxel; ``i``, ``j``, ``k`` and ``ncsnr`` where they are known."""
-    numbers = dict.fromkeys("ijk", "int32") | dict.fromkeys((*PLACES, "ncsnr"), "float64")
+    numbers = dict.fromkeys("ijk", "int32") | dict.fromkeys((*COORDINATES, "ncsnr"), "float64")
     return read_table(
         path,
-        needed=PLACES,
+        needed=COORDINATES,
         optional=("i", "j", "k", "ncsnr"),
         numbers=numbers,
         notes=notes,
@@ -93,20 +93,20 @@ def read_voxel_table(path: Path, notes: list[str]) -> pd.DataFrame:
     )
 
 
-def nsd_stimuli(beside: Beside, nsd_ids: np.ndarray, shared: np.ndarray, source: Path) -> pd.DataFrame:
+def nsd_stimuli(sidecar: Sidecar, nsd_ids: np.ndarray, shared: np.ndarray, source: Path) -> pd.DataFrame:
     """``nsd_id``, ``coco_id`` (-1 where unknown), ``stimulus_id`` and ``shared``, ascending."""
     if nsd_ids.min() < 0:
         raise DataError(f"{source}: expected 0-based NSD ids, found {nsd_ids.min()}; download the file again")
     rows = pd.DataFrame({"nsd_id": nsd_ids, "shared": shared})
     stimuli = rows.groupby("nsd_id")["shared"].max().reset_index()
     stimuli["coco_id"], stimuli["stimulus_id"] = -1, stimuli["nsd_id"].astype(str)
-    if beside.stimulus_table is None:
+    if sidecar.stimulus_table is None:
         return stimuli
-    table = read_stimulus_table(beside.stimulus_table)
+    table = read_stimulus_table(sidecar.stimulus_table)
     missing = np.setdiff1d(stimuli["nsd_id"], table.index)
     if missing.size:
         raise DataError(
-            f"{beside.stimulus_table}: expected the NSD id {missing[0]} of {source}, found none "
+            f"{sidecar.stimulus_table}: expected the NSD id {missing[0]} of {source}, found none "
             f"({missing.size} missing); are these COCO ids? `coco73k` holds 0-based NSD ids"
         )
     stimuli["coco_id"] = table["cocoId"].loc[stimuli["nsd_id"]].to_numpy()
@@ -115,7 +115,7 @@ def nsd_stimuli(beside: Beside, nsd_ids: np.ndarray, shared: np.ndarray, source:
     if told.any() and (told & ~known).any():
         first = stimuli["nsd_id"].to_numpy()[told & ~known][0]
         raise DataError(
-            f"{source}: expected the shared images of {beside.stimulus_table}, found the NSD id {first} as shared "
+            f"{source}: expected the shared images of {sidecar.stimulus_table}, found the NSD id {first} as shared "
             f"({(told & ~known).sum()} in all); NSD ids are 0-based, these look 1-based"
         )
     stimuli["shared"] = known | told
@@ -129,13 +129,20 @@ def read_stimulus_table(path: Path) -> pd.DataFrame:
     return table.set_index("nsdId")[["cocoId", "shared1000"]]
 
 
-def caption_rows(beside: Beside, stimuli: pd.DataFrame, source: Path, notes: list[str]) -> pd.DataFrame:
-    """``nsd_id`` and ``caption`` of every image."""
-    if not beside.captions:
+def caption_rows(
+    paths: Sequence[Path],
+    stimuli: pd.DataFrame,
+    notes: list[str],
+    *,
+    source: Path,
+    numbers_are_coco_ids: bool = False,
+) -> pd.DataFrame:
+    """``nsd_id`` and ``caption`` of every image; ``source`` is the dataset that errors name."""
+    if not paths:
         raise DataError(
             f"{source}: expected captions, found none in this format; name a JSON file with --captions"
         )
-    captions = captions_by_nsd_id(beside.captions, stimuli, notes)
+    captions = captions_by_nsd_id(paths, stimuli, notes, numbers_are_coco_ids=numbers_are_coco_ids)
     rows = [(nsd_id, caption) for nsd_id, found in captions.items() for caption in found]
     return pd.DataFrame(rows, columns=["nsd_id", "caption"])
 

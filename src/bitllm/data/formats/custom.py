@@ -9,14 +9,18 @@ import pandas as pd
 from pydantic import Field, model_validator
 
 from bitllm.config import StrictConfig
-from bitllm.data.formats.beside import Reading, blocks, fingerprint
 from bitllm.data.formats.series import Axes, AxisOrder, Series, read_series
+from bitllm.data.formats.sidecar import ParsedDataset, blocks, caption_rows, fingerprint
 from bitllm.data.formats.trials import read_trials, stimuli_of
 from bitllm.data.io.arrays import open_betas
-from bitllm.data.io.captions import captions_by_nsd_id
 from bitllm.data.io.pictures import picture_reader
-from bitllm.data.spaces import is_subjects_own
-from bitllm.data.store.contents import TRIAL_OPTIONAL, StoreContents, StoreSettings, SubjectContents
+from bitllm.data.store.contents import (
+    TRIAL_OPTIONAL,
+    StoreContents,
+    StoreSettings,
+    SubjectContents,
+    is_subjects_own,
+)
 from bitllm.data.store.normalize import Normalization
 from bitllm.errors import ConfigError, DataError
 from bitllm.files import require_plain_name
@@ -71,7 +75,7 @@ class Header(StrictConfig):
         return self
 
 
-def read_contract(header_path: Path) -> Reading:
+def read_custom(header_path: Path) -> ParsedDataset:
     """Read a dataset that a header file describes."""
     header = Header.read(header_path)
     for name in header.subjects:
@@ -86,7 +90,9 @@ def read_contract(header_path: Path) -> Reading:
     for name, files in header.subjects.items():
         trials = read.of(name).assign(nsd_id=lambda own: own["stimulus_id"].map(number))
         subjects.append(_subject(name, folder, files, header, trials, read.n_betas[name], notes))
-    captions = captions_by_nsd_id([folder / header.captions], stimuli, notes, numbers_are_coco_ids=True)
+    captions = caption_rows(
+        [folder / header.captions], stimuli, notes, source=header_path, numbers_are_coco_ids=True
+    )
     pictures = None
     if header.pictures is not None:
         pictures = blocks(
@@ -95,11 +101,10 @@ def read_contract(header_path: Path) -> Reading:
     else:
         notes.append("no `pictures` in the header: the store is without pictures")
     notes.extend(_space_notes(header))
-    rows = [(nsd_id, caption) for nsd_id, found in captions.items() for caption in found]
     contents = StoreContents(
         subjects=subjects,
         stimuli=stimuli,
-        captions=pd.DataFrame(rows, columns=["nsd_id", "caption"]),
+        captions=captions,
         origin=str(table_path),
         pictures=pictures,
     )
@@ -110,7 +115,7 @@ def read_contract(header_path: Path) -> Reading:
         roi="mask",
         normalization=header.normalization or ("as-delivered" if header.already_zscored else "training"),
     )
-    return Reading(contents, settings, tuple(notes))
+    return ParsedDataset(contents, settings, tuple(notes))
 
 
 def _space_notes(header: Header) -> tuple[str, ...]:

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from bitllm.simulation import preset
-from bitllm.simulation.brain import atlases
-from bitllm.simulation.brain.cortex import LEFT, Cortex, make_cortex
+from bitllm.simulation import atlases, preset
+from bitllm.simulation.cortex import LEFT, Cortex, make_cortex
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from bitllm.simulation.brain.tuning import standardised
-from bitllm.simulation.world import vocabulary
-from bitllm.simulation.world.glyphs import GLYPHS
-from bitllm.simulation.world.scenes import (
+from bitllm.simulation import vocabulary
+from bitllm.simulation.pictures import GLYPHS
+from bitllm.simulation.responses import standardised
+from bitllm.simulation.scenes import (
     FEATURE_GROUPS,
     FEATURES,
     Scene,

