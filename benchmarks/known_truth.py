@@ -76,7 +76,7 @@ from bitllm.simulation.parameters import SimulationConfig, preset
 from bitllm.simulation.release import simulate_release
 from bitllm.stages.align import AlignConfig, EncoderConfig, train_align
 from bitllm.stages.sft import SftConfig, train_sft
-from bitllm.toy_models.llm import SmallLlmConfig, train_small_llm
+from bitllm.toy_models import SmallLlmConfig, train_small_llm
 from bitllm.training.loop import OptimizerConfig
 
 WORLD = {

@@ -33,7 +33,7 @@ from bitllm.model.embed import encode_betas
 from bitllm.model.precision import base_dtype, computing
 from bitllm.model.voxels import Anatomy
 from bitllm.stages.sft import answer_loss
-from bitllm.toy_models.smollm2 import unpack_smollm2
+from bitllm.toy_models import unpack_smollm2
 
 BATCH, PROMPT, ANSWER, V, SUBJECTS = 16, 48, 12, 15_724, 4
 LEAST_RATIO = 2.0

