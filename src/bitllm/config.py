@@ -1,6 +1,7 @@
 """What all configurations share: strict keys, YAML, and errors that name the nearest valid key."""
 
 import difflib
+import math
 import re
 import types
 from pathlib import Path
@@ -11,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from bitllm.errors import ConfigError, DataError
 from bitllm.files import normalized_name, read_json, read_text
+
+_LARGEST_NUMBER = 2**53
+"""Above, sizes overflow in torch and are no longer exact as floats."""
 
 ConfigT = TypeVar("ConfigT", bound="StrictConfig")
 
@@ -26,6 +30,11 @@ class StrictConfig(BaseModel):
         """Numbers stay text where a field is text, and a single word is a list of one."""
         if not isinstance(values, dict):
             return values
+        for key, value in values.items():
+            if isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
+                raise ValueError(
+                    f"`{key}`: expected a number up to 2**53, found one of {len(str(abs(value)))} digits"
+                )
         fields = cls.model_fields
         return {
             key: _fitted(value, fields[key].annotation) if key in fields else value
@@ -44,7 +53,7 @@ class StrictConfig(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise ConfigError(f"{source}: {_first_problem(cls, error)}") from None
+            raise ConfigError(f"{source}: {first_problem(cls, error)}") from None
 
     @classmethod
     def read(cls: type[ConfigT], path: Path) -> ConfigT:
@@ -203,13 +212,36 @@ def _is_text(kind: Any) -> bool:
     return kind in (str, Path)
 
 
+def require_number(
+    option: str, value: float | int, *, least: float | int, most: float | int = math.inf
+) -> None:
+    """Refuse the number of an option that is out of its range, or not a number.
+
+    Raises
+    ------
+    ConfigError
+        If it is not between ``least`` and ``most``.
+    """
+    if not least <= value <= most:
+        span = f"at least {least}" if most == math.inf else f"{least} to {most}"
+        found = str(value) if len(str(value)) < 30 else f"one of {len(str(value))} digits"
+        raise ConfigError(f"{option}: expected a number, {span}, found {found}; name another")
+
+
+LARGEST_SEED = 2**32 - 1
+"""Of numpy's old generator, which `transformers.set_seed` sets."""
+LONGEST_CAPTION = 2**16
+"""In tokens."""
+
+
 def nearest(word: str, valid: list[str]) -> str:
     """A phrase that names the valid word nearest to ``word``, or all of them."""
     close = difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
     return f"did you mean `{close[0]}`?" if close else f"valid: {', '.join(sorted(valid))}"
 
 
-def _first_problem(config: type[BaseModel], error: ValidationError) -> str:
+def first_problem(config: type[BaseModel], error: ValidationError) -> str:
+    """The first of pydantic's complaints in one line: the key, what was expected, what was found."""
     problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":

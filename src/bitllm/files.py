@@ -103,9 +103,10 @@ def file_written_whole(path: Path) -> Iterator[Path]:
     Raises
     ------
     OutputError
-        If the disk is full.
+        If the disk is full, or ``path`` cannot be a file.
     """
     path = Path(path)
+    require_place(path)
     unfinished = path.with_name(path.name + _UNFINISHED)
     try:
         with _disk_errors_named(path):
@@ -259,6 +260,23 @@ def read_json(path: Path, what: str = "a JSON file") -> Any:
         would drop the first value without a word).
     """
     return parse_json(read_text(path, what), path)
+
+
+def read_record(path: Path, *keys: str) -> dict[str, Any]:
+    """Read a JSON object that has these keys, such as a card or record that we wrote.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, is not JSON, or holds something else.
+    """
+    content = read_json(path)
+    missing = [key for key in keys if key not in content] if isinstance(content, dict) else []
+    if missing or not isinstance(content, dict):
+        found = f"none of the key {missing[0]}" if missing else f"{type(content).__name__}"
+        expected = f"a JSON object with {', '.join(keys)}" if keys else "a JSON object"
+        raise DataError(f"{path}: expected {expected}, found {found}; make or copy the file again")
+    return content
 
 
 def parse_json(text: str, where: object) -> Any:

@@ -47,12 +47,11 @@ def simulate(
         fsaverage: Write the betas at the vertices of a simulated fsaverage too.
     """
     from bitllm.cli.display import Display
-    from bitllm.errors import ConfigError
+    from bitllm.config import LARGEST_SEED, require_number
     from bitllm.simulation.parameters import preset as preset_of
     from bitllm.simulation.release import simulate_release
 
-    if seed < 0:
-        raise ConfigError(f"simulate: expected a seed of at least 0, found {seed}; name another")
+    require_number("--seed", seed, least=0, most=LARGEST_SEED)
     config = preset_of(preset).changed(**asdict(changes))
     with Display(OUT) as display:
         simulate_release(

@@ -4,15 +4,19 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial, wraps
+from typing import Any
 
 import tyro
+from pydantic import ValidationError
 
 from bitllm import __version__
 from bitllm.cli import data, demo, evaluation, grounding, model, prepare, train
 from bitllm.cli.examples import under_help
 from bitllm.cli.recipes import with_recipe
 from bitllm.cli.results import explore, export, report
-from bitllm.errors import BitLlmError, StoppedError
+from bitllm.config import StrictConfig, first_problem
+from bitllm.errors import BitLlmError, ConfigError, StoppedError
 
 _INTERRUPTED, _READER_GONE, _TERMINATED = 130, 141, 143
 
@@ -88,8 +92,12 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(words: list[str]) -> None:
     name = words[0] if words else ""
     if name in _COMMANDS:
-        command, rest = with_recipe(name, _COMMANDS[name], words[1:])
-        tyro.cli(command, args=rest, prog=f"bitllm {name}")
+        command, rest = with_recipe(name, _bound(_COMMANDS[name]), words[1:])
+        try:
+            call = tyro.cli(command, args=rest, prog=f"bitllm {name}")
+        except ValidationError as error:  # of a rule about several values of the recipe
+            raise ConfigError(f"bitllm {name}: {first_problem(StrictConfig, error)}") from None
+        call()
         return
     tyro.extras.subcommand_cli_from_dict(
         {name: _only_named(command) for name, command in _COMMANDS.items()},
@@ -97,6 +105,16 @@ def _run(words: list[str]) -> None:
         prog="bitllm",
         description="Decode brain activity (fMRI) into language, with controls that show what comes from it.",
     )
+
+
+def _bound(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    """A command with its arguments, to be run later: mistakes in arguments are told from errors of the command."""
+
+    @wraps(command)
+    def bound(*args: Any, **options: Any) -> Callable[[], None]:
+        return partial(command, *args, **options)
+
+    return bound
 
 
 def _only_named(command: Callable[..., None]) -> Callable[[], None]:

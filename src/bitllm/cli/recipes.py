@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -13,8 +13,8 @@ _FROM_POSITION = ("train", "params", "preflight")
 
 
 def with_recipe(
-    name: str, command: Callable[..., None], words: list[str]
-) -> tuple[Callable[..., None], list[str]]:
+    name: str, command: Callable[..., Any], words: list[str]
+) -> tuple[Callable[..., Any], list[str]]:
     """Read the recipe that a command line names and make its values the defaults of the command's options.
 
     Parameters

@@ -92,6 +92,9 @@ def embed(
         out: File to write.
         json: Print JSON instead of a line.
     """
+    from bitllm.files import require_place
+
+    require_place(out)
     from bitllm.data.store import open_store
     from bitllm.data.targets import load_clip, make_targets, save_targets
 

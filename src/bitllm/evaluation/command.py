@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from bitllm.config import LARGEST_SEED, LONGEST_CAPTION, require_number
 from bitllm.data.store import open_store
-from bitllm.errors import ConfigError
 from bitllm.evaluation.attribution import attribution, write_maps
 from bitllm.evaluation.ground import Progress, ground
 from bitllm.evaluation.held_out import HeldOut, read_held_out
@@ -77,8 +77,7 @@ def name_of_record(held_out: HeldOut, *, is_own_store: bool) -> str:
 
 
 def _require_sensible(options: GroundOptions) -> None:
-    for name, value, least in (("seed", options.seed, 0), ("max-new-tokens", options.max_new_tokens, 1)):
-        if value < least:
-            raise ConfigError(f"--{name}: expected at least {least}, found {value}; name another number")
+    require_number("--seed", options.seed, least=0, most=LARGEST_SEED)
+    require_number("--max-new-tokens", options.max_new_tokens, least=1, most=LONGEST_CAPTION)
     if options.out is not None:
         require_place(options.out)

@@ -13,7 +13,7 @@ from bitllm.data.targets import Targets, load_targets
 from bitllm.errors import CheckpointError, ConfigError, SplitError
 from bitllm.evaluation.diagnostics import same_encoder
 from bitllm.evaluation.options import GroundOptions
-from bitllm.files import read_json
+from bitllm.files import read_record
 from bitllm.model.aligner import BrainAligner, load_aligner
 from bitllm.model.build import CARD
 from bitllm.model.captioner import Captioner, load_captioner
@@ -206,7 +206,7 @@ def store_of(folder: Path) -> str | None:
 def _learnt_from(folder: Path) -> dict[str, Any]:
     """What decided what a stage learnt, as its ``run.json`` has it; empty where there is none."""
     run = folder / "run.json"
-    return read_json(run).get("learnt_from", {}) if run.is_file() else {}
+    return read_record(run).get("learnt_from", {}) if run.is_file() else {}
 
 
 def split_to_judge_on(store: Store, name: str) -> Split:
@@ -258,7 +258,7 @@ def _targets(
 
 def card_of(folder: Path) -> dict[str, Any]:
     """What is said of the training of a checkpoint of sft or rft."""
-    return read_json(next(folder / card for card in CARDS if (folder / card).is_file()))
+    return read_record(next(folder / card for card in CARDS if (folder / card).is_file()), "split")
 
 
 def _is_hub_id(name: str) -> bool:

@@ -25,7 +25,7 @@ from bitllm.evaluation.runs import (
 )
 from bitllm.explore.schemas import Brain, ImageInfo, ImageList, RoiInfo, RunInfo, SubjectInfo, SystemInfo, Use
 from bitllm.explore.trials import SubjectTrials
-from bitllm.files import read_json
+from bitllm.files import read_record
 from bitllm.model.captioner import Captioner, load_captioner
 from bitllm.model.checkpoint.base import BaseLlm, load_llm
 from bitllm.model.checkpoint.rft import RFT_CARD, sft_beneath
@@ -264,5 +264,7 @@ def _system_info(name: str, folder: Path) -> SystemInfo:
     card = card_of(folder)
     sft = sft_beneath(folder) if (folder / RFT_CARD).is_file() else folder
     return SystemInfo(
-        name=name, interface=read_json(sft / "config.json")["interface"], stage=str(card["stage"])
+        name=name,
+        interface=read_record(sft / "config.json", "interface")["interface"],
+        stage=str(card["stage"]),
     )

@@ -61,7 +61,7 @@ def export_run(
     run = Path(run)
     require_empty(out)
     names = system_names(run) if run.is_dir() else []
-    chosen = system or next((name for name in _PREFERRED if name in names), None)
+    chosen = system if system is not None else next((name for name in _PREFERRED if name in names), None)
     folder = checkpoint_folder(run, chosen)
     base = load_llm(find_llm(folder, given=llm))
     results = _results(run, folder)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from bitllm.files import read_json
+from bitllm.files import read_record
 from bitllm.model.build import CARD
 from bitllm.model.captioner import load_captioner, with_lora_weights
 from bitllm.model.checkpoint.base import BaseLlm
@@ -37,8 +37,8 @@ def export_model(folder: Path, base: BaseLlm, *, whole: bool) -> tuple[Any, bool
 
 def brain_of(folder: Path) -> dict[str, Any]:
     """What `BRAIN_FILE` holds: atlases, stage, split's checksum, seed."""
-    card = read_json(folder / RFT_CARD) if (folder / RFT_CARD).is_file() else {}
-    sft = read_json((sft_beneath(folder) if card else folder) / CARD)
+    card = read_record(folder / RFT_CARD, "stage", "split", "seed") if (folder / RFT_CARD).is_file() else {}
+    sft = read_record((sft_beneath(folder) if card else folder) / CARD, "atlases", "stage", "split", "seed")
     return {
         "stage": str((card or sft)["stage"]),
         "atlases": list(sft["atlases"]),

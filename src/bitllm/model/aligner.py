@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bitllm.errors import CheckpointError, TrainingError
-from bitllm.files import read_json, write_json
+from bitllm.files import read_record, write_json
 from bitllm.losses.contrastive import info_nce, mixed_images, same_image
 from bitllm.model.checkpoint.weights import read_weights
 from bitllm.model.encoder import BrainEncoder
@@ -152,7 +152,7 @@ def load_aligner(folder: Path) -> BrainAligner:
             f"{folder}: expected a checkpoint of the align stage with {_WEIGHTS}, found none; "
             "train the align stage first"
         )
-    card = read_json(folder / _CARD)
+    card = read_record(folder / _CARD, "encoder", "embedding_width")
     settings = {**card["encoder"], "n_labels": tuple(card["encoder"]["n_labels"])}
     aligner = BrainAligner(BrainEncoder(**settings), embedding_width=card["embedding_width"])
     try:

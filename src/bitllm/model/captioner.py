@@ -25,7 +25,7 @@ from bitllm.data.dataset import TrialSet
 from bitllm.data.io.models import model_loading
 from bitllm.data.prompt import INSTRUCTIONS, Prompter, pad_answers, pad_left
 from bitllm.errors import CheckpointError
-from bitllm.files import read_json
+from bitllm.files import read_record
 from bitllm.model.build import CARD, load_trained
 from bitllm.model.checkpoint.base import BaseLlm
 from bitllm.model.checkpoint.rft import RFT_CARD, sft_beneath
@@ -379,13 +379,13 @@ def load_captioner(
     if (folder / RFT_CARD).is_file():
         sft = load_captioner(sft_beneath(folder), base, precision=precision)
         model = with_lora_weights(sft.model, folder).get_base_model().eval()
-        split = read_json(folder / RFT_CARD)["split"]
+        split = read_record(folder / RFT_CARD, "split")["split"]
         return Captioner(model, sft.prompter, sft.atlases, name, split)
     if not (folder / CARD).is_file():
         raise CheckpointError(
             f"{folder}: expected a checkpoint of sft ({CARD}) or rft ({RFT_CARD}), found neither; train the stage first"
         )
-    card = read_json(folder / CARD)
+    card = read_record(folder / CARD, "atlases", "split")
     model = load_trained(folder, base, base_dtype=base_dtype(precision)).eval()
     return Captioner.of(
         model, base.tokenizer, atlases=tuple(card["atlases"]), name=name, split_sha256=card["split"]

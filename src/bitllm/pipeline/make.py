@@ -25,7 +25,7 @@ from bitllm.data.splits import (
 )
 from bitllm.data.targets import load_clip, make_targets, save_targets
 from bitllm.errors import CheckpointError, ConfigError, TrainingError
-from bitllm.files import read_json, sha256_of_json
+from bitllm.files import read_record, sha256_of_json
 from bitllm.model.build import CARD
 from bitllm.model.encoder import BrainEncoder
 from bitllm.pipeline.recipe import System
@@ -287,7 +287,7 @@ def warnings_of(run: Run) -> list[str]:
         )
     for name in run.recipe.variants:
         record = Path(run.recipe.system(name).start) / "run.json"
-        if record.is_file() and read_json(record)["learnt_from"]["store"] != run.store.sha256:
+        if record.is_file() and read_record(record).get("learnt_from", {}).get("store") != run.store.sha256:
             found.append(
                 f"{record.parent}: not known to be trained on {run.store.path}; make sure that it never saw its test "
                 "images"

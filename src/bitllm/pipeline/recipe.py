@@ -13,9 +13,9 @@ from typing import Any, Literal, NamedTuple
 import tyro
 from pydantic import Field, model_validator
 
-from bitllm.config import StrictConfig, nearest, parse_yaml, read_yaml
+from bitllm.config import LARGEST_SEED, StrictConfig, nearest, parse_yaml, read_yaml
 from bitllm.errors import ConfigError
-from bitllm.files import read_json
+from bitllm.files import read_record
 from bitllm.simulation.parameters import SimulationConfig, preset
 from bitllm.stages.align import AlignConfig, EncoderConfig
 from bitllm.stages.rft import RftConfig
@@ -146,7 +146,7 @@ class LlmConfig(StrictConfig):
             raise ConfigError(
                 f"llm.sizes: expected the sizes of the LLM `{self.source}`, found none; copy them from its config.json"
             )
-        values = read_json(path)
+        values = read_record(path)
         if values.get("model_type") != "llama":
             raise ConfigError(
                 f"{path}: expected model_type llama, found {values.get('model_type')}; name a Llama"
@@ -234,7 +234,7 @@ class Recipe(StrictConfig):
     """How the systems are evaluated."""
     trainer: TrainerSettings = TrainerSettings()
     """Checkpoints, processes, trackers: settings that do not change what is learned."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
     """Seed of the simulation, the models and the training."""
 
     @model_validator(mode="after")

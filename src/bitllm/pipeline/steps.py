@@ -18,7 +18,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 from bitllm.errors import OutputError, TrainingError
-from bitllm.files import read_json, sha256_of_json, write_json
+from bitllm.files import read_record, sha256_of_json, write_json
 
 
 @dataclass
@@ -153,7 +153,7 @@ class Steps:
 
     def _is_kept(self, name: str, key: str) -> bool:
         mark = self._mark(name)
-        if not mark.exists() or (done := read_json(mark))["key"] != key:
+        if not mark.exists() or (done := read_record(mark, "key", "seconds"))["key"] != key:
             return False
         if self.keys.get(name) != key:  # not told again for every question
             self.kept.append(name)

@@ -6,12 +6,14 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from bitllm.config import require_number
 from bitllm.pipeline.recipe import Recipe
 from bitllm.preflight.memory import GPUS_GB, StageMemory, available_gb, estimate_memory
 from bitllm.preflight.parameters import ParameterTable, count_parameters
 from bitllm.preflight.steps import CAPTION_TOKENS, PROMPT_TOKENS, Measured, align_step, llm_steps
 
 STAGES = ("align", "sft", "decode", "rft")
+_LARGEST_BATCH = 2**20
 _USABLE = 0.9
 """Share of a GPU that weights and activations may take; the rest is for the libraries and fragmentation."""
 
@@ -59,10 +61,14 @@ def run_preflight(
     limit_gb
         Memory that may be used; what the machine has free by default.
     """
+    here = {"align": align_batch, "sft": sft_batch, "rft": rft_batch}
+    for stage, batch in here.items():
+        require_number(f"--{stage}-batch", batch, least=1, most=_LARGEST_BATCH)
+    if limit_gb is not None:
+        require_number("--limit-gb", limit_gb, least=0)
     table = count_parameters(config)
     planned_batch = {stage: getattr(config, stage).optimizer.batch_size for stage in ("align", "sft", "rft")}
     n_tokens = PROMPT_TOKENS + CAPTION_TOKENS + _prefix_tokens(config)
-    here = {"align": align_batch, "sft": sft_batch, "rft": rft_batch}
     needed = estimate_memory(config, table, n_tokens=n_tokens, batch=here)
     limit = available_gb() if limit_gb is None else limit_gb
     not_run = {

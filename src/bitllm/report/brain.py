@@ -22,7 +22,7 @@ from scipy.spatial import KDTree
 
 from bitllm.data.batch import Anatomies
 from bitllm.data.store import Store, open_store
-from bitllm.files import read_json
+from bitllm.files import read_record
 from bitllm.metrics.intervals import Estimate
 from bitllm.model.aligner import load_aligner
 from bitllm.report.figures import Row, interval_chart, style
@@ -204,7 +204,7 @@ def brain_uri(
 def _pooling(folder: Path, store: Store, subject: str) -> Float[np.ndarray, " voxels"]:
     """Mean pooling weight of every voxel over the queries, 1 where all voxels count alike."""
     encoder = load_aligner(folder / "align").eval().encoder
-    atlases = read_json(folder / "align" / "aligner.json")["atlases"]
+    atlases = read_record(folder / "align" / "aligner.json", "atlases")["atlases"]
     places = Anatomies.of(store, [subject], atlases)
     weights = encoder.pooling_map(places.coords_mm[0], places.atlas_labels[0]).numpy()
     return (weights.mean(axis=0) * weights.shape[1]).astype(np.float64)

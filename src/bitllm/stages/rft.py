@@ -29,7 +29,7 @@ from bitllm.data.dataset import TrialSet, sealed_test, select_trials
 from bitllm.data.splits import Split, check_split
 from bitllm.data.store import Store
 from bitllm.errors import ConfigError
-from bitllm.files import read_json, sha256_of_file, write_json
+from bitllm.files import read_record, sha256_of_file, write_json
 from bitllm.losses.policy import LossType, group_advantages, policy_loss
 from bitllm.metrics.diversity import mean_length, n_distinct_captions
 from bitllm.model.build import CARD, load_trained, n_trainable
@@ -208,7 +208,7 @@ def train_rft(  # noqa: PLR0913 - the parts of the stage
     base = load_llm(llm_path, dtype=base_dtype(config.precision))
     model = load_trained(sft_folder, base)
     nn.Module.to(model, device())
-    atlases = tuple(read_json(sft_folder / CARD)["atlases"])
+    atlases = tuple(read_record(sft_folder / CARD, "atlases")["atlases"])
     fingerprint = rft_fingerprint(store, split, sft=sft_folder, config=config, seed=seed)
     about = config.optimizer.selection(METRIC, split.train_subjects) | {"precision": name_of(base.llm.dtype)}
     with sealed_test(), workspace(folder, fingerprint, about=about, settings=context.settings) as work:

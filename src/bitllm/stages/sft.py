@@ -30,7 +30,7 @@ from bitllm.data.dataset import sealed_test, select_trials
 from bitllm.data.splits import Split, check_split
 from bitllm.data.store import Store
 from bitllm.errors import CheckpointError
-from bitllm.files import read_json, sha256_of_file
+from bitllm.files import read_record, sha256_of_file
 from bitllm.model.build import (
     CARD,
     build_bit_llm,
@@ -265,7 +265,10 @@ def _init_from(
 ) -> BitLlmForCausalLM:
     """The model of a finished sft; refused if the configuration describes another model."""
     model = load_trained(folder, base, interface=config.interface)
-    found: dict[str, Any] = {"encoder": model.config.encoder, "atlases": read_json(folder / CARD)["atlases"]}
+    found: dict[str, Any] = {
+        "encoder": model.config.encoder,
+        "atlases": read_record(folder / CARD, "atlases")["atlases"],
+    }
     expected: dict[str, Any] = {"encoder": encoder_arguments, "atlases": list(atlases)}
     if config.interface == "cross_attention":
         found["adapter_layers"] = model.config.adapter_layers

@@ -26,7 +26,7 @@ except ImportError:  # Windows
 
 from bitllm import __version__
 from bitllm.errors import OutputError, TrainingError
-from bitllm.files import read_json, write_json
+from bitllm.files import read_record, write_json
 from bitllm.training.checkpoint import Checkpoints
 from bitllm.training.distributed import barrier, is_main, world_size
 from bitllm.training.loop import TrainerSettings
@@ -110,7 +110,7 @@ def is_finished(folder: Path, fingerprint: dict[str, Any]) -> bool:
             f"{folder}: expected a new folder or that of a trained stage, found other files; name another run"
         )
     differences = _differences(
-        read_json(folder / _RUN), _as_json({"learnt_from": fingerprint, "versions": versions()})
+        read_record(folder / _RUN), _as_json({"learnt_from": fingerprint, "versions": versions()})
     )
     if differences:
         raise TrainingError(
@@ -161,7 +161,7 @@ def _locked(under_way: Path) -> IO[str]:
 
 def _open(under_way: Path, record: dict[str, Any], about: dict[str, Any], settings: TrainerSettings) -> None:
     if (under_way / _RUN).is_file():
-        before = read_json(under_way / _RUN)
+        before = read_record(under_way / _RUN)
         differences = _differences(before, _as_json(record))
         if not differences:
             _warn_of_rounding(under_way, before, {"processes": world_size(), **about})

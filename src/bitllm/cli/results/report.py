@@ -27,13 +27,14 @@ def report(
     """
     from bitllm.errors import ConfigError
     from bitllm.files import require_place
-    from bitllm.report.page import write_report
-    from bitllm.report.runs.compare import write_comparison
-    from bitllm.report.runs.folder import read_run
 
     if not runs:
         raise ConfigError("report: expected the folder of a run, found none; name one or more")
     require_place(out)
+    from bitllm.report.page import write_report
+    from bitllm.report.runs.compare import write_comparison
+    from bitllm.report.runs.folder import read_run
+
     read = [read_run(run, pictures=pictures, store=store) for run in runs]
     if len(read) == 1:
         one = read[0]

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from bitllm.config import LARGEST_SEED, require_number
 from bitllm.errors import BitLlmError, DataError, ModelError
 from bitllm.evaluation.scoring.caption_input import in_order_of, read_input
 from bitllm.evaluation.scoring.caption_scorer import CaptionScorer, CaptionScores
@@ -84,6 +85,7 @@ def score_file(
     BitLlmError
         If a model that is asked for is missing, or the Java tokenizer is asked for and does not run.
     """
+    require_number("--seed", options.seed, least=0, most=LARGEST_SEED)
     notes: list[str] = []
     pairs = read_input(captions, references, notes)
     training = None

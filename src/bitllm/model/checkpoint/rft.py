@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from bitllm.errors import CheckpointError
-from bitllm.files import read_json, sha256_of_file
+from bitllm.files import read_record, sha256_of_file
 from bitllm.model.checkpoint.weights import WEIGHTS
 
 RFT_CARD = "rft.json"
@@ -28,7 +28,7 @@ def sft_beneath(folder: Path) -> Path:
     CheckpointError
         If it is not there, or has other weights than it had then.
     """
-    card = read_json(folder / RFT_CARD)
+    card = read_record(folder / RFT_CARD, "sft")
     sft = folder.parent / str(card["sft"])
     if not (sft / WEIGHTS).is_file():
         raise CheckpointError(

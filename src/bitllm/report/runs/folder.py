@@ -14,7 +14,7 @@ import numpy as np
 
 from bitllm.data.store import Store, open_store
 from bitllm.errors import DataError
-from bitllm.files import read_json, require_plain_name
+from bitllm.files import read_record, require_plain_name
 from bitllm.report.brain import BrainMaps, read_brain_maps
 from bitllm.report.gallery import GalleryItem, WordBits
 from bitllm.report.headline import final_system
@@ -55,7 +55,7 @@ def read_run(folder: Path, *, pictures: bool | None = None, store: Path | None =
     """
     folder = Path(folder)
     results, grounded = read_results(folder), _grounded(folder)
-    place = folder / "store" if store is None else store
+    place = folder / "store" if store is None else open_store(store).path
     final = final_system(results)
     regions = section(grounded.get(final) or next(iter(grounded.values()), {}), "rois")
     return RunFiles(
@@ -77,7 +77,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     """
     grounded = _grounded(folder)
     if (folder / "results.json").is_file():
-        results = read_json(folder / "results.json")
+        results = read_record(folder / "results.json")
     elif grounded:
         results = results_of_grounding(grounded)
     else:
@@ -85,8 +85,6 @@ def read_results(folder: Path) -> dict[str, Any]:
             f"{folder}: expected results.json of `bitllm demo` or grounding.json of `bitllm ground`, found neither; "
             "check the path, or ground the run first"
         )
-    if not isinstance(results, dict):
-        raise DataError(f"{folder}: expected an object in results.json, found {type(results).__name__}")
     return results
 
 
@@ -116,7 +114,7 @@ def read_gallery(
              if (judged / name / f"{control}.jsonl").is_file()}  # fmt: skip
     captions = {label: _lines(judged / name / f"{control}.jsonl") for label, (name, control) in shown.items()}
     cider = {
-        label: read_json(judged / name / "scores.json")["cider_per_image"][control]
+        label: read_record(judged / name / "scores.json", "cider_per_image")["cider_per_image"][control]
         for label, (name, control) in shown.items()
     }
     words = {label: _words(judged / name, control) for label, (name, control) in shown.items()}
@@ -165,7 +163,7 @@ def _words(folder: Path, control: str) -> list[tuple[WordBits, ...]]:
     """Bits of the words of every caption, where they were computed."""
     if not (folder / "words.json").is_file():
         return []
-    rows = read_json(folder / "words.json")["captions"].get(control, [])
+    rows = read_record(folder / "words.json", "captions")["captions"].get(control, [])
     return [tuple(WordBits(str(word), float(bits)) for word, bits in row) for row in rows]
 
 
@@ -173,7 +171,7 @@ def _grounded(folder: Path) -> dict[str, dict[str, Any]]:
     """Content of every ``grounding.json`` by system: the folder's own, or those of its checkpoints."""
     own = folder / "grounding.json"
     paths = [own] if own.is_file() else sorted(folder.glob("*/grounding.json"))
-    contents = [read_json(path) for path in paths]
+    contents = [read_record(path) for path in paths]
     return {str(section(one, "about").get("run", path.parent.name)): one
             for path, one in zip(paths, contents, strict=True)}  # fmt: skip
 
