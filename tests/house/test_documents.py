@@ -1,18 +1,21 @@
 """What README and docs promise exists: commands, options, targets, links, pins."""
 
+import io
 import os
 import re
-import subprocess
-import sys
 import tomllib
+from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from bitllm.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
@@ -156,15 +159,16 @@ def problems(line: str) -> list[str]:
 @cache
 def help_of(*words: str) -> str:
     """What `--help` of a command prints; nothing if there is no such command."""
-    run = subprocess.run(
-        [sys.executable, "-m", "bitllm", *words, "--help"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env={**os.environ, "COLUMNS": "300", "NO_COLOR": "1", "TERM": "dumb"},
-    )
-    return run.stdout if f"usage: bitllm {' '.join(words)} " in run.stdout else ""
+    printed = io.StringIO()
+    wide = {"COLUMNS": "300", "NO_COLOR": "1", "TERM": "dumb"}
+    with (
+        patch.dict(os.environ, wide),
+        redirect_stdout(printed),
+        redirect_stderr(io.StringIO()),
+        pytest.raises(SystemExit),
+    ):
+        main([*words, "--help"])
+    return printed.getvalue() if f"usage: bitllm {' '.join(words)} " in printed.getvalue() else ""
 
 
 def links(text: str) -> list[str]:
