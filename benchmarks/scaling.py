@@ -12,7 +12,7 @@ import argparse
 from dataclasses import dataclass
 
 from bitllm.pipeline.recipe import Recipe, read_recipe
-from bitllm.preflight.parameters import ParameterTable, count_parameters
+from bitllm.preflight.cost import ParameterTable, count_parameters
 
 PEAK = 312e12  # dense bfloat16 products of an A100, by its data sheet
 SHARE = 0.35  # of the peak, for training

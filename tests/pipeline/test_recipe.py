@@ -6,7 +6,7 @@ import yaml
 from bitllm.cli import main
 from bitllm.errors import ConfigError
 from bitllm.pipeline.recipe import PACKAGED, Recipe, read_recipe
-from bitllm.preflight.parameters import count_parameters
+from bitllm.preflight.cost import count_parameters
 from bitllm.simulation.parameters import PRESETS
 
 SMALL = """

@@ -12,7 +12,7 @@ from bitllm.model.captioner import load_captioner
 from bitllm.model.checkpoint.base import load_llm, weights_hash
 from bitllm.pipeline.recipe import Recipe, read_recipe
 from bitllm.pipeline.run import Run
-from bitllm.preflight.parameters import count_parameters
+from bitllm.preflight.cost import count_parameters
 
 
 @pytest.fixture(scope="module")

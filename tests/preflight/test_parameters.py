@@ -10,9 +10,8 @@ from bitllm.cli import main
 from bitllm.errors import ConfigError
 from bitllm.model.build import build_bit_llm, n_trainable, train_interface
 from bitllm.pipeline.recipe import Recipe
-from bitllm.preflight.dummy_inputs import make_aligner, make_model
-from bitllm.preflight.parameters import count_parameters
-from bitllm.preflight.sizes import encoder_arguments
+from bitllm.preflight.cost import count_parameters, encoder_arguments, make_aligner
+from bitllm.preflight.steps import make_model
 from bitllm.stages.rft import with_lora
 
 POSTER = {"prefix": 3_148_800, "prefix_mlp": 100_666_368, "cross_attention": 103_824_388}

@@ -10,10 +10,9 @@ from rich.console import Console
 from bitllm.cli import main
 from bitllm.model.interface import INTERFACES
 from bitllm.pipeline.recipe import Recipe
-from bitllm.preflight.dummy_inputs import make_betas, make_model
-from bitllm.preflight.memory import PeakMemory, estimate_memory
-from bitllm.preflight.parameters import count_parameters
-from bitllm.preflight.report import render_preflight, run_preflight
+from bitllm.preflight.cost import count_parameters, estimate_memory
+from bitllm.preflight.steps import PeakMemory, make_betas, make_model, render_preflight, run_preflight
+from bitllm.training.loop import Loop
 
 
 def preflight(config: Recipe, **more):
@@ -31,6 +30,29 @@ def test_every_stage_takes_a_step_with_every_interface(tiny_recipe, interface, p
         assert found.measured[stage].n_trainable == found.parameters.trainable[stage]
         assert found.measured[stage].loss == pytest.approx(found.measured[stage].loss)  # not NaN
     assert 3.0 < found.measured["sft"].loss < 7.0  # about log 60: random words under random weights
+
+
+def test_the_steps_are_those_of_the_training_loop(tiny_recipe, monkeypatch):
+    tiny_recipe["sft"]["optimizer"] = {
+        "steps": 7,
+        "batch_size": 3,
+        "learning_rate": 0.5,
+        "weight_decay": 0.25,
+    }
+    taken, step = [], Loop._train_step
+
+    def recorded(loop):
+        step(loop)
+        decays = {group["weight_decay"] for group in loop.optimizer.param_groups}
+        taken.append((type(loop.module).__name__, loop.config.batch_size, max(decays), loop.grad_norm > 0))
+
+    monkeypatch.setattr(Loop, "_train_step", recorded)
+    preflight(Recipe.parse(tiny_recipe))
+    assert taken == [
+        ("BrainAligner", 16, 0.05, True),
+        ("SftObjective", 2, 0.25, True),
+        ("RftObjective", 1, 0.0, True),
+    ]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -17,7 +17,7 @@ def params(json: bool = False, *, recipe: "Recipe") -> None:
         json: Print JSON instead of a table.
         recipe: Values of the recipe.
     """
-    from bitllm.preflight.parameters import count_parameters, render_parameters
+    from bitllm.preflight.cost import count_parameters, render_parameters
 
     table = count_parameters(recipe)
     print_json(table.to_json()) if json else OUT.print(render_parameters(table))
@@ -42,7 +42,7 @@ def preflight(
         json: Print JSON instead of tables.
         recipe: Values of the recipe.
     """
-    from bitllm.preflight.report import render_preflight, run_preflight
+    from bitllm.preflight.steps import render_preflight, run_preflight
 
     found = run_preflight(
         recipe,

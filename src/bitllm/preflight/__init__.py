@@ -1,1 +1,1 @@
-"""What a configuration will cost, before anything is downloaded or trained: `bitllm params`, `bitllm preflight`."""
+"""What a recipe costs, before anything is downloaded or trained: `bitllm params`, `bitllm preflight`."""

@@ -1,40 +1,64 @@
-"""One optimiser step of each stage and a short decode, at full size, by the stages' own functions."""
+"""``bitllm preflight``: one step of each stage by the training loop itself, with random weights and made-up data.
+
+The betas have the real numbers of voxels, the prompts are random words. Stages that do not fit in memory are named;
+the memory of a GPU is estimated.
+"""
 
 import gc
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor, nn
 
-from bitllm.model.build import n_trainable, train_interface
+from bitllm.config import require_number
+from bitllm.data.prompt import Prompter, pad_answers
+from bitllm.model.build import freeze, n_trainable, train_interface
 from bitllm.model.captioner import Captioner
+from bitllm.model.checkpoint.weights import is_ours
 from bitllm.model.embed import encode_betas
 from bitllm.model.modeling import BitLlmForCausalLM
 from bitllm.model.precision import base_dtype
+from bitllm.model.voxels import Anatomy
 from bitllm.pipeline.recipe import Recipe
-from bitllm.preflight.dummy_inputs import (
-    MadeUpPrompter,
+from bitllm.preflight.cost import (
+    GB,
+    GPUS_GB,
+    ParameterTable,
+    StageMemory,
+    count_parameters,
+    estimate_memory,
+    largest_batch,
     make_aligner,
-    make_answers,
-    make_betas,
-    make_model,
-    make_prompter,
+    model_config,
 )
-from bitllm.preflight.memory import PeakMemory
 from bitllm.stages.rewards import Rewards
 from bitllm.stages.rft import RftObjective, with_lora
-from bitllm.stages.sft import answer_loss, make_optimizer
+from bitllm.stages.sft import SftObjective, make_optimizer, n_answer_tokens
+from bitllm.toy_models import make_word_tokenizer
+from bitllm.training.distributed import device
+from bitllm.training.loop import Loop, OptimizerConfig, RunContext, TrainerSettings, TrainingData
 
+STAGES = ("align", "sft", "decode", "rft")
 PROMPT_TOKENS, CAPTION_TOKENS = 48, 16
 """Length of made-up prompts (a chat template with one instruction) and of captions."""
+_LARGEST_BATCH, _BLOCK = 2**20, 2**20
 
 
 class Measured(NamedTuple):
-    """What one step took here."""
+    """Time and memory of one step on this machine."""
 
     batch: int
     """Examples in the step (rft: brain inputs)."""
@@ -45,110 +69,340 @@ class Measured(NamedTuple):
 
 
 Tell = Callable[[str, Measured], None]
-"""Called with each step's name and figures as soon as it has ended."""
+"""Called with the name and figures of each step when it ends."""
 
 
-def align_step(config: Recipe, *, batch: int) -> Measured:
-    """One step of the align stage."""
-    aligner = make_aligner(config).train()
-    optimizer = torch.optim.AdamW(aligner.parameters(), lr=config.align.optimizer.learning_rate)
-    betas, subject_index, anatomy = make_betas(config, batch, seed=0)
-    image, text = (F.normalize(torch.randn(batch, config.clip.embedding_width), dim=-1) for _ in range(2))
+class Preflight(NamedTuple):
+    """What was measured here and what a GPU would need."""
 
-    def step() -> Tensor:
-        loss = aligner(betas, subject_index, *anatomy, image=image, text=text, nsd_id=torch.arange(batch))[
-            "loss"
-        ]
-        return _update(loss, optimizer)
+    parameters: ParameterTable
+    measured: dict[str, Measured]
+    not_run: dict[str, str]
+    """Stages that were not run, with the reason."""
+    planned: dict[str, StageMemory]
+    """Memory of each stage by arithmetic, at the recipe's own batch."""
+    planned_batch: dict[str, int]
+    largest_batch: dict[str, dict[str, int]]
+    """For each stage and size of GPU (GB), the largest batch that fits; 0 if not even one example does."""
 
-    return _measure(step, batch=batch, learns=n_trainable(aligner))
+    def to_json(self) -> dict[str, Any]:
+        """As ``--json`` prints it."""
+        return {
+            **self.parameters.to_json(),
+            "measured": {name: one._asdict() for name, one in self.measured.items()},
+            "not_run": self.not_run,
+            "gpu_estimate_gb": {stage: round(memory.gb, 2) for stage, memory in self.planned.items()},
+            "planned_batch": self.planned_batch,
+            "largest_batch": self.largest_batch,
+        }
 
 
-def llm_steps(config: Recipe, *, sft_batch: int, rft_batch: int, stages: tuple[str, ...], tell: Tell) -> None:
+def run_preflight(
+    recipe: Recipe,
+    *,
+    sft_batch: int = 2,
+    rft_batch: int = 1,
+    align_batch: int = 16,
+    limit_gb: float | None = None,
+    console: Console,
+) -> Preflight:
+    """Run one step of each stage at full size where it fits, printing each when it ends.
+
+    Parameters
+    ----------
+    sft_batch, rft_batch, align_batch
+        Examples in the steps that are run here (rft: brain inputs, each with its G captions).
+    limit_gb
+        Memory that may be used; by default what is free on the machine, or on its GPU.
+    """
+    here = {"align": align_batch, "sft": sft_batch, "rft": rft_batch}
+    for stage, batch in here.items():
+        require_number(f"--{stage}-batch", batch, least=1, most=_LARGEST_BATCH)
+    if limit_gb is not None:
+        require_number("--limit-gb", limit_gb, least=0)
+    table = count_parameters(recipe)
+    planned_batch = {stage: getattr(recipe, stage).optimizer.batch_size for stage in ("align", "sft", "rft")}
+    prefix = 0 if recipe.sft.interface == "cross_attention" else recipe.encoder.n_brain_tokens
+    n_tokens = prefix + PROMPT_TOKENS + CAPTION_TOKENS
+    needed = estimate_memory(recipe, table, n_tokens=n_tokens, batch=here)
+    limit = available_gb() if limit_gb is None else limit_gb
+    not_run = {
+        stage: f"would not fit: needs about {memory.gb:.1f} GB, {limit:.1f} GB are free; run it on a larger machine"
+        for stage, memory in needed.items()
+        if memory.gb > limit
+    }
+    if "sft" in not_run:
+        not_run["decode"] = not_run["sft"]
+    measured: dict[str, Measured] = {}
+
+    def tell(name: str, one: Measured) -> None:
+        measured[name] = one
+        console.print(f"{name:<7} {one.seconds:8.1f} s   peak {one.peak_gb:5.1f} GB   batch {one.batch}")
+
+    if "align" not in not_run:
+        tell("align", align_step(recipe, batch=align_batch))
+    stages = tuple(stage for stage in STAGES if stage not in not_run and stage != "align")
+    if stages:
+        llm_steps(recipe, sft_batch=sft_batch, rft_batch=rft_batch, stages=stages, tell=tell)
+    planned = estimate_memory(recipe, table, n_tokens=n_tokens, batch=planned_batch)
+    largest = {
+        stage: {str(gpu): largest_batch(memory, planned_batch[stage], gpu) for gpu in GPUS_GB}
+        for stage, memory in planned.items()
+    }
+    return Preflight(table, measured, not_run, planned, planned_batch, largest)
+
+
+def align_step(recipe: Recipe, *, batch: int) -> Measured:
+    """One step of align."""
+    aligner = make_aligner(recipe)
+    betas, subject_index, anatomy = make_betas(recipe, batch, seed=0)
+    image, text = (F.normalize(torch.randn(batch, recipe.clip.embedding_width), dim=-1) for _ in range(2))
+    targets = {"image": image, "text": text, "nsd_id": torch.arange(batch)}
+    inputs = {"betas": betas, "subject_index": subject_index, **anatomy._asdict(), **targets}
+    return _trained(aligner, inputs, recipe.align.optimizer, batch=batch)
+
+
+def llm_steps(recipe: Recipe, *, sft_batch: int, rft_batch: int, stages: tuple[str, ...], tell: Tell) -> None:
     """Encoding, a step of sft, a short decode and a step of rft with one model of full size."""
-    model = make_model(config, dtype=base_dtype(config.sft.precision))
-    prompter = make_prompter(config, model, n_tokens=PROMPT_TOKENS)
-    n = max(sft_batch, rft_batch)
-    betas, subject_index, anatomy = make_betas(config, n, seed=1)
-    kept: list[Tensor] = []
+    model = make_model(recipe, dtype=base_dtype(recipe.sft.precision))
+    nn.Module.to(model, device())
+    prompter = make_prompter(recipe, model, n_tokens=PROMPT_TOKENS)
+    captioner = Captioner(model, prompter)
+    betas, subject_index, anatomy = make_betas(recipe, max(sft_batch, rft_batch), seed=1)
+    brain = {"betas": betas, "subject_index": subject_index, **anatomy._asdict()}
+    brain = {name: tensor.to(device()) for name, tensor in brain.items()}
+    found: list[Tensor] = []
 
     def encode() -> None:
-        kept.append(encode_betas(model.model.encoder, betas, subject_index, anatomy))
+        where = Anatomy(*(brain[name] for name in Anatomy._fields))
+        found.append(encode_betas(model.model.encoder, brain["betas"], brain["subject_index"], where))
 
-    tell("encode", _measure(encode, batch=n, learns=0))
-    model.model.encoder.train().eval()  # lets go of the pooling maps
+    tell("encode", _measure(encode, batch=len(betas)))
+    model.model.encoder.train().eval()  # frees the pooling maps
     if "sft" in stages:
-        brain = {"brain_tokens": kept[0][:sft_batch]}
-        if config.sft.encoder == "trained":
-            row = {"betas": betas[:sft_batch], "subject_index": subject_index[:sft_batch]}
-            brain = row | anatomy._asdict()
-        tell("sft", _sft_step(config, model, prompter, brain))
-    if "decode" in stages:
-        tokens = kept[0][:sft_batch]
-        captioner = Captioner(model, prompter)
+        inputs = make_answers(prompter, sft_batch, n_tokens=CAPTION_TOKENS)
+        if recipe.sft.encoder == "trained":
+            inputs |= brain | {name: brain[name][:sft_batch] for name in ("betas", "subject_index")}
+        else:
+            inputs["brain_tokens"] = found[0][:sft_batch]
+        train_interface(model, with_encoder=recipe.sft.encoder == "trained")
+        objective = SftObjective(model)
         tell(
-            "decode",
-            _measure(
-                lambda: captioner.greedy(tokens, max_new_tokens=CAPTION_TOKENS), batch=len(tokens), learns=0
+            "sft",
+            _trained(
+                objective,
+                inputs,
+                recipe.sft.optimizer,
+                batch=sft_batch,
+                n_targets=n_answer_tokens,
+                make_optimizer=lambda: make_optimizer(model, recipe.sft),
             ),
         )
+        model.eval()
+    if "decode" in stages:
+        tokens = found[0][:sft_batch]
+        tell(
+            "decode",
+            _measure(lambda: captioner.greedy(tokens, max_new_tokens=CAPTION_TOKENS), batch=len(tokens)),
+        )
     if "rft" in stages:
-        tell("rft", _rft_step(config, model, prompter, kept[0][:rft_batch]))
+        tell("rft", _rft_step(recipe, captioner, found[0][:rft_batch]))
 
 
-def _sft_step(
-    config: Recipe, model: BitLlmForCausalLM, prompter: MadeUpPrompter, brain: dict[str, Tensor]
-) -> Measured:
-    train_interface(model, with_encoder=config.sft.encoder == "trained")
-    model.train()
-    optimizer = make_optimizer(model, config.sft)
-    batch = len(next(iter(brain.values())))
-    inputs = make_answers(prompter, batch, n_tokens=CAPTION_TOKENS) | brain
-    found = _measure(
-        lambda: _update(answer_loss(model, inputs), optimizer),
-        batch=batch,
-        learns=n_trainable(model),
-    )
-    model.zero_grad(set_to_none=True)
-    model.eval()
-    return found
-
-
-def _rft_step(
-    config: Recipe, model: BitLlmForCausalLM, prompter: MadeUpPrompter, brain_tokens: Tensor
-) -> Measured:
-    """The objective that `train_rft` trains, with random rewards."""
-    policy = with_lora(model, config.rft).train()
-    learning = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(learning, lr=config.rft.optimizer.learning_rate)
-    settings = config.rft.model_copy(update={"max_new_tokens": CAPTION_TOKENS})
-    objective = RftObjective(policy, Captioner(model, prompter), _random_rewards, settings, seed=0)
+def _rft_step(recipe: Recipe, captioner: Captioner, brain_tokens: Tensor) -> Measured:
+    policy = with_lora(captioner.model, recipe.rft)
+    config = recipe.rft.model_copy(update={"max_new_tokens": CAPTION_TOKENS})
     rows = torch.arange(len(brain_tokens))
     inputs = {"brain_tokens": brain_tokens, "nsd_id": rows, "example": torch.stack([rows, rows], dim=-1)}
-
-    def step() -> Tensor:
-        return _update(objective(**inputs)["loss"], optimizer)
-
-    return _measure(step, batch=len(brain_tokens), learns=n_trainable(policy))
+    objective = RftObjective(policy, captioner, _random_rewards, config, seed=0)
+    return _trained(objective, inputs, config.optimizer, batch=len(brain_tokens))
 
 
 def _random_rewards(nsd_ids: Sequence[int], captions: Sequence[str], has_ended: Sequence[bool]) -> Rewards:
-    drawn = np.random.default_rng(0).random((4, len(captions)))
-    return Rewards(*drawn)
+    return Rewards(*np.random.default_rng(0).random((4, len(captions))))
 
 
-def _update(loss: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return loss
+def _trained(
+    module: nn.Module, inputs: dict[str, Tensor], optimizer: OptimizerConfig, *, batch: int, **how: Any
+) -> Measured:
+    """One step of the training loop on made-up inputs, without checkpoint or log."""
+    config = optimizer.model_copy(update={"steps": 1, "batch_size": batch, "log_every": 2})
+    settings = TrainerSettings(save_every=None, report_to=())
+    data = TrainingData(batch, lambda _: inputs, n_targets=how.pop("n_targets", None))
+    with tempfile.TemporaryDirectory() as folder:
+        loop = Loop(module, data, config, Path(folder), 0, context=RunContext(settings), **how)
+        measured = _measure(loop.fit, batch=batch)
+    loss = loop.since_last_row["loss"][0]
+    return measured._replace(n_trainable=n_trainable(module), loss=loss)
 
 
-def _measure(step: Callable[[], Any], *, batch: int, learns: int) -> Measured:
+def _measure(step: Callable[[], Any], *, batch: int) -> Measured:
     gc.collect()
     with PeakMemory() as peak:
         start = time.perf_counter()
-        loss = step()
+        step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         seconds = time.perf_counter() - start
-    value = float(loss.detach()) if isinstance(loss, Tensor) else None
-    return Measured(batch, seconds, peak.gb, learns, value)
+    return Measured(batch, seconds, peak.gb, 0)
+
+
+class PeakMemory:
+    """The largest memory of this process while a block runs: that of the GPU, or of the process, sampled every 5 ms.
+
+    Attributes
+    ----------
+    gb
+        The peak in GB, once the block has ended.
+    """
+
+    def __init__(self) -> None:
+        self.gb = 0.0
+        self._process, self._is_done = psutil.Process(), threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "PeakMemory":
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            self._watcher.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if torch.cuda.is_available():
+            self.gb = torch.cuda.max_memory_allocated() / GB
+        else:
+            self._is_done.set()
+            self._watcher.join()
+
+    def _watch(self) -> None:
+        while True:
+            self.gb = max(self.gb, self._process.memory_info().rss / GB)
+            if self._is_done.wait(0.005):
+                return
+
+
+def available_gb() -> float:
+    """Memory that the GPU can give now, or the machine if it has none."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0] / GB
+    return psutil.virtual_memory().available / GB
+
+
+@dataclass(frozen=True)
+class MadeUpPrompter(Prompter):
+    """Prompts of a given length, of random words; placeholders in front where the interface is a prefix."""
+
+    n_tokens: int = 48
+    vocab_size: int = 100
+
+    def prompt_ids(self, instruction: str) -> list[int]:
+        """Token ids of a prompt (whatever the instruction)."""
+        words = np.random.default_rng(len(instruction)).integers(8, self.vocab_size, self.n_tokens)
+        return [self.placeholder_id or 0] * self.n_placeholders + words.tolist()
+
+
+def make_prompter(recipe: Recipe, model: BitLlmForCausalLM, *, n_tokens: int) -> MadeUpPrompter:
+    """A prompter for prompts of ``n_tokens`` words."""
+    is_prefix = recipe.sft.interface != "cross_attention"
+    return MadeUpPrompter(
+        make_word_tokenizer([], wrap=False),
+        recipe.encoder.n_brain_tokens if is_prefix else 0,
+        model.config.brain_token_id,
+        n_tokens=n_tokens,
+        vocab_size=recipe.llm.published_sizes().vocab_size,
+    )
+
+
+def make_answers(prompter: MadeUpPrompter, n: int, *, n_tokens: int) -> dict[str, Tensor]:
+    """Prompts with answers of ``n_tokens`` random words."""
+    rng = np.random.default_rng(1)
+    answers = rng.integers(8, prompter.vocab_size, (n, n_tokens)).tolist()
+    return pad_answers([prompter.prompt_ids("describe")] * n, answers, 0)
+
+
+def make_model(recipe: Recipe, *, dtype: torch.dtype) -> BitLlmForCausalLM:
+    """A model of full size with random weights, the LLM in ``dtype``; nothing is downloaded."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            model = BitLlmForCausalLM(model_config(recipe))
+    finally:
+        torch.set_default_dtype(default)
+    model.to_empty(device="cpu")
+    model.tie_weights()
+    block = torch.randn(_BLOCK)
+    for name, module in reversed(list(model.named_modules())):  # parts before wholes, as transformers does
+        if isinstance(module, nn.Linear | nn.Embedding) and not is_ours(name + "."):
+            _fill(module.weight, block)  # billions of normal draws would take longer than the steps
+        else:
+            owner = model.model.language_model if name.startswith("model.language_model") else model
+            owner._init_weights(module)
+    freeze(model)
+    return model.eval()
+
+
+@torch.no_grad()
+def _fill(weight: Tensor, block: Tensor) -> None:
+    flat, scaled = weight.view(-1), (block * weight.shape[-1] ** -0.5).to(weight.dtype)
+    for start in range(0, len(flat), _BLOCK):
+        part = flat[start : start + _BLOCK]
+        part.copy_(scaled[: len(part)])
+
+
+def make_betas(recipe: Recipe, n_trials: int, seed: int) -> tuple[Tensor, Tensor, Anatomy]:
+    """Betas, subject rows and anatomy of ``n_trials`` trials that go through all subjects in turn."""
+    generator = torch.Generator().manual_seed(seed)
+    n_voxels = list(recipe.data.voxels.values())[:n_trials]
+    width = max(n_voxels)
+    labels = [recipe.data.atlas_labels[atlas] for atlas in recipe.encoder.atlases]
+    anatomy = Anatomy(
+        60 * (torch.rand(len(n_voxels), width, 3, generator=generator) - 0.5),
+        torch.stack(
+            [torch.randint(0, n + 1, (len(n_voxels), width), generator=generator) for n in labels], -1
+        )
+        if labels
+        else torch.zeros(len(n_voxels), width, 0, dtype=torch.long),
+        torch.arange(width)[None] < torch.tensor(n_voxels)[:, None],
+    )
+    betas = torch.randn(n_trials, width, generator=generator)
+    return betas, torch.arange(n_trials) % len(n_voxels), anatomy
+
+
+def render_preflight(found: Preflight) -> Group:
+    """The tables for the terminal, 80 columns wide."""
+    here = Table(title="Measured here, random weights", box=None, title_justify="left")
+    here.add_column("step")
+    for column in ("trainable", "batch", "s / step", "peak GB"):
+        here.add_column(column, justify="right")
+    for name, one in found.measured.items():
+        here.add_row(name, f"{one.n_trainable:,}", str(one.batch), f"{one.seconds:.1f}", f"{one.peak_gb:.1f}")
+    gpu = Table(title="Memory of one GPU, estimated by arithmetic", box=None, title_justify="left")
+    gpu.add_column("stage")
+    for column in ("weights", "learning", "activations", "GB in all", "batch"):
+        gpu.add_column(column, justify="right")
+    gpu.add_column(f"largest batch on {' / '.join(map(str, GPUS_GB))} GB", justify="right")
+    for stage, memory in found.planned.items():
+        parts = [f"{part / GB:.1f}" for part in memory]
+        largest = " / ".join(str(n) if n else "—" for n in found.largest_batch[stage].values())
+        gpu.add_row(stage, *parts, f"{memory.gb:.1f}", str(found.planned_batch[stage]), largest)
+    skipped = [Text(f"{stage}: {reason}", style="yellow") for stage, reason in found.not_run.items()]
+    return Group(here, Text(), gpu, *skipped, Text(_sentence(found)))
+
+
+def _sentence(found: Preflight) -> str:
+    too_large = [
+        f"{stage} (batch {found.planned_batch[stage]}) on {gpu} GB"
+        for stage, of_gpu in found.largest_batch.items()
+        for gpu, largest in of_gpu.items()
+        if largest < found.planned_batch[stage]
+    ]
+    if not too_large:
+        return "Every stage fits on every one of these GPUs at the configuration's batch."
+    return (
+        f"Would not fit at the configuration's batch: {'; '.join(too_large)}. Take a smaller batch and accumulate "
+        "gradients (— : not even one example)."
+    )
