@@ -24,7 +24,7 @@ def test_it_runs_and_says_what_it_promises(notebook, demo_folder, monkeypatch, c
             exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
     said = capsys.readouterr().out
     for promised in (
-        "subj08 systems: rft, sft",
+        "subj08 systems: sft, rft",
         "another image's betas:",
         "zero betas:",
         "lost ",

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float32, Int, Int64
@@ -45,6 +45,16 @@ class TrialSet:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __getitem__(self, chosen: slice | int | Sequence[int] | np.ndarray) -> "TrialSet":
+        """Some of the items, as ``trials[:8]``, ``trials[3]`` or ``trials[trials.nsd_id == 42]``."""
+        order = np.atleast_1d(np.arange(len(self))[chosen])
+        return replace(
+            self,
+            subject_index=self.subject_index[order],
+            rows=[self.rows[item] for item in order],
+            nsd_id=self.nsd_id[order],
+        )
 
     def subject_of(self, index: int) -> str:
         """The subject of an item."""

@@ -1,7 +1,7 @@
 """Who is judged on what: the trials of one subject in one part of a split, with references and their scorer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -108,14 +108,7 @@ def read_held_out(
 def first_trials(held_out: HeldOut) -> HeldOut:
     """The first single trial of every image: what one look at each gives, with as many rows as averages have."""
     _, first = np.unique(held_out.nsd_id, return_index=True)
-    rows = np.sort(first)
-    trials = replace(
-        held_out.trials,
-        subject_index=held_out.trials.subject_index[rows],
-        rows=[held_out.trials.rows[row] for row in rows],
-        nsd_id=held_out.nsd_id[rows],
-    )
-    return _of_trials(trials, held_out.part)
+    return _of_trials(held_out.trials[np.sort(first)], held_out.part)
 
 
 def betas_of(trials: TrialSet) -> Float[np.ndarray, "n voxels"]:

@@ -29,7 +29,7 @@ from bitllm.files import read_record
 from bitllm.model.build import CARD, load_trained
 from bitllm.model.checkpoint.base import BaseLlm
 from bitllm.model.checkpoint.rft import RFT_CARD, sft_beneath
-from bitllm.model.embed import brain_tokens_of
+from bitllm.model.embed import brain_tokens_of, brain_tokens_of_betas
 from bitllm.model.encoder import BrainEncoder
 from bitllm.model.end_tokens import before_end, end_token_ids
 from bitllm.model.likelihood import TokenLogProbs, token_log_probs
@@ -90,9 +90,18 @@ class Captioner:
         max_new_tokens
             Longest caption, in tokens.
         """
-        anatomies = Anatomies.of(trials.store, trials.subjects, self.atlases)
-        brain_tokens = brain_tokens_of(self.encoder, trials, anatomies)
+        brain_tokens = self.brain_tokens(trials)
         return self.greedy(brain_tokens, instruction=instruction, max_new_tokens=max_new_tokens)
+
+    def brain_tokens(
+        self, trials: TrialSet, betas: Float[np.ndarray, "n voxels"] | None = None
+    ) -> Float[Tensor, "n N width"]:
+        """Output of the encoder for trials, or for other betas (such as changed ones) of their one subject."""
+        anatomies = Anatomies.of(trials.store, trials.subjects, self.atlases)
+        if betas is None:
+            return brain_tokens_of(self.encoder, trials, anatomies)
+        (subject,) = trials.subjects
+        return brain_tokens_of_betas(self.encoder, list(betas), subject, anatomies)
 
     def greedy(
         self,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from bitllm.data.dataset import TrialSet, select_trials
 from bitllm.data.splits import Split, load_split
 from bitllm.data.store import Store, open_store
 from bitllm.data.targets import Targets, load_clip, load_targets
@@ -18,12 +19,13 @@ from bitllm.errors import ConfigError, DataError
 from bitllm.evaluation.held_out import HeldOut, read_held_out
 from bitllm.metrics.bertscore import load_bert_scorer
 from bitllm.model.aligner import BrainAligner, load_aligner
+from bitllm.model.captioner import Captioner, load_captioner
 from bitllm.model.checkpoint.base import load_llm
 from bitllm.model.precision import Precision, base_dtype
 from bitllm.pipeline.recipe import Recipe
 from bitllm.pipeline.steps import Steps
 from bitllm.stages.rewards import CompositeReward, RewardWeights
-from bitllm.training.distributed import is_main
+from bitllm.training.distributed import device, is_main
 from bitllm.training.logging import Progress
 from bitllm.training.loop import RunContext
 
@@ -134,6 +136,45 @@ class Run:
     def aligner(self) -> BrainAligner:
         """The encoder with its heads after the align stage."""
         return load_aligner(self.folder / "align").eval()
+
+    def captioner(self, name: str = "rft") -> Captioner:
+        """A trained system of the run, in the precision that it was trained in, on the GPU if there is one.
+
+        Parameters
+        ----------
+        name
+            ``sft``, ``rft`` or a variant of the recipe.
+
+        Raises
+        ------
+        BitLlmError
+            If the recipe has no such system, or it is not trained yet.
+        """
+        system = self.recipe.system(name)
+        precision = system.rft.precision if system.stage == "rft" else system.sft.precision
+        base = load_llm(self.llm_source, dtype=base_dtype(precision))
+        captioner = load_captioner(self.folder / name, base, precision=precision)
+        captioner.model.to(device())
+        return captioner
+
+    def trials(self, subject: str, part: str = "test", *, averaged: bool = True) -> TrialSet:
+        """Trials of a subject of the run.
+
+        Parameters
+        ----------
+        subject
+            For example ``subj08``.
+        part
+            ``train``, ``validation`` or ``test``: the images of that part of the split.
+        averaged
+            Whether the repetitions of an image are averaged, or each trial is an item of its own.
+
+        Raises
+        ------
+        SplitError
+            If the subject does not belong to that part of the split.
+        """
+        return select_trials(self.store, self.split, part, averaged=averaged, subjects=[subject])
 
     def reward_maker(self) -> Callable[[list[int], RewardWeights], CompositeReward]:
         """Builds the reward of rft from the training images and the weights.
