@@ -82,7 +82,7 @@ def test_captions_that_are_sampled_do_not_depend_on_the_number_of_processes(runs
 
 
 def test_a_reward_that_fails_in_one_process_stops_both_after_a_checkpoint(runs, write_recipe, tmp_path):
-    """With shards, where all processes must gather the checkpoint. Alone it would wait for the others until the group of processes gives up, and nothing would be kept."""
+    """With shards, where all processes take part in writing the checkpoint."""
     failing = {"failing": {"start": str(runs["one"] / "sft"), "rft": {}}}
     changes = {"trainer": {"save_every": 100, "parallel": "fsdp"}, "variants": failing}
     recipe = write_recipe(tmp_path, **changes)
