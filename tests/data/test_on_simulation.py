@@ -23,7 +23,9 @@ BETAS = "nsddata_betas/ppdata/{}/func1pt8mm/betas_fithrf_GLMdenoise_RR/betas_ses
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Store:
     folder = tmp_path_factory.mktemp("simulated")
     simulate_release(folder / "nsd", preset("tiny"), seed=1)
-    prepare_nsd(folder / "nsd", folder / "store")
+    notes: list[str] = []
+    prepare_nsd(folder / "nsd", folder / "store", note=notes.append)
+    assert notes == []  # nothing to remark on, the volumes of views included
     return open_store(folder / "store")
 
 
@@ -45,6 +47,18 @@ def as_nifti(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[tupl
         simulate_release(folder / "nsd", preset("tiny"), seed=1, betas_format="nifti")
     prepare_nsd(folder / "nsd", folder / "store")
     return open_store(folder / "store"), own
+
+
+def test_the_share_in_view_is_that_of_the_simulations_volumes(simulated):
+    out_of_view = 0
+    for subject in simulated.subjects:
+        folder = simulated.path.parent / f"nsd/nsddata/ppdata/{subject}/func1pt8mm"
+        mask = nib.load(folder / "roi/nsdgeneral.nii.gz").get_fdata() > 0
+        files = sorted(folder.glob("valid_session*.nii.gz"))
+        share = np.mean([nib.load(path).get_fdata()[mask] for path in files], axis=0)
+        np.testing.assert_allclose(simulated.subject(subject).voxels["valid"], share)
+        out_of_view += (share < 1).sum()
+    assert out_of_view > 0
 
 
 def test_hdf5_and_nifti_prepare_to_bit_equal_stores(simulated, as_nifti):

@@ -1,5 +1,7 @@
 """Scenes: rich, with habits, and the same for the same seed."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from bitllm.simulation.scenes import (
     FEATURE_GROUPS,
     FEATURES,
     Scene,
+    captions_of,
     make_scenes,
     scene_features,
     scene_table,
@@ -84,3 +87,40 @@ def test_standardised_groups_have_mean_zero_and_total_variance_one(scenes: list[
 def test_the_same_seed_gives_the_same_scenes_and_another_seed_others() -> None:
     assert make_scenes(20, seed=1) == make_scenes(20, seed=1) != make_scenes(20, seed=2)
     assert scene_table(make_scenes(20, seed=1)).index.tolist() == list(range(20))
+
+
+@pytest.fixture(scope="module")
+def described() -> list[tuple[Scene, tuple[str, ...]]]:
+    scenes = make_scenes(1500, seed=7)
+    return list(zip(scenes, captions_of(scenes, seed=7), strict=True))
+
+
+def test_five_captions_differ_and_look_like_coco_s(described: list[tuple[Scene, tuple[str, ...]]]) -> None:
+    for _, captions in described:
+        assert len(set(captions)) == 5
+        assert all(re.fullmatch(r"[A-Z][a-z ]+\.", caption) for caption in captions)
+
+
+def test_every_caption_names_the_main_object(described: list[tuple[Scene, tuple[str, ...]]]) -> None:
+    for scene, captions in described:
+        names = {name for pair in vocabulary.THINGS[scene.object].names for name in pair}
+        assert all(names & set(caption.lower().strip(".").split()) for caption in captions)
+
+
+def test_captions_name_no_colour_that_is_not_there(described: list[tuple[Scene, tuple[str, ...]]]) -> None:
+    for scene, captions in described:
+        # "on the green grass" is a place
+        text = " ".join(captions).lower().replace("green grass", "grass").replace(".", " ")
+        assert set(text.split()) & set(vocabulary.COLOURS) <= {scene.colour}
+
+
+def test_length_and_vocabulary_are_like_a_small_coco(described: list[tuple[Scene, tuple[str, ...]]]) -> None:
+    words = [caption.lower().strip(".").split() for _, captions in described for caption in captions]
+    assert 8 <= np.mean([len(caption) for caption in words]) <= 12
+    assert 200 <= len({word for caption in words for word in caption}) <= 260
+
+
+def test_captions_are_a_function_of_seed_and_image() -> None:
+    scenes = make_scenes(30, seed=1)
+    assert captions_of(scenes, seed=1)[:10] == captions_of(scenes[:10], seed=1)
+    assert captions_of(scenes, seed=1) != captions_of(scenes, seed=2)

@@ -150,6 +150,14 @@ def table(tmp_path: Path) -> Source:
     return Source(root, stored[mask].T / 300, nsd_id, captions, pictures)
 
 
+@pytest.fixture
+def stored(table: Source) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The whole numbers in the lab's NIfTI: volume, mask, and trials x voxels."""
+    volume = np.asanyarray(nib.load(table.root / "betas.nii.gz").dataobj)
+    mask = np.asanyarray(nib.load(table.root / "mask.nii.gz").dataobj) > 0
+    return volume, mask, volume[mask].T
+
+
 @pytest.fixture(name="change_header")
 def _change_header(table: Source):
     """Change keys of the header file."""

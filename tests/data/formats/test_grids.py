@@ -121,12 +121,6 @@ def test_a_header_in_meters_or_micrometers_gives_places_in_millimeters(table, ma
         np.testing.assert_allclose(voxels[MM], expected, rtol=1e-5)
 
 
-def test_a_mask_with_a_fourth_axis_of_length_one_is_read(table, mask):
-    nib.save(nib.Nifti1Image(mask[..., None], AFFINE), table.root / "mask.nii.gz")
-    voxels = read_custom(table.root / "header.yaml").contents.subjects[0].voxels
-    np.testing.assert_array_equal(voxels[["i", "j", "k"]], np.argwhere(mask))
-
-
 def test_labels_saved_again_as_scaled_int16_are_rounded(table, mask):
     """-1, 0 and 1 with nibabel's own scale factors: 0 comes back as 0.0000153."""
     image = nib.Nifti1Image(

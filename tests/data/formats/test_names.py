@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 
 from bitllm.cli import main
 from bitllm.data.formats.custom import read_custom
@@ -82,14 +81,14 @@ def test_decimal_names_and_zeros_at_the_front_are_twenty_images(tmp_path):
     assert [note for note in notes if "`1` and `01`" in note]
 
 
-def test_a_table_of_200000_rows_with_mixed_names_has_its_1000_images(tmp_path):
-    names = [f"{n % 500:04d}" if n < 100_000 else f"x{n % 500:04d}" for n in range(200_000)]
+def test_a_long_table_with_mixed_names_has_its_1000_images(tmp_path):
+    """Longer than the 131,072 rows in which pandas would guess the type of six columns at a time."""
+    names = [f"{n % 500:04d}" if n < 70_000 else f"x{n % 500:04d}" for n in range(140_000)]
     write(tmp_path / "t.tsv", names)
     found, notes = stimuli(tmp_path / "t.tsv")
     assert found["stimulus_name"].tolist() == sorted({*names})
     assert len(notes) == 1  # of the missing column `split`
-    names[150_007] = "7"
-    write(tmp_path / "t.tsv", names)
+    write(tmp_path / "t.tsv", [*names[:500], "7"])
     with pytest.raises(DataError, match=r"t\.tsv: .*`7` beside `0007`"):
         stimuli(tmp_path / "t.tsv")
 
@@ -109,8 +108,9 @@ def test_a_number_that_no_integer_holds_is_a_name(tmp_path):
     assert stimuli(tmp_path / "t.tsv")[0]["nsd_id"].tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("key", ["01", '"01"', "sub-01", "'sub-01'"])
-@pytest.mark.parametrize("cell", ["01", "sub-01", " 01"])
+@pytest.mark.parametrize(
+    ("key", "cell"), [("01", "sub-01"), ('"01"', " 01"), ("sub-01", "01"), ("'sub-01'", "sub-01")]
+)
 def test_a_subject_is_the_same_in_header_and_table(table, prepared, key, cell):
     header = table.root / "header.yaml"
     header.write_text(header.read_text().replace("  s1:", f"  {key}:"))
@@ -118,12 +118,6 @@ def test_a_subject_is_the_same_in_header_and_table(table, prepared, key, cell):
     trials.to_csv(table.root / "trials.tsv", sep="\t", index=False)
     store = prepared(read_custom(header))
     assert store.subjects == (key.strip("\"'"),)
-
-
-def test_a_header_in_json_with_byte_order_mark_is_read(table, prepared):
-    content = yaml.safe_load((table.root / "header.yaml").read_text())
-    (table.root / "header.json").write_text(json.dumps(content, indent="\t"), encoding="utf-8-sig")
-    assert prepared(read_custom(table.root / "header.json")).subjects == ("s1",)
 
 
 @pytest.mark.parametrize("name", ["../../out", "..", "a/b", "/out", "a\\\\b", ".x"])

@@ -17,14 +17,6 @@ AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 
 
-@pytest.fixture(name="stored")
-def _stored(table):
-    """Volume, mask, and trials x voxels as stored."""
-    volume = np.asanyarray(nib.load(table.root / "betas.nii.gz").dataobj)
-    mask = np.asanyarray(nib.load(table.root / "mask.nii.gz").dataobj) > 0
-    return volume, mask, volume[mask].T
-
-
 def sessions(header) -> np.ndarray:
     subject = read_custom(header).contents.subjects[0]
     return np.concatenate([subject.read_session(n) for n in (1, 2)])
@@ -56,10 +48,6 @@ def test_a_session_may_lie_across_two_files(table, stored, change_header):
     np.testing.assert_allclose(
         sessions(change_header(betas=["a.nii.gz", "b.nii"])), stored[2] / 300, rtol=1e-6
     )
-
-
-def test_nifti_has_trials_last_by_default(table, stored, change_header):
-    np.testing.assert_allclose(sessions(change_header(axis_order=None)), stored[2] / 300, rtol=1e-6)
 
 
 def test_surfaces_in_mgh_have_trials_last_by_default(table, stored, change_header):
@@ -103,21 +91,6 @@ def test_a_git_lfs_pointer_in_place_of_betas_is_called_one(table, change_header,
     (table.root / f"b.{ending}").write_bytes(POINTER)
     with pytest.raises(DataError, match=rf"b.{ending}: .*git-lfs pointer"):
         read_custom(change_header(betas=f"b.{ending}"))
-
-
-@pytest.mark.parametrize("ending", ["npy", "h5", "nii"])
-def test_big_endian_betas_have_the_same_values(table, stored, change_header, make, ending):
-    path, values = table.root / f"b.{ending}", stored[0].astype(">i2")
-    if ending == "npy":
-        np.save(path, values)
-    elif ending == "h5":
-        make.write_h5(path, betas=values)
-    else:
-        header = nib.Nifti1Header(endianness=">")
-        header.set_data_dtype(">i2")
-        nib.save(nib.Nifti1Image(values, AFFINE, header), path)
-        assert nib.load(path).get_data_dtype() == np.dtype(">i2")
-    np.testing.assert_allclose(sessions(change_header(betas=path.name)), stored[2] / 300, rtol=1e-6)
 
 
 def test_a_damaged_chunk_is_named_with_file_dataset_and_trials(table, stored, change_header):

@@ -49,22 +49,6 @@ def test_hdf5_and_nifti_hold_the_same_for_any_shape(tmp_path_factory, shape, n_t
     np.testing.assert_array_equal(from_nifti, from_hdf5)
 
 
-def test_a_missing_file_is_named(written_release):
-    message = r"betas_session01.nii.gz: expected a session of betas, found no file"
-    with pytest.raises(DataError, match=message):
-        read(written_release, "nii.gz")
-
-
-@pytest.mark.parametrize("kept", [0.5, 0.95])
-def test_a_truncated_hdf5_file_is_named(release, kept):
-    path = release.session(SUBJECT, 1)
-    content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * kept)])
-    message = r"betas_session01.hdf5: expected a session of betas as whole HDF5, found"
-    with pytest.raises(DataError, match=message):
-        read(release)
-
-
 @pytest.mark.parametrize("kept", [0.01, 0.5, 0.99])
 def test_a_truncated_nifti_file_is_named(release, write_volume, kept):
     path = release.session(SUBJECT, 1, "nii.gz")
@@ -74,19 +58,6 @@ def test_a_truncated_nifti_file_is_named(release, write_volume, kept):
     message = r"betas_session01.nii.gz: expected a session of betas as NIfTI, found"
     with pytest.raises(DataError, match=message):
         read(release, "nii.gz")
-
-
-def test_another_subjects_shape_is_named_with_both_shapes(release, write_hdf5_betas):
-    write_hdf5_betas(release.session(SUBJECT, 1), release.volumes["subj02", 1])
-    message = r"betas_session01.hdf5: expected the shape \(12, 4, 7, 5\) .* found \(12, 3, 5, 6\); check"
-    with pytest.raises(DataError, match=message):
-        read(release)
-
-
-def test_axes_in_the_wrong_order_are_refused(release, write_hdf5_betas):
-    write_hdf5_betas(release.session(SUBJECT, 1), release.volumes[SUBJECT, 1].transpose(2, 1, 0, 3))
-    with pytest.raises(DataError, match=r"expected the shape \(12, 4, 7, 5\) .* found \(12, 5, 7, 4\)"):
-        read(release)
 
 
 def test_a_trial_too_few_is_refused(release, write_volume):
@@ -110,10 +81,3 @@ def test_a_nifti_scale_factor_is_refused(release):
     nib.save(image, release.session(SUBJECT, 1, "nii.gz"))
     with pytest.raises(DataError, match="expected integers without a scale factor, found a header"):
         read(release, "nii.gz")
-
-
-def test_hdf5_without_betas_is_named(release):
-    with h5py.File(release.session(SUBJECT, 1), "w") as file:
-        file["voxels"] = np.zeros(3)
-    with pytest.raises(DataError, match="expected a dataset `betas`, found voxels"):
-        read(release)

@@ -65,55 +65,11 @@ def test_a_volume_that_does_not_say_where_it_lies_is_compared_by_its_shape(relea
     np.testing.assert_allclose(anatomy(release)[0]["ncsnr"], expected)
 
 
-def test_axes_of_length_one_that_a_program_added_are_removed(release, write_volume):
-    expected, _ = anatomy(release)
-    write_volume(release.roi(SUBJECT), np.where(release.mask[SUBJECT], 1.0, -1.0)[..., None])
-    write_volume(release.transform(SUBJECT), release.mni[SUBJECT][:, :, :, None])
-    found, _ = anatomy(release)
-    assert found.equals(expected)
-
-
-def test_labels_saved_again_as_scaled_int16_are_the_labels(release):
-    labels = np.where(
-        release.mask[SUBJECT], 1.0, np.where(np.indices(release.mask[SUBJECT].shape)[0] % 2, -1.0, 0.0)
-    )
-    streams = release.labels[SUBJECT, "streams"] + 0.0
-    streams[0, 0, 0] = 2.9999999991
-    release.table("streams", "fsaverage").write_text("1 early\n2 ventral\n3 lateral\n")
-    for name, values in (("nsdgeneral", labels), ("streams", streams)):
-        image = nib.Nifti1Image(values, np.diag([1.8, 1.8, 1.8, 1.0]))
-        image.set_data_dtype(np.int16)
-        nib.save(image, release.roi(SUBJECT, name))
-    mask = release.mask[SUBJECT]
-    assert (nib.load(release.roi(SUBJECT)).get_fdata() > 0).sum() > mask.sum()
-    voxels, _ = anatomy(release)
-    np.testing.assert_array_equal(voxels[["i", "j", "k"]], np.argwhere(mask))
-    np.testing.assert_array_equal(voxels["streams"], np.maximum(np.round(streams), 0)[mask])
-
-
 @pytest.mark.parametrize(("value", "match"), [(0.5, "found 0.5"), (70_000, "32767")])
 def test_values_that_are_no_labels_are_refused(release, write_volume, value, match):
     write_volume(release.roi(SUBJECT, "streams"), np.full(release.mask[SUBJECT].shape, float(value)))
     with pytest.raises(DataError, match=rf"streams.nii.gz: .*{match}"):
         anatomy(release)
-
-
-@pytest.mark.parametrize("ending", ["nii.gz", "hdf5", "compressed"])
-def test_big_endian_betas_are_read(release, ending):
-    volume, path = release.volumes[SUBJECT, 1], release.session(SUBJECT, 1, "hdf5")
-    if ending == "nii.gz":
-        path = release.session(SUBJECT, 1, ending)
-        header = nib.Nifti1Header(endianness=">")
-        header.set_data_dtype(">i2")
-        nib.save(nib.Nifti1Image(volume.astype(">i2"), np.eye(4), header), path)
-        assert nib.load(path).get_data_dtype() == np.dtype(">i2")
-    else:
-        packing = {} if ending == "hdf5" else {"compression": "gzip"}
-        with h5py.File(path, "w") as file:
-            values = volume.transpose(3, 2, 1, 0).astype(">i2")
-            file.create_dataset("betas", data=values, chunks=(N_TRIALS, 1, 1, 1), **packing)
-    mask = release.mask[SUBJECT]
-    np.testing.assert_array_equal(read_session_betas(path, mask, N_TRIALS), volume[mask].T)
 
 
 def test_a_damaged_chunk_of_a_session_is_named_with_its_trials(release):

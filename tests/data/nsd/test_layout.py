@@ -1,7 +1,5 @@
 """Which subjects and sessions of a release are there, and what is said when one is not."""
 
-import shutil
-
 import pytest
 
 from bitllm.data.nsd.layout import NsdRelease
@@ -48,21 +46,6 @@ def test_a_release_without_betas_is_named(tmp_path):
 def test_an_unknown_subject_names_the_nearest(written_release):
     with pytest.raises(DataError, match="expected betas of the subject `subj9`, found none; did you mean"):
         NsdRelease(written_release.root).subjects(["subj9"])
-
-
-def test_a_missing_session_in_the_middle_is_named(release):
-    release.session("subj02", 2).unlink()
-    expected = r"expected the sessions 1 to 3, found no file of session 2; download betas_session02.hdf5"
-    with pytest.raises(DataError, match=expected):
-        NsdRelease(release.root).session_files("subj02")
-
-
-def test_a_beta_folder_without_sessions_is_named(release):
-    folder = release.session("subj02", 1).parent
-    shutil.rmtree(folder)
-    folder.mkdir()
-    with pytest.raises(DataError, match=r"betas_sessionNN.hdf5"):
-        NsdRelease(release.root).session_files("subj02")
 
 
 def test_a_missing_file_is_named_with_what_it_was(tmp_path):

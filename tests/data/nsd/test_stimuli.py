@@ -2,7 +2,6 @@
 
 import json
 
-import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -69,43 +68,6 @@ def test_entities_in_cocos_captions_are_replaced_and_counted(release):
     assert len(notes) == 1 and "1 captions" in notes[0]
 
 
-def test_coco_instances_are_not_captions(release):
-    instances = {"annotations": [{"image_id": 1, "bbox": [0, 0, 1, 1]}]}
-    release.annotations("val2017").write_text(json.dumps(instances))
-    message = r"val2017.json: expected `image_id` and `caption` in every annotation"
-    with pytest.raises(DataError, match=message):
-        captions_of(release)
-
-
-def test_missing_captions_are_named(release):
-    release.annotations("val2017").unlink()
-    with pytest.raises(DataError, match=r"captions_val2017.json: expected COCO's captions, found no file"):
-        captions_of(release)
-
-
-def test_a_stimulus_table_without_its_columns_is_named(release):
-    pd.read_csv(release.stimulus_table).drop(columns="cocoId").to_csv(release.stimulus_table)
-    with pytest.raises(DataError, match=r"nsd_stim_info_merged\.csv: .*`cocoId`"):
-        stimuli_of(release)
-
-
-@pytest.mark.parametrize(
-    "rewrite",
-    [
-        lambda t: "\ufeff" + t,
-        lambda t: t.replace(",", ";"),
-        lambda t: t.replace("True", "1").replace("False", "0"),
-    ],
-    ids=["byte order mark", "semicolons", "1 and 0"],
-)
-def test_a_stimulus_table_in_odd_writing_gives_the_same_images(release, rewrite):
-    plain = stimuli_of(release)
-    path = release.stimulus_table
-    path.write_bytes(rewrite(path.read_text()).encode())
-    pd.testing.assert_frame_equal(stimuli_of(release), plain)
-    assert plain["shared"].dtype == bool
-
-
 def test_a_stimulus_table_with_an_image_twice_is_refused(release):
     table = pd.read_csv(release.stimulus_table)
     pd.concat([table, table.tail(1)]).to_csv(release.stimulus_table, index=False)
@@ -126,29 +88,3 @@ def test_a_stimulus_table_without_an_image_is_named(release):
     message = r"nsdId 28, .* \(2 images"
     with pytest.raises(DataError, match=message):
         stimuli_of(release)
-
-
-def test_a_table_with_other_shared_images_is_named(release):
-    table = pd.read_csv(release.stimulus_table)
-    table.assign(shared1000=~table["shared1000"]).to_csv(release.stimulus_table)
-    with pytest.raises(DataError, match=r"expected `shared1000` to be (True|False) for nsdId 0, as in"):
-        stimuli_of(release)
-
-
-def test_too_few_pictures_are_named(written_release):
-    with pytest.raises(DataError, match=r"nsd_stimuli.hdf5: expected at least 31 pictures, found 30"):
-        pictures_of(written_release, [2, 30])
-
-
-@pytest.mark.parametrize("name,shape,dtype", [("images", (2, 4, 4, 3), "u1"), ("imgBrick", (2, 4, 4), "u1")])
-def test_another_dataset_than_pictures_is_named(release, name, shape, dtype):
-    with h5py.File(release.stimuli, "w") as file:
-        file[name] = np.zeros(shape, dtype)
-    with pytest.raises(DataError, match="expected a dataset `imgBrick`"):
-        pictures_of(release, [0])
-
-
-def test_damaged_pictures_are_named(release):
-    release.stimuli.write_bytes(release.stimuli.read_bytes()[:900])
-    with pytest.raises(DataError, match=r"nsd_stimuli.hdf5: expected NSD's pictures as whole HDF5"):
-        pictures_of(release)

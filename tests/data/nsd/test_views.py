@@ -1,6 +1,5 @@
 """Which voxels were in the field of view of a session: what NSD's volumes say, and what the betas say."""
 
-import nibabel as nib
 import numpy as np
 import pytest
 
@@ -8,8 +7,6 @@ from bitllm.cli import main
 from bitllm.data.prepare import prepare_nsd
 from bitllm.data.store import open_store
 from bitllm.errors import DataError
-from bitllm.simulation.parameters import preset
-from bitllm.simulation.release import simulate_release
 
 SUBJECT = "subj01"
 
@@ -96,20 +93,3 @@ def test_a_volume_that_is_no_mask_of_the_grid_is_refused(release, write_volume, 
     with pytest.raises(DataError, match=message):
         prepared(release, tmp_path / "store")
     assert not (tmp_path / "store").exists()
-
-
-def test_the_simulations_volumes_are_read_and_fit(tmp_path):
-    config = preset("tiny").model_copy(update={"sessions": (4, 4)})
-    simulate_release(tmp_path / "nsd", config, seed=1)
-    notes: list[str] = []
-    prepare_nsd(tmp_path / "nsd", tmp_path / "store", note=notes.append)
-    assert notes == []
-    out_of_view = 0
-    for subject in ("subj01", "subj02"):
-        folder = tmp_path / f"nsd/nsddata/ppdata/{subject}/func1pt8mm"
-        mask = nib.load(folder / "roi/nsdgeneral.nii.gz").get_fdata() > 0
-        files = sorted(folder.glob("valid_session*.nii.gz"))
-        share = np.mean([nib.load(path).get_fdata()[mask] for path in files], axis=0)
-        np.testing.assert_allclose(open_store(tmp_path / "store").subject(subject).voxels["valid"], share)
-        out_of_view += (share < 1).sum()
-    assert out_of_view > 0

@@ -96,24 +96,19 @@ def test_tables_that_do_not_fit_the_betas_are_named(copied_store):
         open_store(copied_store).subject("subj02")
 
 
-@pytest.mark.parametrize("command", ["inspect", "audit"])
-@pytest.mark.parametrize(
-    "file",
-    [
-        "captions.parquet",
-        "stimuli.parquet",
-        "subjects/subj02/trials.parquet",
-        "subjects/subj02/voxels.parquet",
-    ],
-)
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"PAR1 no footer PAR1"])
-def test_a_damaged_table_is_one_line_that_names_it(copied_store, capsys, command, file, content):
-    (copied_store / file).write_bytes(content)
-    with pytest.raises(SystemExit, match="2"):
-        main([command, str(copied_store)])
-    err = capsys.readouterr().err
-    assert f"{copied_store / file}: expected a whole table, found a damaged file (" in err
-    assert len(err.strip().splitlines()) == 1
+def test_a_damaged_table_is_one_line_that_names_it(copied_store, capsys, content):
+    for file in ("captions", "stimuli", "subjects/subj02/trials", "subjects/subj02/voxels"):
+        path = copied_store / f"{file}.parquet"
+        whole = path.read_bytes()
+        path.write_bytes(content)
+        for command in ("inspect", "audit"):
+            with pytest.raises(SystemExit, match="2"):
+                main([command, str(copied_store)])
+            err = capsys.readouterr().err
+            assert f"{path}: expected a whole table, found a damaged file (" in err
+            assert len(err.strip().splitlines()) == 1
+        path.write_bytes(whole)
 
 
 def test_the_manifest_and_the_checksum_of_a_store_keep_their_first_spelling(store):
