@@ -68,12 +68,7 @@ def inspect_text(inspection: dict[str, Any], *, width: int = 110) -> str:
 
 
 def noise_ceiling_percent(ncsnr: Float[np.ndarray, " voxels"], n_trials: int) -> Float[np.ndarray, " voxels"]:
-    """Share of a voxel's variance that a perfect model explains, in percent, for the mean of ``n_trials``.
-
-    References
-    ----------
-    NSD Data Manual, "Noise ceiling": ``100 ncsnr² / (ncsnr² + 1 / n)``.
-    """
+    """Percent of variance that a perfect model explains in the mean of ``n_trials`` (NSD Data Manual)."""
     return 100 * ncsnr**2 / (ncsnr**2 + 1 / n_trials)
 
 

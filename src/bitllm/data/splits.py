@@ -1,4 +1,4 @@
-"""Which subjects and images a result may learn from, choose by and be tested on."""
+"""Splits: subjects and images for training, validation and test; presets, named test sets, subsets."""
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path

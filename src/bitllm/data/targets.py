@@ -151,15 +151,9 @@ def save_targets(targets: Targets, path: Path) -> None:
 
 
 def load_targets(path: Path, *, store: Store | None = None) -> Targets:
-    """Read targets.
+    """Read targets that `save_targets` wrote.
 
-    Parameters
-    ----------
-    path
-        What `save_targets` wrote.
-    store
-        Where it is given, targets that say that they were made from other pictures or captions are refused. Files
-        from before targets said so are taken.
+    With ``store``, targets of other pictures or captions are refused; files that do not record theirs are accepted.
     """
     what = "the embeddings of pictures and captions"
     with open_tensors(path, what, framework="numpy") as file:

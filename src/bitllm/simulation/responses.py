@@ -213,20 +213,9 @@ def make_subject(
     *,
     seed: int,
 ) -> Subject:
-    """The generative model of one subject.
+    """The generative model of the subject with this index (0-based).
 
-    Parameters
-    ----------
-    config
-        Parameters of the simulation.
-    index
-        Number of the subject, 0-based.
-    cortex, tuning
-        Anatomy and tuning of the subject.
-    stimuli
-        What early and what higher areas see of the subject's planned images, in the order of the plan.
-    seed
-        Seed of the release.
+    ``stimuli`` is what early and what higher areas see of the subject's planned images, in the order of the plan.
     """
     responses = tuning.responses(*stimuli)
     responses -= responses.mean(0)
@@ -252,24 +241,10 @@ def make_subject(
 def session_percent(
     config: SimulationConfig, subject: Subject, images: Int[np.ndarray, " trials"], session: int, *, seed: int
 ) -> Float[np.ndarray, "trials brain"]:
-    """True single-trial betas of one session, in percent signal change.
+    """True single-trial betas of one session (0-based), in percent signal change.
 
-    Parameters
-    ----------
-    config
-        Parameters of the simulation.
-    subject
-        The generative model of the subject.
-    images
-        Column of ``subject.responses`` of every trial (0-based index into the subject's plan).
-    session
-        Number of the session, 0-based.
-    seed
-        Seed of the release.
-
-    Returns
-    -------
-    One row per trial and one column per voxel of the brain mask in C order. Voxels out of view are 0.
+    ``images`` holds the column of ``subject.responses`` of every trial. Returns one row per trial and one column per
+    voxel of the brain mask in C order; voxels out of view are 0.
     """
     rng = stream(seed, "noise", subject.index, session)
     n_trials, n_brain = len(images), len(subject.noise_percent)

@@ -54,19 +54,7 @@ def write_betas_nifti(
 def write_anatomy(
     root: Path, subject: str, cortex: Cortex, in_view: Bool[np.ndarray, "sessions brain"]
 ) -> None:
-    """Write the masks, atlases and transform of one subject.
-
-    Parameters
-    ----------
-    root
-        Root of the release.
-    subject
-        Name of the subject.
-    cortex
-        Its anatomy.
-    in_view
-        Whether each voxel of the brain mask was in view, by session.
-    """
+    """Write the masks, atlases and transform of a subject, and which voxels of the brain mask were in view."""
     folder = root / "nsddata" / "ppdata" / subject
     functional = folder / "func1pt8mm"
     write_nifti(functional / "brainmask.nii.gz", cortex.brain.astype(np.int16), cortex.voxel_mm)

@@ -18,6 +18,7 @@ from bitllm.data.io.arrays import read_npy
 from bitllm.data.io.pictures import decode_picture
 from bitllm.data.io.values import whole_labels
 from bitllm.data.io.volumes import read_surface
+from bitllm.data.nsd.layout import HEMISPHERES
 from bitllm.data.store.contents import StoreContents, StoreSettings, SubjectContents
 from bitllm.errors import DataError
 from bitllm.files import read_json, require_file
@@ -33,7 +34,6 @@ LABELS = {
 """NSD's own label tables, in their order from 1; the challenge's ``mapping_*.npy`` are pickles, never opened."""
 
 _NAME = re.compile(r"train-(\d+)_nsd-(\d+)\.png")
-_HEMISPHERES = ("lh", "rh")
 
 
 def read_algonauts(
@@ -148,7 +148,7 @@ def _subject(
     folder: Path, nsd_id: np.ndarray, surfaces: Path | None, names: dict[str, dict[int, str]]
 ) -> SubjectContents:
     files = [
-        folder / f"training_split/training_fmri/{hemisphere}_training_fmri.npy" for hemisphere in _HEMISPHERES
+        folder / f"training_split/training_fmri/{hemisphere}_training_fmri.npy" for hemisphere in HEMISPHERES
     ]
     halves = [read_npy(path, "responses") for path in files]
     for path, half in zip(files, halves, strict=True):
@@ -160,7 +160,7 @@ def _subject(
     voxels = pd.concat(
         [
             _vertices(folder, hemisphere, half.shape[1], surfaces, names)
-            for hemisphere, half in zip(_HEMISPHERES, halves, strict=True)
+            for hemisphere, half in zip(HEMISPHERES, halves, strict=True)
         ],
         ignore_index=True,
     )
@@ -199,7 +199,7 @@ def _vertices(
             f"{len(mm)}; name fsaverage, not fsaverage5"
         )
     table = pd.DataFrame(mm[place], columns=["x_mm", "y_mm", "z_mm"])
-    table["i"], table["j"], table["k"] = place, _HEMISPHERES.index(hemisphere), 0
+    table["i"], table["j"], table["k"] = place, HEMISPHERES.index(hemisphere), 0
     for atlas, of_atlas in names.items():
         table[atlas] = _atlas(
             folder / f"roi_masks/{hemisphere}.{atlas}_challenge_space.npy", n_vertices, of_atlas

@@ -172,14 +172,10 @@ def store_columns(trials: pd.DataFrame) -> pd.DataFrame:
 def session_reader(
     origin: str, series: Series, header: Header, trials: pd.DataFrame, n_betas: int
 ) -> Callable[[int], np.ndarray]:
-    """Checks betas [trials, voxels] against the header and the trials, and reads them by session.
+    """Check the betas [trials, voxels] against header and trials; return a function that reads them by session.
 
-    Parameters
-    ----------
-    trials
-        ``session`` and ``trial_row`` of the trials that are stored; rows of ``flat`` that none has are left out.
-    n_betas
-        Rows of ``flat`` according to the trials table, trials without an image counted.
+    ``trials`` has ``session`` and ``trial_row`` of the stored trials; betas of other rows are left out. ``n_betas`` is
+    the number of rows by the trials table, trials without an image counted.
     """
     n_trials = sum(series.n_trials)
     if n_trials != n_betas:

@@ -1,4 +1,4 @@
-"""What a format of betas leaves out and the user names beside it: places, captions, pictures."""
+"""Sidecar files that a betas format lacks: coordinates, captions, images."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,32 +22,23 @@ Blocks = Callable[[], Iterator[np.ndarray]]
 
 @dataclass(frozen=True)
 class Sidecar:
-    """Files that the user names beside the betas.
-
-    Parameters
-    ----------
-    captions
-        JSON files: ``{image: [caption, …]}`` or COCO's annotations.
-    stimulus_table
-        ``nsd_stim_info_merged.csv``, which ties NSD ids (0-based) to COCO ids.
-    pictures
-        Folder of pictures named by the image's id.
-    nsd
-        Root of an NSD release with the anatomy of the subjects.
-    voxels
-        Folder with ``<subject>.tsv`` or ``<subject>.parquet``: ``x_mm``, ``y_mm``, ``z_mm``, one row a voxel.
-    """
+    """Files that the user names in addition to the betas."""
 
     captions: tuple[Path, ...] = ()
+    """JSON files: ``{image: [caption, …]}`` or COCO's annotations."""
     stimulus_table: Path | None = None
+    """``nsd_stim_info_merged.csv``, which maps NSD ids (0-based) to COCO ids."""
     pictures: Path | None = None
+    """Folder of pictures named by the image's id."""
     nsd: Path | None = None
+    """Root of an NSD release with the anatomy of the subjects."""
     voxels: Path | None = None
+    """Folder with ``<subject>.tsv`` or ``<subject>.parquet``: ``x_mm``, ``y_mm``, ``z_mm``, one row a voxel."""
 
 
 @dataclass(frozen=True)
 class ParsedDataset:
-    """A format, read: what a store will hold, its settings, and what the format lacks, a line each."""
+    """Contents and settings of the store, and notes on what the format lacks."""
 
     contents: StoreContents
     settings: StoreSettings

@@ -25,14 +25,9 @@ class _Restricted(pickle.Unpickler):
 
 
 def read_pickled_dict(path: Path, *, is_trusted: bool) -> dict[str, Any]:
-    """The dictionary in a ``.npy`` file that ``np.save`` pickled.
+    """The dictionary in a ``.npy`` file that ``np.save`` pickled, if the user consents (``is_trusted``).
 
-    Parameters
-    ----------
-    path
-        The file.
-    is_trusted
-        Whether the user consents. Even then nothing but arrays, numbers, text and plain containers is made.
+    Even then nothing but arrays, numbers, text and plain containers is made.
     """
     require_file(path, "GLMsingle's output")
     if not is_trusted:

@@ -90,15 +90,7 @@ class PictureFolder:
 
 
 def names_of(identity: str, coco_id: int = -1) -> list[str]:
-    """Names that the picture of a stimulus may have: its own, and those that COCO gives to a number.
-
-    Parameters
-    ----------
-    identity
-        Name of the stimulus.
-    coco_id
-        Its COCO id; -1 if it is unknown.
-    """
+    """Names that the picture of a stimulus may have: its own, and those that COCO gives to a number (-1: none)."""
     numbers = (
         [int(identity)]
         if identity.isascii() and identity.isdigit() and str(int(identity)) == identity
@@ -114,14 +106,8 @@ def picture_reader(
 ) -> Callable[[int], np.ndarray]:
     """A function that reads the picture of an ``nsd_id`` out of a folder, by the name of the stimulus.
 
-    Parameters
-    ----------
-    folder
-        Folder of pictures.
-    stimuli
-        ``nsd_id``, ``stimulus_id`` (the name) and ``coco_id`` (-1 where it is unknown).
-    notes
-        Gets a line if pictures come out almost black.
+    ``stimuli`` has ``nsd_id``, ``stimulus_id`` (the name) and ``coco_id`` (-1 where it is unknown). ``notes`` gets a
+    line if pictures come out almost black.
     """
     if folder is None:
         raise DataError(
@@ -134,17 +120,10 @@ def picture_reader(
 
 
 def decode_picture(file: Any, path: Path) -> np.ndarray:
-    """RGB values (uint8) of a picture as a viewer would show it.
+    """RGB values (uint8) of a picture, a path or an open file, as a viewer would show it; errors name ``path``.
 
     The EXIF orientation is applied, transparency is composited on white, 16-bit gray is scaled to 8 bit, and of an
     animation the first frame is taken.
-
-    Parameters
-    ----------
-    file
-        The picture: a path, or an open file.
-    path
-        The file that errors name.
     """
     with _damage_named(path), Image.open(file) as picture:
         turned = ImageOps.exif_transpose(picture)

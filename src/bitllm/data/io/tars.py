@@ -28,20 +28,10 @@ Sample = dict[str, bytes]
 def read_samples(
     path: Path, wanted: tuple[str, ...], *, member_bytes: int = MEMBER_BYTES, kept_bytes: int = KEPT_BYTES
 ) -> Iterator[Sample]:
-    """The samples of a tar in its order, each as ``{extension: bytes}``.
+    """The samples of a tar in its order, each as ``{extension: bytes}``; nothing is unpacked to disk.
 
-    Nothing is unpacked to disk. Members of one sample share the name up to the first dot.
-
-    Parameters
-    ----------
-    path
-        The tar, plain or compressed.
-    wanted
-        Extensions to keep, such as ``nsdgeneral.npy``; others are passed over.
-    member_bytes
-        The largest size that a member may declare.
-    kept_bytes
-        The largest size that all members to keep may declare together.
+    Members of one sample share the name up to the first dot. Others than the ``wanted`` extensions are passed over.
+    A member may declare at most ``member_bytes``, all wanted members together at most ``kept_bytes``.
     """
     require_file(path, "a webdataset tar")
     try:

@@ -36,16 +36,7 @@ def whole_numbers(values: np.ndarray, path: Path, what: str) -> np.ndarray:
 def whole_labels(values: np.ndarray, path: Path, what: str, *, largest: int = 2**31 - 1) -> np.ndarray:
     """Labels as int32; each value must be within 0.001 of a whole number, and NaN counts as 0.
 
-    Parameters
-    ----------
-    values
-        The labels as stored.
-    path
-        The file that errors name.
-    what
-        What errors call the labels.
-    largest
-        The largest label (and the smallest, negated) that the reader can store.
+    ``largest`` is the largest label (and the smallest, negated) that the reader can store.
     """
     require_real(values.dtype, path, what)
     if values.dtype.kind == "f":

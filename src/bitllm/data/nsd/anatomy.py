@@ -126,16 +126,10 @@ def mni_mm(mni_voxels: Float[np.ndarray, "voxels 3"]) -> Float[np.ndarray, "voxe
 
 
 def read_labels(path: Path, tables: tuple[Path, ...], number: Int16[np.ndarray, "*places"]) -> dict[int, str]:
-    """The names of the labels of an atlas.
+    """The names of the labels of an atlas, from the first of ``tables`` that exists.
 
-    Parameters
-    ----------
-    path
-        The file of the labels: its name, without the ending, is the atlas.
-    tables
-        Where the table of names may lie.
-    number
-        The labels themselves, all of which must have a name; 0 is unlabelled.
+    ``path`` is the file of the labels: its name, without the ending, is the atlas. Each label in ``number`` but 0
+    (unlabelled) must have a name.
     """
     table = next((path for path in tables if path.is_file()), None)
     present = [int(n) for n in np.unique(number) if n > 0]

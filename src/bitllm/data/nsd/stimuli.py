@@ -71,14 +71,9 @@ def read_stimuli(
 
 
 def read_captions(release: NsdRelease, stimuli: pd.DataFrame, notes: list[str] | None = None) -> pd.DataFrame:
-    """Every caption of the images in ``stimuli``, in the order of COCO's files.
+    """``nsd_id`` and ``caption``: every caption of the images in ``stimuli``, in the order of COCO's files.
 
-    Captions tell of the whole COCO photograph; the subject saw a square cut from it.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``nsd_id`` and ``caption``, sorted by ``nsd_id``.
+    Captions describe the whole COCO photograph; the subject saw a square cut from it.
     """
     rows: list[tuple[int, str]] = []
     for coco_split, images in stimuli.groupby("coco_split", sort=True):
@@ -96,15 +91,7 @@ def read_captions(release: NsdRelease, stimuli: pd.DataFrame, notes: list[str] |
 
 
 def read_pictures(path: Path, nsd_ids: Int[np.ndarray, " images"]) -> Iterator[UInt8[np.ndarray, "n h w 3"]]:
-    """The pictures of some images, a block at a time.
-
-    Parameters
-    ----------
-    path
-        ``nsd_stimuli.hdf5``, whose rows are 0-based ``nsd_id``.
-    nsd_ids
-        The images, ascending.
-    """
+    """The pictures of some images (0-based ``nsd_id``, ascending), a block at a time."""
     with open_hdf5(path, "NSD's pictures", rdcc_nbytes=64 * 2**20) as file:
         brick = hdf5_dataset(file, "imgBrick")
         if brick.dtype != np.uint8 or brick.shape[3:] != (3,):

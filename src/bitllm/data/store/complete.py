@@ -227,16 +227,8 @@ def require_numbers(
 ) -> None:
     """Refuse a table that cannot be cast: numpy wraps numbers that are too large.
 
-    Parameters
-    ----------
-    table
-        Its rows are counted from 1 in errors, the heading not counted.
-    types
-        Column to numpy's type; whole numbers must be whole and fit, other numbers may be missing.
-    where, what
-        The file, and what the table is: errors name both.
-    advice
-        What to do.
+    ``types`` maps a column to numpy's type; whole numbers must be whole and fit, others may be missing. Errors name
+    ``where`` (the file), ``what`` (the table) and the row, counted from 1 without the heading.
     """
     for column, dtype in types.items():
         values = table[column]

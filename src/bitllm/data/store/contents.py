@@ -16,7 +16,6 @@ _SUBJECTS_OWN = frozenset(
 """In lower case; BIDS's names of a subject's own spaces, and what labs call them. NSD's func1pt8mm is not among
 them, since its stores hold MNI coordinates; a space of another name may be common to all."""
 
-
 _CODES_AGAINST_MNI = frozenset({"scanner", "talairach"})
 _CODES_AGAINST_OWN = frozenset({"talairach", "mni", "template"})
 """NIfTI's codes. ``aligned`` contradicts nothing: it may mean aligned to a template."""

@@ -1,4 +1,7 @@
-"""Write a store, whatever the format it comes from: checked, normalized, checksummed, whole or not at all."""
+"""Write a store from any format: checked, normalized, checksummed, and atomic.
+
+Sessions of betas are read, normalized and appended to `betas.npy` one by one; a killed run resumes after the last one.
+"""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
