@@ -6,7 +6,7 @@
 Each time 48 images are given captions, or queries, at random, so that there is nothing to find. CIDEr: the captions
 of 300 images scored against the references of others, or without files made-up scores, mostly 0 and a few large.
 Retrieval: noise queries with a part that all share (they crowd around the same few pictures), and pictures in eight
-clusters; one query an image or three (single trials, resampled by image), against 20 exchanges as in `bitllm ground`.
+clusters; one query an image or three (single trials, resampled by image), against 20 exchanges as in `bitllm evaluate`.
 "halves" is `bitllm.metrics.intervals.paired_difference`; "bootstrap" the percentile bootstrap, used before it.
 
 Prediction, written before the first run: the bootstrap leaves out 0 in more than 5 % for CIDEr (skewed) and for

@@ -69,9 +69,9 @@ from bitllm.data.prepare import prepare_nsd
 from bitllm.data.splits import make_split, save_split
 from bitllm.data.store import open_store
 from bitllm.data.targets import Targets, save_targets
-from bitllm.evaluation.command import ground_files
-from bitllm.evaluation.options import GroundOptions
+from bitllm.evaluation.options import EvaluateOptions
 from bitllm.model.aligner import load_aligner
+from bitllm.pipeline.evaluate import evaluate
 from bitllm.simulation.parameters import SimulationConfig, preset
 from bitllm.simulation.release import simulate_release
 from bitllm.stages.align import AlignConfig, EncoderConfig, train_align
@@ -150,32 +150,30 @@ def true_targets(folder: Path, nsd_id: np.ndarray) -> Targets:
 
 
 def measure(*, signal: float, seed: int, rois: str | None = None) -> dict[str, Any]:
-    """Ground one world; real − permuted of each kind, and what each ROI costs by category."""
+    """Evaluate one world: real − permuted of each kind, and what each ROI costs by category."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         make_world(folder, signal=signal, seed=seed)
-        content, _ = ground_files(folder / "sft", folder / "store", GroundOptions(seed=seed, rois=rois))
+        results = evaluate(folder / "sft", folder / "store", EvaluateOptions(seed=seed, rois=rois))
     found: dict[str, Any] = {"signal": signal, "seed": seed}
-    for trials in ("averaged", "single"):
-        cider = content["captions"][trials]["permuted"]["real - control"]["CIDEr"]
-        bits = content["bits"][trials]["permuted"]["per_word"]
+    system = results.systems["sft"]
+    for trials, inputs in (("averaged", system.averaged), ("single", system.single)):
         found |= {
-            f"CIDEr, {trials}": [cider["difference"], cider["low"], cider["high"], cider["p"]],
-            f"bits per word, {trials}": [bits["mean"], bits["low"], bits["high"], bits["p"]],
+            f"CIDEr, {trials}": list(inputs["permuted"].real_minus_this["CIDEr"]),
+            f"bits per word, {trials}": list(inputs["permuted"].bits["per_word"]),
         }
-        for name, row in content["encoder"][trials]["real - permuted"].items():
-            found[f"{name}, {trials}"] = [row["difference"], row["low"], row["high"], row["p"]]
+        for name in ("R@10", "2-way"):
+            key = name if trials == "averaged" else f"{name}, single trials"
+            found[f"{name}, {trials}"] = list(results.encoder.real_minus_permuted[key])
     if rois is not None:
         found["lost"] = {
-            row["roi"]: {
-                name: round(bits["mean"], 4) for name, bits in row["silenced"]["bits_by_category"].items()
-            }
-            for row in content["rois"]["rows"]
-            if row["roi"] in CARRIED
+            region.name: {name: round(bits.value, 4) for name, bits in region.bits_lost_by_category.items()}
+            for region in results.regions
+            if region.name in CARRIED
         }
     return found | {
-        "verdict": content["verdict"]["is_evidence"],
+        "verdict": system.averaged["permuted"].real_minus_this["CIDEr"].is_above_zero,
         "seconds": round(time.perf_counter() - start, 1),
     }
 

@@ -1,16 +1,19 @@
 import json
-import math
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from bitllm.data.store import open_store
+from bitllm.evaluation.results import Results, from_json
 from bitllm.evaluation.scoring.captions_file import read_captions
 from bitllm.evaluation.scoring.score_file import score_file
+from bitllm.evaluation.table import read_evaluation
 from bitllm.model.captioner import load_captioner
 from bitllm.model.checkpoint.base import load_llm
 
@@ -18,14 +21,25 @@ SYSTEMS = ("sft", "rft", "prefix", "prefix_mlp", "no_align")
 INPUTS = ("real", "zero", "shuffle", "noise", "permuted", "constant", "nearest", "llm_alone")
 STEPS = (
     *("simulate", "prepare", "split", "clip", "llm", "targets", "align", "sft", "rft"),
-    *("prefix", "prefix_mlp", "no_align", "judge encoder", *(f"judge {name}" for name in SYSTEMS)),
+    *("prefix", "prefix_mlp", "no_align", "evaluate encoder", *(f"evaluate {name}" for name in SYSTEMS)),
 )
 
 
 @pytest.fixture(scope="module")
 def results(demo_folder):
-    """What stands in results.json."""
-    return json.loads((demo_folder / "results.json").read_text(encoding="utf-8"))
+    """Content of results.json."""
+    return read_results(demo_folder / "results.json")
+
+
+def read_results(path):
+    """Read it as dataclasses."""
+    return from_json(Results, json.loads(path.read_text(encoding="utf-8")), "results.json")
+
+
+@pytest.fixture(scope="module")
+def evaluation(demo_folder):
+    """The table, and what belongs to no row."""
+    return read_evaluation(demo_folder)
 
 
 def files_below(folder):
@@ -54,21 +68,18 @@ def test_the_demo_writes_exactly_these_files(demo_folder):
         },
         "rft": {"rft.json", "adapter_model.safetensors", "adapter_config.json", "README.md"}
         | {"log.jsonl", "run.json"},
-        "judged/encoder": {"encoder.json"},
-        **{
-            f"judged/{name}": {
-                "scores.json",
-                "words.json",
-                *(f"{x}.jsonl" for x in (*INPUTS, "single_trial")),
-            }
-            for name in SYSTEMS
-        },
-        "steps": {f"{name}.json" for name in STEPS},
+        "captions": {f"{name}.jsonl" for name in SYSTEMS},
+        **{f"evaluation/{name}": {"rows.parquet", "part.json"} for name in ("encoder", *SYSTEMS)},
+        "evaluation": {"bitllm-evaluation.json"},
+        "evaluation/steps": {f"{name}.json" for name in STEPS if name.startswith("evaluate")},
+        "steps": {f"{name}.json" for name in STEPS if not name.startswith("evaluate")},
     }
     expected = {f"{folder}/{name}" for folder, names in folders.items() for name in names}
     single = {
         "bitllm-run.json",
         "recipe.yaml",
+        "evaluation.json",
+        "evaluation.parquet",
         "results.json",
         "report.html",
         "split.json",
@@ -84,83 +95,61 @@ def test_nothing_half_written_is_left(demo_folder):
     assert left == []
 
 
-def test_results_name_the_data_the_subject_and_the_split(results, demo_folder):
-    assert results["data"].startswith("simulated brain (tiny preset, seed 0")
-    assert (results["subject"], results["seed"]) == ("subj08", 0)
+def test_results_name_the_data_the_subject_and_the_split(results, evaluation, demo_folder):
+    about = results.about
+    assert about.data.startswith("simulated brain (tiny preset, seed 0")
+    assert (about.subject, about.is_subject_trained_on, about.seed) == ("subj08", False, 0)
     split = json.loads((demo_folder / "split.json").read_text())
-    assert results["split_hash"] == split["sha256"]
+    assert about.split_sha256 == split["sha256"]
     assert split["test_subjects"] == ["subj08"]
-    images = {record.nsd_id for record in read_captions(demo_folder / "judged" / "rft" / "real.jsonl")}
-    assert results["n_images"] == len(images)
+    images = set(evaluation.rows["nsd_id"])
+    assert about.n_images == len(images)
     assert images <= set(split["test_images"])
-    assert set(results["versions"]) >= {"python", "torch", "transformers", "peft", "bitllm"}
+    assert set(about.versions) >= {"python", "torch", "transformers", "peft", "bitllm"}
+    assert tuple(about.seconds) == STEPS
 
 
 def test_every_system_has_its_metrics_beside_every_control(results):
-    assert tuple(results["systems"]) == SYSTEMS
-    for name in SYSTEMS:
-        rows = {"real": results["systems"][name], **results["controls"][name]}
-        assert set(rows) == set(INPUTS)
-        for row in rows.values():
-            assert {"CIDEr", "BLEU-1", "BLEU-4", "ROUGE-L", "distinct"} <= set(row)
-            assert all(math.isfinite(value) for value in row.values())
-        assert set(results["differences"][name]) == set(INPUTS) - {"real"}
-        assert {"difference", "low", "high", "p"} == set(results["differences"][name]["permuted"]["CIDEr"])
-        interval = results["intervals"][name]["BLEU-1"]
-        assert interval["low"] <= rows["real"]["BLEU-1"] <= interval["high"]
-        assert set(results["bits"][name]) == {"per_caption", "per_token", "per_word"}
-        assert results["single_trial"][name]["n_trials"] >= results["n_images"]
-
-
-def test_zero_constant_and_llm_alone_are_one_distinct_caption(results):
-    for name in SYSTEMS:
-        for control in ("zero", "constant", "llm_alone"):
-            assert results["controls"][name][control]["distinct"] == 1
+    assert tuple(results.systems) == SYSTEMS
+    for system in results.systems.values():
+        assert set(system.averaged) == set(INPUTS)
+        assert list(system.single) == ["real", "permuted"]
+        for name, found in system.averaged.items():
+            assert {"CIDEr", "BLEU-1", "BLEU-4", "ROUGE-L"} <= set(found.scores)
+            assert all(one.low <= one.value <= one.high for one in found.scores.values())
+            assert ("CIDEr" in found.real_minus_this) == (name != "real")
+        assert all(system.averaged[name].n_distinct == 1 for name in ("zero", "constant", "llm_alone"))
+        assert set(system.averaged["permuted"].bits) == {"per_caption", "per_token", "per_word"}
+        assert system.single["real"].n_captions == results.about.n_trials >= results.about.n_images
 
 
 def test_retrieval_has_chance_and_the_size_of_the_gallery_beside_it(results):
-    inputs = {"real", "zero", "shuffle", "permuted", "single_trial"}
-    assert set(results["retrieval"]) == inputs
-    for row in results["retrieval"].values():
-        assert {"R@1", "R@5", "R@10", "MedR", "chance_R@10", "chance_MedR", "low", "high"} <= set(row)
-        assert row["N"] == results["n_images"]
-        assert row["chance_R@10"] == pytest.approx(10 / results["n_images"])
-    assert -1 <= results["cosine_real_zero"]["mean"] <= 1
-    assert results["cosine_real_zero"]["sd"] >= 0
+    inputs = {"real", "zero", "shuffle", "permuted", "noise", "single_trial"}
+    assert set(results.encoder.retrieval) == inputs
+    for found in results.encoder.retrieval.values():
+        assert found.n_pictures == results.about.n_images
+        assert found.chance_r_at_10 == pytest.approx(10 / results.about.n_images)
+    mean, sd = results.encoder.cosine_real_zero
+    assert -1 <= mean <= 1
+    assert sd >= 0
 
 
-def test_every_step_has_its_seconds(results):
-    assert tuple(results["seconds"]) == STEPS
-    assert all(seconds >= 0 for seconds in results["seconds"].values())
-
-
-def test_captions_are_records_of_the_held_out_subject(demo_folder):
-    for name in SYSTEMS:
-        for control in INPUTS:
-            records = read_captions(demo_folder / "judged" / name / f"{control}.jsonl")
-            assert {record.subject for record in records} == {"subj08"}
-            assert {record.control for record in records} == {control}
-            assert all(len(record.references) == 5 for record in records)
-    single = read_captions(demo_folder / "judged" / "sft" / "single_trial.jsonl")
-    assert {record.n_repetitions for record in single} == {1}
-    averaged = read_captions(demo_folder / "judged" / "sft" / "real.jsonl")
-    assert len(single) == sum(record.n_repetitions for record in averaged)
-
-
-def test_the_nearest_caption_is_a_training_caption_and_the_constant_one_too(demo_folder):
-    encoder = json.loads((demo_folder / "judged" / "encoder" / "encoder.json").read_text())
+def test_the_nearest_caption_is_a_training_caption_and_the_constant_one_too(demo_folder, evaluation):
     store = open_store(demo_folder / "store")
     training = store.stimuli.index[store.stimuli["part"] == "train"]
     known = {caption for nsd_id in training for caption in store.captions[int(nsd_id)]}
-    assert {encoder["constant"], *encoder["nearest"]} <= known
+    rows = evaluation.rows[evaluation.rows["input"].isin(["constant", "nearest"])]
+    assert set(rows["answer"]) <= known
 
 
 def test_scores_in_results_are_those_of_the_caption_files(results, demo_folder):
-    for name, control in (("sft", "real"), ("rft", "nearest")):
-        scores = score_file(demo_folder / "judged" / name / f"{control}.jsonl", None)
-        kept = results["systems"][name] if control == "real" else results["controls"][name][control]
-        assert {key: pytest.approx(kept[key]) for key in scores.metrics} == scores.metrics
-        assert scores.references_sha256 == results["references_sha256"]
+    for name in ("sft", "rft"):
+        records = read_captions(demo_folder / "captions" / f"{name}.jsonl")
+        assert {record.subject for record in records} == {"subj08"}
+        scores = score_file(demo_folder / "captions" / f"{name}.jsonl", None)
+        found = {metric: one.value for metric, one in results.systems[name].real.scores.items()}
+        assert found == pytest.approx(scores.metrics)
+        assert scores.references_sha256 == results.about.references_sha256
 
 
 def test_the_report_is_one_file_that_needs_no_other(demo_folder):
@@ -188,17 +177,15 @@ def test_the_same_seed_gives_the_same_captions_and_scores(demo_folder, results, 
     done = subprocess.run(
         [sys.executable, "-m", "bitllm", *command], capture_output=True, text=True, check=True
     )
-    again = json.loads(done.stdout)
-    for path in sorted((demo_folder / "judged").rglob("*.jsonl")):
-        place = path.relative_to(demo_folder)
-        assert (tmp_path / "again" / place).read_bytes() == path.read_bytes(), place
+    again = from_json(Results, json.loads(done.stdout), "stdout")
+    found = read_evaluation(tmp_path / "again").rows
+    pd.testing.assert_frame_equal(found, read_evaluation(demo_folder).rows)
     for name in ("align/aligner", "sft/model", "prefix/model", "rft/adapter_model"):
         weights = (tmp_path / "again" / f"{name}.safetensors").read_bytes()
         assert weights == (demo_folder / f"{name}.safetensors").read_bytes(), name
-    moving = {"seconds", "peak_memory_gb", "command", "git_revision"}
-    assert {key: value for key, value in again.items() if key not in moving} == {
-        key: value for key, value in results.items() if key not in moving
-    }
+    moving = {"seconds": {}, "peak_memory_gb": 0.0, "command": "", "git_revision": None}
+    one, other = (replace(some, about=replace(some.about, **moving)) for some in (again, results))
+    assert one == other
 
 
 def test_a_demo_folder_can_be_moved_and_still_decodes(demo_folder, tmp_path):

@@ -15,11 +15,8 @@ from bitllm.pipeline.steps import Steps
 from bitllm.stages.sft import SftConfig
 from bitllm.training.loop import OptimizerConfig
 
-CAPTIONS = [
-    f"judged/{name}/{control}.jsonl"
-    for name in ("sft", "rft")
-    for control in ("real", "zero", "shuffle", "permuted", "nearest", "single_trial")
-]
+SYSTEMS = ["sft", "rft", "prefix", "prefix_mlp", "no_align"]
+CAPTIONS = ["captions/sft.jsonl", "captions/rft.jsonl"]
 
 
 @pytest.fixture
@@ -74,25 +71,24 @@ def test_a_second_run_keeps_every_step(copied, capsys):
 
 
 def test_a_step_without_its_mark_is_made_again_and_alone(copied, capsys):
-    (copied / "steps" / "judge rft.json").unlink()
-    (copied / "judged" / "rft" / "real.jsonl").write_text("half a li")
+    (copied / "evaluation" / "steps" / "evaluate rft.json").unlink()
+    (copied / "evaluation" / "rft" / "part.json").write_text("half a li")
     made, kept = run(copied, capsys)
-    assert made == ["judge rft"]
+    assert made == ["evaluate rft"]
     assert len(kept) == 17
 
 
 def test_a_changed_setting_makes_exactly_what_depends_on_it_again(copied, capsys, tmp_path):
     (tmp_path / "other.yaml").write_text("base: smoke\nrft: {n_captions: 3}")
     made, _ = run(copied, capsys, config=tmp_path / "other.yaml")
-    assert made == ["rft", "judge rft"]
+    assert made == ["rft", "evaluate rft"]
 
 
 def test_a_changed_interface_setting_makes_all_of_sft_again_but_not_the_encoder(copied, capsys, tmp_path):
     (tmp_path / "other.yaml").write_text("base: smoke\nsft: {adapter_layers: [1]}")
     made, kept = run(copied, capsys, config=tmp_path / "other.yaml")
-    systems = ["sft", "rft", "prefix", "prefix_mlp", "no_align"]
-    assert made == [*systems, *(f"judge {name}" for name in systems)]
-    assert kept == ["simulate", "prepare", "split", "clip", "llm", "targets", "align", "judge encoder"]
+    assert made == [*SYSTEMS, *(f"evaluate {name}" for name in SYSTEMS)]
+    assert kept == ["simulate", "prepare", "split", "clip", "llm", "targets", "align", "evaluate encoder"]
 
 
 def test_a_run_killed_three_times_goes_on_and_ends_with_the_same_captions(demo_folder, tmp_path, capsys):
@@ -111,7 +107,7 @@ def test_a_run_killed_three_times_goes_on_and_ends_with_the_same_captions(demo_f
         assert not (out / "results.json").exists()
     made, kept = run(out, capsys, config=config)
     assert kept == ["simulate", "prepare", "split", "clip", "llm", "targets", "align", "sft"]
-    assert made == ["rft", "judge encoder", "judge sft", "judge rft"]
+    assert made == ["rft", "evaluate encoder", "evaluate sft", "evaluate rft"]
     for file in ("sft/model.safetensors", "rft/adapter_model.safetensors", *CAPTIONS):
         assert (out / file).read_bytes() == (demo_folder / file).read_bytes(), file
 

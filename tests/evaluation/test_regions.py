@@ -8,7 +8,7 @@ import torch
 from bitllm.data.batch import Anatomies
 from bitllm.errors import DataError, OutputError
 from bitllm.evaluation.attribution import Attribution, attribution, pooling_map, random_weights, write_maps
-from bitllm.evaluation.rois import Roi, find_rois, roi_evidence
+from bitllm.evaluation.rois import Roi, evaluate_regions, find_rois
 from bitllm.evaluation.words import simulated_words
 
 
@@ -42,18 +42,16 @@ def test_an_unknown_atlas_or_label_is_refused_with_the_nearest_name(easy, wanted
 def test_silencing_everything_is_the_zero_control_and_nothing_loses_nothing(system, found):
     n = found.held_out.betas.shape[1]
     rois = [Roi("all", "", np.ones(n, dtype=bool)), Roi("none", "", np.zeros(n, dtype=bool))]
-    everything, nothing = roi_evidence(system, found, rois, simulated_words(), seed=0, max_new_tokens=12)[
-        "rows"
-    ]
+    everything, nothing = evaluate_regions(system, found, rois, simulated_words(), seed=0, max_new_tokens=12)
     n_words = found.tokens.n_words.sum()
     lost = (found.log2_probs["real"] - found.log2_probs["zero"]).sum() / n_words
-    assert everything["silenced"]["bits"]["mean"] == pytest.approx(lost, abs=1e-4)
+    assert everything.bits_lost.value == pytest.approx(lost, abs=1e-4)
     gained = (found.log2_probs["real"] - found.log2_probs["permuted"]).sum() / n_words
-    assert everything["alone"]["bits"]["mean"] == pytest.approx(gained, abs=1e-4)
-    assert nothing["silenced"]["bits"]["mean"] == pytest.approx(0, abs=1e-5)
-    assert nothing["alone"]["bits"]["mean"] == pytest.approx(0, abs=1e-5)
-    assert nothing["silenced"]["CIDEr"]["difference"] == 0
-    assert {"animals", "colours", "settings"} <= set(everything["silenced"]["bits_by_category"])
+    assert everything.bits_alone.value == pytest.approx(gained, abs=1e-4)
+    assert nothing.bits_lost.value == pytest.approx(0, abs=1e-5)
+    assert nothing.bits_alone.value == pytest.approx(0, abs=1e-5)
+    assert nothing.cider_lost.value == 0
+    assert {"animals", "colours", "settings"} <= set(everything.bits_lost_by_category)
 
 
 def test_attribution_is_beta_times_the_slope_of_the_bits(system, found, maps):

@@ -1,6 +1,5 @@
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,15 +7,14 @@ import pytest
 from bitllm.data.splits import save_split
 from bitllm.data.store import open_store
 from bitllm.errors import BitLlmError, CheckpointError, ConfigError, SplitError
-from bitllm.evaluation.command import ground_files, name_of_record
-from bitllm.evaluation.options import GroundOptions
-from bitllm.evaluation.runs import checkpoint_folder, find_llm, find_split, open_run
+from bitllm.evaluation.options import EvaluateOptions
+from bitllm.evaluation.runs import checkpoint_folder, find_llm, find_split, open_checkpoints
 from bitllm.model.checkpoint.base import load_llm
 
 
 def test_a_run_finds_its_llm_split_aligner_and_says_what_is_missing(easy):
-    run = open_run(easy.folder / "sft", easy.store)
-    assert (run.llm, run.split.sha256) == ("llm", easy.split.sha256)
+    run = open_checkpoints({"sft": easy.folder / "sft"}, easy.store)
+    assert (Path(run.llm).name, run.split.sha256) == ("llm", easy.split.sha256)
     assert run.aligner is not None
     assert run.targets is None
     assert "name them with --targets" in run.not_run["similarity_to_training"]
@@ -54,7 +52,7 @@ def test_a_model_path_that_does_not_exist_is_refused(easy, tmp_path):
 
 def test_a_folder_without_a_model_is_refused(easy, tmp_path):
     with pytest.raises(ConfigError, match="expected a folder or hub id of a Llama"):
-        open_run(easy.folder / "sft", easy.store, GroundOptions(llm=str(tmp_path)))
+        open_checkpoints({"sft": easy.folder / "sft"}, easy.store, EvaluateOptions(llm=str(tmp_path)))
 
 
 def test_a_checkpoint_of_another_base_llm_is_refused(easy, tmp_path):
@@ -65,7 +63,9 @@ def test_a_checkpoint_of_another_base_llm_is_refused(easy, tmp_path):
     with pytest.raises(
         CheckpointError, match=r"trained on the base LLM llm .* found other .*; load that LLM"
     ):
-        open_run(easy.folder / "sft", easy.store, GroundOptions(llm=str(tmp_path / "other")))
+        open_checkpoints(
+            {"sft": easy.folder / "sft"}, easy.store, EvaluateOptions(llm=str(tmp_path / "other"))
+        )
 
 
 def test_a_run_of_another_split_is_refused(easy, tmp_path, resealed):
@@ -90,7 +90,9 @@ def test_a_split_that_is_named_is_never_ignored(easy, tmp_path, resealed):
     with pytest.raises(BitLlmError, match=r"nothing\.json"):
         find_split(run, easy.store, easy.split.sha256, given=tmp_path / "nothing.json")
     with pytest.raises(ConfigError, match="--judge-on"):
-        open_run(run, easy.store, GroundOptions(split=tmp_path / "own.json", judge_on="poster"))
+        open_checkpoints(
+            {"sft": run}, easy.store, EvaluateOptions(split=tmp_path / "own.json", judge_on="poster")
+        )
 
 
 @pytest.fixture(scope="module")
@@ -105,51 +107,15 @@ def other_store(easy, tmp_path_factory):
 
 def test_a_store_that_the_run_was_not_trained_on_is_refused_though_its_split_is_the_same(easy, other_store):
     with pytest.raises(SplitError, match=r"expected the store that .*sft was trained on .* --judge-on SPLIT"):
-        open_run(easy.folder / "sft", other_store)
+        open_checkpoints({"sft": easy.folder / "sft"}, other_store)
     with pytest.raises(
         SplitError, match="--judge-on: expected one of poster, develop or the file of a split"
     ):
-        open_run(easy.folder / "sft", other_store, GroundOptions(judge_on="postre"))
-
-
-def test_a_run_is_judged_on_another_store_where_that_is_asked_for_and_says_so(easy, other_store, tmp_path):
-    save_split(easy.split, tmp_path / "split.json")
-    options = GroundOptions(judge_on=str(tmp_path / "split.json"), max_new_tokens=4, seed=1)
-    run = tmp_path / "run"
-    shutil.copytree(easy.folder / "sft", run / "sft")
-    shutil.copytree(easy.folder / "llm", run / "llm")
-    content, path = ground_files(run / "sft", other_store.path, options)
-    about = content["about"]
-    assert (about["is_store_of_training"], about["subject_is_trained_on"]) == (False, None)
-    assert (about["store_sha256"], about["normalisation"]) == (other_store.sha256, "another")
-    assert "another store" in content["not_run"]["similarity_to_training"]
-    assert path.name == f"grounding.store-{other_store.sha256[:8]}.test.{about['subject']}.json"
-    assert not (run / "sft" / "grounding.json").exists()
-    assert {"real", "permuted", "zero", "constant"} <= set(content["captions"]["averaged"])
-    assert about["n_images"] == len(easy.split.test_images)
-
-
-def test_validation_does_not_take_the_place_of_the_test(easy, held_out):
-    assert name_of_record(held_out, is_own_store=True) == "grounding.json"
-    validation = replace(held_out, part="validation")
-    assert name_of_record(validation, is_own_store=True) == f"grounding.validation.{held_out.subject}.json"
-
-
-@pytest.mark.parametrize(
-    ("wrong", "said"),
-    [
-        ({"out": Path()}, "expected a place for a file, found a folder"),
-        ({"seed": -1}, "--seed: expected at least 0, found -1"),
-        ({"max_new_tokens": 0}, "--max-new-tokens: expected at least 1, found 0"),
-    ],
-)
-def test_a_wrong_option_is_named_before_anything_is_computed(easy, wrong, said):
-    with pytest.raises(BitLlmError, match=said):
-        ground_files(easy.folder / "sft", easy.store.path, GroundOptions(**wrong), progress=pytest.fail)
+        open_checkpoints({"sft": easy.folder / "sft"}, other_store, EvaluateOptions(judge_on="postre"))
 
 
 def test_of_a_model_that_went_on_from_another_it_is_not_said_whom_it_never_saw(easy, tmp_path):
-    own = open_run(easy.folder / "sft", easy.store)
+    own = open_checkpoints({"sft": easy.folder / "sft"}, easy.store)
     tested, trained_on = easy.split.test_subjects[0], easy.split.train_subjects[0]
     assert [own.was_trained_on(subject) for subject in (tested, trained_on)] == [False, True]
     for name in ("sft", "llm"):
@@ -158,5 +124,5 @@ def test_of_a_model_that_went_on_from_another_it_is_not_said_whom_it_never_saw(e
     record = json.loads(place.read_text())
     record["learnt_from"]["sft to start from"] = "0" * 64
     place.write_text(json.dumps(record))
-    went_on = open_run(tmp_path / "sft", easy.store)
+    went_on = open_checkpoints({"sft": tmp_path / "sft"}, easy.store)
     assert [went_on.was_trained_on(subject) for subject in (tested, trained_on)] == [None, True]

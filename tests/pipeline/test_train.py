@@ -66,11 +66,11 @@ def test_other_settings_are_refused_and_have_a_place_as_a_variant(trained, train
     assert json.loads((folder / "config.json").read_text())["interface"] == "prefix"
 
 
-def test_a_run_can_be_grounded(trained, demo_folder, tmp_path, capsys):
+def test_a_run_can_be_evaluated(trained, demo_folder, tmp_path, capsys):
     run, store = trained.parent / "run", demo_folder / "store"
-    words = ["--system", "rft", "--llm", str(demo_folder / "llm"), "--out", str(tmp_path / "grounding.json")]
-    main(["ground", str(run), str(store), *words, "--json"])
-    assert {"verdict", "captions", "bits", "encoder"} <= set(json.loads(capsys.readouterr().out))
+    words = ["--systems", "rft", "--llm", str(demo_folder / "llm"), "--out", str(tmp_path / "evaluated")]
+    main(["evaluate", str(run), str(store), *words, "--json"])
+    assert {"about", "systems", "encoder"} <= set(json.loads(capsys.readouterr().out))
 
 
 def test_frozen_tensors_are_the_same_before_and_after_every_stage(trained, demo_folder):

@@ -31,24 +31,36 @@ def demo(
     import time
 
     from bitllm.cli.display import Display
-    from bitllm.demo.command import run_demo
+    from bitllm.evaluation.options import EvaluateOptions
+    from bitllm.evaluation.results import to_json
+    from bitllm.pipeline.evaluate import evaluate
+    from bitllm.pipeline.make import make_system
     from bitllm.pipeline.run import Run
+    from bitllm.report.page import write_report
+    from bitllm.report.run import read_run
     from bitllm.report.terminal import render_table
 
     console = Console(stderr=True) if json else OUT
     start = time.perf_counter()
     with Display(console) as display:
         run = Run(out, recipe, display.progress, display.tell)
-        results = run_demo(run)
+        for name in recipe.system_names:
+            make_system(run, name)
+        settings = recipe.evaluation
+        options = EvaluateOptions(
+            inputs=settings.inputs, likelihood=settings.likelihood, precision=recipe.sft.precision
+        )
+        results = evaluate(run, options=options, progress=display.progress, log=display.tell)
+        write_report(read_run(out), out / "report.html")
     took = time.perf_counter() - start
     console.print(render_table(results))
     console.print(
-        f"Pipeline {sum(run.steps.seconds.values()):.0f} s in all steps ({took:.0f} s now), peak memory "
-        f"{results['peak_memory_gb']:.1f} GB."
+        f"Pipeline {sum(results.about.seconds.values()):.0f} s in all steps ({took:.0f} s now), peak memory "
+        f"{results.about.peak_memory_gb:.1f} GB."
     )
-    console.print(f"Report: {run.folder / 'report.html'}   numbers: {run.folder / 'results.json'}")
+    console.print(f"Report: {out / 'report.html'}   numbers: {out / 'results.json'}")
     if json:
-        print_json(results)
+        print_json(to_json(results))
 
 
 def reproduce(

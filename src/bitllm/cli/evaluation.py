@@ -1,11 +1,42 @@
-"""Commands that judge: score."""
+"""Commands that evaluate: evaluate a run, score captions of any decoder."""
 
 from pathlib import Path
 from typing import Literal
 
 import tyro
+from rich.console import Console
 
 from bitllm.cli.terminal import OUT, print_json
+from bitllm.evaluation.options import EvaluateOptions
+
+
+def evaluate(
+    run: tyro.conf.Positional[Path],
+    store: tyro.conf.Positional[Path | None] = None,
+    /,
+    options: tyro.conf.OmitArgPrefixes[EvaluateOptions] = EvaluateOptions(),  # noqa: B008 - frozen
+    json: bool = False,
+) -> None:
+    """Measure how much of the captions comes from the brain: scores, bits and retrieval beside every control.
+
+    Args:
+        run: Folder of a run, or of one checkpoint of sft or rft (then name the store).
+        store: Store to evaluate on; by default that of the run. For a store of other data see --judge-on.
+        options: What is evaluated, and where its parts lie.
+        json: Print results.json instead of tables.
+    """
+    from bitllm.cli.display import Display
+    from bitllm.evaluation.results import to_json
+    from bitllm.pipeline.evaluate import evaluate as run_evaluation
+    from bitllm.report.terminal import render_table
+
+    console = Console(stderr=True) if json else OUT
+    with Display(console) as display:
+        results = run_evaluation(run, store, options, progress=display.progress, log=display.tell)
+    if json:
+        print_json(to_json(results))
+        return
+    console.print(render_table(results))
 
 
 def score(  # noqa: PLR0913 - each argument is an option of the command

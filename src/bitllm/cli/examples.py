@@ -32,12 +32,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "bitllm train poster all --data.store nsd-store --out runs/nsd",
     ),
     "score": (
-        "bitllm score demo/judged/rft/real.jsonl",
+        "bitllm score demo/captions/rft.jsonl",
         "bitllm score captions.json --references references.json --per-image each.parquet",
     ),
-    "ground": (
-        "bitllm ground demo/sft demo/store",
-        "bitllm ground demo demo/store --system rft --rois floc-places,prf-visualrois:V1v",
+    "evaluate": (
+        "bitllm evaluate demo",
+        "bitllm evaluate demo --systems rft --rois floc-places,prf-visualrois:V1v --out demo/rft-regions",
     ),
     "explore": ("bitllm explore demo demo/store",),
     "report": ("bitllm report demo --out report.html", "bitllm report demo demo-seed1 --out both.html"),

@@ -11,7 +11,7 @@ import tyro
 from pydantic import ValidationError
 
 from bitllm import __version__
-from bitllm.cli import data, demo, evaluation, grounding, model, prepare, train
+from bitllm.cli import data, demo, evaluation, model, prepare, train
 from bitllm.cli.examples import under_help
 from bitllm.cli.recipes import with_recipe
 from bitllm.cli.results import explore, export, report
@@ -37,7 +37,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "embed": train.embed,
     "train": train.train,
     "score": evaluation.score,
-    "ground": grounding.ground,
+    "evaluate": evaluation.evaluate,
     "explore": explore.explore,
     "report": report.report,
     "export": export.export,

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bitllm.data.prompt import Prompter, plain_caption
-from bitllm.metrics.intervals import paired_difference_of_sums, sum_by_image
+from bitllm.metrics.intervals import Estimate, paired_difference_of_sums, sum_by_image
 from bitllm.model.captioner import Captioner
 
 UNITS = ("per_caption", "per_token", "per_word")
@@ -104,8 +104,8 @@ def evidence(
     image_ids: Sequence[Hashable],
     *,
     seed: int,
-) -> dict[str, dict[str, float]]:
-    """Bits per caption, token and word, real − control, with interval and p over images.
+) -> dict[str, Estimate]:
+    """Bits ``per_caption``, ``per_token`` and ``per_word``, real − control, with interval and p over images.
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ def evidence_on(
     image_ids: Sequence[Hashable],
     *,
     seed: int,
-) -> dict[str, float] | None:
+) -> Estimate | None:
     """Bits per word on the chosen tokens alone, e.g. those of colour words; None if there are fewer than two images.
 
     The conditional probabilities of these tokens: what stands before them is given.
@@ -151,8 +151,7 @@ def evidence_on(
         return None
     sums = [_by_row(np.where(chosen, log2, 0.0).sum(axis=1), tokens, n_rows)[has] for log2 in (real, control)]
     kept_ids = [image for image, kept in zip(image_ids, has, strict=True) if kept]
-    row = difference_of_ratios(sums[0], sums[1], counts[has], kept_ids, seed=seed)
-    return {**row, "n_words": int(counts.sum()), "n_images": len(set(kept_ids))}
+    return difference_of_ratios(sums[0], sums[1], counts[has], kept_ids, seed=seed)
 
 
 def evidence_per_image(
@@ -162,13 +161,6 @@ def evidence_per_image(
     return _by_row((real - control).sum(axis=1), tokens, n_rows) / np.bincount(tokens.row, minlength=n_rows)
 
 
-def bits_by_row(
-    real: Float[np.ndarray, "R L"], control: Float[np.ndarray, "R L"], tokens: ReferenceTokens, n_rows: int
-) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """Of each row, the bits of all its references together and their number of words."""
-    return _by_row((real - control).sum(axis=1), tokens, n_rows), _by_row(tokens.n_words, tokens, n_rows)
-
-
 def difference_of_ratios(
     real: Float[np.ndarray, " n"],
     control: Float[np.ndarray, " n"],
@@ -176,11 +168,10 @@ def difference_of_ratios(
     image_ids: Sequence[Hashable],
     *,
     seed: int,
-) -> dict[str, float]:
+) -> Estimate:
     """Σ real / Σ counts − Σ control / Σ counts, with interval and p over images."""
     a, b = (sum_by_image(np.column_stack([sums, counts]), image_ids) for sums in (real, control))
-    found = paired_difference_of_sums(a, b, lambda sums: float(sums[0] / sums[1]), seed=seed)
-    return {"mean": found.difference, "low": found.low, "high": found.high, "p": found.p}
+    return Estimate(*paired_difference_of_sums(a, b, lambda sums: float(sums[0] / sums[1]), seed=seed))
 
 
 def _by_row(values: np.ndarray, tokens: ReferenceTokens, n_rows: int) -> Float[np.ndarray, " n"]:

@@ -5,11 +5,11 @@ References
 The poster, "Encoder diagnostics": cosine similarity of real and all-zero input; brain → image retrieval.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -18,24 +18,18 @@ from bitllm.data.batch import Anatomies
 from bitllm.data.dataset import TrialSet, select_trials
 from bitllm.data.splits import Split
 from bitllm.data.store import Store
+from bitllm.errors import DataError
+from bitllm.evaluation.controls import BETAS_CONTROLS, control_betas
 from bitllm.evaluation.held_out import HeldOut
 from bitllm.evaluation.pairing import other_images
-from bitllm.metrics.intervals import bootstrap_of_sums, paired_difference_of_sums, sum_by_image
-from bitllm.metrics.retrieval import Retrieval, identification_chances, retrieval, target_ranks
+from bitllm.evaluation.table import encoder_rows
+from bitllm.metrics.retrieval import target_ranks
 from bitllm.model.aligner import BrainAligner
 from bitllm.model.embed import brain_tokens_of
 from bitllm.model.encoder import BrainEncoder
 
-WAYS = (2, 10, 50, 300)
-
 _DRAWS = 20
 _ITEMS_AT_ONCE = 1024
-
-
-def cosine_real_zero(real: Float[np.ndarray, "n d"], zero: Float[np.ndarray, "m d"]) -> dict[str, float]:
-    """Mean and standard deviation over trials of the cosine between unit embeddings of real and of zero betas."""
-    cosines = (real * zero).sum(axis=1)
-    return {"mean": float(cosines.mean()), "sd": float(cosines.std(ddof=1)), "N": len(cosines)}
 
 
 @torch.no_grad()
@@ -55,113 +49,90 @@ def same_encoder(one: BrainEncoder, other: BrainEncoder) -> bool:
     )
 
 
-def image_retrieval(
-    embedded: Float[np.ndarray, "n d"],
-    nsd_id: Int[np.ndarray, " n"],
-    gallery: Float[np.ndarray, "m d"],
-    gallery_nsd_id: Int[np.ndarray, " m"],
+def encoder_table(
+    aligner: BrainAligner | None,
+    encoder: BrainEncoder,
+    atlases: tuple[str, ...],
+    held_out: HeldOut,
+    images: Float[np.ndarray, "m d"] | None,
     *,
+    inputs: Sequence[str],
+    trials: str,
     seed: int,
-) -> dict[str, Any]:
-    """Brain → image retrieval among the pictures of the gallery, with its chance level.
+) -> tuple[pd.DataFrame, Float[np.ndarray, "n d"], dict[str, str]]:
+    """Rows of the encoder for the evaluation's table: rank of the right image under each input.
 
     Parameters
     ----------
-    embedded
-        Unit brain embeddings in the picture space.
-    nsd_id
-        Image of each; all are in the gallery.
+    aligner
+        The encoder with its heads in the image space; without one no image is retrieved.
+    encoder
+        The encoder.
+    atlases
+        Atlases whose labels it reads.
+    held_out
+        The trials.
+    images
+        Embeddings of the test images, in the order of their nsd_ids.
+    inputs
+        Controls; real is always used. Shuffle and permuted are drawn 20 times, because queries without information
+        crowd around the same few images.
+    trials
+        ``averaged`` or ``single``.
     seed
-        Of the order of ties (a zero input gives every trial the same embedding, not the same similarity: ties are
-        among equal pictures only).
+        Of the controls, and of the order of ties (a zero input is equally similar to equal images only).
+
+    Returns
+    -------
+    tuple
+        The rows, the embeddings of the real betas, and why controls were left out.
     """
-    target = _places(nsd_id, gallery_nsd_id)
-    return retrieval_row(retrieval(embedded @ gallery.T, target, np.random.default_rng(seed)))
 
+    def embed(betas: Float[np.ndarray, "n voxels"] | None = None) -> Float[np.ndarray, "n d"]:
+        return embeddings(aligner, held_out.brain_tokens(encoder, atlases, betas))
 
-def retrieval_row(score: Retrieval) -> dict[str, Any]:
-    """The numbers of a retrieval under their usual names."""
-    return {
-        "R@1": score.r_at_1,
-        "R@5": score.r_at_5,
-        "R@10": score.r_at_10,
-        "MedR": score.median_rank,
-        "N": score.n,
-        "n_queries": score.n_queries,
-        "low": score.r_at_10_interval.low,
-        "high": score.r_at_10_interval.high,
-        "chance_R@10": score.chance_r_at_10,
-        "chance_MedR": score.chance_median_rank,
-    }
+    def ranks(queries: list[Float[np.ndarray, "n d"]]) -> Int[np.ndarray, "n draws"] | None:
+        if images is None or aligner is None:
+            return None
+        similarity = np.concatenate(queries) @ images.T
+        found = target_ranks(similarity, np.tile(target, len(queries)), np.random.default_rng(seed))
+        return found.reshape(len(queries), -1).T
 
-
-def identification(
-    ranks: Int[np.ndarray, " n"], nsd_id: Int[np.ndarray, " n"], n_gallery: int, *, seed: int
-) -> list[dict[str, float]]:
-    """The N-way identification curve: share of N-way choices that are right, with interval and chance."""
-    curve = []
-    for way in sorted({*(way for way in WAYS if way < n_gallery), n_gallery}):
-        chances = identification_chances(ranks, n_gallery, way)
-        sums = sum_by_image(np.column_stack([chances, np.ones(len(chances))]), nsd_id.tolist())
-        low, high = bootstrap_of_sums(sums, _ratio, seed=seed)
-        curve.append(
-            {"ways": way, "correct": float(chances.mean()), "low": low, "high": high, "chance": 1 / way}
+    _, target = np.unique(held_out.nsd_id, return_inverse=True)
+    real = embed()
+    zero = embed(np.zeros_like(held_out.betas))
+    rows = [
+        encoder_rows(
+            held_out, "real", trials=trials, ranks=ranks([real]), cosine_zero=(real * zero).sum(axis=1)
         )
-    return curve
+    ]
+    not_run: dict[str, str] = {}
+    for name in inputs if images is not None and aligner is not None else ():
+        try:
+            queries = _draws_of(name, held_out, real, embed, seed=seed)
+        except DataError as error:
+            not_run[name] = str(error)
+            continue
+        if queries:
+            rows.append(encoder_rows(held_out, name, trials=trials, ranks=ranks(queries)))
+    return pd.concat(rows, ignore_index=True), real, not_run
 
 
-def judge_retrieval(
+def _draws_of(
+    name: str,
     held_out: HeldOut,
-    embedded: dict[str, Float[np.ndarray, "_ d"]],
-    gallery: Float[np.ndarray, "m d"],
-    gallery_nsd_id: Int[np.ndarray, " m"],
+    real: Float[np.ndarray, "n d"],
+    embed: Callable[[Float[np.ndarray, "n voxels"]], Float[np.ndarray, "n d"]],
     *,
     seed: int,
-) -> dict[str, Any]:
-    """Retrieval under every input, the identification curve, and real − permuted with interval and p.
-
-    Permuted is the mean over 20 exchanges: one says little, as queries that carry nothing crowd around the same few
-    pictures.
-    """
-    target, n_gallery = _places(held_out.nsd_id, gallery_nsd_id), len(gallery)
-    rows = {
-        name: image_retrieval(queries, held_out.nsd_id, gallery, gallery_nsd_id, seed=seed)
-        for name, queries in embedded.items()
-    }
-    similarity = embedded["real"] @ gallery.T
-    real = target_ranks(similarity, target, np.random.default_rng(seed))
-    orders = [other_images(held_out, seed=seed + draw).order for draw in range(_DRAWS)]
-    drawn = np.concatenate([similarity[order] for order in orders])
-    permuted = target_ranks(drawn, np.tile(target, _DRAWS), np.random.default_rng(seed))
-    rows["permuted"] = retrieval_row(retrieval(drawn, np.tile(target, _DRAWS), np.random.default_rng(seed)))
-    return {
-        "retrieval": rows,
-        "identification": identification(real, held_out.nsd_id, n_gallery, seed=seed),
-        "real - permuted": {
-            name: _paired(score(real), score(permuted).reshape(_DRAWS, -1).mean(axis=0), held_out, seed=seed)
-            for name, score in {
-                "R@10": lambda ranks: (ranks <= 10).astype(float),
-                "2-way": lambda ranks: identification_chances(ranks, n_gallery, 2),
-            }.items()
-        },
-    }
-
-
-def _paired(
-    real: Float[np.ndarray, " n"], control: Float[np.ndarray, " n"], held_out: HeldOut, *, seed: int
-) -> dict[str, float]:
-    ids, ones = held_out.nsd_id.tolist(), np.ones(len(real))
-    a, b = (sum_by_image(np.column_stack([values, ones]), ids) for values in (real, control))
-    return paired_difference_of_sums(a, b, _ratio, seed=seed)._asdict()
-
-
-def _ratio(sums: np.ndarray) -> float:
-    return float(sums[0] / sums[1])
-
-
-def _places(nsd_id: Int[np.ndarray, " n"], gallery_nsd_id: Int[np.ndarray, " m"]) -> Int[np.ndarray, " n"]:
-    place = {int(image): row for row, image in enumerate(gallery_nsd_id)}
-    return np.array([place[int(image)] for image in nsd_id])
+) -> list[Float[np.ndarray, "n d"]]:
+    """Embeddings under a control, one array for each draw; none for an input that is no betas."""
+    if name == "permuted":
+        return [real[other_images(held_out, seed=seed + draw).order] for draw in range(_DRAWS)]
+    if name not in BETAS_CONTROLS:
+        return []
+    n_draws = _DRAWS if name == "shuffle" else 1
+    return [embed(control_betas(name, held_out, seed=seed + draw).betas) for draw in range(n_draws)]
 
 
 def nearest_rows(

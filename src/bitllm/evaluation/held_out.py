@@ -96,7 +96,7 @@ def read_held_out(
     of_part = split.test_subjects if part == "test" else split.train_subjects
     if subject is None and len(of_part) != 1:
         raise SplitError(
-            f"split `{split.name}`: expected one {part} subject, found {', '.join(of_part)}; ground them one "
+            f"split `{split.name}`: expected one {part} subject, found {', '.join(of_part)}; evaluate them one "
             "at a time, with --subject"
         )
     trials = select_trials(

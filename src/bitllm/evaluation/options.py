@@ -1,41 +1,53 @@
-"""The options of ``bitllm ground``, light enough to be read before anything heavy is imported."""
+"""Options of `bitllm evaluate`, light enough to be imported by the command line."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
+
+Input = Literal[
+    "real", "zero", "shuffle", "permuted", "noise", "other_subject", "llm_alone", "constant", "nearest"
+]
+INPUTS: tuple[Input, ...] = get_args(Input)
+"""The real betas and every control, in the order of the table."""
+Likelihood = Literal["all", "permuted", "none"]
 
 
 @dataclass(frozen=True)
-class GroundOptions:
-    """The options of ``bitllm ground``."""
+class EvaluateOptions:
+    """Options of `bitllm evaluate`."""
 
-    system: str | None = None
-    """Which system of a demo's folder."""
+    systems: tuple[str, ...] = ()
+    """Systems of the run; all by default."""
+    inputs: tuple[Input, ...] = INPUTS
+    """Controls; real and permuted betas are always used."""
+    likelihood: Likelihood = "all"
+    """Inputs with bits of evidence: all that a system reads, only permuted against real betas averaged over
+    repetitions, or none."""
     subject: str | None = None
-    """Whose betas; needed where the part has several subjects."""
+    """Subject to evaluate; needed where the part has several."""
     part: Literal["test", "validation"] = "test"
-    """test, or validation to choose settings without opening the test."""
+    """Part of the split; validation does not open the test."""
     rois: str | None = None
-    """Atlases or ROIs to silence one at a time and to keep alone, e.g. floc-faces,prf-visualrois:V1v."""
+    """Atlases or regions to silence and to use alone, e.g. floc-faces,prf-visualrois:V1v; for the final system."""
     words: Path | None = None
     """Words by category, {"animals": ["dog", ...]}; a simulated store has its own."""
-    llm: str | None = None
-    """Base LLM, a folder or hub id, where it does not lie beside the run."""
-    split: Path | None = None
-    """Split of the run, where it does not lie beside it."""
-    judge_on: str | None = None
-    """A split (poster, develop or a file) of a store that the run was not trained on, to be judged there."""
-    align: Path | None = None
-    """Checkpoint of the align stage, where it does not lie beside the run."""
-    targets: Path | None = None
-    """Embeddings of the pictures, where they do not lie beside the run."""
-    precision: Literal["fp32", "bf16", "auto"] = "fp32"
-    """Of the frozen LLM."""
-    max_new_tokens: int = 24
-    """Longest caption, in tokens."""
-    seed: int = 0
-    """Of shuffles, exchanges, noise and the bootstrap."""
-    out: Path | None = None
-    """Where grounding.json goes; into the run's own folder by default."""
     maps: Path | None = None
-    """A new folder for the subject's fixed pooling map and the per-voxel attribution."""
+    """New folder for the pooling map and the per-voxel attribution of the final system."""
+    llm: str | None = None
+    """Base LLM, a folder or hub id, if it does not lie beside the checkpoint."""
+    split: Path | None = None
+    """Split of the run, if it does not lie beside the checkpoint."""
+    judge_on: str | None = None
+    """Split (poster, develop or a file) of a store that the run was not trained on, to evaluate it there."""
+    align: Path | None = None
+    """Checkpoint of the align stage, if it does not lie beside the checkpoint."""
+    targets: Path | None = None
+    """CLIP embeddings of the images, if they do not lie beside the checkpoint."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """Precision of the frozen LLM."""
+    max_new_tokens: int | None = None
+    """Longest caption, in tokens; by default that of the run's recipe, else 24."""
+    seed: int | None = None
+    """Seed of shuffles, permutations, noise and the bootstrap; by default that of the run's recipe, else 0."""
+    out: Path | None = None
+    """Folder for evaluation.parquet, evaluation.json and results.json; by default that of the run."""

@@ -1,6 +1,6 @@
-"""What a system makes of every input: one pass over the real betas and over each control.
+"""Answers of a system to every input: the real betas and each control.
 
-For each input the captions, the log-probabilities of the references and, with an embedder, the brain embeddings.
+For each input the captions and the log-probabilities of the references.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,12 +19,11 @@ from bitllm.evaluation.pairing import other_images
 from bitllm.model.captioner import Captioner
 
 Progress = Callable[[str, int, int], None]
-Embed = Callable[[Tensor], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What came out for "real" and for every control that ran."""
+    """Answers under "real" and every control that ran."""
 
     held_out: HeldOut
     order: Int[np.ndarray, " n"]
@@ -34,8 +33,6 @@ class Outcomes:
     """One caption for each row."""
     log2_probs: dict[str, Float[np.ndarray, "R L"]] = field(default_factory=dict)
     """Of the tokens of all references."""
-    embeddings: dict[str, Float[np.ndarray, "n d"]] = field(default_factory=dict)
-    """Unit brain embeddings of each row."""
     about: dict[str, dict[str, Any]] = field(default_factory=dict)
     """How the controls were made."""
     not_run: dict[str, str] = field(default_factory=dict)
@@ -50,19 +47,16 @@ def outcomes(
     max_new_tokens: int,
     controls: Sequence[str] = BETAS_CONTROLS,
     likelihood_of: Sequence[str] | None = None,
-    embed: Embed | None = None,
     progress: Progress | None = None,
 ) -> Outcomes:
-    """Decode, score the references and embed under real betas, permuted ones, every control, and without a brain.
+    """Decode, and score the references, under real betas, permuted ones, every control, and without a brain.
 
     Parameters
     ----------
     controls
         Which of `BETAS_CONTROLS`; permuted and the LLM alone always run.
     likelihood_of
-        Inputs under which the references' log-probabilities are wanted; all by default.
-    embed
-        Brain tokens → unit embeddings.
+        Inputs whose log-probabilities of the references are computed; all by default, permuted wherever real.
     progress
         Called as ``progress(what, done, total)``.
 
@@ -88,19 +82,18 @@ def outcomes(
                 brain_tokens,
                 on_batch=lambda done, total: tell(f"{what}, likelihood", done, total),
             )
-        if embed is not None and brain_tokens is not None:
-            found.embeddings[name] = embed(brain_tokens)
 
     real = held_out.brain_tokens(system.encoder, system.atlases)
     take("real", real)
-    # greedy decoding and the embedding are functions of the betas: those of another image give that image's
+    # greedy decoding is a function of the betas: those of another image give the caption of that image
     found.captions["permuted"] = [found.captions["real"][row] for row in others.order]
-    found.log2_probs["permuted"] = token_log2_probs(
-        system,
-        found.tokens,
-        real[others.order.tolist()],
-        on_batch=lambda done, total: tell(f"{system.name}: permuted, likelihood", done, total),
-    )
+    if "real" in found.log2_probs:
+        found.log2_probs["permuted"] = token_log2_probs(
+            system,
+            found.tokens,
+            real[others.order.tolist()],
+            on_batch=lambda done, total: tell(f"{system.name}: permuted, likelihood", done, total),
+        )
     for control in controls:
         try:
             made = control_betas(control, held_out, seed=seed)

@@ -94,7 +94,8 @@ class EncoderResult:
     embedding: str = ""
     """Which embedding was used."""
     real_minus_permuted: dict[str, Estimate] = field(default_factory=dict)
-    """Paired difference in ``R@10`` and in 2-way identification (``2-way``), single queries averaged over draws."""
+    """Paired difference in ``R@10`` and in 2-way identification (``2-way``), a control averaged over its draws;
+    and of single trials (``R@10, single trials``, …)."""
 
 
 @dataclass(frozen=True)

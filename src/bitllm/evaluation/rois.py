@@ -14,7 +14,7 @@ missed. So losses and gains are not shares of a whole.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -24,8 +24,9 @@ from bitllm.data.store import Store
 from bitllm.errors import DataError
 from bitllm.evaluation.bits import evidence, evidence_on, token_log2_probs
 from bitllm.evaluation.outcomes import Outcomes
+from bitllm.evaluation.results import RegionResult
 from bitllm.evaluation.words import WordCategories
-from bitllm.metrics.intervals import paired_difference
+from bitllm.metrics.intervals import Estimate, paired_difference
 from bitllm.model.captioner import Captioner
 
 
@@ -83,7 +84,7 @@ def _of_atlas(store: Store, subject: str, atlas: str, label: str) -> list[Roi]:
 Progress = Callable[[str, int, int], None]
 
 
-def roi_evidence(
+def evaluate_regions(
     system: Captioner,
     found: Outcomes,
     rois: list[Roi],
@@ -92,13 +93,13 @@ def roi_evidence(
     seed: int,
     max_new_tokens: int,
     progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Loss and gain of every ROI, in bits per word, by category of words, and in CIDEr, each with its interval.
+) -> list[RegionResult]:
+    """Loss without and gain from every region, in bits per word, by category of words, and in CIDEr.
 
     Parameters
     ----------
     found
-        What came out under the real betas.
+        Answers to the real betas, with the log-probabilities of the references.
     rois
         Regions of the subject.
     categories
@@ -107,22 +108,16 @@ def roi_evidence(
         Called as ``progress(what, done, total)``.
     """
     regions = _Regions(system, found, categories, seed=seed, max_new_tokens=max_new_tokens)
-    rows = []
+    results = []
     for number, roi in enumerate(rois):
         if progress is not None:
             progress(f"ROI {roi.name}", number, len(rois))
-        rows.append(regions.row(roi))
-    return {
-        "subject": found.held_out.subject,
-        "n_voxels": found.held_out.betas.shape[1],
-        "words": None if categories is None else categories.source,
-        "silenced_means": "betas of the ROI set to 0, the mean of every voxel's z-scores",
-        "rows": rows,
-    }
+        results.append(regions.result(roi))
+    return results
 
 
 class _Regions:
-    """The same measurements for one ROI after another."""
+    """The same measurements for one region after another."""
 
     def __init__(
         self,
@@ -137,63 +132,54 @@ class _Regions:
         self.held_out = found.held_out
         self.images = self.held_out.nsd_id.tolist()
         self.cider = self._cider(found.captions["real"])
-        self.masks = (
-            {}
-            if categories is None
-            else {name: categories.tokens_of(name, found.tokens) for name in categories.words}
-        )
+        names = () if categories is None else categories.words
+        self.masks = {name: categories.tokens_of(name, found.tokens) for name in names if categories}
 
-    def row(self, roi: Roi) -> dict[str, Any]:
-        """Everything about one ROI."""
+    def result(self, roi: Roi) -> RegionResult:
+        """Everything about one region."""
         betas, real = self.held_out.betas, self.found.log2_probs["real"]
         without = np.where(roi.voxels, 0.0, betas).astype(betas.dtype)
         alone = np.where(roi.voxels, betas, 0.0).astype(betas.dtype)
-        outside = self._random_voxels_outside(roi)
-        without_others = np.where(outside, 0.0, betas).astype(betas.dtype)
-        other = alone[self.found.order]
-        return {
-            "roi": roi.name,
-            "n_voxels": int(roi.voxels.sum()),
-            "silenced": {
-                **self._bits(real, self._log2_probs(without)),
-                "CIDEr": paired_difference(self.cider, self._decoded(without), seed=self.seed)._asdict(),
-            },
-            "same_size": self._bits(real, self._log2_probs(without_others)),
-            "alone": {
-                **self._bits(self._log2_probs(alone), self._log2_probs(other)),
-                "CIDEr": self._alone_cider(alone),
-            },
-        }
-
-    def _alone_cider(self, alone: Float[np.ndarray, "n voxels"]) -> dict[str, float]:
+        outside = np.where(self._random_voxels_outside(roi), 0.0, betas).astype(betas.dtype)
+        log2_without, log2_outside = self._log2_probs(without), self._log2_probs(outside)
+        log2_alone, log2_other = self._log2_probs(alone), self._log2_probs(alone[self.found.order])
         captions = self._captions(alone)
-        permuted = self._cider([captions[row] for row in self.found.order])
-        return paired_difference(self._cider(captions), permuted, seed=self.seed)._asdict()
+        of_other = self._cider([captions[row] for row in self.found.order])
+        return RegionResult(
+            name=roi.name,
+            n_voxels=int(roi.voxels.sum()),
+            bits_lost=self._bits(real, log2_without),
+            bits_lost_same_size=self._bits(real, log2_outside),
+            bits_alone=self._bits(log2_alone, log2_other),
+            cider_lost=self._minus(self.cider, self._cider(self._captions(without))),
+            cider_alone=self._minus(self._cider(captions), of_other),
+            bits_lost_by_category=self._by_category(real, log2_without),
+            bits_alone_by_category=self._by_category(log2_alone, log2_other),
+        )
 
-    def _bits(self, a: Float[np.ndarray, "R L"], b: Float[np.ndarray, "R L"]) -> dict[str, Any]:
-        tokens = self.found.tokens
-        per_category = {
-            name: evidence_on(mask, a, b, tokens, self.images, seed=self.seed)
+    def _minus(self, a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> Estimate:
+        return Estimate(*paired_difference(a, b, seed=self.seed))
+
+    def _bits(self, a: Float[np.ndarray, "R L"], b: Float[np.ndarray, "R L"]) -> Estimate:
+        return evidence(a, b, self.found.tokens, self.images, seed=self.seed)["per_word"]
+
+    def _by_category(self, a: Float[np.ndarray, "R L"], b: Float[np.ndarray, "R L"]) -> dict[str, Estimate]:
+        found = {
+            name: evidence_on(mask, a, b, self.found.tokens, self.images, seed=self.seed)
             for name, mask in self.masks.items()
         }
-        return {
-            "bits": evidence(a, b, tokens, self.images, seed=self.seed)["per_word"],
-            "bits_by_category": {name: row for name, row in per_category.items() if row is not None},
-        }
+        return {name: one for name, one in found.items() if one is not None}
 
     def _log2_probs(self, betas: Float[np.ndarray, "n voxels"]) -> Float[np.ndarray, "R L"]:
         brain_tokens = self.held_out.brain_tokens(self.system.encoder, self.system.atlases, betas)
         return token_log2_probs(self.system, self.found.tokens, brain_tokens)
-
-    def _decoded(self, betas: Float[np.ndarray, "n voxels"]) -> Float[np.ndarray, " n"]:
-        return self._cider(self._captions(betas))
 
     def _captions(self, betas: Float[np.ndarray, "n voxels"]) -> list[str]:
         brain_tokens = self.held_out.brain_tokens(self.system.encoder, self.system.atlases, betas)
         return self.system.greedy(brain_tokens, n=len(betas), max_new_tokens=self.max_new_tokens)
 
     def _cider(self, captions: list[str]) -> Float[np.ndarray, " n"]:
-        return self.held_out.scorer.score(captions, n_bootstrap=2, seed=self.seed).per_image.cider
+        return self.held_out.scorer.per_caption(captions).cider
 
     def _random_voxels_outside(self, roi: Roi) -> np.ndarray:
         """As many voxels as the ROI has, or as there are outside of it."""

@@ -1,5 +1,6 @@
 """Find what belongs to a run: its checkpoint, its base LLM, its split, and the aligner and targets beside it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,90 +13,143 @@ from bitllm.data.store import Store
 from bitllm.data.targets import Targets, load_targets
 from bitllm.errors import CheckpointError, ConfigError, SplitError
 from bitllm.evaluation.diagnostics import same_encoder
-from bitllm.evaluation.options import GroundOptions
-from bitllm.files import read_record
+from bitllm.evaluation.options import EvaluateOptions
+from bitllm.files import read_record, sha256_of_file
 from bitllm.model.aligner import BrainAligner, load_aligner
 from bitllm.model.build import CARD
 from bitllm.model.captioner import Captioner, load_captioner
-from bitllm.model.checkpoint.base import load_llm
+from bitllm.model.checkpoint.base import load_llm, weights_hash
 from bitllm.model.checkpoint.rft import RFT_CARD, sft_beneath
+from bitllm.model.encoder import BrainEncoder
+from bitllm.model.precision import Precision
 
 CARDS = (RFT_CARD, CARD)
 """Names of the cards of checkpoints: that of rft, whose folder has it alone, and that of sft."""
 
 
 @dataclass(frozen=True)
-class GroundedRun:
-    """A trained system with all that grounding needs of it."""
+class Checkpoints:
+    """Checkpoints to evaluate on one store and split, with what belongs to them."""
 
-    folder: Path
-    system: Captioner
-    llm: str
-    """Name of the base LLM."""
+    folders: dict[str, Path]
+    """System → folder."""
+    store: Store
     split: Split
+    llm: str
+    """Folder or hub id of the base LLM."""
+    precision: Precision
     aligner: BrainAligner | None
-    """Encoder with the heads of the align stage, if it was found and is of the same encoder."""
+    """The encoder of the final system with the heads of the align stage, if found."""
+    encoder: BrainEncoder
+    """The encoder of the final system."""
+    atlases: tuple[str, ...]
     targets: Targets | None
     not_run: dict[str, str]
     """Why aligner or targets are missing."""
     is_own_store: bool = True
-    """Whether store and split are those that it was trained on."""
-    went_on: bool = False
-    """Whether its sft went on from another one, whose subjects are not known here."""
+    """Whether store and split are those of the training."""
+    is_continued: bool = False
+    """Whether an sft continued another one; that one's subjects are not known here."""
+
+    @property
+    def final(self) -> str:
+        """The system of the headline: rft, else sft, else the first one."""
+        return final_of(self.folders)
+
+    def load(self, name: str) -> Captioner:
+        """Load a system, on the GPU if there is one."""
+        found = load_captioner(self.folders[name], load_llm(self.llm), name=name, precision=self.precision)
+        if torch.cuda.is_available():
+            found.model.to("cuda")
+        return found
 
     def was_trained_on(self, subject: str) -> bool | None:
-        """Whether a subject's trials were trained on; None where that cannot be told."""
+        """Whether trials of a subject were trained on; None if that is not known."""
         if not self.is_own_store:
             return None
-        return True if subject in self.split.train_subjects else None if self.went_on else False
+        return True if subject in self.split.train_subjects else None if self.is_continued else False
+
+    @property
+    def encoder_sha256(self) -> list[str]:
+        """Checksums of the weights of the encoder, and of its heads if found."""
+        return [weights_hash(self.encoder), "" if self.aligner is None else weights_hash(self.aligner)]
+
+    def weights_sha256(self, name: str) -> list[str]:
+        """Checksums of the files with the trained weights of a system."""
+        folder = self.folders[name]
+        folders = [folder, sft_beneath(folder)] if (folder / RFT_CARD).is_file() else [folder]
+        return [sha256_of_file(path) for one in folders for path in sorted(one.glob("*.safetensors"))]
 
 
-def open_run(run: Path, store: Store, options: GroundOptions = GroundOptions()) -> GroundedRun:  # noqa: B008 - frozen
-    """Open a checkpoint of sft or rft, or one system of a demo's folder.
+def open_checkpoints(
+    folders: dict[str, Path],
+    store: Store,
+    options: EvaluateOptions = EvaluateOptions(),  # noqa: B008 - frozen
+) -> Checkpoints:
+    """Find what belongs to checkpoints of one run: base LLM, split, aligner and targets.
 
     Parameters
     ----------
-    run
-        Folder of the checkpoint or of the demo.
+    folders
+        System → folder of its checkpoint; all were trained on one split.
+    store
+        The store to evaluate on.
     options
-        Which system of a demo; where base LLM, split, aligner and targets lie, where it is not beside the checkpoint;
-        the split to judge on, where the store is another than the run was trained on.
+        Where the parts lie if not beside the checkpoints; the split, if the store is not that of the training.
 
     Raises
     ------
     CheckpointError
-        If there is no checkpoint, no such system, or no base LLM.
+        If there is no base LLM, or the checkpoints were trained on different splits.
     SplitError
-        If the run was trained on another split or store, and no split to judge on is given.
+        If they were trained on another split or store, and no split to evaluate on is given.
     DataError
-        If the targets that are named are of other pictures.
+        If the targets are of other images.
     """
-    folder = checkpoint_folder(Path(run), options.system)
+    final = final_of(folders)
+    folder = folders[final]
     card = card_of(folder)
+    for name, other in folders.items():
+        if card_of(other)["split"] != card["split"]:
+            raise CheckpointError(
+                f"{other}: expected the split of {folder}, found another; evaluate {name} alone, with --systems {name}"
+            )
     if options.judge_on is not None and options.split is not None:
         raise ConfigError(
             "--split: expected the split of the run, or --judge-on for another store, found both; leave one out"
         )
     if options.judge_on is None:
-        found_split = find_split(folder, store, card["split"], given=options.split)
+        split = find_split(folder, store, card["split"], given=options.split)
     else:
-        found_split = split_to_judge_on(store, options.judge_on)
-    is_own = options.judge_on is None or (
-        store_of(folder) == store.sha256 and found_split.sha256 == card["split"]
-    )
-    base = load_llm(find_llm(folder, given=options.llm))
-    loaded = load_captioner(folder, base, precision=options.precision)
-    if torch.cuda.is_available():
-        loaded.model.to("cuda")
-    aligner, not_run = _aligner(folder, loaded, given=options.align)
-    targets_found, reason = _targets(folder, store, given=options.targets, is_own_store=is_own)
+        split = split_to_judge_on(store, options.judge_on)
+    is_own = options.judge_on is None or (store_of(folder) == store.sha256 and split.sha256 == card["split"])
+    llm = find_llm(folder, given=options.llm)
+    captioner = load_captioner(folder, load_llm(llm), precision=options.precision)
+    aligner, not_run = _aligner(folder, captioner, given=options.align)
+    targets, reason = _targets(folder, store, given=options.targets, is_own_store=is_own)
     if reason:
         not_run = {"retrieval": reason, "similarity_to_training": reason} | not_run
     sft = sft_beneath(folder) if (folder / RFT_CARD).is_file() else folder
-    went_on = "sft to start from" in _learnt_from(sft)
-    return GroundedRun(
-        folder, loaded, base.name, found_split, aligner, targets_found, not_run, is_own, went_on
+    return Checkpoints(
+        folders,
+        store,
+        split,
+        llm,
+        options.precision,
+        aligner,
+        captioner.encoder,
+        captioner.atlases,
+        targets,
+        not_run,
+        is_own,
+        "sft to start from" in _learnt_from(sft),
     )
+
+
+def final_of(names: Iterable[str]) -> str:
+    """The system of the headline: rft, else sft, else the first one."""
+    names = list(names)
+    return next((name for name in ("rft", "sft") if name in names), names[0])
 
 
 def checkpoint_folder(run: Path, system: str | None) -> Path:
@@ -171,7 +225,7 @@ def find_split(folder: Path, store: Store, sha256: str, *, given: Path | None) -
     if trained_on not in (None, store.sha256):
         raise SplitError(
             f"{store.path}: expected the store that {folder} was trained on ({trained_on:.12}), found another "
-            f"({store.sha256:.12}); take that one, or judge the run on this one with `bitllm ground --judge-on SPLIT`"
+            f"({store.sha256:.12}); take that one, or judge the run on this one with `bitllm evaluate --judge-on SPLIT`"
         )
     if given is not None and (named := load_split(given)).sha256 != sha256:
         raise SplitError(
@@ -194,7 +248,7 @@ def find_split(folder: Path, store: Store, sha256: str, *, given: Path | None) -
         tried.append(f"{path} is {split.sha256[:12]}")
     raise SplitError(
         f"{folder}: trained on a split with the checksum {sha256[:12]}, found others ({'; '.join(tried)}); "
-        "ground it on the store that it was trained on, or name its split with --split"
+        "evaluate it on the store that it was trained on, or name its split with --split"
     )
 
 

@@ -319,9 +319,7 @@ def _bits(real: _Input, control: _Input, seed: int) -> Scores:
         "per_word": (1.0, rows["n_words"].to_numpy()),
     }
     return {
-        unit: _estimate(
-            difference_of_ratios(real.log2_p * weight, control.log2_p * weight, counts, ids, seed=seed)
-        )
+        unit: difference_of_ratios(real.log2_p * weight, control.log2_p * weight, counts, ids, seed=seed)
         for unit, (weight, counts) in units.items()
     }
 
@@ -362,7 +360,12 @@ def _encoder(rows: pd.DataFrame, content: dict[str, Any], seed: int) -> EncoderR
         averaged["real"].identification(seed),
         cosine,
         content.get("embedding", ""),
-        averaged["real"].minus(averaged["permuted"], seed) if "permuted" in averaged else {},
+        {
+            name + suffix: one
+            for trials, suffix in (("averaged", ""), ("single", ", single trials"))
+            if {(trials, "real"), (trials, "permuted")} <= ranked.keys()
+            for name, one in ranked[trials, "real"].minus(ranked[trials, "permuted"], seed).items()
+        },
     )
 
 
@@ -462,11 +465,7 @@ class _Groups:
             return None
         bits = (self.real.log2_p - self.permuted.log2_p)[chosen]
         words, ids = self.real.rows["n_words"].to_numpy()[chosen], self.nsd_id[chosen].tolist()
-        return _estimate(difference_of_ratios(bits, np.zeros(len(bits)), words, ids, seed=self.seed))
-
-
-def _estimate(row: dict[str, float]) -> Estimate:
-    return Estimate(row["mean"], row["low"], row["high"], row["p"])
+        return difference_of_ratios(bits, np.zeros(len(bits)), words, ids, seed=self.seed)
 
 
 def _ratio(sums: np.ndarray) -> float:

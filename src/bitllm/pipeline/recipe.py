@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from bitllm.config import LARGEST_SEED, StrictConfig, nearest, parse_yaml, read_yaml
 from bitllm.errors import ConfigError
+from bitllm.evaluation.options import INPUTS, Input, Likelihood
 from bitllm.files import read_record
 from bitllm.simulation.parameters import SimulationConfig, preset
 from bitllm.stages.align import AlignConfig, EncoderConfig
@@ -37,7 +38,10 @@ _TAKEN = (
     "clip",
     "llm",
     "steps",
-    "judged",
+    "evaluation",
+    "captions",
+    "encoder",
+    "regions",
     "targets",
 )
 
@@ -207,6 +211,10 @@ class EvaluationConfig(StrictConfig):
 
     max_new_tokens: int = Field(default=24, gt=0)
     """Longest caption, in tokens."""
+    inputs: tuple[Input, ...] = INPUTS
+    """Controls that the demo evaluates; real and permuted betas are always used."""
+    likelihood: Likelihood = "all"
+    """Inputs with bits of evidence in the demo: all, only permuted against real betas, or none."""
 
 
 class Recipe(StrictConfig):

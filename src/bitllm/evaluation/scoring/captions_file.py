@@ -223,7 +223,7 @@ def _record(path: Path, number: int, line: str) -> CaptionRecord:
         where = ".".join(str(part) for part in problem["loc"]) or "the line"
         raise DataError(
             f"{path}, line {number}: expected a caption record, found {where}: {problem['msg']}; correct that line, "
-            "or write the file again (`bitllm demo` writes such files, judged/SYSTEM/real.jsonl)"
+            "or write the file again (`bitllm evaluate` writes such files, captions/SYSTEM.jsonl)"
         ) from None
 
 

@@ -1,0 +1,284 @@
+"""Evaluate checkpoints on held-out trials: the parts of one table, each written into a folder of its own.
+
+    encoder      retrieval, cosine to zero betas, and the captions that need no LLM: constant and nearest
+    SYSTEM       answers to every input, their scores, bits of the references and of each decoded word
+    regions      the final system without each region and from it alone, and its attribution
+
+`assemble` joins the parts to ``evaluation.parquet`` and ``evaluation.json``; `bitllm.pipeline.evaluate` runs them as
+steps that are skipped when they are finished.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from bitllm.evaluation.attribution import attribution, write_maps
+from bitllm.evaluation.bits import word_evidence
+from bitllm.evaluation.controls import BETAS_CONTROLS
+from bitllm.evaluation.diagnostics import encoder_table, nearest_training_captions
+from bitllm.evaluation.held_out import HeldOut, read_held_out
+from bitllm.evaluation.options import EvaluateOptions
+from bitllm.evaluation.outcomes import Outcomes, outcomes
+from bitllm.evaluation.pairing import other_images
+from bitllm.evaluation.results import to_json
+from bitllm.evaluation.rois import Roi, evaluate_regions
+from bitllm.evaluation.runs import Checkpoints
+from bitllm.evaluation.scoring.floors import best_constant_caption, human_ceiling
+from bitllm.evaluation.table import Evaluation, read_rows, rows_of, write_rows
+from bitllm.evaluation.words import WordCategories
+from bitllm.files import folder_written_whole, read_json, write_json
+from bitllm.model.captioner import Captioner
+
+ENCODER_PART, REGIONS_PART = "encoder", "regions"
+Progress = Callable[[str, int, int], None]
+
+_ROWS, _REST = "rows.parquet", "part.json"
+_N_OTHERS = 4
+"""Other images that the probability of a decoded word is compared with."""
+_THIRDS = ("least similar", "middle", "most similar")
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Checkpoints and held-out trials, with the settings of the evaluation.
+
+    Parameters
+    ----------
+    checkpoints
+        What is evaluated.
+    options
+        Settings; ``seed`` and ``max_new_tokens`` are set.
+    averaged, single
+        The trials of one subject, averaged over repetitions and single.
+    categories
+        Words by category, if there are any.
+    rois
+        Regions to silence and to use alone.
+    progress
+        Called as ``progress(what, done, total)``.
+    """
+
+    checkpoints: Checkpoints
+    options: EvaluateOptions
+    averaged: HeldOut
+    single: HeldOut
+    categories: WordCategories | None
+    rois: list[Roi]
+    progress: Progress | None = None
+
+    @classmethod
+    def of(
+        cls,
+        checkpoints: Checkpoints,
+        options: EvaluateOptions,
+        categories: WordCategories | None,
+        rois: list[Roi],
+        progress: Progress | None = None,
+    ) -> "Evaluator":
+        """Read the trials of the subject and part that the options name."""
+        averaged, single = (
+            read_held_out(
+                checkpoints.store,
+                checkpoints.split,
+                averaged=is_averaged,
+                part=options.part,
+                subject=options.subject,
+            )
+            for is_averaged in (True, False)
+        )
+        return cls(checkpoints, options, averaged, single, categories, rois, progress)
+
+    @property
+    def seed(self) -> int:
+        """Seed of everything random."""
+        return self.options.seed or 0
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Longest caption, in tokens."""
+        return self.options.max_new_tokens or 24
+
+    def evaluate_encoder(self, folder: Path) -> None:
+        """Write the part of the encoder, with the captions that need no LLM."""
+        run, held_out = self.checkpoints, self.averaged
+        images, similarity = self._images()
+        tables: Any = {"inputs": self.options.inputs, "seed": self.seed}
+        encoder = (run.aligner, run.encoder, run.atlases)
+        rows, real, not_run = encoder_table(*encoder, held_out, images, trials="averaged", **tables)
+        tables["inputs"] = ("permuted",)
+        single, _, _ = encoder_table(*encoder, self.single, images, trials="single", **tables)
+        training = [run.store.captions[nsd_id] for nsd_id in sorted(run.split.train_images)]
+        nearest = nearest_training_captions(
+            run.encoder, run.aligner, run.store, run.split, run.atlases, queries=real
+        )
+        human: dict[str, Any] = {}
+        if min(len(texts) for texts in held_out.references) > 1:
+            human = human_ceiling(held_out.scorer)
+        _write_part(
+            folder,
+            pd.concat([rows, single], ignore_index=True),
+            {
+                "embedding": "mean brain token" if run.aligner is None else "image space of the align stage",
+                "n_pictures": len(np.unique(held_out.nsd_id)),
+                "constant": best_constant_caption(training, seed=self.seed),
+                "nearest": nearest,
+                "human": human,
+                "similarity": similarity,
+                "not_run": not_run,
+            },
+        )
+
+    def evaluate_system(self, name: str, folder: Path, encoder_part: Path) -> None:
+        """Write the part of one system; the part of the encoder has to be finished."""
+        system, options = self.checkpoints.load(name), self.options
+        found = outcomes(
+            system,
+            self.averaged,
+            seed=self.seed,
+            max_new_tokens=self.max_new_tokens,
+            controls=[one for one in BETAS_CONTROLS if one in options.inputs],
+            likelihood_of={"all": None, "permuted": ("real",), "none": ()}[options.likelihood],
+            progress=self.progress,
+        )
+        single = outcomes(
+            system,
+            self.single,
+            seed=self.seed,
+            max_new_tokens=self.max_new_tokens,
+            controls=(),
+            likelihood_of=("real",) if options.likelihood == "all" else (),
+            progress=self.progress,
+        )
+        fixed = read_json(encoder_part / _REST)
+        baselines = {
+            "constant": [fixed["constant"]] * len(self.averaged.trials),
+            "nearest": fixed["nearest"],
+        }
+        parts = [
+            rows_of(found, system=name, baselines=baselines),
+            rows_of(single, system=name, trials="single"),
+        ]
+        rows = pd.concat(parts, ignore_index=True)
+        wanted = {"real", "permuted", *options.inputs}
+        is_wanted = np.where(
+            rows["trials"] == "single",
+            rows["input"].isin(["real", "permuted"]),
+            rows["input"].isin(list(wanted)),
+        )
+        _write_part(
+            folder,
+            rows[is_wanted],
+            {"words": self._words(system, found), "controls": found.about, "not_run": found.not_run},
+        )
+
+    def evaluate_final(self, folder: Path) -> None:
+        """Write regions and attribution of the final system, and its maps if the options name a folder."""
+        run = self.checkpoints
+        system = run.load(run.final)
+        settings: Any = {"seed": self.seed, "max_new_tokens": self.max_new_tokens}
+        found = outcomes(system, self.averaged, controls=(), likelihood_of=("real",), **settings)
+        regions = evaluate_regions(
+            system, found, self.rois, self.categories, progress=self.progress, **settings
+        )
+        voxels = attribution(system, found, seed=self.seed, progress=self.progress)
+        if self.options.maps is not None:
+            write_maps(system, self.averaged, voxels, self.options.maps)
+        _write_part(folder, None, {"regions": to_json(regions), "attribution": voxels.summary(self.rois)})
+
+    def assemble(self, parts: dict[str, Path]) -> Evaluation:
+        """The table, and what belongs to no row but is known from the parts.
+
+        Parameters
+        ----------
+        parts
+            Folder of each finished part.
+        """
+        rest = {name: read_json(folder / _REST) for name, folder in parts.items()}
+        names = list(self.checkpoints.folders)
+        encoder, final = rest[ENCODER_PART], rest[self.checkpoints.final]
+        drawn = encoder["human"].pop("drawn", None)
+        not_run = self.checkpoints.not_run | encoder["not_run"] | final["not_run"]
+        if self.categories is None:
+            not_run["category"] = "no words by category for this store; give a list with --words"
+        about = {
+            "not_run": not_run,
+            "controls": final["controls"],
+            "constant_caption": encoder["constant"],
+            "notes": [] if drawn is None else [f"human: {drawn}"],
+        }
+        return Evaluation(
+            pd.concat([read_rows(parts[name] / _ROWS) for name in [*names, ENCODER_PART]], ignore_index=True),
+            {
+                "version": 1,
+                "about": about,
+                "embedding": encoder["embedding"],
+                "n_pictures": encoder["n_pictures"],
+                "human": encoder["human"],
+                "groups": self._groups(encoder["similarity"]),
+                "similarity": encoder["similarity"],
+                **rest.get(REGIONS_PART, {}),
+                "words": {name: rest[name]["words"] for name in names},
+                "references": {
+                    str(int(image)): list(texts)
+                    for image, texts in zip(self.averaged.nsd_id, self.averaged.references, strict=True)
+                },
+            },
+        )
+
+    def _images(self) -> tuple[Float[np.ndarray, "m d"] | None, dict[str, float]]:
+        """Embeddings of the test images, and the similarity of each to its nearest training image."""
+        run = self.checkpoints
+        if run.targets is None:
+            return None, {}
+        nsd_ids = np.unique(self.averaged.nsd_id)
+        images = run.targets.image[run.targets.rows(nsd_ids)]
+        if not run.is_own_store:
+            return images, {}
+        training = run.targets.image[run.targets.rows(np.array(sorted(run.split.train_images)))]
+        similarity = (images @ training.T).max(axis=1)
+        return images, {
+            str(int(image)): float(value) for image, value in zip(nsd_ids, similarity, strict=True)
+        }
+
+    def _groups(self, similarity: dict[str, float]) -> list[dict[str, Any]]:
+        """Groups of test images: by repetitions, by category, and thirds by similarity to the training images."""
+        held_out = self.averaged
+        nsd_id, counts = held_out.nsd_id, held_out.n_repetitions
+        groups = [("repetitions", str(n), nsd_id[counts == n]) for n in np.unique(counts)]
+        if self.categories is not None:
+            for name in self.categories.nouns:
+                groups.append(
+                    ("category", name, nsd_id[self.categories.images_of(name, held_out.references)])
+                )
+        if similarity:
+            order = np.argsort([similarity[str(image)] for image in nsd_id.tolist()], kind="stable")
+            thirds = zip(_THIRDS, np.array_split(order, len(_THIRDS)), strict=True)
+            groups += [("similarity_to_training", name, nsd_id[part]) for name, part in thirds]
+        return [{"kind": kind, "name": name, "nsd_ids": ids.tolist()} for kind, name, ids in groups]
+
+    def _words(self, system: Captioner, found: Outcomes) -> dict[str, list[list[list[Any]]]]:
+        """Each word with its bits, in the captions from real and permuted betas: given the betas of the image."""
+        if self.options.likelihood == "none":
+            return {}
+        real = self.averaged.brain_tokens(system.encoder, system.atlases)
+        orders = [other_images(self.averaged, seed=self.seed + 1 + draw).order for draw in range(_N_OTHERS)]
+        others = [real[order.tolist()] for order in orders]
+        return {
+            name: [
+                [[word.word, round(word.bits, 2)] for word in row]
+                for row in word_evidence(system, found.captions[name], real, others)
+            ]
+            for name in ("real", "permuted")
+        }
+
+
+def _write_part(folder: Path, rows: pd.DataFrame | None, rest: dict[str, Any]) -> None:
+    with folder_written_whole(folder, replace=True) as unfinished:
+        if rows is not None:
+            write_rows(unfinished / _ROWS, rows)
+        write_json(unfinished / _REST, rest)
