@@ -111,7 +111,7 @@ def main() -> int:
         for name, (real, permuted) in scores.items():
             halves = paired_difference(real, permuted, n_draws=999, seed=time)
             bootstrap = bootstrap_mean(real - permuted, n_boot=999, seed=time)
-            missed = [low > 0 or high < 0 for low, high in (halves[1:3], bootstrap)]
+            missed = [low > 0 or high < 0 for _, low, high, _ in (halves, bootstrap)]
             out.setdefault(name, [0, 0])
             out[name] = [count + miss for count, miss in zip(out[name], missed, strict=True)]
     for name, (halves_out, bootstrap_out) in out.items():

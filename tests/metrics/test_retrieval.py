@@ -51,7 +51,7 @@ def test_trials_of_one_image_widen_the_interval_as_one_image(rng):
 
 def test_one_image_alone_has_no_interval(rng):
     found = retrieval(np.ones((2, 1)), np.zeros(2, dtype=int), rng)
-    assert found.r_at_10_interval == (0, 1)
+    assert found.r_at_10_interval[1:3] == (0, 1)
     assert found.chance_r_at_10 == 1
 
 

@@ -171,7 +171,7 @@ def difference_of_ratios(
 ) -> Estimate:
     """Σ real / Σ counts − Σ control / Σ counts, with interval and p over images."""
     a, b = (sum_by_image(np.column_stack([sums, counts]), image_ids) for sums in (real, control))
-    return Estimate(*paired_difference_of_sums(a, b, lambda sums: float(sums[0] / sums[1]), seed=seed))
+    return paired_difference_of_sums(a, b, lambda sums: float(sums[0] / sums[1]), seed=seed)
 
 
 def _by_row(values: np.ndarray, tokens: ReferenceTokens, n_rows: int) -> Float[np.ndarray, " n"]:

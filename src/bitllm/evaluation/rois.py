@@ -158,7 +158,7 @@ class _Regions:
         )
 
     def _minus(self, a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> Estimate:
-        return Estimate(*paired_difference(a, b, seed=self.seed))
+        return paired_difference(a, b, seed=self.seed)
 
     def _bits(self, a: Float[np.ndarray, "R L"], b: Float[np.ndarray, "R L"]) -> Estimate:
         return evidence(a, b, self.found.tokens, self.images, seed=self.seed)["per_word"]

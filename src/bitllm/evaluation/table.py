@@ -328,7 +328,7 @@ def _between_systems(real: dict[str, _Input]) -> dict[str, Estimate]:
     """Paired differences in CIDEr: rft − sft, and sft − each other system."""
     pairs = [("rft", "sft"), *(("sft", name) for name in real if name not in ("sft", "rft"))]
     return {
-        f"{a} - {b}": Estimate(*paired_difference(real[a].numbers.cider, real[b].numbers.cider))
+        f"{a} - {b}": paired_difference(real[a].numbers.cider, real[b].numbers.cider)
         for a, b in pairs
         if a in real and b in real
     }
@@ -388,10 +388,9 @@ class _Ranks:
 
     def result(self) -> RetrievalResult:
         hits = (self.ranks <= 10).astype(np.float64)
-        low, high = bootstrap_of_sums(self.sums(hits), _ratio)
         return RetrievalResult(
             r_at={k: float((self.ranks <= k).mean()) for k in (1, 5, 10)},
-            r_at_10=Estimate(float(hits.mean()), low, high),
+            r_at_10=bootstrap_of_sums(self.sums(hits), _ratio),
             chance_r_at_10=min(10, self.n_pictures) / self.n_pictures,
             median_rank=float(np.median(self.ranks)),
             chance_median_rank=(self.n_pictures + 1) / 2,
@@ -403,9 +402,8 @@ class _Ranks:
         """The N-way curve: share of choices among N images that are right."""
         curve = []
         for ways in sorted({*(ways for ways in _WAYS if ways < self.n_pictures), self.n_pictures}):
-            chances = self.chances(ways)
-            low, high = bootstrap_of_sums(self.sums(chances), _ratio, seed=seed)
-            curve.append(Identification(ways, Estimate(float(chances.mean()), low, high), 1 / ways))
+            correct = bootstrap_of_sums(self.sums(self.chances(ways)), _ratio, seed=seed)
+            curve.append(Identification(ways, correct, 1 / ways))
         return tuple(curve)
 
     def chances(self, ways: int) -> Float[np.ndarray, "n draws"]:
@@ -420,7 +418,7 @@ class _Ranks:
                 for one in (self, control)
                 for values in [one.ranks <= 10 if name == "R@10" else one.chances(2)]
             )
-            found[name] = Estimate(*paired_difference_of_sums(a, b, _ratio, seed=seed))
+            found[name] = paired_difference_of_sums(a, b, _ratio, seed=seed)
         return found
 
 
@@ -440,7 +438,7 @@ class _Groups:
             group["kind"],
             group["name"],
             n,
-            Estimate(float(cider.mean()), *bootstrap_mean(cider, seed=self.seed)),
+            bootstrap_mean(cider, seed=self.seed),
             self._real_minus_permuted(cider, chosen),
             self._bits_per_word(chosen),
         )
@@ -458,7 +456,7 @@ class _Groups:
     def _real_minus_permuted(self, cider: np.ndarray, chosen: Bool[np.ndarray, " n"]) -> Estimate | None:
         if self.permuted is None:
             return None
-        return Estimate(*paired_difference(cider, self.permuted.numbers.cider[chosen], seed=self.seed))
+        return paired_difference(cider, self.permuted.numbers.cider[chosen], seed=self.seed)
 
     def _bits_per_word(self, chosen: Bool[np.ndarray, " n"]) -> Estimate | None:
         if self.permuted is None or np.isnan(self.permuted.log2_p).any() or np.isnan(self.real.log2_p).any():

@@ -57,29 +57,6 @@ def _shown(value: float, digits: int) -> str:
     return f"{round(value, digits) + 0.0:,.{digits}f}".replace("-", "−")  # adding 0 turns −0 into 0
 
 
-class Interval(NamedTuple):
-    """A confidence interval, in the units of its statistic."""
-
-    low: float
-    """Lower end."""
-    high: float
-    """Upper end."""
-
-
-class Difference(NamedTuple):
-    """A difference between two systems on the same images."""
-
-    difference: float
-    """First minus second."""
-    low: float
-    """Lower end of the interval."""
-    high: float
-    """Upper end of the interval."""
-    p: float
-    """Two-sided p-value of the hypothesis that there is no difference; at most 0.05 where a 95 % interval leaves out 0,
-    and only there."""
-
-
 def sum_by_image(
     values: Shaped[np.ndarray, "n k"], image_ids: Sequence[Hashable] | None
 ) -> Float[np.ndarray, "images k"]:
@@ -104,8 +81,8 @@ def sum_by_image(
 
 def bootstrap_mean(
     values: Shaped[np.ndarray, " n"], *, n_boot: int = 1000, seed: int = 0, level: float = 0.95
-) -> Interval:
-    """Percentile bootstrap interval of the mean of one number per image.
+) -> Estimate:
+    """The mean of one number per image, with its percentile bootstrap interval.
 
     Raises
     ------
@@ -122,8 +99,8 @@ def bootstrap_of_sums(
     n_boot: int = 1000,
     seed: int = 0,
     level: float = 0.95,
-) -> Interval:
-    """Percentile bootstrap interval of a statistic of the sums over images.
+) -> Estimate:
+    """A statistic of the sums over images, with its percentile bootstrap interval.
 
     Parameters
     ----------
@@ -148,7 +125,8 @@ def bootstrap_of_sums(
     Efron and Tibshirani (1993), "An introduction to the bootstrap", chapter 13.
     """
     draws = [statistic(sums) for sums in resampled_sums(per_image, n_boot=n_boot, seed=seed)]
-    return _percentiles(np.array(draws), level)
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(statistic(per_image.astype(np.float64).sum(axis=0)), float(low), float(high))
 
 
 def resampled_sums(
@@ -208,7 +186,7 @@ def _weighted_sums(
 
 def paired_difference(
     a: Shaped[np.ndarray, " n"], b: Shaped[np.ndarray, " m"], n_draws: int = 1000, seed: int = 0
-) -> Difference:
+) -> Estimate:
     """Difference of the means of two systems that have one number per image each, with a 95 % interval.
 
     Raises
@@ -227,7 +205,7 @@ def paired_difference_of_sums(
     n_draws: int = 1000,
     seed: int = 0,
     level: float = 0.95,
-) -> Difference:
+) -> Estimate:
     """Difference of a statistic of sums between two systems; every draw takes the same images of both.
 
     Raises
@@ -255,7 +233,7 @@ def paired_difference_of_sums(
 
 def difference_from_draws(
     observed: float, draws: Float[np.ndarray, " n_draws"], *, n_images: int, level: float = 0.95
-) -> Difference:
+) -> Estimate:
     """Interval and p-value of an observed difference from its values on the subsets of :func:`sums_over_halves`.
 
     Few images (five at 95 %) or few draws allow no interval of the level, as the p-value cannot be so small. Then the
@@ -268,8 +246,8 @@ def difference_from_draws(
     place = math.floor((len(draws) + 1) * ((1 - level) / 2 - empty) / (1 - empty))
     ordered = np.sort(draws)
     if place < 1:
-        return Difference(float(observed), min(float(ordered[0]), 0.0), max(float(ordered[-1]), 0.0), p)
-    return Difference(float(observed), float(ordered[place - 1]), float(ordered[-place]), p)
+        return Estimate(float(observed), min(float(ordered[0]), 0.0), max(float(ordered[-1]), 0.0), p)
+    return Estimate(float(observed), float(ordered[place - 1]), float(ordered[-place]), p)
 
 
 def _count_images(per_image: Shaped[np.ndarray, "n k"]) -> int:
@@ -286,11 +264,6 @@ def _with_count(values: Shaped[np.ndarray, " n"]) -> Float[np.ndarray, "n 2"]:
 
 def _ratio(sums: Shaped[np.ndarray, "2"]) -> float:
     return float(sums[0] / sums[1])
-
-
-def _percentiles(draws: Float[np.ndarray, " n"], level: float) -> Interval:
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high))
 
 
 def _times_drawn(drawn: Int[np.ndarray, "rows n"], n: int) -> Int[np.ndarray, "rows n"]:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from bitllm.errors import DataError
-from bitllm.metrics.intervals import Interval, resampled_sums, sum_by_image
+from bitllm.metrics.intervals import Estimate, resampled_sums, sum_by_image
 
 
 class Retrieval(NamedTuple):
@@ -31,7 +31,7 @@ class Retrieval(NamedTuple):
     """Number of queries."""
     r_at_10_standard_error: float
     """Bootstrap standard error of R@10 over the images (targets); 0 with a single one."""
-    r_at_10_interval: Interval
+    r_at_10_interval: Estimate
     """95 % bootstrap interval of R@10 over the images; all of [0, 1] with a single one."""
 
 
@@ -155,11 +155,11 @@ def identification_chances(
 
 def _spread(
     hits: Shaped[np.ndarray, " queries"], target: Int[np.ndarray, " queries"], n_boot: int, seed: int
-) -> tuple[float, Interval]:
+) -> tuple[float, Estimate]:
     sums = sum_by_image(np.stack([hits, np.ones(len(hits))], axis=1), target.tolist())
     if len(sums) < 2:
-        return 0.0, Interval(0.0, 1.0)
+        return 0.0, Estimate(float(hits.mean()), 0.0, 1.0)
     drawn = resampled_sums(sums, n_boot=n_boot, seed=seed)
     fractions = drawn[:, 0] / drawn[:, 1]
     low, high = np.quantile(fractions, [0.025, 0.975])
-    return float(fractions.std(ddof=1)), Interval(float(low), float(high))
+    return float(fractions.std(ddof=1)), Estimate(float(hits.mean()), float(low), float(high))

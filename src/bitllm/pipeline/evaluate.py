@@ -254,6 +254,7 @@ def _how_chosen(run: Run) -> str:
     ignored: Any = {
         "seed": True,
         "trainer": True,
+        "evaluation": True,
         "data": {"signal", "noise", "split", "validation_fraction"},
     }
     mine = run.recipe.model_dump(exclude=ignored)

@@ -38,7 +38,7 @@ def test_the_record_says_what_was_scored_and_by_what():
     assert {"bitllm", "nltk", "numpy", "python"} == set(scores.versions)
     content = json.loads(json.dumps(scores.to_json()))
     assert content["metrics"]["CIDEr"] == scores.metrics["CIDEr"]
-    assert content["intervals"]["CIDEr"] == list(scores.intervals["CIDEr"])
+    assert content["intervals"]["CIDEr"] == list(scores.intervals["CIDEr"][1:3])
     assert "per_image" not in content
 
 
@@ -57,7 +57,7 @@ def test_three_equal_trials_of_each_image_score_like_their_average_with_its_inte
     assert thrice.references_sha256 == once.references_sha256
     assert thrice.metrics == pytest.approx(once.metrics)
     for name in METRICS:
-        assert thrice.intervals[name] == pytest.approx(once.intervals[name])
+        assert thrice.intervals[name][:3] == pytest.approx(once.intervals[name][:3])
 
 
 def test_what_cannot_be_scored_is_refused():

@@ -5,7 +5,7 @@ import pytest
 
 from bitllm.evaluation.scoring.caption_scorer import CaptionScorer
 from bitllm.evaluation.scoring.evidence import NO_EVIDENCE, cider_differences, summary_of
-from bitllm.metrics.intervals import Difference
+from bitllm.metrics.intervals import Estimate
 
 REFERENCES = [
     [f"a {word}", f"the {word}"] for word in ["dog", "cat", "bus", "boat", "wave", "tree", "house", "man"]
@@ -15,7 +15,7 @@ SCORES = CaptionScorer(REFERENCES).score([texts[0] for texts in REFERENCES], n_b
 
 def summary(permuted, constant, distinct=8):
     pairs = {"permuted": permuted, "constant": constant}
-    differences = {f"real - {name}": {"CIDEr": Difference(d, d - 1, d + 1, 0.5)} for name, d in pairs.items()}
+    differences = {f"real - {name}": {"CIDEr": Estimate(d, d - 1, d + 1, 0.5)} for name, d in pairs.items()}
     return summary_of(replace(SCORES, distinct=distinct), {}, differences)
 
 
@@ -24,7 +24,7 @@ def test_differences_are_paired_over_images():
     ids = ["a", "b", "c", "c", "d", "e", "f", "g", "h"]
     found = cider_differences(own, {"permuted": own - 1, "constant": np.zeros(9)}, ids)
     assert found["real - permuted"]["CIDEr"][:3] == pytest.approx((1, 1, 1))
-    assert found["real - constant"]["CIDEr"].difference == pytest.approx(own.mean())
+    assert found["real - constant"]["CIDEr"].value == pytest.approx(own.mean())
 
 
 def test_captions_that_fit_other_images_as_well_are_called_out():

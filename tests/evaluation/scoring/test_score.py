@@ -22,7 +22,7 @@ def test_scores_of_a_published_decoder_are_those_of_the_leaderboard(brainhub):
     for name, published in LEADERBOARD.items():
         assert scores.metrics[name] == pytest.approx(published, abs=0.01)
     # the interval measured in advance: [57.1, 64.8]
-    assert scores.intervals["CIDEr"] == pytest.approx((57.1, 64.8), abs=0.7)
+    assert scores.intervals["CIDEr"][1:3] == pytest.approx((57.1, 64.8), abs=0.7)
 
 
 def test_without_java_the_published_scores_are_met_too(brainhub):
@@ -37,8 +37,8 @@ def test_a_better_system_differs_with_an_interval_above_zero(rng):
     found = compare_captions(a, b, n_draws=400)
     assert set(found) == {"CIDEr", "ROUGE-L", "BLEU-4"}
     for name, difference in found.items():
-        assert difference.difference == pytest.approx(a.metrics[name] - b.metrics[name])
-        assert 0 < difference.low < difference.difference < difference.high
+        assert difference.value == pytest.approx(a.metrics[name] - b.metrics[name])
+        assert 0 < difference.low < difference.value < difference.high
         assert difference.p <= 0.01
 
 
@@ -56,7 +56,7 @@ def test_single_trials_and_averages_of_the_same_images_compare(rng):
         [bad[i] for i in ids], [references[i] for i in ids], image_ids=ids, n_bootstrap=20
     )
     found = compare_captions(averaged, single, n_draws=100)["CIDEr"]
-    assert found.difference == pytest.approx(averaged.metrics["CIDEr"] - single.metrics["CIDEr"])
+    assert found.value == pytest.approx(averaged.metrics["CIDEr"] - single.metrics["CIDEr"])
 
 
 def test_floors_come_with_training_references_and_only_then(rng):

@@ -50,7 +50,7 @@ def test_the_permuted_floor_is_the_mean_over_five_permutations(files):
         expected = sum(scorer.metrics(texts)[name] for texts in rounds) / 5
         assert scores.floors["permuted"][name] == pytest.approx(expected)
     found = scores.differences["real - permuted"]["CIDEr"]
-    assert found.difference == pytest.approx(scores.metrics["CIDEr"] - scores.floors["permuted"]["CIDEr"])
+    assert found.value == pytest.approx(scores.metrics["CIDEr"] - scores.floors["permuted"]["CIDEr"])
 
 
 def test_the_constant_caption_is_an_oracle_unless_training_references_are_given(files):
@@ -95,7 +95,7 @@ def test_two_systems_are_compared_image_by_image_whatever_their_order(files):
     found = scores.differences["captions.json - worse.json"]
     assert set(found) == set(METRICS)
     for name, difference in found.items():
-        assert difference.difference == pytest.approx(scores.metrics[name] - alone.metrics[name])
+        assert difference.value == pytest.approx(scores.metrics[name] - alone.metrics[name])
 
 
 def test_a_system_with_other_references_is_not_compared(files):
@@ -170,6 +170,6 @@ def test_every_score_and_floor_of_a_published_decoder_is_met(brainhub, tmp_path)
     # measured in advance for one permutation and for each image's first reference
     assert scores.floors["permuted"]["METEOR"] == pytest.approx(8.28, abs=0.3)
     assert scores.floors["human"]["METEOR"] == pytest.approx(24.64, abs=0.6)
-    low, high = scores.intervals["METEOR"]
+    _, low, high, _ = scores.intervals["METEOR"]
     assert np.all([low < 19.45 < high, high - low < 2])
     assert "fit their own images" in scores.summary

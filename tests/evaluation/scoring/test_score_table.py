@@ -7,7 +7,7 @@ from rich.console import Console
 from bitllm.evaluation.scoring.caption_scorer import METRICS, CaptionScorer
 from bitllm.evaluation.scoring.score_table import render_scores, write_per_image
 from bitllm.metrics.bleu import bleu_counts, bleu_from_counts
-from bitllm.metrics.intervals import Difference
+from bitllm.metrics.intervals import Estimate
 
 REFERENCES = [["a dog runs", "a dog"], ["two boats", "boats on a lake"], ["a red bus", "the bus"]]
 CAPTIONS = ["a dog", "boats", ""]
@@ -20,7 +20,7 @@ def scores():
         "constant": {"caption": "a dog", "chosen_on": "training references", "CIDEr": 1.25},
         "human": dict.fromkeys(METRICS, 77.77),
     }
-    pair = {"CIDEr": Difference(1.5, -0.25, 3.25, 0.125)}
+    pair = {"CIDEr": Estimate(1.5, -0.25, 3.25, 0.125)}
     return replace(
         found,
         floors=floors,

@@ -17,12 +17,12 @@ from bitllm.evaluation.scoring.caption_scores import (
     ExtraNumbers,
     PerCaption,
     corpus_metrics,
+    score_estimates,
 )
 from bitllm.files import sha256_of_json
 from bitllm.metrics.bleu import Bleu, require_references
 from bitllm.metrics.cider import Cider, DocumentFrequencies
 from bitllm.metrics.diversity import distinct_n, mean_length, n_distinct_captions
-from bitllm.metrics.intervals import Interval, resampled_sums
 from bitllm.metrics.java import JAVA_TOKENIZER, java_version, ptb_tokenize_by_jar
 from bitllm.metrics.rouge import rouge_l
 from bitllm.metrics.tokenize import PYTHON_TOKENIZER, ptb_tokenize
@@ -126,16 +126,16 @@ class CaptionScorer:
         """
         words = self.tokenized(captions)
         per_caption = self.per_caption(captions, is_floor=False)
-        by_image = per_caption.by_image()
+        found = score_estimates(per_caption, n_bootstrap=n_bootstrap, seed=seed)
         return CaptionScores(
-            metrics=per_caption.metrics(by_image.sum(axis=0)),
-            intervals=_intervals(per_caption, by_image, n_bootstrap, seed),
+            metrics={name: one.value for name, one in found.items()},
+            intervals=found,
             per_image=per_caption,
             distinct=n_distinct_captions(captions),
             distinct_1=distinct_n(words, 1),
             distinct_2=distinct_n(words, 2),
             mean_length=mean_length(words),
-            n_images=len(by_image),
+            n_images=len(set(self.image_ids)),
             references_sha256=self.references_sha256,
             tokenizer=self.tokenizer,
             versions=_versions() | ({"java": java_version() or "unknown"} if self._uses_java else {}),
@@ -186,15 +186,6 @@ class CaptionScorer:
             self._extras.remove(metric)
             self.not_run[metric.name] = str(error).removeprefix(f"{metric.name}: ")
             return None
-
-
-def _intervals(
-    per_caption: PerCaption, by_image: Float[np.ndarray, "images m"], n_bootstrap: int, seed: int
-) -> dict[str, Interval]:
-    rows = [per_caption.metrics(sums) for sums in resampled_sums(by_image, n_boot=n_bootstrap, seed=seed)]
-    draws = np.array([list(row.values()) for row in rows])
-    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
-    return {name: Interval(float(low[i]), float(high[i])) for i, name in enumerate(rows[0])}
 
 
 def _versions() -> dict[str, str]:

@@ -12,9 +12,7 @@ from jaxtyping import Float, Int
 
 from bitllm.metrics.bleu import bleu_from_counts
 from bitllm.metrics.intervals import (
-    Difference,
     Estimate,
-    Interval,
     difference_from_draws,
     resampled_sums,
     sum_by_image,
@@ -105,7 +103,7 @@ class CaptionScores:
 
     metrics: dict[str, float]
     """BLEU-1 to BLEU-4, ROUGE-L, CIDEr and whatever else was asked for, in points."""
-    intervals: dict[str, Interval]
+    intervals: dict[str, Estimate]
     """95 % percentile bootstrap interval of each over images; CIDEr's idf is fixed from all references."""
     per_image: PerCaption
     """The numbers of each caption."""
@@ -127,7 +125,7 @@ class CaptionScores:
     """Versions of what computed the scores."""
     floors: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Scores of "constant" and "permuted" captions and of "human" ones, where they were asked for."""
-    differences: dict[str, dict[str, Difference]] = field(default_factory=dict)
+    differences: dict[str, dict[str, Estimate]] = field(default_factory=dict)
     """Paired differences: "real - permuted", "real - constant", and from another system if one was given."""
     not_run: dict[str, str] = field(default_factory=dict)
     """Metrics and floors that were not computed, and why."""
@@ -143,7 +141,7 @@ class CaptionScores:
             pair: {name: difference._asdict() for name, difference in of_pair.items()}
             for pair, of_pair in self.differences.items()
         }
-        intervals = {name: list(interval) for name, interval in self.intervals.items()}
+        intervals = {name: [one.low, one.high] for name, one in self.intervals.items()}
         return content | {"intervals": intervals, "differences": differences}
 
 
@@ -185,12 +183,10 @@ def score_differences(
         values.append(one.metrics(by_image.sum(axis=0)))
     n_images = len(dict.fromkeys(a.image_ids))
     return {
-        name: Estimate(
-            *difference_from_draws(
-                values[0][name] - values[1][name],
-                np.array([x[name] - y[name] for x, y in zip(*draws, strict=True)]),
-                n_images=n_images,
-            )
+        name: difference_from_draws(
+            values[0][name] - values[1][name],
+            np.array([x[name] - y[name] for x, y in zip(*draws, strict=True)]),
+            n_images=n_images,
         )
         for name in names
         if all(name in one for one in values)

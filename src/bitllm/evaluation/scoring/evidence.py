@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from bitllm.evaluation.scoring.caption_scores import CaptionScores
-from bitllm.metrics.intervals import Difference, paired_difference_of_sums, sum_by_image
+from bitllm.metrics.intervals import Estimate, paired_difference_of_sums, sum_by_image
 
 NO_EVIDENCE = "no evidence that the captions depend on the betas"
 
@@ -18,7 +18,7 @@ def cider_differences(
     image_ids: Sequence[Hashable],
     *,
     seed: int = 0,
-) -> dict[str, dict[str, Difference]]:
+) -> dict[str, dict[str, Estimate]]:
     """CIDEr of the captions less that of each floor, paired over images.
 
     Parameters
@@ -46,7 +46,7 @@ def cider_differences(
 
 
 def summary_of(
-    scores: CaptionScores, floors: Mapping[str, Any], differences: Mapping[str, Mapping[str, Difference]]
+    scores: CaptionScores, floors: Mapping[str, Any], differences: Mapping[str, Mapping[str, Estimate]]
 ) -> str:
     """Say whether the captions fit their own images better than others, and beat one constant sentence.
 
@@ -72,7 +72,5 @@ def summary_of(
     return f"the captions {fit}; whether by the betas, only the decoder's controls can show"
 
 
-def _shown(difference: Difference) -> str:
-    return (
-        f"{difference.difference:+.1f} [{difference.low:.1f}, {difference.high:.1f}], p = {difference.p:.3f}"
-    )
+def _shown(difference: Estimate) -> str:
+    return f"{difference.shown(sign=True)}, p = {difference.p:.3f}"

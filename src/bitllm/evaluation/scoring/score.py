@@ -3,12 +3,11 @@
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from bitllm.errors import DataError
 from bitllm.evaluation.scoring.caption_scorer import CaptionScorer, CaptionScores, Tokenizer
+from bitllm.evaluation.scoring.caption_scores import score_differences
 from bitllm.evaluation.scoring.floors import best_constant_caption, score_floors
-from bitllm.metrics.intervals import Difference, difference_from_draws, sums_over_halves
+from bitllm.metrics.intervals import Estimate
 
 
 def score_captions(
@@ -62,7 +61,7 @@ def compare_captions(
     names: Sequence[str] = ("CIDEr", "ROUGE-L", "BLEU-4"),
     n_draws: int = 1000,
     seed: int = 0,
-) -> dict[str, Difference]:
+) -> dict[str, Estimate]:
     """Paired differences a − b on the same images, of the metrics named that both have.
 
     Random halves of the images are drawn, the same ones for both; BLEU is computed anew from the counts of each.
@@ -80,17 +79,4 @@ def compare_captions(
             f"{len(images_b)} images, {same} in the same place, references {a.references_sha256[:8]} and "
             f"{b.references_sha256[:8]}; score both on the same references"
         )
-    sums_a, sums_b = (
-        sums_over_halves(scores.per_image.by_image(), n_draws=n_draws, seed=seed) for scores in (a, b)
-    )
-    draws_a = [a.per_image.metrics(sums) for sums in sums_a]
-    draws_b = [b.per_image.metrics(sums) for sums in sums_b]
-    return {
-        name: difference_from_draws(
-            a.metrics[name] - b.metrics[name],
-            np.array([x[name] - y[name] for x, y in zip(draws_a, draws_b, strict=True)]),
-            n_images=len(images_a),
-        )
-        for name in names
-        if name in a.metrics and name in b.metrics
-    }
+    return score_differences(a.per_image, b.per_image, names=names, n_draws=n_draws, seed=seed)

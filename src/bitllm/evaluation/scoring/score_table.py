@@ -45,9 +45,9 @@ def _metrics(scores: CaptionScores) -> Table:
     for floor in scores.floors:
         table.add_column(floor, justify="right")
     for name, value in scores.metrics.items():
-        low, high = scores.intervals[name]
+        interval = scores.intervals[name]
         floors = [f"{floor[name]:.2f}" if name in floor else "-" for floor in scores.floors.values()]
-        table.add_row(name, f"{value:.2f}", f"[{low:.1f}, {high:.1f}]", *floors)
+        table.add_row(name, f"{value:.2f}", f"[{interval.low:.1f}, {interval.high:.1f}]", *floors)
     return table
 
 
@@ -57,7 +57,7 @@ def _difference(scores: CaptionScores, name: str) -> Table:
         table.add_column(column, justify="left" if column in ("metric", "95 % interval") else "right")
     for metric, found in scores.differences[name].items():
         interval = f"[{found.low:.2f}, {found.high:.2f}]"
-        table.add_row(metric, f"{found.difference:+.2f}", interval, f"{found.p:.3f}")
+        table.add_row(metric, f"{found.value:+.2f}", interval, f"{found.p:.3f}")
     return table
 
 
