@@ -144,7 +144,7 @@ def test_an_interrupt_is_status_130_and_one_line(monkeypatch, capsys, tmp_path):
 
 
 def test_score_reads_the_captions_of_the_demo(demo_folder, capsys):
-    captions = demo_folder / "judged" / "rft" / "real.jsonl"
+    captions = demo_folder / "captions" / "rft.jsonl"
     main(["score", str(captions), "--json", "--no-meteor"])
     scores = json.loads(capsys.readouterr().out)
     results = json.loads((demo_folder / "results.json").read_text())

@@ -8,7 +8,7 @@ from bitllm.evaluation.held_out import HeldOut
 from bitllm.evaluation.outcomes import Outcomes
 from bitllm.evaluation.results import About, Results, from_json, to_json
 from bitllm.evaluation.scoring.caption_scorer import CaptionScorer
-from bitllm.evaluation.scoring.score import compare_captions
+from bitllm.evaluation.scoring.caption_scores import compare_captions
 from bitllm.evaluation.table import (
     Evaluation,
     encoder_rows,

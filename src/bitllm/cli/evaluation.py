@@ -75,7 +75,7 @@ def score(  # noqa: PLR0913 - each argument is an option of the command
         seed: Of the bootstrap and the permutations.
         json: Print JSON instead of a table.
     """
-    from bitllm.evaluation.scoring.caption_input import read_input
+    from bitllm.evaluation.scoring.captions_file import read_input
     from bitllm.evaluation.scoring.score_file import ScoreOptions, score_file
     from bitllm.evaluation.scoring.score_table import render_scores, write_per_image
     from bitllm.files import require_place

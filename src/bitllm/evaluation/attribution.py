@@ -163,13 +163,7 @@ _ABOUT = {
 
 
 def write_maps(system: Captioner, held_out: HeldOut, found: Attribution, folder: Path) -> None:
-    """Write ``pooling_map.npy``, ``voxels.parquet`` and ``about.json`` into a new folder.
-
-    Raises
-    ------
-    OutputError
-        If the folder is not empty, or the disk is full.
-    """
+    """Write ``pooling_map.npy``, ``voxels.parquet`` and ``about.json`` into a new folder."""
     weights = pooling_map(system.encoder, held_out, system.atlases)
     table = held_out.store.subject(held_out.subject).voxels.copy()
     table["pooling"] = weights.mean(axis=0)

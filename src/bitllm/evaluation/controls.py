@@ -53,13 +53,6 @@ def control_betas(control: str, held_out: HeldOut, *, seed: int) -> ControlBetas
         One of `BETAS_CONTROLS`.
     seed
         Of shuffle and noise; the shuffle of a row depends on (seed, row) alone.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such control.
-    DataError
-        If the store lacks what the control is made of.
     """
     if control == "zero":
         return ControlBetas(np.zeros_like(held_out.betas), {})
@@ -91,11 +84,6 @@ def covariance_matched(
 
     A random combination of the centred training rows, weighted by 1/√(t − 1): its covariance is theirs, of rank t − 1
     at most, and no voxels × voxels matrix is ever made.
-
-    Raises
-    ------
-    DataError
-        If there are fewer than two training rows.
     """
     if len(training) < 2:
         raise DataError(
@@ -111,11 +99,6 @@ def training_betas(held_out: HeldOut) -> Float[np.ndarray, "t voxels"]:
 
     A held-out subject has them too: nothing was trained on them, and none is of a test image. At most 2,000, evenly
     spread.
-
-    Raises
-    ------
-    DataError
-        If the subject saw no image of the part ``train``.
     """
     store, subject = held_out.store, held_out.subject
     of_part = store.stimuli.index[store.stimuli["part"] == "train"].to_numpy()
@@ -135,13 +118,7 @@ def training_betas(held_out: HeldOut) -> Float[np.ndarray, "t voxels"]:
 
 
 def betas_of_another_subject(held_out: HeldOut) -> ControlBetas:
-    """The same images in the brain of another subject, the first that saw all of them.
-
-    Raises
-    ------
-    DataError
-        If no other subject of the store saw all images.
-    """
+    """The same images in the brain of another subject, the first that saw all of them."""
     store = held_out.store
     images = np.unique(held_out.nsd_id)
     seen = {

@@ -85,13 +85,6 @@ def read_held_out(
         ``test``, or ``validation`` for choosing settings without opening the test.
     subject
         Needed where the part has several subjects.
-
-    Raises
-    ------
-    SplitError
-        If the part has several subjects and none is named, or the subject has no trial of this part.
-    DataError
-        If there are fewer than two images.
     """
     of_part = split.test_subjects if part == "test" else split.train_subjects
     if subject is None and len(of_part) != 1:

@@ -59,11 +59,6 @@ def outcomes(
         Inputs whose log-probabilities of the references are computed; all by default, permuted wherever real.
     progress
         Called as ``progress(what, done, total)``.
-
-    Raises
-    ------
-    DataError
-        If the images cannot be exchanged.
     """
     others = other_images(held_out, seed=seed)
     found = Outcomes(held_out, others.order, reference_tokens(system.prompter, held_out.references))

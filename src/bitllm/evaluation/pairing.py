@@ -29,13 +29,7 @@ class OtherImages(NamedTuple):
 
 
 def other_images(held_out: HeldOut, *, seed: int) -> OtherImages:
-    """Exchange the rows of a subject.
-
-    Raises
-    ------
-    DataError
-        If there is one image, or one has more than half of all rows.
-    """
+    """Exchange the rows of a subject."""
     same = held_out.nsd_id[:, None] == held_out.nsd_id[None]
     adjacent = neighbours(held_out.trials.rows, held_out.sessions)
     rng = np.random.default_rng(seed)

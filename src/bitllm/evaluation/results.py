@@ -234,11 +234,6 @@ def from_json(kind: type[T], content: Any, where: str) -> T:
         The JSON value.
     where
         File and place in it, for errors.
-
-    Raises
-    ------
-    DataError
-        If a field is missing, unknown or of another type.
     """
     return cast(T, _read(kind, content, where))
 

@@ -46,11 +46,6 @@ def find_rois(store: Store, subject: str, wanted: Sequence[str]) -> list[Roi]:
     ----------
     wanted
         An atlas stands for itself (all its labels together) and for each of its labels; ``ATLAS:LABEL`` for one.
-
-    Raises
-    ------
-    DataError
-        If the store has no such atlas or the atlas no such label, or no region has a voxel.
     """
     rois: dict[str, Roi] = {}
     for word in wanted:

@@ -96,15 +96,6 @@ def open_checkpoints(
         The store to evaluate on.
     options
         Where the parts lie if not beside the checkpoints; the split, if the store is not that of the training.
-
-    Raises
-    ------
-    CheckpointError
-        If there is no base LLM, or the checkpoints were trained on different splits.
-    SplitError
-        If they were trained on another split or store, and no split to evaluate on is given.
-    DataError
-        If the targets are of other images.
     """
     final = final_of(folders)
     folder = folders[final]
@@ -153,13 +144,7 @@ def final_of(names: Iterable[str]) -> str:
 
 
 def checkpoint_folder(run: Path, system: str | None) -> Path:
-    """The checkpoint: ``run`` itself, or the system of that name in it.
-
-    Raises
-    ------
-    CheckpointError
-        If there is none.
-    """
+    """The checkpoint: ``run`` itself, or the system of that name in it."""
     if not run.is_dir():
         raise CheckpointError(f"{run}: expected the folder of a run, found none; check the path")
     names = system_names(run)
@@ -189,13 +174,7 @@ def system_names(run: Path) -> list[str]:
 
 
 def find_llm(folder: Path, *, given: str | None) -> str:
-    """Folder or hub id of the base LLM of a checkpoint.
-
-    Raises
-    ------
-    CheckpointError
-        If the path that was given, or the folder that the checkpoint names, is not there.
-    """
+    """Folder or hub id of the base LLM of a checkpoint."""
     if given is not None:
         if not Path(given).exists() and not _is_hub_id(given):
             raise CheckpointError(f"{given}: expected the folder of a base LLM, found none; check --llm")
@@ -213,14 +192,7 @@ def find_llm(folder: Path, *, given: str | None) -> str:
 
 
 def find_split(folder: Path, store: Store, sha256: str, *, given: Path | None) -> Split:
-    """The split that the run was trained on, if it is one of this store, and the store that of the run.
-
-    Raises
-    ------
-    SplitError
-        If the run was trained on another store (other betas, normalization or regions are another), the checksum of
-        its split is not that of the store's, or the split does not fit the store.
-    """
+    """The split that the run was trained on, if it is one of this store, and the store that of the run."""
     trained_on = store_of(folder)
     if trained_on not in (None, store.sha256):
         raise SplitError(
@@ -264,13 +236,7 @@ def _learnt_from(folder: Path) -> dict[str, Any]:
 
 
 def split_to_judge_on(store: Store, name: str) -> Split:
-    """A split of a store that the run was not trained on: a preset, or a file.
-
-    Raises
-    ------
-    SplitError
-        If it is neither, or does not fit the store.
-    """
+    """A split of a store that the run was not trained on: a preset, or a file."""
     if name in PRESETS:
         return make_split(store, name)
     if not Path(name).is_file():

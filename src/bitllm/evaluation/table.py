@@ -172,13 +172,7 @@ def write_rows(path: Path, rows: pd.DataFrame) -> None:
 
 
 def read_rows(path: Path) -> pd.DataFrame:
-    """Read a table.
-
-    Raises
-    ------
-    DataError
-        If the file is missing, damaged or of another form.
-    """
+    """Read a table."""
     if not path.is_file():
         raise DataError(f"{path}: expected the table of an evaluation, found no file; run `bitllm evaluate`")
     try:
@@ -197,13 +191,7 @@ def read_rows(path: Path) -> pd.DataFrame:
 
 
 def read_evaluation(folder: Path) -> Evaluation:
-    """Read ``evaluation.parquet`` and ``evaluation.json`` of a folder.
-
-    Raises
-    ------
-    DataError
-        If a file is missing, damaged or of another form.
-    """
+    """Read ``evaluation.parquet`` and ``evaluation.json`` of a folder."""
     about = read_json(folder / ABOUT, "evaluation.json of `bitllm evaluate`")
     if not isinstance(about, dict) or "about" not in about:
         raise DataError(
@@ -221,11 +209,6 @@ def results_of(found: Evaluation, where: str = ABOUT) -> Results:
         The evaluation.
     where
         Name of its ``evaluation.json``, for errors.
-
-    Raises
-    ------
-    DataError
-        If ``evaluation.json`` is not of its form.
     """
     content, rows = found.about, found.rows
     about = from_json(About, content["about"], f"{where}: about")

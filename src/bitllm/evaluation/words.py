@@ -74,26 +74,14 @@ class WordCategories:
 
 
 def word_categories(store: Store, path: Path | None) -> WordCategories | None:
-    """Categories from the user's file, else the simulation's where the store is simulated, else none.
-
-    Raises
-    ------
-    DataError
-        If the file is missing, is not of this form, or has a word in two categories.
-    """
+    """Categories from the user's file, else the simulation's where the store is simulated, else none."""
     if path is not None:
         return read_words(path)
     return simulated_words() if store.manifest.source == "simulated" else None
 
 
 def read_words(path: Path) -> WordCategories:
-    """Read ``{"category": ["word", …]}``.
-
-    Raises
-    ------
-    DataError
-        If the file is missing, is not of this form, or has a word in two categories.
-    """
+    """Read ``{"category": ["word", …]}``."""
     content = read_json(path)
     is_lists = isinstance(content, dict) and all(
         isinstance(words, list) and words and all(isinstance(word, str) for word in words)

@@ -3,8 +3,13 @@ import json
 import pytest
 
 from bitllm.errors import DataError
-from bitllm.evaluation.scoring.caption_input import in_order_of, read_input
-from bitllm.evaluation.scoring.captions_file import CaptionPairs, CaptionRecord, write_captions
+from bitllm.evaluation.scoring.captions_file import (
+    CaptionPairs,
+    CaptionRecord,
+    in_order_of,
+    read_input,
+    write_captions,
+)
 
 
 def lines(path, *controls):

@@ -5,8 +5,7 @@ import json
 import pytest
 
 from bitllm.errors import DataError
-from bitllm.evaluation.scoring.caption_input import read_input
-from bitllm.evaluation.scoring.captions_file import CaptionRecord, read_references, write_captions
+from bitllm.evaluation.scoring.captions_file import CaptionRecord, read_input, read_references, write_captions
 from bitllm.evaluation.scoring.score_file import ScoreOptions, score_file
 
 CAPTIONS = {"3": "a dog runs", "139": "two boats", "25": "a red bus"}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bitllm.evaluation.scoring.caption_scorer import CaptionScorer
-from bitllm.evaluation.scoring.evidence import NO_EVIDENCE, cider_differences, summary_of
+from bitllm.evaluation.scoring.score_file import NO_EVIDENCE, cider_differences, summary_of
 from bitllm.metrics.intervals import Estimate
 
 REFERENCES = [

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bitllm.evaluation.scoring.caption_input import read_input
+from bitllm.evaluation.scoring.captions_file import read_input
 
 CAPTIONS = {"7": 'a "dog" runs', "139": "two boats\u2028at sea", "25": "ein Bär 🐻", "9007199254740993": ""}
 REFERENCES = {image: [f"first of {image}", "a second, with\ttab"] for image in [*CAPTIONS][::-1]}

@@ -51,13 +51,6 @@ class CaptionScorer:
         ``"python"``, or ``"java"`` for the jar of the COCO tools.
     extras
         Other metrics. One that fails is left out from then on, and said so in ``not_run``.
-
-    Raises
-    ------
-    DataError
-        If there are fewer than two images, or an image has no references.
-    BitLlmError
-        If the Java tokenizer is asked for and does not run.
     """
 
     def __init__(
@@ -106,24 +99,12 @@ class CaptionScorer:
         return [[next(flat) for _ in texts] for texts in sets]
 
     def metrics(self, captions: Sequence[str]) -> dict[str, float]:
-        """Corpus metrics of raw captions alone, without intervals; of the extra ones those for floors.
-
-        Raises
-        ------
-        DataError
-            If there are not as many captions as sets of references.
-        """
+        """Corpus metrics of raw captions alone, without intervals; of the extra ones those for floors."""
         per_caption = self.per_caption(captions)
         return per_caption.metrics(per_caption.by_image().sum(axis=0))
 
     def score(self, captions: Sequence[str], *, n_bootstrap: int = 1000, seed: int = 0) -> CaptionScores:
-        """Score raw captions, in the order of the references.
-
-        Raises
-        ------
-        DataError
-            If there are not as many captions as sets of references.
-        """
+        """Score raw captions, in the order of the references."""
         words = self.tokenized(captions)
         per_caption = self.per_caption(captions, is_floor=False)
         found = score_estimates(per_caption, n_bootstrap=n_bootstrap, seed=seed)
@@ -142,13 +123,7 @@ class CaptionScorer:
         )
 
     def per_caption(self, captions: Sequence[str], *, is_floor: bool = True) -> PerCaption:
-        """The numbers of each raw caption; of the extra metrics only those for floors, unless told otherwise.
-
-        Raises
-        ------
-        DataError
-            If there are not as many captions as sets of references.
-        """
+        """The numbers of each raw caption; of the extra metrics only those for floors, unless told otherwise."""
         require_references(captions, self.references)
         batch = Batch(captions, self.tokenized(captions), self.raw_references, self.references)
         cider = self._cider.score(range(len(captions)), batch.words)

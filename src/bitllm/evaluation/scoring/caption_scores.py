@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from bitllm.errors import DataError
 from bitllm.metrics.bleu import bleu_from_counts
 from bitllm.metrics.intervals import (
     Estimate,
@@ -191,3 +192,26 @@ def score_differences(
         for name in names
         if all(name in one for one in values)
     }
+
+
+def compare_captions(
+    a: CaptionScores,
+    b: CaptionScores,
+    *,
+    names: Sequence[str] = ("CIDEr", "ROUGE-L", "BLEU-4"),
+    n_draws: int = 1000,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """Paired differences a − b on the same images, of the metrics named that both have.
+
+    Random halves of the images are drawn, the same ones for both; BLEU is computed anew from the counts of each.
+    """
+    images_a, images_b = (tuple(dict.fromkeys(scores.per_image.image_ids)) for scores in (a, b))
+    if images_a != images_b or a.references_sha256 != b.references_sha256:
+        same = sum(x == y for x, y in zip(images_a, images_b, strict=False))
+        raise DataError(
+            f"comparison: expected the same images and references in both systems, found {len(images_a)} and "
+            f"{len(images_b)} images, {same} in the same place, references {a.references_sha256[:8]} and "
+            f"{b.references_sha256[:8]}; score both on the same references"
+        )
+    return score_differences(a.per_image, b.per_image, names=names, n_draws=n_draws, seed=seed)

@@ -50,27 +50,14 @@ class CaptionPairs(NamedTuple):
 
 
 def write_captions(path: Path, records: Sequence[CaptionRecord]) -> None:
-    """Write ``captions.jsonl``, whole or not at all.
-
-    Raises
-    ------
-    OutputError
-        If the disk is full or the place cannot be written.
-    """
+    """Write ``captions.jsonl``, whole or not at all."""
     with file_written_whole(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="\n") as file:
         for record in records:
             file.write(json.dumps(record.model_dump(mode="json"), ensure_ascii=False) + "\n")
 
 
 def read_captions(path: Path) -> list[CaptionRecord]:
-    """Read ``captions.jsonl``.
-
-    Raises
-    ------
-    DataError
-        If the file is missing, empty or not UTF-8; a line is not such a record, or its image has no
-        references; or an image comes twice for the same subject and control, unless as single trials.
-    """
+    """Read ``captions.jsonl``."""
     lines = _read_text(path).split("\n")
     records = [_record(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     bare = [f"nsd_id {record.nsd_id}" for record in records if not record.references]
@@ -104,12 +91,6 @@ def read_caption_pairs(
         The files.
     notes
         Gets a line on each thing that is no mistake but should be known.
-
-    Raises
-    ------
-    DataError
-        If a file is missing, empty, not UTF-8 or not of such a form; an image has several captions or no references;
-        or the ids of the two files are not the same.
     """
     captions, references = read_caption_file(captions_path), read_caption_file(references_path)
     several = [image for image, texts in captions.captions.items() if len(texts) != 1]
@@ -155,11 +136,6 @@ def read_references(
         Gets a line on each thing that is no mistake but should be known.
     ids_are_nsd
         Whether the ids are to be NSD's; COCO's are then refused.
-
-    Raises
-    ------
-    DataError
-        If the file is missing, empty, not UTF-8 or not of such a form, or an image has no references.
     """
     file = read_caption_file(path)
     if ids_are_nsd and file.form != "map":
@@ -174,13 +150,7 @@ def read_references(
 
 
 def is_json_lines(path: Path) -> bool:
-    """Whether a file of captions is ours (one JSON object a line with ``"nsd_id"``) or of another form.
-
-    Raises
-    ------
-    DataError
-        If the file is missing, empty or not UTF-8.
-    """
+    """Whether a file of captions is ours (one JSON object a line with ``"nsd_id"``) or of another form."""
     first = _read_text(path).lstrip().split("\n", 1)[0]
     try:
         return "nsd_id" in json.loads(first)
@@ -191,13 +161,7 @@ def is_json_lines(path: Path) -> bool:
 def require_same_ids(
     captions_path: Path, captions: Iterable[str], references_path: Path, references: Mapping[str, Any]
 ) -> None:
-    """Refuse captions whose images are not those of the references.
-
-    Raises
-    ------
-    DataError
-        If an image has captions and no references, or references and no caption.
-    """
+    """Refuse captions whose images are not those of the references."""
     captions = dict.fromkeys(captions)
     alone = [i for i in captions if i not in references]
     if alone:
@@ -249,3 +213,62 @@ def _refuse(path: Path, offenders: Sequence[str], expected: str, found: str) -> 
 
 def _first_three(ids: Sequence[str]) -> str:
     return ", ".join(ids[:3]) + (", …" if len(ids) > 3 else "")
+
+
+def read_input(captions: Path, references: Path | None, notes: list[str] | None = None) -> CaptionPairs:
+    """Captions with their references: our ``captions.jsonl``, or captions of any decoder.
+
+    References that are given take the place of those that our captions carry (ids are then NSD numbers).
+
+    Parameters
+    ----------
+    captions, references
+        The files.
+    notes
+        Gets a line on each thing that is no mistake but should be known.
+    """
+    if not is_json_lines(captions):
+        if references is None:
+            raise DataError(
+                f"{captions}: expected references beside captions that carry none, found none; give "
+                'them with --references FILE ({"id": ["reference", …]})'
+            )
+        return read_caption_pairs(captions, references, notes)
+    records = read_captions(captions)
+    controls = list(dict.fromkeys(record.control for record in records))
+    if len(controls) > 1:
+        raise DataError(
+            f"{captions}: expected captions of one control, found {len(controls)} ({', '.join(controls)}); "
+            "write one file for each"
+        )
+    ids = tuple(str(record.nsd_id) for record in records)
+    sets = tuple(record.references for record in records)
+    if references is not None:
+        given = read_references(references, notes, ids_are_nsd=True)
+        require_same_ids(captions, ids, references, given)
+        sets = tuple(given[i] for i in ids)
+    return CaptionPairs(ids, tuple(record.caption for record in records), sets)
+
+
+def in_order_of(path: Path, pairs: CaptionPairs, ids: Sequence[str]) -> CaptionPairs:
+    """The same captions, with their images in the order of ``ids``."""
+    places = {image: place for place, image in enumerate(dict.fromkeys(ids))}
+    others = list(dict.fromkeys(image for image in pairs.ids if image not in places))
+    own = set(pairs.ids)
+    missing = [image for image in places if image not in own]
+    if others or missing:
+        named = "; ".join(
+            f"{len(some)} {what} ({', '.join(some[:3])})"
+            for some, what in ((others, "others"), (missing, "missing"))
+            if some
+        )
+        raise DataError(
+            f"{path}: expected captions of the same {len(places)} images, found {named}; score both systems on "
+            "the same images"
+        )
+    order = sorted(range(len(pairs.ids)), key=lambda row: places[pairs.ids[row]])
+    return pairs._replace(
+        ids=tuple(pairs.ids[row] for row in order),
+        captions=tuple(pairs.captions[row] for row in order),
+        references=tuple(pairs.references[row] for row in order),
+    )

@@ -32,15 +32,7 @@ def spice_metric() -> ExtraMetric:
 
 
 def bertscore_metric(path_or_hub_id: str, layer: int | None = None) -> ExtraMetric:
-    """BERTScore F1, best over the references, with any encoder.
-
-    Raises
-    ------
-    DataError
-        If there is no such model.
-    ModelError
-        If the model cannot be used: its tokenizer has no padding token, or it has no layer ``layer``.
-    """
+    """BERTScore F1, best over the references, with any encoder."""
     from bitllm.metrics.bertscore import load_bert_scorer
 
     scorer = load_bert_scorer(model_place(path_or_hub_id), layer=layer)
@@ -54,17 +46,7 @@ def bertscore_metric(path_or_hub_id: str, layer: int | None = None) -> ExtraMetr
 
 
 def clip_metrics(path_or_hub_id: str, images: Path, ids: Sequence[str]) -> list[ExtraMetric]:
-    """CLIP-S and RefCLIP-S with any CLIP, of the pictures of ``ids`` in a folder or a store.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such model.
-    DataError
-        If a picture is missing.
-    ModelError
-        If the model cannot embed the pictures.
-    """
+    """CLIP-S and RefCLIP-S with any CLIP, of the pictures of ``ids`` in a folder or a store."""
     from bitllm.data.targets import load_clip
     from bitllm.metrics.clipscore import clip_score, ref_clip_score
 
@@ -105,13 +87,7 @@ def clip_metrics(path_or_hub_id: str, images: Path, ids: Sequence[str]) -> list[
 
 
 def model_place(path_or_hub_id: str) -> str:
-    """A model's own folder where it is on this machine (a path, or kept by the hub), else its hub id.
-
-    Raises
-    ------
-    DataError
-        If it is a path and there is no such folder.
-    """
+    """A model's own folder where it is on this machine (a path, or kept by the hub), else its hub id."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 

@@ -19,35 +19,6 @@ _HUMAN_PAIRS = 100_000
 takes 0.2 ms for each."""
 
 
-def score_floors(
-    scorer: CaptionScorer, captions: Sequence[str], *, constant: str, n_permutations: int = 5, seed: int = 0
-) -> dict[str, dict[str, Any]]:
-    """Score what a number is to be read against: one constant caption, permuted captions, people.
-
-    Parameters
-    ----------
-    scorer
-        Holds the references.
-    captions
-        Raw captions of the system whose permutations are scored (mean over the permutations).
-    constant
-        The caption that is said for every image, from :func:`best_constant_caption`.
-
-    Returns
-    -------
-    dict
-        "constant" (with its "caption"), "permuted", and "human" where every image has two references or more.
-    """
-    shuffled = permuted_captions(captions, scorer.image_ids, n_permutations=n_permutations, seed=seed)
-    floors: dict[str, dict[str, Any]] = {
-        "constant": {"caption": constant, **scorer.metrics([constant] * len(captions))},
-        "permuted": mean_metrics([scorer.metrics(texts) for texts in shuffled]),
-    }
-    if min(len(texts) for texts in scorer.references) > 1:
-        floors["human"] = human_ceiling(scorer, seed=seed)
-    return floors
-
-
 def human_ceiling(scorer: CaptionScorer, *, seed: int = 0) -> dict[str, Any]:
     """How people score: each reference in turn against the other ones of its image.
 
@@ -63,11 +34,6 @@ def human_ceiling(scorer: CaptionScorer, *, seed: int = 0) -> dict[str, Any]:
         Holds the references.
     seed
         Of the draw, where an image has more than 20 references.
-
-    Raises
-    ------
-    DataError
-        If an image has fewer than two references.
     """
     n_rounds = min(len(texts) for texts in scorer.references)
     if n_rounds < 2:
@@ -119,11 +85,6 @@ def best_constant_caption(
         Makes the words that are counted.
     seed
         Of the samples.
-
-    Raises
-    ------
-    DataError
-        If there are no training images or no candidates.
     """
     images = [texts for texts in training_references if texts]
     rng = np.random.default_rng(seed)
@@ -148,11 +109,6 @@ def permuted_captions(
     """Captions dealt out again so that no image keeps one of its own, ``n_permutations`` times.
 
     The captions stay as fluent and as varied as they were; only their link to the images is cut.
-
-    Raises
-    ------
-    DataError
-        If no such permutation is found: there is one image, or one has more than half of all captions.
     """
     rng = np.random.default_rng(seed)
     orders = [derangement(image_ids, rng) for _ in range(n_permutations)]
@@ -168,11 +124,6 @@ def derangement(groups: Sequence[Hashable], rng: np.random.Generator) -> Int[np.
         The group (image, say) of each place.
     rng
         Source of randomness.
-
-    Raises
-    ------
-    DataError
-        If none is found: there is one group, or one has more than half of the places.
     """
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     group = np.array([numbers[name] for name in groups], dtype=np.int64)

@@ -1,19 +1,19 @@
 """Score a file of captions beside its floors, for the command line."""
 
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Float
 
 from bitllm.config import LARGEST_SEED, require_number
 from bitllm.errors import BitLlmError, DataError, ModelError
-from bitllm.evaluation.scoring.caption_input import in_order_of, read_input
 from bitllm.evaluation.scoring.caption_scorer import CaptionScorer, CaptionScores
-from bitllm.evaluation.scoring.caption_scores import ExtraMetric
-from bitllm.evaluation.scoring.captions_file import CaptionPairs, read_references
-from bitllm.evaluation.scoring.evidence import cider_differences, summary_of
+from bitllm.evaluation.scoring.caption_scores import ExtraMetric, compare_captions
+from bitllm.evaluation.scoring.captions_file import CaptionPairs, in_order_of, read_input, read_references
 from bitllm.evaluation.scoring.extra_metrics import (
     bertscore_metric,
     clip_metrics,
@@ -26,9 +26,10 @@ from bitllm.evaluation.scoring.floors import (
     mean_metrics,
     permuted_captions,
 )
-from bitllm.evaluation.scoring.score import compare_captions
+from bitllm.metrics.intervals import Estimate, paired_difference_of_sums, sum_by_image
 from bitllm.metrics.java import Meteor, why_no_meteor, why_no_spice
 
+NO_EVIDENCE = "no evidence that the captions depend on the betas"
 _ORACLE_SEARCH = 5000  # captions and images among which the oracle's constant caption is looked for
 
 
@@ -77,13 +78,6 @@ def score_file(
         Captions of another system on the same images.
     options
         What else to compute.
-
-    Raises
-    ------
-    DataError
-        If a file is missing or not of its form, ids do not match, or there are fewer than two images.
-    BitLlmError
-        If a model that is asked for is missing, or the Java tokenizer is asked for and does not run.
     """
     require_number("--seed", options.seed, least=0, most=LARGEST_SEED)
     notes: list[str] = []
@@ -244,3 +238,67 @@ def _versions_of_models(options: ScoreOptions) -> dict[str, str]:
     if options.meteor and why_no_meteor() is None:
         found["METEOR"] = "1.5"
     return found
+
+
+def cider_differences(
+    own: Float[np.ndarray, " n"],
+    floors: Mapping[str, Float[np.ndarray, " n"]],
+    image_ids: Sequence[Hashable],
+    *,
+    seed: int = 0,
+) -> dict[str, dict[str, Estimate]]:
+    """CIDEr of the captions less that of each floor, paired over images.
+
+    Parameters
+    ----------
+    own
+        CIDEr of each caption.
+    floors
+        CIDEr of what each floor says in its place ("permuted": the mean over the permutations).
+    image_ids
+        Whose caption it is.
+    seed
+        Of the bootstrap.
+    """
+
+    def sums(values: np.ndarray) -> np.ndarray:
+        return sum_by_image(np.stack([values, np.ones(len(values))], axis=1), image_ids)
+
+    def mean(total: np.ndarray) -> float:
+        return float(total[0] / total[1])
+
+    return {
+        f"real - {name}": {"CIDEr": paired_difference_of_sums(sums(own), sums(values), mean, seed=seed)}
+        for name, values in floors.items()
+    }
+
+
+def summary_of(
+    scores: CaptionScores, floors: Mapping[str, Any], differences: Mapping[str, Mapping[str, Estimate]]
+) -> str:
+    """Say whether the captions fit their own images better than others, and beat one constant sentence.
+
+    Captions alone can show no more than that: whether a fit comes from the betas or from a leak, the controls
+    of the decoder show.
+    """
+    permuted, constant = (differences[f"real - {name}"]["CIDEr"] for name in ("permuted", "constant"))
+    if not permuted.is_above_zero:
+        what = (
+            "all are one sentence"
+            if scores.distinct == 1
+            else "dealt to other images they score as well"
+            if permuted.high is None or permuted.high >= 0
+            else "dealt to other images they score better"
+        )
+        return f"{NO_EVIDENCE}: {what} (CIDEr real - permuted {_shown(permuted)})"
+    fit = f"fit their own images better than others (CIDEr real - permuted {_shown(permuted)})"
+    if not constant.is_above_zero:
+        return (
+            f"no evidence that the captions are better than one sentence for all images (CIDEr real - constant "
+            f"{_shown(constant)}), though they {fit}"
+        )
+    return f"the captions {fit}; whether by the betas, only the decoder's controls can show"
+
+
+def _shown(difference: Estimate) -> str:
+    return f"{difference.shown(sign=True)}, p = {difference.p:.3f}"

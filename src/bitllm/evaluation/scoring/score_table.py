@@ -23,13 +23,7 @@ def render_scores(scores: CaptionScores) -> Group:
 
 
 def write_per_image(path: Path, scores: CaptionScores, ids: list[str], captions: list[str]) -> None:
-    """Write a row per caption as Parquet: ``id``, ``caption`` and every metric of it by itself.
-
-    Raises
-    ------
-    OutputError
-        If the disk is full or the place cannot be written.
-    """
+    """Write a row per caption as Parquet: ``id``, ``caption`` and every metric of it by itself."""
     import pandas as pd
 
     table = pd.DataFrame({"id": ids, "caption": captions, **scores.per_image.of_each()})
