@@ -15,7 +15,7 @@ SCORES = CaptionScorer(REFERENCES).score([texts[0] for texts in REFERENCES], n_b
 
 def summary(permuted, constant, distinct=8):
     pairs = {"permuted": permuted, "constant": constant}
-    differences = {f"real - {name}": {"CIDEr": Estimate(d, d - 1, d + 1, 0.5)} for name, d in pairs.items()}
+    differences = {f"real - {name}": {"CIDEr": Estimate(float(d), d - 1.0, d + 1.0, 0.5)} for name, d in pairs.items()}
     return summary_of(replace(SCORES, distinct=distinct), {}, differences)
 
 
@@ -30,7 +30,7 @@ def test_differences_are_paired_over_images():
 def test_captions_that_fit_other_images_as_well_are_called_out():
     said = summary(0.5, 20)
     assert said.startswith(f"{NO_EVIDENCE}: dealt to other images they score as well")
-    assert "+0.5 [-0.5, 1.5]" in said
+    assert "+0.5 [−0.5, 1.5]" in said
     assert "they score better" in summary(-3, 20)
     assert "all are one sentence" in summary(0, 0, distinct=1)
 
