@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from bitllm.config import LARGEST_SEED, LONGEST_CAPTION, require_number
 from bitllm.data.store import Store, open_store
 from bitllm.errors import ConfigError, DataError
 from bitllm.evaluation.evaluate import ENCODER_PART, REGIONS_PART, Evaluator, Progress
@@ -116,9 +117,10 @@ def _open_run(run: Run | Path | str) -> Run | None:
 
 def _complete(options: EvaluateOptions, run: Run | None) -> EvaluateOptions:
     """The options, with the recipe's values where none is given."""
-    for name, value, least in (("seed", options.seed, 0), ("max-new-tokens", options.max_new_tokens, 1)):
-        if value is not None and value < least:
-            raise ConfigError(f"--{name}: expected at least {least}, found {value}; name another number")
+    if options.seed is not None:
+        require_number("--seed", options.seed, least=0, most=LARGEST_SEED)
+    if options.max_new_tokens is not None:
+        require_number("--max-new-tokens", options.max_new_tokens, least=1, most=LONGEST_CAPTION)
     if options.out is not None and options.out.is_file():
         raise ConfigError(f"--out {options.out}: expected a folder, found a file; name another place")
     seed, longest = (0, 24) if run is None else (run.recipe.seed, run.recipe.evaluation.max_new_tokens)

@@ -15,7 +15,9 @@ SCORES = CaptionScorer(REFERENCES).score([texts[0] for texts in REFERENCES], n_b
 
 def summary(permuted, constant, distinct=8):
     pairs = {"permuted": permuted, "constant": constant}
-    differences = {f"real - {name}": {"CIDEr": Estimate(float(d), d - 1.0, d + 1.0, 0.5)} for name, d in pairs.items()}
+    differences = {
+        f"real - {name}": {"CIDEr": Estimate(float(d), d - 1.0, d + 1.0, 0.5)} for name, d in pairs.items()
+    }
     return summary_of(replace(SCORES, distinct=distinct), {}, differences)
 
 
