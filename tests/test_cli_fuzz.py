@@ -6,7 +6,6 @@ import signal
 import pytest
 
 from bitllm.cli import main
-from bitllm.cli.program import _COMMANDS
 
 CONTENT = {
     "empty": b"",
@@ -24,7 +23,7 @@ FILES = (*ODD_PATHS, *(f"{{{name}}}" for name in CONTENT))
 SOME = ("", "{folder}", "{long}", "{null}", "{binary}")
 NUMBERS = ("-1", "nan", "inf", "1e400", "9" * 400, "", "x", "1.5")
 PLACES = ("", "{file}/below", "{long}")
-JUDGE = next(name for name in ("evaluate", "ground") if name in _COMMANDS)
+JUDGE = "evaluate"
 
 SLOTS = {
     "score {}": FILES,
@@ -80,8 +79,8 @@ SLOTS = {
     f"{JUDGE} {{run}} {{store}} --words {{}}": FILES,
     f"{JUDGE} {{run}} {{store}} --rois {{}}": ("x", "prf-visualrois:x"),
     f"{JUDGE} {{run}} {{store}} --subject {{}}": ("", ".."),
-    f"{JUDGE} {{run}} {{store}} --system {{}}": ("", "x", ".."),
-    f"{JUDGE} {{run}} {{store}} --out {{}}": (*PLACES, "{folder}"),
+    f"{JUDGE} {{run}} {{store}} --systems {{}}": ("", "x", ".."),
+    f"{JUDGE} {{run}} {{store}} --out {{}}": (*PLACES, "{file}", "{full}"),
     f"{JUDGE} {{run}} {{store}} --maps {{}}": (*PLACES, "{file}", "{full}"),
     f"{JUDGE} {{run}} {{store}} --seed {{}}": NUMBERS,
     f"{JUDGE} {{run}} {{store}} --max-new-tokens {{}}": (*NUMBERS, "0"),
@@ -159,7 +158,6 @@ RECORDS = {
     "align/aligner.json": f"{JUDGE} {{sft}} {{store}}",
     "split.json": f"{JUDGE} {{sft}} {{store}} --split {{copy}}/split.json",
     "results.json": "report {copy} --out {new}",
-    "grounding.json": "report {copy} --out {new}",
     "store/manifest.json": "inspect {copy}/store",
     "llm/config.json": "params {copy}/recipe.yaml",
 }

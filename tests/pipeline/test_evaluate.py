@@ -73,7 +73,7 @@ def test_validation_does_not_take_the_place_of_the_test(easy):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"out": Path(__file__)}, "--out"),
+        ({"out": Path(__file__)}, "test_evaluate"),
         ({"seed": -1}, "--seed.*-1"),
         ({"max_new_tokens": 0}, "--max-new-tokens.*0"),
     ],

@@ -50,4 +50,5 @@ class EvaluateOptions:
     seed: int | None = None
     """Seed of shuffles, permutations, noise and the bootstrap; by default that of the run's recipe, else 0."""
     out: Path | None = None
-    """Folder for evaluation.parquet, evaluation.json and results.json; by default that of the run."""
+    """New folder, or that of an earlier evaluation, for evaluation.parquet, evaluation.json and results.json; by
+    default that of the run."""

@@ -20,7 +20,7 @@ import numpy as np
 
 from bitllm.config import LARGEST_SEED, LONGEST_CAPTION, require_number
 from bitllm.data.store import Store, open_store
-from bitllm.errors import ConfigError, DataError
+from bitllm.errors import DataError
 from bitllm.evaluation.evaluate import ENCODER_PART, REGIONS_PART, Evaluator, Progress
 from bitllm.evaluation.held_out import HeldOut
 from bitllm.evaluation.options import EvaluateOptions
@@ -28,7 +28,7 @@ from bitllm.evaluation.results import About, Results, to_json
 from bitllm.evaluation.rois import find_rois
 from bitllm.evaluation.runs import Checkpoints, card_of, checkpoint_folder, open_checkpoints, system_names
 from bitllm.evaluation.scoring.captions_file import write_captions
-from bitllm.evaluation.table import ENCODER, Evaluation, results_of, write_evaluation
+from bitllm.evaluation.table import ABOUT, ENCODER, Evaluation, results_of, write_evaluation
 from bitllm.evaluation.words import word_categories
 from bitllm.files import parse_json, read_json, require_empty, write_json
 from bitllm.pipeline.recipe import PACKAGED, read_recipe
@@ -93,7 +93,7 @@ def evaluate(
     steps = Steps(place / "evaluation", log, maker="evaluation")
     found = evaluator.assemble(_make_parts(evaluator, steps))
     found = Evaluation(found.rows, found.about | _rest_of(evaluator, opened, steps, found.about))
-    results = results_of(found, str(place / "evaluation.json"))
+    results = results_of(found, str(place / ABOUT))
     write_evaluation(place, found)
     _write_captions(place, evaluator.averaged, found)
     write_json(place / RESULTS, to_json(results))
@@ -121,8 +121,8 @@ def _complete(options: EvaluateOptions, run: Run | None) -> EvaluateOptions:
         require_number("--seed", options.seed, least=0, most=LARGEST_SEED)
     if options.max_new_tokens is not None:
         require_number("--max-new-tokens", options.max_new_tokens, least=1, most=LONGEST_CAPTION)
-    if options.out is not None and options.out.is_file():
-        raise ConfigError(f"--out {options.out}: expected a folder, found a file; name another place")
+    if options.out is not None and not (options.out / ABOUT).is_file():
+        require_empty(options.out)
     seed, longest = (0, 24) if run is None else (run.recipe.seed, run.recipe.evaluation.max_new_tokens)
     return replace(
         options,
