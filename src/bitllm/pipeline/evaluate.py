@@ -121,7 +121,7 @@ def _complete(options: EvaluateOptions, run: Run | None) -> EvaluateOptions:
         require_number("--seed", options.seed, least=0, most=LARGEST_SEED)
     if options.max_new_tokens is not None:
         require_number("--max-new-tokens", options.max_new_tokens, least=1, most=LONGEST_CAPTION)
-    if options.out is not None and not (options.out / ABOUT).is_file():
+    if options.out is not None and not (options.out / "evaluation").is_dir():
         require_empty(options.out)
     seed, longest = (0, 24) if run is None else (run.recipe.seed, run.recipe.evaluation.max_new_tokens)
     return replace(
