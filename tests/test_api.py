@@ -20,7 +20,7 @@ def run(demo_folder):
 def test_a_run_captions_its_trials_as_its_evaluation_did(run, demo_folder, name):
     captioner, length = run.captioner(name), run.recipe.evaluation.max_new_tokens
     captions = captioner.caption(run.trials("subj08", "test")[:8], max_new_tokens=length)
-    lines = (demo_folder / "judged" / name / "real.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (demo_folder / "captions" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
     assert captions == [json.loads(line)["caption"] for line in lines[:8]]
 
 

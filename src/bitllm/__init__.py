@@ -11,6 +11,7 @@ _MODULE_OF = {
     "Recipe": "bitllm.pipeline.recipe",
     "Run": "bitllm.pipeline.run",
     "Captioner": "bitllm.model.captioner",
+    "evaluate": "bitllm.pipeline.evaluate",
     "BitLlmForCausalLM": "bitllm.model.modeling",
     "BitLlmModel": "bitllm.model.modeling",
     "BitLlmConfig": "bitllm.model.configuration",

@@ -16,7 +16,6 @@ from bitllm.data.splits import Split, load_split
 from bitllm.data.store import Store, open_store
 from bitllm.data.targets import Targets, load_clip, load_targets
 from bitllm.errors import ConfigError, DataError
-from bitllm.evaluation.held_out import HeldOut, read_held_out
 from bitllm.metrics.bertscore import load_bert_scorer
 from bitllm.model.aligner import BrainAligner, load_aligner
 from bitllm.model.captioner import Captioner, load_captioner
@@ -199,11 +198,3 @@ class Run:
             )
 
         return make_reward
-
-    @cached_property
-    def held_out(self) -> dict[str, HeldOut]:
-        """Test trials, averaged over repetitions and single."""
-        return {
-            "averaged": read_held_out(self.store, self.split, averaged=True),
-            "single": read_held_out(self.store, self.split, averaged=False),
-        }
