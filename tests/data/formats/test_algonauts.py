@@ -54,8 +54,20 @@ def read(root: Path, **changed):
     return read_algonauts(root, sidecar, **options)
 
 
-def test_a_store_holds_both_hemispheres_by_nsd_id(made, prepared):
+@pytest.mark.parametrize(
+    "rewrite",
+    [
+        lambda values: values,
+        lambda values: values.astype(values.dtype.newbyteorder(">")),
+        np.asfortranarray,
+        lambda values: values.astype(np.float64),
+    ],
+    ids=["plain", "big-endian", "Fortran order", "float64, labels too"],
+)
+def test_a_store_holds_both_hemispheres_by_nsd_id(made, prepared, rewrite):
     root, betas, kept, mm, pictures = made
+    for path in root.rglob("*.npy"):
+        np.save(path, rewrite(np.load(path)))
     store = prepared(read(root))
     for subject, ids in IMAGES.items():
         data = store.subject(subject)

@@ -237,10 +237,16 @@ def test_a_npy_that_is_no_dictionary_is_refused(made, read, tmp_path, content, m
         read(path, trust_pickle=True)
 
 
-def test_the_command_prepares_it(made, tmp_path):
-    path = save_pickled(tmp_path / f"{NAME}.npy", {"betasmd": made[0]})
+def test_the_command_takes_a_normalization(made, tmp_path, capsys):
+    betas, shown, _, _ = made
+    path = save_pickled(tmp_path / f"{NAME}.npy", {"betasmd": betas})
     words = ["--trials", "trials.tsv", "--captions", "captions.json", "--places", "mask.nii.gz"]
     words = [word if word.startswith("--") else str(tmp_path / word) for word in words]
-    store = tmp_path / "store"
-    main(["prepare", "glmsingle", str(path), str(store), "--subject", "s1", *words, "--trust-pickle"])
-    assert open_store(store).subject("s1").betas.shape == made[3].shape
+    words += ["--subject", "s1", "--normalization", "across-sessions", "--trust-pickle"]
+    main(["prepare", "glmsingle", str(path), str(tmp_path / "store"), *words])
+    flat = betas[np.asanyarray(nib.load(tmp_path / "mask.nii.gz").dataobj) > 0].T.astype(np.float64)
+    training = flat[shown < 8]
+    expected = (flat - training.mean(0)) / training.std(0)
+    found = open_store(tmp_path / "store").subject("s1").betas
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-3)
+    assert "--design" in capsys.readouterr().out

@@ -1,7 +1,5 @@
 """`normalization` of the general contract and of GLMsingle: the remedy for a session that holds test trials alone."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -66,38 +64,3 @@ def test_a_normalization_that_contradicts_the_header_is_one_line(
     with pytest.raises(ConfigError, match=rf"header\.yaml: .*normalization.*{normalization}") as caught:
         read_custom(header)
     assert "\n" not in str(caught.value)
-
-
-def test_the_command_of_glmsingle_takes_a_normalization(tmp_path, make, capsys):
-    rng = np.random.default_rng(3)
-    values = rng.normal(1.5, 2.0, (7, 24)).astype(np.float32)
-    make.write_h5(tmp_path / "TYPED_FITHRF_GLMDENOISE_RR.hdf5", betasmd=values)
-    places = pd.DataFrame(rng.normal(0, 40, (7, 3)), columns=["x_mm", "y_mm", "z_mm"])
-    places.to_csv(tmp_path / "places.tsv", sep="\t", index=False)
-    shown = np.concatenate([np.arange(12) % 8, 10 + np.arange(12) % 2])
-    trials = pd.DataFrame(
-        {"trial_row": range(24), "subject": "s1", "session": np.repeat([1, 2], 12), "run": 1}
-    )
-    trials = trials.assign(stimulus_id=[f"img{n}" for n in shown], split=np.where(shown < 8, "train", "test"))
-    trials.to_csv(tmp_path / "trials.tsv", sep="\t", index=False)
-    (tmp_path / "captions.json").write_text(json.dumps({f"img{n}": ["a thing"] for n in range(12)}))
-    named = {
-        "trials": "trials.tsv",
-        "subject": "s1",
-        "captions": "captions.json",
-        "places": "places.tsv",
-        "normalization": "across-sessions",
-    }
-    options = [
-        part
-        for key, value in named.items()
-        for part in (f"--{key}", str(tmp_path / value) if "." in value else value)
-    ]
-    betas = str(tmp_path / "TYPED_FITHRF_GLMDENOISE_RR.hdf5")
-    main(["prepare", "glmsingle", betas, str(tmp_path / "store"), *options])
-    store = open_store(tmp_path / "store")
-    part = store.stimuli["part"].loc[store.subject("s1").trials["nsd_id"]].to_numpy()
-    training = values.T[part == "train"].astype(np.float64)
-    expected = (values.T - training.mean(0)) / training.std(0)
-    np.testing.assert_allclose(store.subject("s1").betas, expected, rtol=2e-3, atol=1e-3)
-    assert "--design" in capsys.readouterr().out

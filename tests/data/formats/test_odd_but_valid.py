@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 import scipy.io
 
-from bitllm.data.formats.algonauts import read_algonauts
 from bitllm.data.formats.glmsingle import read_glmsingle
 from bitllm.data.formats.processed import read_processed
 from bitllm.data.formats.sidecar import Sidecar
@@ -209,48 +208,3 @@ def test_odd_outputs_of_glmsingle_are_read_right(tmp_path, prepared, odd):
     store = prepared(reading)
     named = store.stimuli["stimulus_name"].loc[store.subject("1").trials["nsd_id"]]
     assert named.tolist() == [f"{n:03d}" for n in shown]
-
-
-VERTICES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "big-endian": big_endian,
-    "Fortran order": np.asfortranarray,
-    "float64, labels too": lambda values: values.astype(np.float64),
-}
-
-
-@pytest.mark.parametrize("odd", list(VERTICES))
-def test_odd_arrays_of_algonauts_are_read_right(tmp_path, make, prepared, odd):
-    rng = np.random.default_rng(4)
-    nsd_id, sides = {"subj01": [13, 4, 9, 30], "subj02": [7, 13, 9]}, ("lh", "rh")
-    betas, kept = {}, {}
-    for subject, ids in nsd_id.items():
-        folder = tmp_path / subject / "training_split"
-        for path in (folder / "training_images", folder / "training_fmri", tmp_path / subject / "roi_masks"):
-            path.mkdir(parents=True)
-        for order, n in enumerate(ids, 1):
-            picture = make.png(np.full((6, 5, 3), n, np.uint8))
-            (folder / f"training_images/train-{order:04d}_nsd-{n:05d}.png").write_bytes(picture)
-        for side in sides:
-            half = rng.standard_normal((len(ids), 6)).astype(np.float16).astype(np.float32)
-            where = np.sort(rng.permutation(20)[:6])
-            np.save(folder / f"training_fmri/{side}_training_fmri.npy", VERTICES[odd](half))
-            whole = np.isin(np.arange(20), where).astype(np.int32)
-            masks = tmp_path / subject / "roi_masks"
-            np.save(masks / f"{side}.all-vertices_fsaverage_space.npy", VERTICES[odd](whole))
-            np.save(masks / f"{side}.streams_challenge_space.npy", VERTICES[odd](np.arange(6)))
-            betas[subject, side], kept[subject, side] = half, where
-    for side in sides:
-        mm = rng.normal(0, 40, (20, 3))
-        nib.freesurfer.write_geometry(tmp_path / f"{side}.white", mm, np.array([[0, 1, 2]]))
-    captions = json.dumps({str(n): ["a"] for n in (4, 7, 9, 13, 30)})
-    (tmp_path / "captions.json").write_text(captions)
-    store = prepared(
-        read_algonauts(tmp_path, Sidecar(captions=(tmp_path / "captions.json",)), surfaces=tmp_path)
-    )
-    for subject, ids in nsd_id.items():
-        data = store.subject(subject)
-        assert data.trials["nsd_id"].tolist() == ids
-        expected = np.concatenate([betas[subject, side] for side in sides], axis=1)
-        np.testing.assert_array_equal(np.asarray(data.betas), expected)
-        assert data.voxels["i"].tolist() == [*kept[subject, "lh"], *kept[subject, "rh"]]
-        assert data.voxels["streams"].tolist() == [*range(6), *range(6)]
