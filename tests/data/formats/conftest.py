@@ -118,6 +118,55 @@ def mindeye(tmp_path: Path) -> Source:
 
 
 @pytest.fixture
+def mindeye2(tmp_path: Path) -> Source:
+    """Two sessions of twelve trials; the shared trials (images 10, 11) are in new_test."""
+    rng = np.random.default_rng(3)
+    root = tmp_path / "me2"
+    captions, pictures = images(root, rng)
+    places(root, "subj01")
+    betas = rng.standard_normal((24, 7)).astype(np.float32)
+    write_h5(root / "betas_all_subj01_fp32_renorm.hdf5", betas=betas)
+    brick = np.stack([p.transpose(2, 0, 1) / 255 for p in pictures.values()]).astype(np.float16)
+    write_h5(root / "coco_images_224_float16.hdf5", images=brick)
+    nsd_id = np.concatenate([rng.permutation(12), rng.permutation(12)])
+    rows = np.full((24, 1, 17), np.nan)  # response times may be missing
+    rows[:, 0, 0], rows[:, 0, 1], rows[:, 0, 5] = nsd_id, 1, range(24)
+    rows[:, 0, 2], rows[:, 0, 3], rows[:, 0, 4] = np.repeat([1, 2], 12), 1, np.tile(range(1, 13), 2)
+    rows[:, 0, 16] = nsd_id >= 10
+    for session in (0, 1):
+        own = [r for r in rows[session * 12 : session * 12 + 12] if not r[0, 16]]
+        write_tar(root / f"wds/subj01/train/{session}.tar", [{"behav.npy": npy(r)} for r in own])
+    shared = [{"behav.npy": npy(r)} for r in rows if r[0, 16]]
+    write_tar(root / "wds/subj01/new_test/0.tar", shared)
+    write_tar(root / "wds/subj01/test/0.tar", shared)
+    return Source(root, betas, nsd_id, captions, pictures)
+
+
+@pytest.fixture
+def mindllm(tmp_path: Path) -> Source:
+    """One group a trial, counted by COCO ids (1000 - n)."""
+    rng = np.random.default_rng(4)
+    root = tmp_path / "mindllm"
+    captions, pictures = images(root, rng)
+    (root / "pictures").mkdir()
+    places(root, "subj03")
+    nsd_id = np.repeat(np.arange(12), 2)
+    betas = 3 + 2 * rng.standard_normal((24, 7)).astype(np.float32)
+    (root / "nsd0").mkdir()
+    with h5py.File(root / "nsd0/subject_3.h5", "w") as file:
+        for row, n in enumerate(nsd_id):
+            group = file.create_group(f"{'train' if n < 9 else 'test'}/{row:05d}")
+            group["visual_voxels"], group["coco_id"], group["prev_coco_id"] = betas[row], 1000 - n, -1
+    for n, picture in pictures.items():
+        (root / f"pictures/{1000 - n:012d}.png").write_bytes(png(picture))
+    table = "\n".join(f"{n},{1000 - n},{n >= 9}" for n in range(12))
+    (root / "stimuli.csv").write_text(f"nsdId,cocoId,shared1000\n{table}\n")
+    texts = [f'{{"image_id": {1000 - n}, "caption": "{c}"}}' for n, found in captions.items() for c in found]
+    (root / "captions.json").write_text(f'{{"annotations": [{",".join(texts)}]}}')
+    return Source(root, betas, nsd_id, captions, pictures)
+
+
+@pytest.fixture
 def table(tmp_path: Path) -> Source:
     """The general contract: int16 of 300 x betas in NIfTI, two sessions interleaved in no odd order."""
     rng = np.random.default_rng(2)

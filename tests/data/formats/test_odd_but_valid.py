@@ -79,31 +79,24 @@ def test_odd_tars_of_mindeye_are_read_right(mindeye, make, prepared, require_equ
     require_equal(store, "subj01", mindeye, mindeye.betas)
 
 
-@pytest.mark.parametrize("odd", ["big-endian members", "members in Fortran order", "tars packed with gzip"])
 @pytest.mark.parametrize(
-    "options", [{"compression": "gzip"}, {"dtype": ">f4"}, {"dtype": "f8", "chunks": (5, 7)}]
+    ("odd", "options"),
+    [
+        ("big-endian members", {"compression": "gzip"}),
+        ("members in Fortran order", {"dtype": ">f4"}),
+        ("tars packed with gzip", {"dtype": "f8", "chunks": (5, 7)}),
+    ],
 )
-def test_odd_files_of_mindeye2_are_read_right(tmp_path, make, prepared, require_equal, odd, options):
-    rng = np.random.default_rng(3)
-    captions, pictures = make.images(tmp_path, rng)
-    make.places(tmp_path, "subj01")
-    betas, nsd_id = rng.standard_normal((24, N_VOXELS)).astype(np.float32), np.tile(rng.permutation(12), 2)
-    with h5py.File(tmp_path / "betas_all_subj01_fp32_renorm.hdf5", "w") as file:
-        file.create_dataset("betas", data=betas.astype(options.get("dtype", "f4")), **options)
-    brick = np.stack([picture.transpose(2, 0, 1) / 255 for picture in pictures.values()])
-    with h5py.File(tmp_path / "coco_images_224_float16.hdf5", "w") as file:
+def test_odd_files_of_mindeye2_are_read_right(mindeye2, make, prepared, require_equal, odd, options):
+    with h5py.File(mindeye2.root / "betas_all_subj01_fp32_renorm.hdf5", "w") as file:
+        file.create_dataset("betas", data=mindeye2.betas.astype(options.get("dtype", "f4")), **options)
+    brick = np.stack([picture.transpose(2, 0, 1) / 255 for picture in mindeye2.pictures.values()])
+    with h5py.File(mindeye2.root / "coco_images_224_float16.hdf5", "w") as file:
         file.create_dataset("images", data=brick, dtype=">f4", compression="gzip", shuffle=True)
-    behaviour = np.full((24, 1, 17), np.nan, np.float32)  # response times are missing
-    behaviour[:, 0, 0], behaviour[:, 0, 2], behaviour[:, 0, 3] = nsd_id, np.repeat([1, 2], 12), 1
-    behaviour[:, 0, 4], behaviour[:, 0, 5] = np.tile(range(1, 13), 2), range(24)
-    behaviour[:, 0, 16] = nsd_id >= 10
-    for part, rows in (("train", nsd_id < 10), ("new_test", nsd_id >= 10)):
-        samples = [{"behav.npy": make.npy(row)} for row in behaviour[rows][::-1]]
-        make.write_tar(tmp_path / f"wds/subj01/{part}/0.tar", samples)
-    source = make.source(tmp_path, betas, nsd_id, captions, pictures)
-    TARS[odd](make)(source)
-    sidecar = Sidecar(captions=(source.captions_file,), voxels=source.voxels)
-    require_equal(prepared(read_processed("mindeye2", tmp_path, sidecar)), "subj01", source, betas)
+    TARS[odd](make)(mindeye2)
+    sidecar = Sidecar(captions=(mindeye2.captions_file,), voxels=mindeye2.voxels)
+    store = prepared(read_processed("mindeye2", mindeye2.root, sidecar))
+    require_equal(store, "subj01", mindeye2, mindeye2.betas)
 
 
 ONE_TRIAL: dict[str, Callable] = {
@@ -115,29 +108,24 @@ ONE_TRIAL: dict[str, Callable] = {
 
 
 @pytest.mark.parametrize("odd", list(ONE_TRIAL))
-def test_odd_trials_of_mindllm_are_read_right(tmp_path, make, prepared, odd):
-    rng = np.random.default_rng(4)
-    captions, _ = make.images(tmp_path, rng)
-    make.places(tmp_path, "subj03")
-    betas = rng.standard_normal((24, N_VOXELS)).astype(np.float16)
-    nsd_id = np.repeat(np.arange(12), 2)
-    (tmp_path / "nsd0").mkdir()
-    with h5py.File(tmp_path / "nsd0/subject_3.h5", "w", track_order=True) as file:
+def test_odd_trials_of_mindllm_are_read_right(mindllm, prepared, odd):
+    root, nsd_id, betas = mindllm.root, mindllm.nsd_id, mindllm.betas.astype(np.float16)
+    with h5py.File(root / "nsd0/subject_3.h5", "w", track_order=True) as file:
         for row in reversed(range(24)):
             values, coco = ONE_TRIAL[odd](betas[row].astype(np.float32), 1000 - nsd_id[row])
             group = file.create_group(f"{'train' if nsd_id[row] < 9 else 'test'}/{row:05d}")
             group.create_dataset("visual_voxels", data=values, compression="gzip")
             group["coco_id"] = coco
     rows = [f"{n};{1000 - n};{int(n >= 9)}" for n in range(12)]
-    (tmp_path / "stimuli.csv").write_text("\r\n".join(["nsdId;cocoId;shared1000", *rows]))
-    written = {str(1000 - n): found for n, found in captions.items()}
-    (tmp_path / "captions.json").write_text(json.dumps(written), encoding="utf-8-sig")
-    files = {"captions": (tmp_path / "captions.json",), "voxels": tmp_path / "voxels"}
-    reading = read_processed("mindllm", tmp_path, Sidecar(**files, stimulus_table=tmp_path / "stimuli.csv"))
+    (root / "stimuli.csv").write_text("\r\n".join(["nsdId;cocoId;shared1000", *rows]))
+    written = {str(1000 - n): found for n, found in mindllm.captions.items()}
+    mindllm.captions_file.write_text(json.dumps(written), encoding="utf-8-sig")
+    files = {"captions": (mindllm.captions_file,), "voxels": mindllm.voxels}
+    reading = read_processed("mindllm", root, Sidecar(**files, stimulus_table=root / "stimuli.csv"))
     np.testing.assert_array_equal(reading.contents.subjects[0].read_session(1), betas)
     store = prepared(reading)
     assert store.subject("subj03").trials["nsd_id"].tolist() == nsd_id.tolist()
-    assert store.captions == {n: tuple(found) for n, found in captions.items()}
+    assert store.captions == {n: tuple(found) for n, found in mindllm.captions.items()}
 
 
 @pytest.mark.parametrize("number", [995.6, np.nan, np.inf])
