@@ -43,10 +43,10 @@ demo: $(VENV)/.runtime
 	$(BIN)/bitllm demo --out demo
 
 publish: $(VENV)/.runtime
-	$(BIN)/python -m bitllm.experiments.results.publish $(RUN) $(NAMES)
+	$(BIN)/python -m bitllm.experiments.publish $(RUN) $(NAMES)
 
 results: $(VENV)/.runtime
-	$(BIN)/python -m bitllm.experiments.results
+	$(BIN)/python -m bitllm.experiments.page
 
 test: $(VENV)/.dev
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile

@@ -39,7 +39,7 @@ def test_equal_similarities_retrieve_at_chance():
     assert np.mean(found) == pytest.approx(0.1, abs=0.02)
 
 
-def test_the_encoders_rows_stand_beside_the_captions(quick):
+def test_the_measures_of_an_encoder_are_columns_of_its_rows(quick):
     rows = pd.read_parquet(quick.out / "encoder" / "results.parquet")
     measured = rows[rows["recall_at_10_linear"].notna()]
     assert set(measured["control"]) == {"real", "permuted", "zero", "shuffle"}

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from bitllm.pipeline.recipe import PACKAGED, Recipe, read_recipe
 from bitllm.preflight.cost import count_parameters
 from bitllm.simulation.parameters import PRESETS
 
+OF_EXPERIMENTS = sorted(str(path) for path in Path(__file__).parents[2].glob("experiments/recipes/*.yaml"))
 SMALL = """
 data: {preset: tiny}
 encoder: {n_queries: 8}
@@ -23,14 +25,29 @@ def test_every_packaged_recipe_is_valid(name):
     assert recipe.system_names == ("sft", "rft", "prefix", "prefix_mlp", "no_align")
 
 
-@pytest.mark.parametrize("name", PACKAGED)
-@pytest.mark.parametrize("command", ["params", "preflight"])
-def test_every_packaged_recipe_runs_with_params_and_preflight(name, command, capsys):
-    more = ["--limit-gb", "0"] if command == "preflight" else []
-    main([command, name, "--json", *more])
-    said = capsys.readouterr().out
+@pytest.mark.parametrize("name", [*PACKAGED, *OF_EXPERIMENTS])
+def test_every_recipe_runs_with_params_and_preflight_and_is_read_by_demo_and_train(name, capsys):
     table = count_parameters(read_recipe(name)).to_json()
-    assert f'"sft": {table["trainable"]["sft"]}' in said
+    for words in (["params", name], ["preflight", name, "--limit-gb", "0"]):
+        main([*words, "--json"])
+        assert f'"sft": {table["trainable"]["sft"]}' in capsys.readouterr().out
+    steps = read_recipe(name).sft.optimizer.steps
+    for words in (["demo", "--recipe", name], ["train", name]):
+        with pytest.raises(SystemExit) as ended:
+            main([*words, "--help"])
+        assert ended.value.code in (0, None)
+        said = capsys.readouterr().out
+        assert re.search(rf"--sft\.optimizer\.steps\s(?:(?!--sft).)*\b{steps}\b", said, re.DOTALL)
+
+
+def test_every_yaml_with_a_recipe_is_tested():
+    root = Path(__file__).parents[2]
+    with_recipes = [
+        *root.glob("src/**/*.yaml"),
+        *root.glob("configs/**/*.yaml"),
+        *root.glob("experiments/recipes/*"),
+    ]
+    assert {path.stem for path in with_recipes} == {*PACKAGED, *(Path(name).stem for name in OF_EXPERIMENTS)}
 
 
 def test_a_file_gives_the_same_as_its_values(tmp_path):
@@ -76,6 +93,8 @@ def test_an_unknown_recipe_is_refused_with_the_nearest_name():
         ("llm: {sizes: {hidden_sizes: 3}}", r"unknown key `llm.sizes.hidden_sizes`"),
         ("variants: {mine: {sft: {interfase: prefix}}}", r"`interfase`; did you mean `interface`"),
         ("variants: {mine: {rft: {}, start: align}}", r"variants.mine.start"),
+        ("data: {preset: tiny, misalignment_mm: -1}", "data.misalignment_mm"),
+        ("data: {preset: tiny, training_share: 1.5}", "data.training_share"),
         ("variants: {store: {}}", "variants.store"),
         ("variants: {../x: {}}", r"variants\.\.\./x"),
     ],

@@ -8,7 +8,7 @@ from bitllm.errors import TrainingError
 from bitllm.metrics.bertscore import BertScorer
 from bitllm.metrics.cider import DocumentFrequencies, cider_d
 from bitllm.metrics.tokenize import ptb_tokenize
-from bitllm.stages.rewards import CompositeReward, RewardWeights, checked_reward
+from bitllm.stages.rewards import CompositeReward, RewardWeights, checked_reward, permuted_reward
 
 
 class OneScorer(BertScorer):
@@ -118,3 +118,13 @@ def test_without_a_scorer_there_is_no_bertscore(easy, make):
     reward.bert_scorer = None
     rewards = reward(sorted(easy.split.train_images)[:1], ["a dog"], [True])
     assert rewards.bertscore.tolist() == [0.0]
+
+
+def test_a_permuted_reward_never_uses_the_references_of_the_image_itself(make, easy):
+    nsd_ids = sorted(easy.split.train_images)
+    captions = [easy.store.captions[nsd_id][0] for nsd_id in nsd_ids]
+    own = make(cider=1.0, bertscore=0.0, ip=0.0)
+    permuted = permuted_reward(own, nsd_ids, seed=0)
+    cider, other = (reward(nsd_ids, captions, [True] * len(captions)).cider for reward in (own, permuted))
+    assert (cider > 1).mean() > 0.9
+    assert other.mean() < 0.3 * cider.mean()

@@ -91,16 +91,15 @@ def reproduce(
     from bitllm.cli.display import Display
     from bitllm.experiments.config import read_experiments
     from bitllm.experiments.engine import reproduce as run
-    from bitllm.experiments.plan import fewer_worlds
+    from bitllm.experiments.page import sentences
     from bitllm.experiments.record import read_kept
-    from bitllm.experiments.results import sentences
 
     if quick and keep_published:
         raise ConfigError(
             "reproduce: expected --quick or --keep-published, found both; what is published are full runs"
         )
     recipe, configs = read_experiments(names, experiments, is_quick=quick)
-    configs = {name: fewer_worlds(config, seeds, model_seeds) for name, config in configs.items()}
+    configs = {name: config.first(seeds, model_seeds) for name, config in configs.items()}
     published = {name: read_kept(name, experiments) for name in configs} if keep_published else {}
     kept = {name: one for name, one in published.items() if one is not None}
     folder = out or Path("reproduce") / recipe
@@ -109,5 +108,5 @@ def reproduce(
             configs, folder, is_quick=quick, tell=display.tell, progress=display.progress, kept=kept
         )
     for name, record in records.items():
-        for line in sentences(folder / name, record):
+        for line in sentences(folder / name, configs[name], record):
             OUT.print(line, markup=False, soft_wrap=True)

@@ -1,4 +1,7 @@
-"""One experiment: its question, the systems that differ in one thing, its worlds, and the claims with their rule."""
+"""One experiment: a question, the systems that answer it, the worlds, and the claims with the rule of their verdict.
+
+The systems are changes of one recipe (`experiments/recipes/NAME.yaml`), written like the variants of a recipe.
+"""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -7,126 +10,96 @@ from pydantic import Field, model_validator
 
 from bitllm.config import StrictConfig, nearest, read_yaml
 from bitllm.errors import ConfigError
-from bitllm.experiments.recipe import QUICK, RECIPES, Recipe, changed, read_recipe
 from bitllm.experiments.verdict import ENCODER_MEASURES, MEASURED_UNDER, Arm, Claim
 from bitllm.files import require_plain_name
-from bitllm.simulation.parameters import preset
-from bitllm.stages.align import EncoderConfig
-from bitllm.stages.rft import RftConfig
-from bitllm.stages.sft import SftConfig
+from bitllm.pipeline.recipe import Recipe, Variant, merged, read_recipe
 
-CONFIG = "config.yaml"
+CONFIG, RECIPES, SECONDS = "config.yaml", "recipes", "seconds.yaml"
+QUICK = "quick"
 
-
-class SplitChanges(StrictConfig):
-    """What a system changes of the poster's split (train on all subjects but the last, test the last)."""
-
-    held_out: str | None = None
-    """Subject that is tested; all others train."""
-    n_train_subjects: int | None = Field(default=None, gt=0)
-    """Number of training subjects: the first ones."""
-    training_share: float | None = Field(default=None, gt=0, lt=1)
-    """Share of the training images that is used."""
-    n_shots: int | None = Field(default=None, gt=0)
-    """Number of trials of the held-out subject, on images of its own, that join the training (about as many)."""
-    # what came later is told only where it is set, so that records from before it stay valid
-    n_shots_alone: int | None = Field(default=None, gt=0, exclude_if=lambda n: n is None)
-    """Number of such trials that are learnt from alone, by a system that goes on from another."""
+Control = Literal["zero", "shuffle", "noise", "other_subject"]
 
 
-class SystemConfig(StrictConfig):
-    """One system: what it changes of the recipe that all systems have in common."""
+class SystemConfig(Variant):
+    """One system: what it changes of the recipe, or of the system that it starts from."""
 
-    encoder: Literal["aligned", "random", "trained"] = "aligned"
-    """The encoder: frozen after stage 1, frozen as it starts, or trained with the interface by captioning."""
-    sft: dict[str, Any] = Field(default_factory=dict)
-    """Changes of the sft stage."""
-    after: str | None = None
-    """For a system of rft: the system whose sft it starts from."""
-    goes_on: str | None = Field(default=None, exclude_if=lambda name: name is None)
-    """For a system of sft: the system whose sft it goes on from, on a split of its own."""
-    rft: dict[str, Any] = Field(default_factory=dict)
-    """Changes of the rft stage."""
-    reward_references: Literal["own", "permuted"] = "own"
-    """Whose references and picture the reward looks at: the image's own, or (as a check) another's."""
-    simulation: dict[str, float] = Field(default_factory=dict)
-    """Changes of the simulated brain; pictures and captions are those of the unchanged one."""
-    coordinates: Literal["mni", "indices"] = "mni"
-    """What the encoder knows of a voxel's place: MNI coordinates, or its indices in its subject's own volume."""
-    split: SplitChanges = SplitChanges()
-    """Changes of the split."""
-    sizes: dict[str, Any] = Field(default_factory=dict)
-    """Changes of the encoder's configuration."""
+    data: dict[str, Any] = Field(default_factory=dict)
+    """Changed settings of the data: simulated signal, coordinates, split."""
+    encoder: dict[str, Any] = Field(default_factory=dict)
+    """Changed settings of the encoder."""
     averaged: bool = True
-    """Whether the held-out subject's repetitions are averaged, or each image has its first trial alone."""
+    """Whether the test subject's repetitions are averaged; otherwise each image has its first trial alone."""
     rate_of: str | None = None
-    """System whose chosen learning rate it takes, where it is not tried with all."""
-    learning_rates: tuple[float, ...] | None = Field(
-        default=None, min_length=1, exclude_if=lambda rates: rates is None
-    )
-    """Learning rates that it is tried with, instead of the recipe's."""
+    """System whose learning rate it takes, instead of one chosen for it."""
+    learning_rates: tuple[float, ...] | None = Field(default=None, min_length=1)
+    """Learning rates to choose from, instead of the experiment's."""
 
     @property
-    def start(self) -> str | None:
-        """The system that it starts from, for rft or to go on."""
-        return self.after or self.goes_on
+    def parent(self) -> str | None:
+        """The system whose sft it starts from."""
+        return None if self.start in (None, "align", "random") else self.start
 
     @property
-    def idle(self) -> list[str]:
-        """What is set but changes nothing: data and encoder are those of the system that it starts from."""
-        unread: tuple[str, ...] = () if self.rate_of is None else ("learning_rates",)
-        unread += ("rft", "reward_references") if self.after is None else ("split", "sft")
-        if self.start is not None:
-            unread += ("encoder", "simulation", "coordinates", "sizes")
-        usual = SystemConfig()
-        return [key for key in unread if getattr(self, key) != getattr(usual, key)]
+    def without_effect(self) -> list[str]:
+        """Settings that would change nothing."""
+        unread = ["learning_rates"] if self.rate_of is not None else []
+        unread += [] if self.rft is None else ["data", "sft"]
+        unread += [] if self.parent is None else ["encoder"]
+        return [key for key in unread if getattr(self, key)]
 
 
 class ExperimentConfig(StrictConfig):
-    """Everything that decides an experiment."""
+    """Everything that determines an experiment."""
 
     question: str
     """The question in one sentence."""
     recipe: Recipe
-    """What all systems have in common."""
+    """The recipe that the systems change."""
     simulator_seeds: tuple[int, ...] = Field(min_length=1)
     """Seeds of the simulated brains."""
     model_seeds: tuple[int, ...] = Field(min_length=1)
-    """Seeds of the models; every brain meets every one."""
+    """Seeds of the models; each is used on every brain."""
+    learning_rates: tuple[float, ...] = Field(default=(0.001, 0.003, 0.01, 0.03), min_length=1)
+    """Learning rates of sft to choose from for each system."""
+    rft_learning_rates: tuple[float, ...] = Field(default=(0.0001, 0.0003, 0.001), min_length=1)
+    """Learning rates of rft to choose from for each system."""
+    controls: tuple[Control, ...] = ("zero", "shuffle", "noise")
+    """Controls in addition to permuted betas and the LLM alone, which always run."""
     diagnostics: bool = False
-    """Whether the encoders of all sft systems are judged by themselves: retrieval, cosine of real and zero betas."""
+    """Whether the encoders of the sft systems are evaluated alone: retrieval, cosine of real and zero betas."""
     systems: dict[str, SystemConfig]
     """The systems, by name."""
     claims: tuple[Claim, ...]
-    """What is claimed, and the rule of its verdict."""
+    """The claims with the rule of their verdict."""
     along: dict[str, float] = Field(default_factory=dict)
     """For a question about an amount: the amount of each system, for the figure."""
     unit: str = ""
-    """What that amount is."""
+    """Name and unit of that amount."""
+    seconds: dict[str, float] = Field(default_factory=dict, exclude=True)
+    """Time of each kind of step in one process, for estimates."""
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "ExperimentConfig":
         for key in ("simulator_seeds", "model_seeds"):
             if len(set(getattr(self, key))) < len(getattr(self, key)):
-                raise ValueError(f"`{key}` holds a seed twice")
+                raise ValueError(f"`{key}`: expected each seed once, found one twice")
         names = list(self.systems)
-        for name, system in self.systems.items():
+        for place, (name, system) in enumerate(self.systems.items()):
             require_plain_name(name, "systems", "a system", error=ValueError)
-            for before in (system.after, system.goes_on, system.rate_of):
-                if before is not None and names.index(name) <= _place(names, before):
-                    raise ValueError(f"system {name} comes after {before}, which must stand above it")
-            if (system.goes_on is None) != (system.split.n_shots_alone is None):
-                raise ValueError(f"system {name}: expected goes_on and split.n_shots_alone together")
-            if system.start is not None and self.systems[system.start].start is not None:
+            for above in (system.parent, system.rate_of):
+                if above is not None and place <= _place(names, above):
+                    raise ValueError(
+                        f"`systems.{name}`: expected {above} above it, found it below; move it up"
+                    )
+            if system.parent is not None and self.systems[system.parent].parent is not None:
+                raise ValueError(f"`systems.{name}.start`: expected a system that starts from an encoder")
+            if system.rft is not None and system.parent is None:
                 raise ValueError(
-                    f"system {name} starts from {system.start}, which must start from an encoder"
+                    f"`systems.{name}.start`: expected a system of sft to start rft from, found none"
                 )
-            if idle := system.idle:
-                raise ValueError(f"system {name}: {', '.join(idle)} would change nothing; leave it out")
-            self.sft_of(name)
-            self.rft_of(name)
-            self.sizes_of(name)
-            preset(self.recipe.preset).changed(**system.simulation)
+            if idle := system.without_effect:
+                raise ValueError(f"`systems.{name}`: {', '.join(idle)} would change nothing; leave it out")
+            self.recipe_of(name)
         for claim in self.claims:
             for arm in (claim.more, claim.less):
                 _place(names, arm.system)
@@ -137,60 +110,57 @@ class ExperimentConfig(StrictConfig):
 
     def _require_measured(self, arm: Arm, measure: str) -> None:
         """Refuse a claim that no run could answer: a rule cannot be changed once there are results."""
-        inputs = ("real", "permuted", "llm_alone", *self.recipe.controls)
+        inputs = ("real", "permuted", "llm_alone", *self.controls)
         if arm.control not in inputs:
             raise ValueError(f"a claim needs the control {arm.control}; {nearest(arm.control, list(inputs))}")
         measured = MEASURED_UNDER.get(measure, inputs)
         if arm.control not in measured:
-            raise ValueError(
-                f"a claim needs {measure} of {arm}, which is measured for {', '.join(measured)} alone"
-            )
+            raise ValueError(f"a claim needs {measure} of {arm}, which exists only for {', '.join(measured)}")
         of_encoder = measure in ENCODER_MEASURES
-        if of_encoder and not (self.diagnostics and self.systems[arm.system].start is None):
+        if of_encoder and not (self.diagnostics and self.systems[arm.system].parent is None):
             raise ValueError(
                 f"a claim needs {measure} of {arm}, which `diagnostics: true` measures, of systems that start from an "
                 "encoder"
             )
 
-    def sft_of(self, name: str, learning_rate: float | None = None) -> SftConfig:
-        """The sft stage of a system, with a learning rate."""
+    def changes_of(self, name: str) -> dict[str, dict[str, Any]]:
+        """Changed settings of a system, including those of the system that it starts from, by part of the recipe."""
         system = self.systems[name]
-        changes = system.sft | ({"encoder": "trained"} if system.encoder == "trained" else {})
-        return _with_rate(changed(self.recipe.sft, changes, f"system {name}, sft"), learning_rate)
+        own = {"data": system.data, "encoder": system.encoder, "sft": system.sft, "rft": system.rft or {}}
+        above = {} if system.parent is None else self.changes_of(system.parent)
+        return merged(above, {part: changes for part, changes in own.items() if changes})
 
-    def rft_of(self, name: str, learning_rate: float | None = None) -> RftConfig:
-        """The rft stage of a system, with a learning rate."""
-        return _with_rate(
-            changed(self.recipe.rft, self.systems[name].rft, f"system {name}, rft"), learning_rate
-        )
-
-    def sizes_of(self, name: str) -> EncoderConfig:
-        """The encoder's configuration of a system."""
-        sizes: EncoderConfig = changed(self.recipe.encoder, self.systems[name].sizes, f"system {name}, sizes")
-        return sizes
-
-    def rates_of(self, name: str) -> tuple[float, ...]:
-        """Learning rates that a system is tried with; none where it takes another's."""
-        return () if self.systems[name].rate_of is not None else self.grid_of(name)
+    def recipe_of(self, name: str) -> Recipe:
+        """The recipe of a system."""
+        return Recipe.parse(merged(self.recipe.model_dump(), self.changes_of(name)), source=f"systems.{name}")
 
     def grid_of(self, name: str) -> tuple[float, ...]:
-        """The learning rates of a system, or of its stage."""
-        if (own := self.systems[name].learning_rates) is not None:
-            return own
-        is_sft = self.systems[name].after is None
-        return self.recipe.learning_rates if is_sft else self.recipe.rft_learning_rates
+        """The learning rates that a system may have; one that takes another's rate has those of its stage."""
+        system = self.systems[name]
+        if system.learning_rates is not None:
+            return system.learning_rates
+        return self.learning_rates if system.rft is None else self.rft_learning_rates
 
     @property
     def worlds(self) -> tuple[tuple[int, int], ...]:
-        """Simulator seed and model seed of every world: all brains with the first model seed, then with the next."""
+        """Simulator seed and model seed of each world: all brains with the first model seed, then with the next."""
         return tuple((brain, models) for models in self.model_seeds for brain in self.simulator_seeds)
 
+    def first(self, brains: int | None, models: int | None) -> "ExperimentConfig":
+        """The same experiment on its first brains and model seeds; None for all."""
+        seeds = {
+            "simulator_seeds": _first(self.simulator_seeds, brains, "--seeds"),
+            "model_seeds": _first(self.model_seeds, models, "--model-seeds"),
+        }
+        return self.model_copy(update=seeds)
 
-def _with_rate(config: Any, learning_rate: float | None) -> Any:
-    if learning_rate is None:
-        return config
-    optimizer = config.optimizer.model_copy(update={"learning_rate": learning_rate})
-    return config.model_copy(update={"optimizer": optimizer})
+
+def _first(seeds: tuple[int, ...], n: int | None, option: str) -> tuple[int, ...]:
+    if n is not None and not 1 <= n <= len(seeds):
+        raise ConfigError(
+            f"reproduce: expected {option} of 1 to {len(seeds)}, the seeds of the configuration, found {n}; change it"
+        )
+    return seeds[:n]
 
 
 def _place(names: list[str], name: str) -> int:
@@ -205,34 +175,46 @@ def read_experiment(name: str, folder: Path, *, is_quick: bool = False) -> Exper
     Parameters
     ----------
     is_quick
-        The same systems and claims in one tiny world, with few steps and one learning rate: its numbers mean nothing.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such folder or no such experiment, or its configuration is wrong.
+        Whether to read its quick version: the same systems and claims in one tiny world, with few steps.
     """
     path, values = _read_values(name, folder)
-    full = values | {"recipe": read_recipe(folder, values["recipe"]).model_dump()}
-    config = ExperimentConfig.parse(full, source=str(path))
-    if not is_quick:
-        return config
-    values["recipe"] = read_recipe(folder, QUICK).model_dump()
-    values |= {key: values[key][:1] for key in ("simulator_seeds", "model_seeds")}
-    values["systems"] = {system: _quick_system(changes) for system, changes in values["systems"].items()}
-    return ExperimentConfig.parse(values, source=str(path))
+    full = ExperimentConfig.parse(values | _recipe(values["recipe"], folder), source=str(path))
+    return _quick(values, path, folder) if is_quick else full
+
+
+def _quick(values: dict[str, Any], path: Path, folder: Path) -> ExperimentConfig:
+    small = {key: values[key][:1] for key in ("simulator_seeds", "model_seeds")}
+    grids = {"learning_rates": (0.003, 0.01), "rft_learning_rates": (0.001,)}
+    values = {key: value for key, value in values.items() if key != "controls"} | small | grids
+    values["systems"] = {name: _quick_system(system) for name, system in values["systems"].items()}
+    return ExperimentConfig.parse(values | _recipe(QUICK, folder), source=str(path))
+
+
+def _quick_system(system: dict[str, Any]) -> dict[str, Any]:
+    """A system that fits the quick recipe: an LLM of two layers, few trials of a subject, few steps."""
+    sft, data = dict(system.get("sft", {})), dict(system.get("data", {}))
+    if "adapter_layers" in sft:
+        sft["adapter_layers"] = [0]
+    if "steps" in sft.get("optimizer", {}):
+        sft["optimizer"] = sft["optimizer"] | {"steps": sft["optimizer"]["steps"] // 10}
+    for key in {"n_shots", "n_shots_alone"} & data.keys():
+        data[key] //= 10
+    return system | {"sft": sft, "data": data}
+
+
+def _recipe(name: str, folder: Path) -> dict[str, Any]:
+    """The recipe of a name, and how long its steps take."""
+    seconds = Path(folder) / SECONDS
+    return {
+        "recipe": read_recipe(str(Path(folder) / RECIPES / f"{name}.yaml")),
+        "seconds": read_yaml(seconds).get(name, {}) if seconds.exists() else {},
+    }
 
 
 def read_experiments(
     names: tuple[str, ...], folder: Path, *, is_quick: bool
 ) -> tuple[str, dict[str, ExperimentConfig]]:
-    """The recipe that some experiments share, by name, and their configurations; ``all``: those of the recipe small.
-
-    Raises
-    ------
-    ConfigError
-        If none is named, or they have different recipes.
-    """
+    """The name of the recipe that experiments share, and their configurations; ``all`` is every one of recipe small."""
     known = experiment_names(folder)
     if names == ("all",):
         names = tuple(name for name in known if _read_values(name, folder)[1]["recipe"] == "small")
@@ -266,24 +248,8 @@ def _read_values(name: str, folder: Path) -> tuple[Path, dict[str, Any]]:
     return path, values
 
 
-def _quick_system(system: dict[str, Any]) -> dict[str, Any]:
-    """A system that fits the quick recipe: an LLM of two layers, few trials of a subject."""
-    system = {key: dict(value) if isinstance(value, dict) else value for key, value in system.items()}
-    if "adapter_layers" in system.get("sft", {}):
-        system["sft"]["adapter_layers"] = [0]
-    for key in {"n_shots", "n_shots_alone"} & system.get("split", {}).keys():
-        system["split"][key] //= 10
-    return system
-
-
 def experiment_names(folder: Path) -> list[str]:
-    """Names of the experiments in a folder.
-
-    Raises
-    ------
-    ConfigError
-        If there are none.
-    """
+    """Names of the experiments in a folder."""
     names = sorted(path.parent.name for path in Path(folder).glob(f"*/{CONFIG}"))
     if not names:
         raise ConfigError(

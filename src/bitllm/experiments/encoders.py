@@ -1,9 +1,9 @@
-"""What an encoder holds of the image, without an LLM: one row per image of its retrieval and its answer to zero betas.
+"""Diagnostics of an encoder without an LLM: retrieval of the picture and similarity to zero betas, for each image.
 
-An encoder that never saw the align stage has no embedding in the pictures' space, and its retrieval would be chance by
-construction. Every encoder therefore also gets a linear head (ridge regression from the mean brain token to the
-pictures' CLIP embeddings), fitted on the averaged trials of the training subjects, with the penalty that retrieves
-best on validation images.
+An encoder without the align stage has no embedding in CLIP's space, so its retrieval would be at chance by
+construction. Therefore every encoder also gets a linear head (ridge regression from the mean brain token to the
+pictures' CLIP embeddings), fitted on averaged trials of the training subjects, with the penalty that retrieves best
+on validation images.
 
 References
 ----------
@@ -19,23 +19,19 @@ from torch import Tensor
 
 from bitllm.data.batch import Anatomies
 from bitllm.data.dataset import TrialSet, select_trials
-from bitllm.data.targets import Targets
 from bitllm.evaluation.controls import control_betas
 from bitllm.evaluation.diagnostics import embeddings
 from bitllm.evaluation.held_out import HeldOut
 from bitllm.evaluation.pairing import other_images
-from bitllm.experiments.record import write_rows
-from bitllm.experiments.systems import Trained
 from bitllm.experiments.verdict import RETRIEVED
 from bitllm.metrics.retrieval import target_ranks
-from bitllm.model.captioner import load_captioner
-from bitllm.model.checkpoint.base import load_llm
 from bitllm.model.embed import brain_tokens_of
 from bitllm.model.encoder import BrainEncoder
+from bitllm.pipeline.run import Run
 
 _PENALTIES = (1.0, 10.0, 100.0, 1000.0, 10000.0)
 _DRAWS = 20
-"""Shuffles and exchanges that a control is averaged over: queries that carry nothing crowd around the same pictures."""
+"""Random draws that a control is averaged over."""
 
 
 class LinearHead(NamedTuple):
@@ -77,43 +73,41 @@ def pooled_tokens(encoder: BrainEncoder, trials: TrialSet, atlases: tuple[str, .
     return np.asarray(brain_tokens_of(encoder, trials, anatomies).mean(dim=1).numpy(), dtype=np.float64)
 
 
-def best_head(
-    trained: Trained, encoder: BrainEncoder, atlases: tuple[str, ...], targets: Targets
-) -> LinearHead:
-    """The linear head fitted on training trials whose penalty retrieves best among validation images."""
-    world, learner = trained.world, trained.learner
-    store, split = world.store(learner), world.split(trained.split, learner)
-    fit, choose = (select_trials(store, split, part, averaged=True) for part in ("train", "validation"))
+def best_head(run: Run, encoder: BrainEncoder, *, seed: int) -> LinearHead:
+    """The linear head fitted on training trials, with the penalty that retrieves best among validation images."""
+    targets, atlases = run.targets, run.recipe.encoder.atlases
+    fit, choose = (
+        select_trials(run.store, run.split, part, averaged=True) for part in ("train", "validation")
+    )
     x, y = pooled_tokens(encoder, fit, atlases), targets.image[targets.rows(fit.nsd_id)].astype(np.float64)
     queries = pooled_tokens(encoder, choose, atlases)
     images, target = np.unique(choose.nsd_id, return_inverse=True)
     gallery = targets.image[targets.rows(images)]
     heads = [fit_head(x, y, penalty) for penalty in _PENALTIES]
-    scores = [recall_at_10(head(queries), gallery, target, seed=world.model_seed).mean() for head in heads]
+    scores = [recall_at_10(head(queries), gallery, target, seed=seed).mean() for head in heads]
     return heads[int(np.argmax(scores))]
 
 
-def encoder_rows(trained: Trained) -> pd.DataFrame:
-    """Rows of a system's encoder under real, permuted, zero and shuffled betas.
+def encoder_rows(
+    run: Run, encoder: BrainEncoder, held_out: HeldOut, *, is_aligned: bool, seed: int
+) -> pd.DataFrame:
+    """Measures of an encoder for each image with real, permuted, zero and shuffled betas.
 
-    ``recall_at_10`` is by the align stage's own head where there is one and by the linear head otherwise,
-    ``recall_at_10_linear`` always by the linear head (both 0 to 1, over draws of a control). ``cosine_zero``: cosine
-    of the mean brain tokens of real and of all-zero betas; ``cosine_zero_embedding``: of the align stage's embeddings.
+    ``recall_at_10`` is from the head of the align stage if there is one and from the linear head otherwise,
+    ``recall_at_10_linear`` always from the linear head (both 0 to 1, averaged over draws of a control).
+    ``cosine_zero`` is the cosine of the mean brain tokens of real and of all-zero betas, ``cosine_zero_embedding``
+    that of the embeddings of the align stage.
     """
-    world, system = trained.world, trained.system
-    checkpoint = load_captioner(trained.folder, load_llm(world.folder / "llm"))
-    encoder, atlases, targets = checkpoint.encoder, checkpoint.atlases, world.targets(system)
-    held_out = world.held_out(trained.split, system)
+    atlases, targets = run.recipe.encoder.atlases, run.targets
     images, target = np.unique(held_out.nsd_id, return_inverse=True)
     gallery = targets.image[targets.rows(images)]
-    linear = best_head(trained, encoder, atlases, targets)
-    is_aligned = system.encoder == "aligned"
-    aligner = world.aligner(trained.split, system) if is_aligned else None
+    linear = best_head(run, encoder, seed=seed)
+    aligner = run.aligner if is_aligned else None
     parts, zero = [], held_out.brain_tokens(encoder, atlases, np.zeros_like(held_out.betas[:1]))
     for control in RETRIEVED:
         own, by_linear = [], []
         for draw in range(1 if control in ("real", "zero") else _DRAWS):
-            tokens = _tokens(held_out, encoder, atlases, control, seed=world.model_seed + draw)
+            tokens = _tokens(held_out, encoder, atlases, control, seed=seed + draw)
             pooled = tokens.mean(dim=1).numpy().astype(np.float64)
             by_linear.append(recall_at_10(linear(pooled), gallery, target, seed=draw))
             if aligner is not None:
@@ -139,23 +133,3 @@ def _tokens(
         return held_out.brain_tokens(encoder, atlases, held_out.betas[order])
     betas = None if control == "real" else control_betas(control, held_out, seed=seed).betas
     return held_out.brain_tokens(encoder, atlases, betas)
-
-
-def make_diagnostics(trained: Trained) -> None:
-    """Judge the encoder of a trained system, unless that is done."""
-    trained.world.steps.run(
-        trained.encoder_step,
-        lambda: write_rows(trained.encoder_path, trained.world, encoder_rows(trained)),
-        settings=None,
-        after=(trained.step,),
-    )
-
-
-def rows_with_encoder(trained: Trained) -> pd.DataFrame:
-    """The rows of a system with those of its encoder beside them."""
-    columns = ["control", "nsd_id", "recall_at_10", "recall_at_10_linear", "cosine_zero"]
-    found = pd.read_parquet(trained.encoder_path)
-    extra = [column for column in ("cosine_zero_embedding",) if column in found]
-    return trained.rows().merge(
-        found[columns + extra], on=["control", "nsd_id"], how="left", validate="one_to_one"
-    )

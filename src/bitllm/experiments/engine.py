@@ -1,27 +1,29 @@
-"""Run experiments: choose a learning rate for every system on subj07, freeze it, train and judge on subj08.
+"""Run experiments: choose each system's learning rate on subj07, then train and evaluate all systems on subj08.
 
-The learning rates are chosen in the first world alone, by the mean CIDEr of subj07's validation images after training
+The learning rates are chosen in the first world only, by the mean CIDEr of subj07's validation images after training
 on subj01 to subj06. Then every world trains every system on subj01 to subj07 at its chosen rate. All systems of a
 world have the same brain, LLM, seed and number of steps.
 
-Worlds are shared by all questions, and by all processes that run in the same folder: start the same command again in
-another terminal (or on another machine of the same file system) and the two divide the work.
+Worlds are shared by all experiments, and by all processes that run in the same folder: the same command in another
+terminal (or on another machine with the same file system) takes a share of the work.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
+from bitllm.errors import DataError
 from bitllm.experiments.config import ExperimentConfig
-from bitllm.experiments.encoders import make_diagnostics, rows_with_encoder
-from bitllm.experiments.plan import Plan, Step, seconds_done, steps_of_system, steps_of_world
+from bitllm.experiments.grid import Cell, SplitName, World
 from bitllm.experiments.record import RECIPE, Kept, make_record, require_one_recipe, write_run
-from bitllm.experiments.systems import Trained
-from bitllm.experiments.world import World
+from bitllm.files import read_json
 from bitllm.pipeline.steps import Steps
 from bitllm.training.logging import Progress
 
@@ -29,36 +31,21 @@ WORLDS = "worlds"
 
 Experiments = dict[str, ExperimentConfig]
 Rates = dict[str, dict[str, Any]]
+"""How each system's learning rate was chosen."""
 
 
 class Unit(NamedTuple):
-    """What one process does at a time."""
+    """Work that one process does at a time."""
 
     place: str
     """Where much is shared with other units."""
     do: Callable[[], None]
 
 
-class Laboratory:
-    """The folder in which questions are put to the test: ``worlds/`` for what they share, one folder for each.
+class Grid:
+    """The folder of some experiments with one recipe: ``worlds/`` with what they share, and a folder for each.
 
-    Parameters
-    ----------
-    out
-        The folder.
-    experiments
-        The questions by name, of one recipe.
-    tell
-        Called with one line for each step.
-    progress
-        Called as ``progress(what, done, total)``.
-    kept
-        By question the worlds that need not be done again.
-
-    Raises
-    ------
-    OutputError
-        If the folder holds worlds of another recipe, version or simulation.
+    Published worlds (``kept``, by experiment) are not run again.
     """
 
     def __init__(
@@ -73,32 +60,38 @@ class Laboratory:
         self.out, self.experiments, self.tell, self.progress = Path(out), experiments, tell, progress
         self.kept = kept or {}
         self.steps = Steps(self.out / WORLDS, tell, "reproduce", tells_kept=False)
-        self.recipe = next(iter(experiments.values())).recipe
+        self.first = next(iter(experiments.values()))
+        self._worlds: dict[tuple[int, int], World] = {}
         with self.steps.claim("recipe", waits=True):
-            require_one_recipe(self.steps.folder / RECIPE, self.recipe)
+            require_one_recipe(self.steps.folder / RECIPE, self.first.recipe)
 
     def world(self, seeds: tuple[int, int]) -> World:
-        """One world."""
-        return World(self.out / WORLDS, self.recipe, *seeds, self.steps, self.progress)
-
-    def seconds_done(self) -> dict[str, float]:
-        """Seconds of every step that is done in the folder."""
-        return seconds_done(self.steps.folder)
+        """The world of a simulator seed and a model seed."""
+        if seeds not in self._worlds:
+            self._worlds[seeds] = World(
+                self.out / WORLDS, self.first.recipe, *seeds, self.tell, self.progress
+            )
+        return self._worlds[seeds]
 
     def kept_rows(self, name: str, seeds: tuple[int, int]) -> pd.DataFrame | None:
-        """The rows of a question in a world that need not be done again; None where it must be done."""
+        """The published rows of an experiment in a world; None if it must be run."""
         return self.kept[name].rows_of(self.world(seeds).name) if name in self.kept else None
 
     def units(self) -> Iterator[tuple[str, tuple[int, int]]]:
-        """Every question in every world of it that is not kept: all questions in a world before the next world."""
-        every = {seeds: None for config in self.experiments.values() for seeds in config.worlds}
+        """Each experiment in each of its worlds that is to run: all experiments in a world before the next world."""
+        every = {seeds for config in self.experiments.values() for seeds in config.worlds}
         for seeds in sorted(every, key=lambda one: (one[1], one[0])):
             for name, config in self.experiments.items():
                 if seeds in config.worlds and self.kept_rows(name, seeds) is None:
                     yield name, seeds
 
+    def cells(self, name: str, seeds: tuple[int, int], rates: Mapping[str, float]) -> list[Cell]:
+        """The systems of an experiment in one world, at their chosen rates."""
+        config, world = self.experiments[name], self.world(seeds)
+        return [Cell(world, config, "poster", system, dict(rates)) for system in config.systems]
+
     def divide(self, units: dict[str, Unit]) -> None:
-        """Do all units; those that another process is doing are left to it and looked at again at the end.
+        """Do all units, except those that another process does; return when all are done.
 
         Units of a place where another process works come last: they would wait for what they share.
         """
@@ -111,7 +104,7 @@ class Laboratory:
                 del pending[name]
 
     def _do_one(self, pending: dict[str, Unit], *, alone: bool) -> str | None:
-        """Do the first unit that no other process does (and at whose place none works); its name."""
+        """Do the first unit that no other process does (``alone``: and at whose place none works); its name."""
         for name, unit in pending.items():
             with self.steps.claim(name) as is_mine, self.steps.claim(f"at {unit.place}") as is_alone:
                 if is_mine and (is_alone or not alone):
@@ -129,170 +122,217 @@ def reproduce(
     progress: Progress,
     kept: Mapping[str, Kept] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Run questions in ``out``; steps that an earlier run finished are kept.
+    """Run experiments in ``out``; finished steps of an earlier run are not repeated.
 
-    Worlds in ``kept`` are not run: their rows are taken over, and their learning rates hold for the others.
+    Worlds in ``kept`` are not run: their rows are copied, and their learning rates are used in the other worlds.
 
     ``NAME/results.parquet`` (one row for each world, system, input and image) and ``NAME/results.json`` (where they
-    come from) are written whole after every world.
+    come from) are written after every world.
 
     Returns
     -------
     dict
-        What stands in each question's ``results.json``.
+        Content of each experiment's ``results.json``.
     """
-    laboratory = Laboratory(out, experiments, tell=tell, progress=progress, kept=kept)
+    grid = Grid(out, experiments, tell=tell, progress=progress, kept=kept)
     for name, config in experiments.items():
         tell(f"{name}: {config.question}")
-    plan = plan_of(laboratory)
-    tell(plan.in_words(laboratory.seconds_done()))
-    chosen = choose_rates(laboratory)
+    plan = plan_of(grid)
+    tell(plan.in_words(seconds_done(grid.steps.folder)))
+    chosen = choose_rates(grid)
     records: dict[str, dict[str, Any]] = {}
 
+    def collect(name: str) -> None:
+        with grid.steps.claim(f"{name} results", waits=True):
+            records[name] = _collect(grid, name, chosen[name], is_quick=is_quick)
+
     def do(name: str, seeds: tuple[int, int]) -> None:
-        make_systems(laboratory, name, seeds, chosen[name])
-        with laboratory.steps.claim(f"{name} results", waits=True):
-            records[name] = _collect(laboratory, name, chosen[name], is_quick=is_quick)
-        if minutes := plan.minutes_left(laboratory.seconds_done()):
+        for cell in grid.cells(name, seeds, _rates(chosen[name])):
+            cell.make()
+        collect(name)
+        if minutes := plan.minutes_left(seconds_done(grid.steps.folder)):
             tell(f"{name} {seeds} done; about {minutes:.0f} min of one process are left")
 
-    laboratory.divide(
+    grid.divide(
         {
             f"unit {name} {seeds}": Unit(f"world {seeds}", partial(do, name, seeds))
-            for name, seeds in laboratory.units()
+            for name, seeds in grid.units()
         }
     )
     for name in experiments:
-        with laboratory.steps.claim(f"{name} results", waits=True):
-            records[name] = _collect(laboratory, name, chosen[name], is_quick=is_quick)
+        collect(name)
     return records
 
 
-def choose_rates(laboratory: Laboratory) -> dict[str, Rates]:
-    """For each question and system the learning rate with the highest mean CIDEr on subj07's validation images."""
+def choose_rates(grid: Grid) -> dict[str, Rates]:
+    """For each experiment and system the learning rate with the highest mean CIDEr on subj07's validation images."""
     chosen: dict[str, Rates] = {
-        name: laboratory.kept[name].rates if name in laboratory.kept else {}
-        for name in laboratory.experiments
+        name: grid.kept[name].rates if name in grid.kept else {} for name in grid.experiments
     }
-    for of_later in (False, True):  # rft and what goes on start from sft at its chosen rate
+    for of_children in (False, True):  # these start from an sft at its chosen rate
         tried = [
-            (name, trained)
-            for name in laboratory.experiments
-            if name not in laboratory.kept
-            for trained in _candidates(laboratory, name, chosen[name], of_later=of_later)
+            (name, cell)
+            for name in grid.experiments
+            if name not in grid.kept
+            for cell in _candidates(grid, name, _rates(chosen[name]), of_children=of_children)
         ]
-        laboratory.divide({f"unit {one.step}": Unit(one.step, one.make) for _, one in tried})
-        for name, trained in tried:
-            found = chosen[name].setdefault(trained.name, {"CIDEr, validation": {}})
-            rows = trained.rows()
-            scores = found["CIDEr, validation"]
-            scores[f"{trained.rates[trained.name]:g}"] = round(
-                float(rows[rows["control"] == "real"]["cider"].mean()), 2
-            )
-            found["chosen"] = best_rate({float(rate): cider for rate, cider in scores.items()})
-        _fill_in(laboratory, chosen)
+        grid.divide({f"unit {cell.step}".replace("/", " "): Unit(cell.label, cell.make) for _, cell in tried})
+        for name, cell in tried:
+            found = chosen[name].setdefault(cell.name, {"CIDEr, validation": {}})
+            rows, scores = cell.rows(), found["CIDEr, validation"]
+            cider = rows[rows["control"] == "real"]["cider"].mean()
+            scores[f"{cell.rates[cell.name]:g}"] = round(float(cider), 2)
+            found["chosen"] = best_rate({float(rate): score for rate, score in scores.items()})
+        _fill_in(grid, chosen)
     for name, of_system in chosen.items():
         rates = ", ".join(f"{system} {row['chosen']:g}" for system, row in of_system.items())
         is_chosen = any("CIDEr, validation" in row for row in of_system.values())
-        how = "chosen on subj07" if is_chosen else "set beforehand"
-        laboratory.tell(f"{name}: learning rates, {how}: {rates}")
+        grid.tell(f"{name}: learning rates, {'chosen on subj07' if is_chosen else 'set beforehand'}: {rates}")
     return chosen
 
 
-def _candidates(laboratory: Laboratory, name: str, chosen: Rates, *, of_later: bool) -> list[Trained]:
-    """Every system at every learning rate of its grid, in the first world: what starts from others later."""
-    config = laboratory.experiments[name]
-    world = laboratory.world(config.worlds[0])
+def _rates(chosen: Rates) -> dict[str, float]:
+    return {system: row["chosen"] for system, row in chosen.items()}
+
+
+def _candidates(grid: Grid, name: str, rates: dict[str, float], *, of_children: bool) -> list[Cell]:
+    """Systems at every learning rate of their grids, in the first world."""
+    config = grid.experiments[name]
+    world = grid.world(config.worlds[0])
     return [
-        Trained(world, config, "develop", system, _rates_before(config, system, chosen) | {system: rate})
+        Cell(world, config, "develop", system, rates | {system: rate})
         for system, changes in config.systems.items()
-        if (changes.start is not None) == of_later and len(config.rates_of(system)) > 1
-        for rate in config.rates_of(system)
+        if (changes.parent is not None) == of_children and _is_tried(config, system)
+        for rate in config.grid_of(system)
     ]
 
 
-def _rates_before(config: ExperimentConfig, system: str, chosen: Rates) -> dict[str, float]:
-    start = config.systems[system].start
-    return {} if start is None else {start: chosen[start]["chosen"]}
+def _is_tried(config: ExperimentConfig, system: str) -> bool:
+    return config.systems[system].rate_of is None and len(config.grid_of(system)) > 1
 
 
-def _fill_in(laboratory: Laboratory, chosen: dict[str, Rates]) -> None:
-    """Systems whose stage has one learning rate have it without a trial; those that take another's rate have that."""
-    for name, config in laboratory.experiments.items():
+def _fill_in(grid: Grid, chosen: dict[str, Rates]) -> None:
+    """Rates of systems that take another's, or have only one to choose from."""
+    for name, config in grid.experiments.items():
         for system, changes in config.systems.items():
             if changes.rate_of in chosen[name]:
                 rate = chosen[name][changes.rate_of]["chosen"]
                 chosen[name][system] = {"chosen": rate, "taken from": changes.rate_of}
-            elif len(grid := config.rates_of(system)) == 1:
-                chosen[name][system] = {"chosen": grid[0], "the only one": True}
+            elif changes.rate_of is None and len(rates := config.grid_of(system)) == 1:
+                chosen[name][system] = {"chosen": rates[0], "the only one": True}
 
 
 def best_rate(tried: dict[float, float]) -> float:
-    """The rate with the highest score; the lowest of those that are equal."""
+    """The rate with the highest score; the lowest of equal ones."""
     return min(tried, key=lambda rate: (-tried[rate], rate))
 
 
-def systems_in(laboratory: Laboratory, name: str, seeds: tuple[int, int], chosen: Rates) -> list[Trained]:
-    """Every system of a question in one world, at its chosen rate."""
-    rates = {system: row["chosen"] for system, row in chosen.items()}
-    config, world = laboratory.experiments[name], laboratory.world(seeds)
-    return [Trained(world, config, "poster", system, rates) for system in config.systems]
-
-
-def make_systems(laboratory: Laboratory, name: str, seeds: tuple[int, int], chosen: Rates) -> None:
-    """Train and judge every system of a question in one world."""
-    for trained in systems_in(laboratory, name, seeds, chosen):
-        trained.make()
-        if trained.has_diagnostics:
-            make_diagnostics(trained)
-
-
-def plan_of(laboratory: Laboratory) -> Plan:
-    """Every step of all questions."""
-    steps: list[Step] = []
-    for name, seeds in laboratory.units():
-        config, world = laboratory.experiments[name], laboratory.world(seeds)
-        grids = _grids(laboratory, name)
-        steps += steps_of_world(world)
-        for system in config.systems:
-            steps += steps_of_system(world, config, "poster", system, grids)
-            is_first = seeds == config.worlds[0] and name not in laboratory.kept
-            tried = config.rates_of(system) if is_first else ()
-            for rate in tried if len(tried) > 1 else ():
-                steps += steps_of_system(world, config, "develop", system, grids | {system: (rate,)})
-    return Plan(steps, laboratory.recipe.seconds)
-
-
-def _grids(laboratory: Laboratory, name: str) -> dict[str, tuple[float, ...]]:
-    """The learning rates that each system of a question may end with."""
-    if name in laboratory.kept:
-        return {system: (row["chosen"],) for system, row in laboratory.kept[name].rates.items()}
-    config = laboratory.experiments[name]
-    return {system: config.grid_of(system) for system in config.systems}
-
-
-def _collect(laboratory: Laboratory, name: str, chosen: Rates, *, is_quick: bool) -> dict[str, Any]:
-    """Write the rows of all worlds of a question that are done, and their record."""
-    config, parts, done = laboratory.experiments[name], [], []
+def _collect(grid: Grid, name: str, chosen: Rates, *, is_quick: bool) -> dict[str, Any]:
+    """Write the rows of all finished worlds of an experiment, and their record."""
+    config, parts, done = grid.experiments[name], [], []
     for seeds in config.worlds:
-        if (rows := laboratory.kept_rows(name, seeds)) is not None:
-            done.append(laboratory.world(seeds).name)
+        if (rows := grid.kept_rows(name, seeds)) is not None:
+            done.append(grid.world(seeds).name)
             parts.append(rows)
             continue
-        systems = systems_in(laboratory, name, seeds, chosen)
-        if not all(trained.is_judged for trained in systems):
-            continue
-        done.append(systems[0].world.name)
-        parts += [rows_with_encoder(one) if one.has_diagnostics else one.rows() for one in systems]
+        cells = grid.cells(name, seeds, _rates(chosen))
+        if all(cell.is_evaluated for cell in cells):
+            done.append(grid.world(seeds).name)
+            parts += [cell.rows() for cell in cells]
     record = make_record(name, config, is_quick=is_quick) | {
         "worlds": done,
         "is_complete": len(done) == len(config.worlds),
         "learning_rates": chosen,
     }
-    if name in laboratory.kept:
-        record["earlier"] = laboratory.kept[name].origins()
+    if name in grid.kept:
+        record["earlier"] = grid.kept[name].origins()
     if parts:
-        write_run(laboratory.out / name, pd.concat(parts, ignore_index=True), record)
+        write_run(grid.out / name, pd.concat(parts, ignore_index=True), record)
     if 0 < len(done) < len(config.worlds):
-        laboratory.tell(f"{name}: {len(done)} of {len(config.worlds)} worlds are done")
+        grid.tell(f"{name}: {len(done)} of {len(config.worlds)} worlds are done")
     return record
+
+
+class Plan:
+    """The steps of a run, and the time that they take.
+
+    Parameters
+    ----------
+    steps
+        Possible names of each step (RUN/STEP; several before the learning rates are chosen), and its kind.
+    expected
+        Seconds of each kind of step in one process on the machine that the recipe was timed on.
+    """
+
+    def __init__(self, steps: Iterable[tuple[tuple[str, ...], str]], expected: dict[str, float]) -> None:
+        self.steps, self.expected = dict(steps), expected
+
+    def in_words(self, done: dict[str, float]) -> str:
+        """One sentence about what is to be done, from the seconds of every finished step."""
+        left = Counter(kind for names, kind in self.steps.items() if done.keys().isdisjoint(names))
+        parts = ", ".join(f"{n} {kind}" for kind, n in left.items())
+        n_kept = len(self.steps) - left.total()
+        kept = f" ({n_kept} were done by an earlier run)" if n_kept else ""
+        what = f"{left.total()} steps to do{kept}: {parts or 'none'}"
+        if untimed := sorted(set(left) - set(self.expected)):
+            return f"{what}; how long is not known: {', '.join(untimed)} of this recipe were never timed"
+        like = "this one" if n_kept else "the one that the recipe was timed on"
+        return (
+            f"{what}; about {self.minutes_left(done):.0f} min of one process on a machine like {like}; several "
+            f"processes in this folder share them"
+        )
+
+    def minutes_left(self, done: dict[str, float]) -> float:
+        """Time of the steps that are left, in minutes: as timed, corrected by the time of the finished steps."""
+        took = timed = left = 0.0
+        for names, kind in self.steps.items():
+            expected = self.expected.get(kind, 0.0)
+            if done.keys().isdisjoint(names):
+                left += expected
+            else:
+                took, timed = took + max(done.get(name, 0.0) for name in names), timed + expected
+        return (took / timed if took > 0 and timed > 0 else 1.0) * left / 60
+
+
+def seconds_done(worlds: Path) -> dict[str, float]:
+    """Seconds of every finished step in a folder of worlds."""
+    done = {}
+    for mark in worlds.glob("*/steps/*.json"):
+        with suppress(DataError):  # another process makes this step again
+            done[f"{mark.parent.parent.name}/{mark.stem}"] = read_json(mark)["seconds"]
+    return done
+
+
+def plan_of(grid: Grid) -> Plan:
+    """Every step of all experiments."""
+    steps: list[tuple[tuple[str, ...], str]] = []
+    for name, seeds in grid.units():
+        config, kept = grid.experiments[name], grid.kept.get(name)
+        rates = {system: config.grid_of(system) for system in config.systems}
+        if kept is not None:
+            rates = {system: (row["chosen"],) for system, row in kept.rates.items()}
+        is_first = seeds == config.worlds[0] and kept is None
+        for system in config.systems:
+            steps += _steps_of(grid, name, seeds, "poster", system, rates)
+            for rate in config.grid_of(system) if is_first and _is_tried(config, system) else ():
+                steps += _steps_of(grid, name, seeds, "develop", system, rates | {system: (rate,)})
+    return Plan(steps, grid.first.seconds)
+
+
+def _steps_of(
+    grid: Grid,
+    name: str,
+    seeds: tuple[int, int],
+    split: SplitName,
+    system: str,
+    rates: Mapping[str, tuple[float, ...]],
+) -> list[tuple[tuple[str, ...], str]]:
+    """The steps of one system, whatever its learning rate and that of the system that it starts from."""
+    config, parent = grid.experiments[name], grid.experiments[name].systems[system].parent
+    names = [system] if parent is None else [system, parent]
+    cells = [
+        Cell(grid.world(seeds), config, split, system, dict(zip(names, some, strict=True)))
+        for some in product(*(rates[name] for name in names))
+    ]
+    every = zip(*(cell.steps() for cell in cells), strict=True)
+    return [(tuple(dict.fromkeys(step for step, _ in same)), same[0][1]) for same in every]

@@ -1,4 +1,4 @@
-"""What a run of a question leaves: rows of every world, and a record of where they come from."""
+"""The results of an experiment: rows of every world (Parquet), and a record of where they come from (JSON)."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,10 +12,10 @@ from bitllm.errors import DataError, OutputError
 from bitllm.evaluation.bits import evidence_per_image
 from bitllm.evaluation.outcomes import Outcomes
 from bitllm.experiments.config import CONFIG, ExperimentConfig, read_experiment
-from bitllm.experiments.recipe import Recipe
-from bitllm.experiments.world import World
+from bitllm.experiments.verdict import Claim
 from bitllm.files import file_written_whole, read_json, sha256_of_json, write_json
-from bitllm.simulation.parameters import SIMULATION_VERSION, preset
+from bitllm.pipeline.recipe import Recipe, TrainerSettings
+from bitllm.simulation.parameters import SIMULATION_VERSION
 from bitllm.stages.workspace import git_revision, versions
 
 ROWS, RECORD, RECIPE = "results.parquet", "results.json", "recipe.json"
@@ -25,7 +25,7 @@ _ORIGIN = ("worlds", "versions", "git_revision")
 
 
 class Kept(NamedTuple):
-    """Worlds of a question that an earlier run did, perhaps on another machine, with its learning rates."""
+    """Published worlds of an experiment, with their learning rates."""
 
     rows: pd.DataFrame
     record: dict[str, Any]
@@ -36,7 +36,7 @@ class Kept(NamedTuple):
         return dict(self.record["learning_rates"])
 
     def rows_of(self, world: str) -> pd.DataFrame | None:
-        """The rows of one world; None where it is not among them."""
+        """The rows of one world; None if it is not published."""
         return self.rows[self.rows["world"] == world] if world in self.record["worlds"] else None
 
     def origins(self) -> list[dict[str, Any]]:
@@ -49,14 +49,7 @@ class Kept(NamedTuple):
 
 
 def read_kept(name: str, folder: Path) -> Kept | None:
-    """The results that lie beside a question in the folder of experiments; None where there are none.
-
-    Raises
-    ------
-    DataError
-        If they are not those of a full run of the configuration beside them, with other seeds at most, on the
-        simulated brains of today.
-    """
+    """The published results of an experiment; None if there are none."""
     if not (folder / name / ROWS).exists():
         return None
     rows, record = read_run(folder / name)
@@ -64,18 +57,18 @@ def read_kept(name: str, folder: Path) -> Kept | None:
     if record["simulation_version"] != SIMULATION_VERSION:
         raise DataError(
             f"{folder / name / RECORD}: expected results of simulation version {SIMULATION_VERSION}, found "
-            f"{record['simulation_version']}, whose brains are others; run the question without --keep-published"
+            f"{record['simulation_version']}, which has other brains; run the experiment without --keep-published"
         )
     return Kept(rows.assign(bleu_counts=rows["bleu_counts"].map(list)), record)
 
 
 def make_record(name: str, config: ExperimentConfig, *, is_quick: bool) -> dict[str, Any]:
-    """Where results of this process come from, but for the worlds."""
+    """Where the results of this process come from, without the worlds."""
     content = config.model_dump(mode="json")
     return {
         "question": name,
         "command": f"bitllm reproduce {name}" + (" --quick" if is_quick else ""),
-        "data": f"simulated (preset {config.recipe.preset}, simulation version {SIMULATION_VERSION})",
+        "data": f"simulated (preset {config.recipe.data.preset}, simulation version {SIMULATION_VERSION})",
         "is_quick": is_quick,
         "config_sha256": sha256_of_json(content),
         "config": content,
@@ -113,20 +106,6 @@ def rows_of(found: Outcomes, *, seed: int) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def write_rows(path: Path, world: World, rows: pd.DataFrame) -> None:
-    """Write rows with where they come from, whole or not at all."""
-    rows = rows.assign(
-        world=world.name,
-        simulator_seed=world.simulator_seed,
-        model_seed=world.model_seed,
-        simulation_version=SIMULATION_VERSION,
-        bitllm_version=__version__,
-        git_revision=git_revision() or "unknown",
-    )
-    with file_written_whole(path) as unfinished:
-        rows.to_parquet(unfinished, index=False)
-
-
 def write_run(folder: Path, rows: pd.DataFrame, record: dict[str, Any]) -> None:
     """Write rows and their record, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -137,13 +116,7 @@ def write_run(folder: Path, rows: pd.DataFrame, record: dict[str, Any]) -> None:
 
 
 def read_run(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """All rows of a run that is not quick, those of waves that are not whole included, and its record.
-
-    Raises
-    ------
-    DataError
-        If they do not belong together, or are of a quick run.
-    """
+    """All rows of a run that is not quick, those of waves that are not whole included, and its record."""
     record, path = read_json(folder / RECORD), folder / ROWS
     if not path.exists():
         raise DataError(
@@ -175,57 +148,52 @@ def read_run(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
 
 
 def require_same(config: ExperimentConfig, record: dict[str, Any], folder: Path) -> None:
-    """Refuse results of other claims or systems than the configuration has; some of its seeds are enough.
+    """Refuse results of other claims or systems than the configuration has; it may have more seeds than the results.
 
-    How long the recipe's steps take may be told later: it decides nothing.
-
-    Raises
-    ------
-    DataError
-        If anything else is different.
+    Records of version 0.1 describe a system by settings that no longer exist: of these only the claims, the names of
+    the systems and the seeds are compared. (A test compares every published setting with today's recipes.)
     """
-    now, then = (_deciding(content) for content in (config.model_dump(mode="json"), record["config"]))
-    changed = [key for key in now if key not in _SEEDS and now[key] != then.get(key)]
-    changed += [key for key in _SEEDS if not set(then[key]) <= set(now[key])]
+    then = record["config"]
+    changed = [key for key in _SEEDS if not set(then[key]) <= set(getattr(config, key))]
+    if "preset" in then["recipe"]:  # of version 0.1
+        if tuple(Claim.parse(claim) for claim in then["claims"]) != config.claims:
+            changed.append("claims")
+        if list(then["systems"]) != list(config.systems):
+            changed.append("systems")
+    else:
+        before = ExperimentConfig.parse(then, source=str(folder / RECORD))
+        keys = [key for key in ExperimentConfig.model_fields if key not in (*_SEEDS, "seconds")]
+        changed += [key for key in keys if _deciding(getattr(config, key)) != _deciding(getattr(before, key))]
     if changed:
         raise DataError(
             f"{folder / CONFIG}: expected the configuration that {RECORD} was made with, found other "
-            f"{', '.join(changed)}; a rule is not changed after its result: put it back, or run the experiment again"
+            f"{', '.join(changed)}; a rule is not "
+            "changed after its result: undo the change, or run the experiment again"
         )
 
 
 def require_one_recipe(path: Path, recipe: Recipe) -> None:
-    """Note what the worlds of a folder are made with, or refuse where that is something else.
+    """Record the recipe of the worlds in a folder, or refuse the folder if they have another one.
 
-    Rows of finished worlds are found by the names of their systems, which do not tell the recipe.
-
-    Raises
-    ------
-    OutputError
-        If they are of another recipe, preset, version of the package or of the simulation.
+    Rows of finished worlds are found by what a system changes, which does not include the recipe.
     """
-    now = {
-        "recipe": recipe.model_dump(mode="json", exclude={"seconds"}),
-        "preset": preset(recipe.preset).model_dump(mode="json"),
+    now = _deciding(recipe).model_dump(mode="json") | {
+        "preset": recipe.data.simulation.model_dump(mode="json"),
         "bitllm": __version__,
         "simulation": SIMULATION_VERSION,
     }
     then = read_json(path) if path.exists() else now
-    if changed := [f"{key} {part}" for key in now for part in _differing(now[key], then.get(key))]:
+    if changed := [key for key in now if now[key] != then.get(key)]:
         raise OutputError(
             f"{path.parent}: expected worlds of one recipe, found some that were made with another "
-            f"{', '.join(one.strip() for one in changed)}; name a new folder with --out"
+            f"{', '.join(changed)}; name a new folder with --out"
         )
     if not path.exists():
         write_json(path, now)
 
 
-def _differing(now: Any, then: Any) -> list[str]:
-    """Names of the parts that differ; an empty one where there are no parts."""
-    if isinstance(now, dict) and isinstance(then, dict):
-        return sorted(key for key in now.keys() | then.keys() if now.get(key) != then.get(key))
-    return [] if now == then else [""]
-
-
-def _deciding(content: dict[str, Any]) -> dict[str, Any]:
-    return content | {"recipe": {key: value for key, value in content["recipe"].items() if key != "seconds"}}
+def _deciding(value: Any) -> Any:
+    """A recipe without what does not change a result; everything else as it is."""
+    if not isinstance(value, Recipe):
+        return value
+    return value.model_copy(update={"variants": {}, "trainer": TrainerSettings()})

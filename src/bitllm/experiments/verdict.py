@@ -1,20 +1,19 @@
-"""A claim, its effect with the interval over brains, models and images, and the verdict by a rule set beforehand.
+"""A claim, its effect with an interval over brains, models and images, and the verdict by a rule set in advance.
 
-Both arms have the same brains, model seeds and images, and so every image of every world gives one paired difference
-(corpus BLEU-4: every resampling of a world's images gives one). A claim of so many *times* as much is tested as the
-difference *more − factor × less*. Two
-intervals are made, and the wider one counts. One is Student's t of the brains' mean differences: brains, not images,
-are what a verdict generalises over. The other is a bootstrap of model seeds and images (the same ones for all model
-seeds) within the brains at hand, for brains whose means happen to lie close together. Of one brain there is only the
-second, and no verdict.
+Both arms have the same brains, model seeds and images, so each image of each world gives one paired difference (for
+corpus BLEU-4: each resampling of a world's images gives one). A claim of a *factor* is tested as the difference
+*more − factor × less*. Two intervals are computed, and the wider one counts: Student's t over the brains' mean
+differences, because a verdict generalizes over brains, not images; and a bootstrap over model seeds and images (the
+same images for all model seeds) within the given brains, for brains whose means happen to be close together. With one
+brain there is only the second, and no verdict.
 
-A bootstrap in three levels (brains, then model seeds, then images) would count the spread within brains twice, as the
-brains' means have it already. Of 300 experiments without an effect on normal numbers, an interval that left out 0 came
-out in none with such a bootstrap of three brains, and in 0 to 3 % (three brains) or 1 to 5 % (five) with the wider of
-the two; the more the brains differ, the more often.
+A bootstrap over three levels (brains, then model seeds, then images) would count the variance within brains twice,
+because the brains' means contain it already. In 300 simulated experiments without an effect (normal numbers), the
+interval excluded 0 in none with such a bootstrap of three brains, and in 0 to 3 % (three brains) or 1 to 5 % (five)
+with the wider of the two; more often the more the brains differ.
 
-The rule: *borne out* where the interval lies above 0; *not borne out* where it lies below the claim's negligible
-difference; *undecided* otherwise, and where there are fewer than three brains.
+The rule: *borne out* if the interval is above 0; *not borne out* if it is below the claim's negligible difference;
+*undecided* otherwise, and with fewer than three brains.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,6 +28,7 @@ from scipy import stats
 from bitllm.config import StrictConfig
 from bitllm.errors import DataError
 from bitllm.metrics.bleu import bleu_from_counts
+from bitllm.metrics.intervals import Estimate
 
 Numbers = Float[np.ndarray, "_models _images _numbers"]
 Verdict = Literal["borne out", "not borne out", "undecided"]
@@ -40,16 +40,16 @@ LEAST_BRAINS = 3
 _KEYS = ["simulator_seed", "model_seed", "nsd_id"]
 
 RETRIEVED = ("real", "permuted", "zero", "shuffle")
-"""Inputs that an encoder is judged under."""
+"""Inputs that an encoder alone is evaluated with."""
 MEASURED_UNDER: dict[str, tuple[str, ...]] = {
     "bits": ("real",),
     "cosine_zero": ("real",),
     "recall_at_10": RETRIEVED,
     "recall_at_10_linear": RETRIEVED,
 }
-"""Inputs for which a measure is made, where these are not all."""
+"""Inputs that a measure exists for, if not for all."""
 ENCODER_MEASURES = ("cosine_zero", "recall_at_10", "recall_at_10_linear")
-"""What is measured of an encoder alone, in questions with diagnostics."""
+"""Measures of an encoder alone, in experiments with diagnostics."""
 
 
 class Arm(StrictConfig):
@@ -58,58 +58,49 @@ class Arm(StrictConfig):
     system: str
     """Name of the system."""
     control: str = "real"
-    """Input: real, permuted, llm_alone or one of the recipe's controls."""
+    """Input: real, permuted, llm_alone or one of the experiment's controls."""
 
     def __str__(self) -> str:
         return self.system if self.control == "real" else f"{self.system} ({self.control})"
 
 
 class Claim(StrictConfig):
-    """One claim: that one arm has more than another. Written down before the run."""
+    """One claim, written before the run: one arm has more of a measure than another."""
 
     text: str
     """The claim in words."""
     more: Arm
-    """The arm that is claimed to have more."""
+    """The arm that should have more."""
     less: Arm
-    """The arm that it is compared with."""
+    """The other arm."""
     measure: Measure = "cider"
-    """What is compared, per image (BLEU-4: of all images of a world)."""
+    """The measure, per image (BLEU-4: of all images of a world)."""
     factor: float = Field(default=1.0, gt=0)
-    """How many times as much the first arm is claimed to have."""
+    """How many times as much the first arm should have."""
     negligible: float = Field(default=0.0, ge=0)
-    """A difference of at most this is none: an interval below it says that the claim is not borne out."""
+    """Largest difference that counts as none: with an interval below it the claim is not borne out."""
     poster: str
     """The poster's figures, on NSD."""
 
 
 class Effect(NamedTuple):
-    """Both arms' means and their paired difference."""
+    """Means of both arms and their paired difference."""
 
     more: float
     less: float
-    difference: float
-    low: float
-    high: float
-    p: float
-    """Two-sided p-value of no difference: the larger one of the two intervals'."""
+    difference: Estimate
+    """*more − factor × less*; its p is the larger one of the two intervals'."""
     n_brains: int
     n_models: int
     """Model seeds on each brain."""
     n_images: int
     """Images of each brain."""
     by_brain: tuple[float, ...] = ()
-    """The difference of every brain."""
+    """The difference on each brain."""
 
 
 def effect_of(claim: Claim, rows: pd.DataFrame, *, n_draws: int = 2000, seed: int = 0) -> Effect:
-    """The paired effect of a claim in the rows of an experiment.
-
-    Raises
-    ------
-    DataError
-        If an arm has no rows, or the two arms do not have the same images.
-    """
+    """The paired effect of a claim in the rows of an experiment."""
     arms = [_numbers(rows, arm, claim.measure) for arm in (claim.more, claim.less)]
     if not arms[0].index.equals(arms[1].index):
         raise DataError(
@@ -131,10 +122,7 @@ def effect_of(claim: Claim, rows: pd.DataFrame, *, n_draws: int = 2000, seed: in
     return Effect(
         more=float(means[:, 0].mean()),
         less=float(means[:, 1].mean()),
-        difference=difference,
-        low=float(low),
-        high=float(high),
-        p=p,
+        difference=Estimate(difference, float(low), float(high), p),
         n_brains=len(pairs),
         n_models=n_models,
         n_images=n_images,
@@ -143,12 +131,13 @@ def effect_of(claim: Claim, rows: pd.DataFrame, *, n_draws: int = 2000, seed: in
 
 
 def verdict_of(effect: Effect, negligible: float) -> Verdict:
-    """The verdict on a claim that the difference is positive."""
-    if effect.n_brains < LEAST_BRAINS:
+    """The verdict on the claim that the difference is positive."""
+    high = effect.difference.high
+    if effect.n_brains < LEAST_BRAINS or high is None:
         return "undecided"
-    if effect.low > 0:
+    if effect.difference.is_above_zero:
         return "borne out"
-    return "not borne out" if effect.high < negligible else "undecided"
+    return "not borne out" if high < negligible else "undecided"
 
 
 def mean_of(sums: Float[np.ndarray, "*draws one"], n: int) -> Float[np.ndarray, " *draws"]:
@@ -169,7 +158,7 @@ def draw_differences(
     n_draws: int,
     seed: int,
 ) -> Float[np.ndarray, " n_draws"]:
-    """Mean over all brains of each one's *more − factor × less*, with models and images drawn with replacement."""
+    """Mean over brains of *more − factor × less*, with models and images drawn with replacement."""
     rng = np.random.default_rng(seed)
     found = np.zeros(n_draws)
     for more, less in pairs:
@@ -197,7 +186,7 @@ def _percentiles(draws: Float[np.ndarray, " n_draws"]) -> tuple[float, float, fl
 
 
 def _numbers(rows: pd.DataFrame, arm: Arm, measure: str) -> pd.DataFrame:
-    """Summable numbers of an arm, one row for each world and image."""
+    """Numbers of an arm that may be summed over images, one row for each world and image."""
     chosen = rows[(rows["system"] == arm.system) & (rows["control"] == arm.control)]
     column = "bleu_counts" if measure == "bleu_4" else measure
     chosen = chosen[chosen[column].notna()] if column in chosen else chosen[:0]

@@ -14,20 +14,13 @@ from typing import Any
 
 from bitllm import __version__
 from bitllm.data.prepare import prepare_nsd
-from bitllm.data.splits import (
-    PRESETS,
-    Split,
-    check_split,
-    images_in_statistics,
-    load_split,
-    make_split,
-    save_split,
-)
+from bitllm.data.splits import images_in_statistics, save_split
 from bitllm.data.targets import load_clip, make_targets, save_targets
-from bitllm.errors import CheckpointError, ConfigError, TrainingError
+from bitllm.errors import CheckpointError, TrainingError
 from bitllm.files import read_record, sha256_of_json
 from bitllm.model.build import CARD
 from bitllm.model.encoder import BrainEncoder
+from bitllm.pipeline.data import replace_coordinates_by_indices, split_of
 from bitllm.pipeline.recipe import System
 from bitllm.pipeline.run import Run
 from bitllm.simulation.parameters import SIMULATION_VERSION
@@ -69,35 +62,28 @@ def make_data(run: Run) -> None:
     """The store (simulated where the recipe names none) and the split."""
     recipe, data = run.recipe, run.recipe.data
     if data.store is None:
-        simulation, fraction = data.simulation, data.simulated_validation_fraction
+        simulation, seed = data.simulation, recipe.seed if data.seed is None else data.seed
         _once(
             run,
             "simulate",
             partial(
                 _fresh,
                 run.folder / "nsd",
-                lambda path: simulate_release(path, simulation, seed=recipe.seed, progress=run.progress),
+                lambda path: simulate_release(path, simulation, seed=seed, progress=run.progress),
             ),
-            [__version__, SIMULATION_VERSION, simulation.model_dump(mode="json"), recipe.seed],
+            [__version__, SIMULATION_VERSION, simulation.model_dump(mode="json"), seed],
         )
+        settings: list[Any] = [seed, data.simulated_validation_fraction]
+        if data.coordinates != "mni":
+            settings.append(data.coordinates)
         _once(
             run,
             "prepare",
-            partial(
-                _fresh,
-                run.folder / "store",
-                lambda path: prepare_nsd(
-                    run.folder / "nsd",
-                    path,
-                    seed=recipe.seed,
-                    validation_fraction=fraction,
-                    progress=run.progress,
-                ),
-            ),
-            [recipe.seed, fraction],
+            partial(_fresh, run.folder / "store", partial(_prepare, run, seed)),
+            settings,
             after=("simulate",),
         )
-    split = _split_of(run)
+    split = split_of(run.store, data, seed=recipe.seed)
     _once(run, "split", lambda: save_split(split, run.folder / "split.json"), split.sha256)
 
 
@@ -201,7 +187,7 @@ def _rft(run: Run, system: System, start: Path) -> bool:
             **parts,
             sft_folder=start,
             llm_path=run.llm_source,
-            make_reward=run.reward_maker(),
+            make_reward=run.reward_maker(system.rft),
             context=run.context,
         ),
     )
@@ -256,23 +242,22 @@ def _once(
     barrier()
 
 
+def _prepare(run: Run, seed: int, path: Path) -> None:
+    data = run.recipe.data
+    prepare_nsd(
+        run.folder / "nsd",
+        path,
+        seed=seed,
+        validation_fraction=data.simulated_validation_fraction,
+        progress=run.progress,
+    )
+    if data.coordinates == "indices":
+        replace_coordinates_by_indices(path)
+
+
 def _fresh(path: Path, make: Callable[[Path], None]) -> None:
     shutil.rmtree(path, ignore_errors=True)
     make(path)
-
-
-def _split_of(run: Run) -> Split:
-    name = run.recipe.data.split
-    if name in PRESETS:
-        return make_split(run.store, name)
-    if not Path(name).is_file():
-        raise ConfigError(
-            f"data.split: expected one of {', '.join(PRESETS)} or the file of a split, found `{name}`; make one with "
-            "`bitllm split`"
-        )
-    split = load_split(Path(name))
-    check_split(run.store, split)
-    return split
 
 
 def warnings_of(run: Run) -> list[str]:

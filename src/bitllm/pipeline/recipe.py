@@ -58,6 +58,16 @@ class DataConfig(StrictConfig):
     """Folder of a store. Without one, the data are simulated."""
     split: str = "poster"
     """Preset of a split (poster, develop), or a file that `bitllm split` wrote."""
+    held_out: str | None = None
+    """Subject to test instead of the split's; all others train."""
+    n_train_subjects: int | None = Field(default=None, gt=0)
+    """Number of training subjects of the split that are used, the first ones. Default: all."""
+    training_share: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the training images that is used, drawn by the seed. Default: all."""
+    n_shots: int | None = Field(default=None, gt=0)
+    """About this many trials of the test subject, on training images of its own, are added to the training."""
+    n_shots_alone: int | None = Field(default=None, gt=0)
+    """About this many trials of the test subject, on training images, are the only training trials."""
     targets: Path | None = None
     """CLIP embeddings of the images and captions (`bitllm embed`). Without them, the run computes its own."""
     preset: str = "demo"
@@ -66,6 +76,12 @@ class DataConfig(StrictConfig):
     """Strength of the simulated signal (1); 0 simulates betas that do not depend on the images."""
     noise: float | None = Field(default=None, ge=0)
     """Strength of everything in the simulated betas that is not a response (1)."""
+    misalignment_mm: float | None = Field(default=None, ge=0)
+    """Typical distance between anatomical and functional place in the simulation (4)."""
+    coordinates: Literal["mni", "indices"] = "mni"
+    """Coordinates of the simulated voxels: MNI, or indices in the subject's own volume (scaled to mm)."""
+    seed: int | None = Field(default=None, ge=0)
+    """Seed of the simulation. Default: that of the recipe."""
     validation_fraction: float | None = Field(default=None, gt=0, lt=1)
     """Share of the simulated training images set aside for choices. Default: .25 for the split develop, else .08."""
     voxels: tyro.conf.Suppress[dict[str, int]] = Field(default=_NSDGENERAL, min_length=1)
@@ -76,7 +92,9 @@ class DataConfig(StrictConfig):
     @property
     def simulation(self) -> SimulationConfig:
         """Parameters of the simulated data set."""
-        return preset(self.preset).changed(signal=self.signal, noise=self.noise)
+        return preset(self.preset).changed(
+            signal=self.signal, noise=self.noise, misalignment_mm=self.misalignment_mm
+        )
 
     @property
     def simulated_validation_fraction(self) -> float:
@@ -93,6 +111,8 @@ class DataConfig(StrictConfig):
             raise ValueError(str(error)) from None
         if min(self.voxels.values()) < 1:
             raise ValueError(f"`voxels`: expected at least one voxel for each subject, found {self.voxels}")
+        if self.store is not None and self.coordinates != "mni":
+            raise ValueError("`coordinates`: expected mni with a store, found indices; leave one of them out")
         return self
 
 
@@ -204,6 +224,8 @@ class TrainerSettings(loop.TrainerSettings):
 
     if_changed: Literal["refuse", "restart"] = "refuse"
     """What to do with a part of the run that was made with other settings."""
+    cache_brain_tokens: bool | None = None
+    """Whether the run's folder caches the brain tokens of a frozen encoder. Default: if the recipe names a store."""
 
 
 class EvaluationConfig(StrictConfig):

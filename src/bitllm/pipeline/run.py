@@ -16,6 +16,7 @@ from bitllm.data.splits import Split, load_split
 from bitllm.data.store import Store, open_store
 from bitllm.data.targets import Targets, load_clip, load_targets
 from bitllm.errors import ConfigError, DataError
+from bitllm.files import file_written_whole
 from bitllm.metrics.bertscore import load_bert_scorer
 from bitllm.model.aligner import BrainAligner, load_aligner
 from bitllm.model.captioner import Captioner, load_captioner
@@ -23,7 +24,8 @@ from bitllm.model.checkpoint.base import load_llm
 from bitllm.model.precision import Precision, base_dtype
 from bitllm.pipeline.recipe import Recipe
 from bitllm.pipeline.steps import Steps
-from bitllm.stages.rewards import CompositeReward, RewardWeights
+from bitllm.stages.rewards import CompositeReward, Reward, RewardWeights, permuted_reward
+from bitllm.stages.rft import RftConfig
 from bitllm.training.distributed import device, is_main
 from bitllm.training.logging import Progress
 from bitllm.training.loop import RunContext
@@ -45,12 +47,15 @@ class Run:
         Called as ``progress(what, done, total)``.
     log
         Called with one line for each finished step.
+    logs_kept
+        Whether there is a line for each step that an earlier process finished too.
     """
 
     folder: Path
     recipe: Recipe
     progress: Progress | None = None
     log: Callable[[str], None] = lambda _: None
+    logs_kept: bool = True
     _llm_sha256: dict[torch.dtype, str] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -70,12 +75,13 @@ class Run:
     @cached_property
     def steps(self) -> Steps:
         """The steps that this run finished."""
-        return Steps(self.folder, self.log, maker="run")
+        return Steps(self.folder, self.log, maker="run", tells_kept=self.logs_kept)
 
     def record(self) -> None:
         """Write the recipe into the run's folder."""
         if is_main():
-            self.recipe.write(self.folder / RECIPE)
+            with file_written_whole(self.folder / RECIPE) as unfinished:  # another process may read it
+                self.recipe.write(unfinished)
 
     @property
     def context(self) -> RunContext:
@@ -94,7 +100,10 @@ class Run:
                 self.progress(what, done, total)
 
         settings = self.recipe.trainer
-        if settings.brain_tokens is None and self.recipe.data.store is not None:
+        caches = settings.cache_brain_tokens
+        if caches is None:
+            caches = self.recipe.data.store is not None
+        if settings.brain_tokens is None and caches:
             settings = settings.model_copy(update={"brain_tokens": self.folder / "brain_tokens"})
         return RunContext(settings, progress)
 
@@ -175,7 +184,7 @@ class Run:
         """
         return select_trials(self.store, self.split, part, averaged=averaged, subjects=[subject])
 
-    def reward_maker(self) -> Callable[[list[int], RewardWeights], CompositeReward]:
+    def reward_maker(self, config: RftConfig) -> Callable[[list[int], RewardWeights], Reward]:
         """Builds the reward of rft from the training images and the weights.
 
         Raises
@@ -184,7 +193,7 @@ class Run:
             If BERTScore is rewarded and the recipe names no encoder for it.
         """
         source = self.clip_source if self.recipe.bertscore == "clip" else self.recipe.bertscore
-        if source is None and self.recipe.rft.rewards.bertscore > 0:
+        if source is None and config.rewards.bertscore > 0:
             raise ConfigError(
                 "bertscore: expected a folder or hub id of an encoder (e.g. microsoft/deberta-xlarge-mnli), found "
                 "none; name one, or set rft.rewards.bertscore to 0"
@@ -192,9 +201,12 @@ class Run:
         clip = load_clip(self.clip_source)
         scorer = None if source is None else load_bert_scorer(source)
 
-        def make_reward(nsd_ids: list[int], weights: RewardWeights) -> CompositeReward:
-            return CompositeReward(
+        def make_reward(nsd_ids: list[int], weights: RewardWeights) -> Reward:
+            reward = CompositeReward(
                 self.store, nsd_ids, self.targets, clip=clip, bert_scorer=scorer, weights=weights
             )
+            if config.reward_references == "own":
+                return reward
+            return permuted_reward(reward, nsd_ids, seed=self.recipe.seed)
 
         return make_reward

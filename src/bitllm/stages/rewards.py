@@ -102,6 +102,17 @@ class CompositeReward:
         return Rewards(total, cider, bertscore, ip)
 
 
+def permuted_reward(reward: Reward, nsd_ids: Sequence[int], *, seed: int) -> Reward:
+    """Reward the captions of each image by the references and the picture of another one of ``nsd_ids``."""
+    order = np.random.default_rng(seed).permutation(sorted(set(nsd_ids))).tolist()
+    other = dict(zip(order, [*order[1:], order[0]], strict=True))  # one cycle: no image has its own
+
+    def of_another(nsd_ids: Sequence[int], captions: Sequence[str], has_ended: Sequence[bool]) -> Rewards:
+        return reward([other[int(nsd_id)] for nsd_id in nsd_ids], captions, has_ended)
+
+    return of_another
+
+
 def checked_reward(
     reward: Reward, nsd_ids: Sequence[int], captions: Sequence[str], has_ended: Sequence[bool]
 ) -> Rewards:

@@ -85,6 +85,8 @@ class RftConfig(StrictConfig):
     """Whether to recompute activations in the backward pass: a fifth of the memory for more time."""
     rewards: RewardWeights = RewardWeights()
     """α, β, γ of the composite reward."""
+    reward_references: Literal["own", "permuted"] = "own"
+    """References and picture that a caption is rewarded by: its image's own or, as a check, another image's."""
     optimizer: OptimizerConfig = OptimizerConfig(
         steps=60, batch_size=24, learning_rate=1e-3, weight_decay=0.0, warmup_steps=5, log_every=1
     )

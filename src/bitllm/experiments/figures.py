@@ -1,4 +1,4 @@
-"""One figure for each question that has results: its claims as a forest plot, or curves along an amount."""
+"""One figure for each question with results: its claims as a forest plot, or curves along an amount."""
 
 import textwrap
 from typing import NamedTuple
@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from bitllm.experiments.results.read import Question
-from bitllm.experiments.results.wording import (
+from bitllm.experiments.question import (
     MEASURES,
+    Question,
     along_in_words,
     counted,
     difference,
@@ -56,7 +56,7 @@ class _Row(NamedTuple):
     effect: Effect
     lines: list[str]
     is_last: bool
-    """Whether it is the last one of its axis, which stands below it."""
+    """Whether its axis is drawn below it."""
     limits: tuple[float, float]
 
     @property
@@ -65,7 +65,7 @@ class _Row(NamedTuple):
 
 
 def make_figure(question: Question) -> str:
-    """The SVG of a question with results: curves where it is about an amount, its claims otherwise."""
+    """The SVG of a question with results: curves for a question about an amount, its claims otherwise."""
     results, config = question.results, question.config
     assert results is not None
     with style():
@@ -75,7 +75,7 @@ def make_figure(question: Question) -> str:
 
 
 def alt_text(question: Question) -> str:
-    """What the figure shows and what comes out, in words without square brackets."""
+    """The figure in words, without square brackets."""
     results, config = question.results, question.config
     assert results is not None
     if not config.along:
@@ -94,7 +94,7 @@ def alt_text(question: Question) -> str:
 
 
 def draw_forest(claims: tuple[Claim, ...], effects: tuple[Effect, ...]) -> Figure:
-    """One strip for each claim; claims of one unit have one axis, and stand together in their order."""
+    """One strip for each claim; claims with the same unit share an axis."""
     rows = _rows(claims, effects)
     figure = new_figure(0.08 + sum(row.height for row in rows))
     top = 0.08
@@ -168,9 +168,13 @@ def _rows(claims: tuple[Claim, ...], effects: tuple[Effect, ...]) -> list[_Row]:
 def _limits(group: list[tuple[Claim, Effect]]) -> tuple[float, float]:
     values = [0.0]
     for claim, effect in group:
-        values += [effect.low, effect.high, -claim.negligible, claim.negligible, *effect.by_brain]
+        values += [*_ends(effect.difference), -claim.negligible, claim.negligible, *effect.by_brain]
     margin = 0.06 * (max(values) - min(values)) or 1.0
     return min(values) - margin, max(values) + margin
+
+
+def _ends(estimate: Estimate) -> list[float]:
+    return [end for end in (estimate.low, estimate.high) if end is not None]
 
 
 def _write(figure: Figure, row: _Row, top: float) -> None:
@@ -196,8 +200,7 @@ def _draw_row(axes: Axes, row: _Row, number: int) -> None:
     if row.claim.negligible:
         axes.axvspan(-row.claim.negligible, row.claim.negligible, color=BAND, linewidth=0)
     axes.axvline(0, color=INK, linewidth=1)
-    estimate = Estimate(effect.difference, effect.low, effect.high)
-    draw_interval(axes, estimate, 0.3, _LOOKS[found])
+    draw_interval(axes, effect.difference, 0.3, _LOOKS[found])
     draw_brains(axes, effect.by_brain, [-0.5] * effect.n_brains, color=INK, name=f"claim {number}")
     axes.yaxis.set_visible(False)
     axes.spines["left"].set_visible(False)

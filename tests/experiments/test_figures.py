@@ -3,8 +3,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bitllm.experiments.results.figures import alt_text, half_interval, make_figure, means_along
-from bitllm.experiments.results.read import read_question
+from bitllm.experiments.figures import alt_text, half_interval, make_figure, means_along
+from bitllm.experiments.question import read_question
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -33,7 +33,7 @@ def test_every_claim_has_one_mark_for_each_brain(made_results):
     assert groups_of_brains(make_figure(question)) == {f"brains claim {place}": 5 for place in range(3)}
 
 
-def test_every_claim_stands_with_its_words_and_its_verdict(made_results):
+def test_every_claim_is_written_with_its_verdict(made_results):
     question = read_question("alignment", made_results("alignment"))
     svg = make_figure(question)
     words = " ".join(words_of(svg).split())
@@ -41,15 +41,8 @@ def test_every_claim_stands_with_its_words_and_its_verdict(made_results):
         assert claim.text in words
     assert re.search(r"\+6\.00 \[\S+ \S+\] · borne out", words)
     assert "· not borne out" in words, "four times the CIDEr"
-    assert "first − 4 × second, CIDEr" in words, "it has an axis of its own"
+    assert "first − 4 × second, CIDEr" in words, "it has its own axis"
     assert "difference, bits per caption" in words
-
-
-def test_a_figure_keeps_the_width_of_a_phone_and_a_white_ground(made_results):
-    root = ElementTree.fromstring(make_figure(read_question("interface", made_results("interface"))))
-    assert root.get("width") == "345.6pt"
-    ground = next(path for path in root.iter(f"{SVG}path"))
-    assert "fill: #ffffff" in ground.get("style")
 
 
 def test_along_an_amount_every_brain_has_a_mark_at_every_step(made_results):
@@ -77,8 +70,8 @@ def test_the_interval_is_students_of_the_brains(rng):
 
 
 @pytest.mark.parametrize("name", ["interface", "signal"])
-def test_who_does_not_see_the_figure_is_told_what_comes_out(name, made_results):
+def test_the_alternative_text_says_what_the_figure_shows(name, made_results):
     text = alt_text(read_question(name, made_results(name)))
     assert "5 brains" in text
-    assert not set("[]|\n") & set(text), "it stands in the brackets of a picture"
+    assert not set("[]|\n") & set(text), "it is written in brackets"
     assert ("× borne out" in text) or ("CIDEr with the own responses: " in text)

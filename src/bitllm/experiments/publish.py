@@ -1,10 +1,8 @@
-"""Put a run's results beside their questions, small: ``make publish RUN=reproduce/small``.
+"""Copy a run's results into the folders of their questions, compressed: ``make publish RUN=reproduce/small``.
 
-Everything is kept: every row and caption, also of waves that are not whole yet. Measures become single precision and
-counts short integers, and zstd packs them.
+All rows are copied, including those of incomplete waves. Measures become single precision, counts short integers.
 """
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,29 +10,24 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import tyro
 
 from bitllm.errors import BitLlmError, DataError
 from bitllm.experiments.config import experiment_names, read_experiment
+from bitllm.experiments.question import complete_waves, n_complete_waves
 from bitllm.experiments.record import RECORD, ROWS, read_run, require_same
-from bitllm.experiments.results.read import n_whole_waves, whole_waves
 from bitllm.files import file_written_whole, read_json, write_json
 
 _EXACT = ("learning_rate",)  # a setting, not a measure
 
 
 def publish(run: Path, folder: Path, names: tuple[str, ...] = ()) -> dict[str, int]:
-    """Copy results of a run into the folder of experiments; without names those of all questions that have any.
+    """Copy results of a run into the folder of experiments; by default those of all questions that are ready.
 
     Returns
     -------
     dict
         Bytes of every question's Parquet file.
-
-    Raises
-    ------
-    DataError
-        If there is nothing to publish, or results are quick, have no whole wave, are of another configuration or lack
-        worlds that are published; then nothing is.
     """
     chosen = names or tuple(name for name in experiment_names(folder) if is_ready(run / name))
     if not chosen:
@@ -50,9 +43,9 @@ def publish(run: Path, folder: Path, names: tuple[str, ...] = ()) -> dict[str, i
 
 
 def _fit_to_publish(name: str, run: Path, folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Rows and record of a question; refused before anything of any question is written."""
+    """Rows and record of a question."""
     rows, record = read_run(run / name)
-    whole_waves(rows, record, run / name)  # refuses what has none
+    complete_waves(rows, record, run / name)  # refuses results without any
     require_same(read_experiment(name, folder), record, folder / name)
     published = read_json(folder / name / RECORD)["worlds"] if (folder / name / RECORD).exists() else []
     if lost := [world for world in published if world not in record["worlds"]]:
@@ -64,11 +57,11 @@ def _fit_to_publish(name: str, run: Path, folder: Path) -> tuple[pd.DataFrame, d
 
 
 def is_ready(folder: Path) -> bool:
-    """Whether a question has a whole wave in a run's folder; a quick run counts, and is then refused by name."""
+    """Whether a question has a complete wave in the folder of a run."""
     if not (folder / ROWS).exists():
         return False
     rows, record = read_run(folder)
-    return n_whole_waves(rows, record) > 0
+    return n_complete_waves(rows, record) > 0
 
 
 def write_small(rows: pd.DataFrame, path: Path) -> None:
@@ -91,27 +84,26 @@ def write_small(rows: pd.DataFrame, path: Path) -> None:
         )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Publish from the project's folder; one line for each question with the size of its file."""
-    parser = argparse.ArgumentParser(
-        prog="publish", description="Put a run's results beside their questions."
-    )
-    parser.add_argument("run", type=Path, help="folder of the run, with NAME/results.parquet")
-    parser.add_argument("names", nargs="*", help="questions; all that are ready by default")
-    parser.add_argument(
-        "--experiments", type=Path, default=Path("experiments"), help="folder of all experiments"
-    )
-    chosen = parser.parse_args(arguments)
-    try:
-        sizes = publish(chosen.run, chosen.experiments, tuple(chosen.names))
-    except BitLlmError as error:
-        print(error, file=sys.stderr)
-        return 1
-    for name, size in sizes.items():
-        print(f"{chosen.experiments / name / ROWS}: {size / 1e6:.2f} MB")
+def main(
+    run: tyro.conf.Positional[Path],
+    names: tyro.conf.Positional[tuple[str, ...]] = (),
+    /,
+    experiments: Path = Path("experiments"),
+) -> None:
+    """Copy a run's results into the folders of their questions.
+
+    Args:
+        run: Folder of the run, with NAME/results.parquet.
+        names: Questions; all that are ready by default.
+        experiments: Folder of all experiments.
+    """
+    for name, size in publish(run, experiments, names).items():
+        print(f"{experiments / name / ROWS}: {size / 1e6:.2f} MB")
     print("next: make results")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        tyro.cli(main, prog="publish")
+    except BitLlmError as error:
+        sys.exit(str(error))

@@ -1,11 +1,13 @@
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from bitllm.errors import DataError
-from bitllm.experiments.results.publish import main, publish
-from bitllm.experiments.results.read import read_question
-from bitllm.experiments.results.wording import verdict
+from bitllm.experiments.publish import publish
+from bitllm.experiments.question import read_question, verdict
 
 
 def verdicts_of(question):
@@ -23,7 +25,7 @@ def test_what_is_published_has_every_row_and_value_and_the_same_verdicts(made_re
     assert list(sizes) == ["interface"]
     assert sizes["interface"] < (run / "interface" / "results.parquet").stat().st_size
     assert list(now.columns) == list(before.columns)
-    assert len(now["world"].unique()) == 7, "those of a wave that is not whole too"
+    assert len(now["world"].unique()) == 7, "including those of an incomplete wave"
     for column in before:
         if column == "bleu_counts":
             np.testing.assert_array_equal(np.vstack(now[column]), np.vstack(before[column]))
@@ -38,23 +40,23 @@ def test_what_is_published_has_every_row_and_value_and_the_same_verdicts(made_re
     plain = read_question("interface", folder)
     assert verdicts_of(published) == verdicts_of(plain)
     for ours, theirs in zip(published.results.effects, plain.results.effects, strict=True):
-        assert ours.difference == pytest.approx(theirs.difference, abs=1e-4)
+        assert ours.difference.value == pytest.approx(theirs.difference.value, abs=1e-4)
 
 
 def test_a_quick_run_is_not_published(made_results, tmp_path):
     run = made_results("interface", to=tmp_path / "run", is_quick=True)
-    with pytest.raises(DataError, match="found those of a quick one"):
+    with pytest.raises(DataError, match="quick"):
         publish(run, tmp_path / "experiments")
     assert not (tmp_path / "experiments" / "interface" / "results.json").exists()
 
 
 def test_without_names_what_has_no_whole_wave_waits(made_results, tmp_path):
     run = made_results("interface", n_worlds=3, to=tmp_path / "run")
-    with pytest.raises(DataError, match="expected a question with all brains of a model seed, found none"):
+    with pytest.raises(DataError, match="run"):
         publish(run, tmp_path / "experiments")
     made_results("alignment", n_worlds=5, to=run)
     assert list(publish(run, tmp_path / "experiments")) == ["alignment"]
-    with pytest.raises(DataError, match="with the first model seed"):
+    with pytest.raises(DataError, match="first model seed"):
         publish(run, tmp_path / "experiments", ("interface",))
 
 
@@ -64,9 +66,7 @@ def test_published_worlds_are_not_lost_and_nothing_is_written_where_one_question
     folder = made_results("interface")
     run = made_results("interface", n_worlds=5, to=tmp_path / "run")
     made_results("alignment", to=run)
-    with pytest.raises(
-        DataError, match="expected all worlds that are published, found none of brain11-models1, brain12"
-    ):
+    with pytest.raises(DataError, match="brain11-models1, brain12"):
         publish(run, folder, ("alignment", "interface"))
     assert not (folder / "alignment" / "results.json").exists()
     assert len(read_question("interface", folder).results.record["worlds"]) == 15
@@ -76,13 +76,20 @@ def test_results_of_other_claims_are_not_published(made_results, tmp_path):
     run = made_results("interface", to=tmp_path / "run")
     path = tmp_path / "experiments" / "interface" / "config.yaml"
     path.write_text(path.read_text().replace("negligible: 1.0", "negligible: 9.0"))
-    with pytest.raises(DataError, match="found other claims"):
+    with pytest.raises(DataError, match="other claims"):
         publish(run, tmp_path / "experiments")
 
 
-def test_the_command_prints_sizes_and_ends_with_an_error_where_it_refuses(made_results, tmp_path, capsys):
+def test_the_command_prints_sizes_and_ends_with_one_line_if_it_refuses(made_results, tmp_path):
     run, folder = made_results("interface", to=tmp_path / "run"), tmp_path / "experiments"
-    assert main([str(run), "interface", "--experiments", str(folder)]) == 0
-    assert "results.parquet: 0.0" in capsys.readouterr().out
-    assert main([str(tmp_path / "nothing"), "--experiments", str(folder)]) == 1
-    assert "found none" in capsys.readouterr().err
+    words = [sys.executable, "-m", "bitllm.experiments.publish"]
+    done = subprocess.run(
+        [*words, str(run), "interface", "--experiments", str(folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "results.parquet: 0.0" in done.stdout
+    done = subprocess.run([*words, str(tmp_path / "nothing")], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1

@@ -1,0 +1,128 @@
+"""What a recipe changes in the data: the split, and the coordinates of a simulated store."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from bitllm.data.splits import (
+    PRESETS,
+    WITHIN_SUBJECT,
+    Split,
+    check_split,
+    few_images,
+    images_seen,
+    leave_one_subject_out,
+    load_split,
+    make_split,
+    with_checksum,
+)
+from bitllm.data.store import Store, open_store
+from bitllm.errors import ConfigError
+from bitllm.files import folder_written_whole, read_json, sha256_of_file, write_json
+from bitllm.pipeline.recipe import DataConfig
+
+SPLIT_CHANGES = ("held_out", "n_train_subjects", "training_share", "n_shots", "n_shots_alone")
+"""Settings of a recipe's data that change the split."""
+
+_COORDINATES, _INDICES = ["x_mm", "y_mm", "z_mm"], ["i", "j", "k"]
+
+
+def split_of(store: Store, data: DataConfig, *, seed: int) -> Split:
+    """The split that a recipe names, with the recipe's changes.
+
+    Parameters
+    ----------
+    seed
+        Seed of the training images that ``training_share``, ``n_shots`` and ``n_shots_alone`` draw.
+
+    Raises
+    ------
+    ConfigError
+        If the split is neither a preset nor a file, or has fewer training subjects than wanted.
+    SplitError
+        If it is not a split of this store, or the subject to hold out or its trials are not there.
+    """
+    split = _named(store, data.split)
+    if data.held_out is not None:
+        split = leave_one_subject_out(store, data.held_out)
+    changes = {key: value for key in SPLIT_CHANGES if (value := getattr(data, key)) is not None}
+    if not changes:
+        return split
+    split = _with_less(store, _with_fewer_subjects(store, split, data.n_train_subjects), data, seed=seed)
+    name = " ".join([split.name, *(f"{key}={value}" for key, value in changes.items())])
+    is_within = bool({*split.train_subjects} & {*split.test_subjects})
+    return with_checksum(replace(split, name=f"{WITHIN_SUBJECT} {name}" if is_within else name))
+
+
+def _with_fewer_subjects(store: Store, split: Split, n: int | None) -> Split:
+    if n is None:
+        return split
+    if n > len(split.train_subjects):
+        raise ConfigError(
+            f"data.n_train_subjects: expected at most {len(split.train_subjects)}, found {n}; use a smaller number"
+        )
+    subjects = split.train_subjects[:n]
+    return replace(
+        split,
+        train_subjects=subjects,
+        train_images=split.train_images & images_seen(store, subjects, "train"),
+        validation_images=split.validation_images & images_seen(store, subjects, "validation"),
+    )
+
+
+def _with_less(store: Store, split: Split, data: DataConfig, *, seed: int) -> Split:
+    """Training on a share of the images, and on a few trials of the test subject."""
+    train = split.train_images
+    if data.training_share is not None:
+        order = np.random.default_rng(seed).permutation(sorted(train))
+        train = frozenset(order[: round(len(order) * data.training_share)].tolist())
+    subjects, tested = split.train_subjects, split.test_subjects
+    if data.n_shots is not None:
+        own = images_seen(store, tested, "train") - train
+        train |= few_images(store, tested, own, data.n_shots, seed=seed)
+        subjects = (*subjects, *tested)
+    split = replace(split, train_subjects=subjects, train_images=train)
+    if data.n_shots_alone is None:
+        return split
+    own = images_seen(store, tested, "train")
+    return replace(
+        split,
+        train_subjects=tested,
+        train_images=few_images(store, tested, own, data.n_shots_alone, seed=seed),
+        validation_images=images_seen(store, tested, "validation"),
+    )
+
+
+def _named(store: Store, name: str) -> Split:
+    if name in PRESETS:
+        return make_split(store, name)
+    if not Path(name).is_file():
+        raise ConfigError(
+            f"data.split: expected one of {', '.join(PRESETS)} or the file of a split, found `{name}`; make one with "
+            "`bitllm split`"
+        )
+    split = load_split(Path(name))
+    check_split(store, split)
+    return split
+
+
+def replace_coordinates_by_indices(folder: Path) -> None:
+    """Give each voxel of a store its indices in its subject's own volume as coordinates, scaled and centered as mm.
+
+    An encoder then has no common space: the same coordinates are another place in each subject.
+    """
+    store = open_store(folder)
+    with folder_written_whole(folder, replace=True) as unfinished:
+        shutil.copytree(folder, unfinished, dirs_exist_ok=True)
+        manifest = read_json(unfinished / "manifest.json")
+        for subject in store.subjects:
+            path = unfinished / "subjects" / subject / "voxels.parquet"
+            voxels = store.subject(subject).voxels.copy()
+            indices, mm = voxels[_INDICES].to_numpy(np.float64), voxels[_COORDINATES].to_numpy(np.float64)
+            scaled = (indices - indices.mean(axis=0)) * (mm.std() / indices.std())
+            voxels[_COORDINATES] = scaled.astype(np.float32)
+            voxels.to_parquet(path, index=False)
+            manifest["subjects"][subject]["sha256"]["voxels.parquet"] = sha256_of_file(path)
+        write_json(unfinished / "manifest.json", manifest)
