@@ -44,7 +44,7 @@ def audit(store: Store, *, split: Split | None = None, run: Path | None = None) 
     store
         An open store.
     split
-        A split to look at beside the store; by default the run's own ``split.json``.
+        A split to audit together with the store; by default the run's own ``split.json``.
     run
         A folder with results, and perhaps ``split.json``: every ``split_sha256`` in its JSON files and every
         ``split`` of a ``run.json`` must be that split's; nothing may have been chosen on test images or test
@@ -332,7 +332,7 @@ def _first_pair(store: Store, tests: np.ndarray, others: np.ndarray) -> tuple[in
 
 
 def _thumbnails(store: Store, nsd_ids: np.ndarray) -> tuple[Float[np.ndarray, "n d"], Bool[np.ndarray, " n"]]:
-    """Small pictures as unit vectors without their mean, and which of them are one plain colour."""
+    """Small pictures as unit vectors without their mean, and which of them are one plain color."""
     pictures = store.pictures(nsd_ids)
     rows = np.linspace(0, pictures.shape[1] - 1, min(_SIDE, pictures.shape[1])).astype(int)
     columns = np.linspace(0, pictures.shape[2] - 1, min(_SIDE, pictures.shape[2])).astype(int)
@@ -364,7 +364,7 @@ def _run_leaks(store: Store, run: Path, split: Split) -> Iterator[str]:
 
 
 def _run_notes(store: Store, run: Path) -> list[str]:
-    """What cannot be checked, since a run does not say it or learnt from another store."""
+    """What cannot be checked: the run does not record it, or was trained on another store."""
     records = sorted(run.rglob(RECORD))
     if not records:
         return [f"{run}: no record of how this run was chosen ({RECORD})"]

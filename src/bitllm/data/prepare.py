@@ -1,4 +1,4 @@
-"""From an NSD release to a store: every subject's betas as z-scores, beside what they were responses to."""
+"""From an NSD release to a store: every subject's betas as z-scores, with the images that they respond to."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -80,7 +80,7 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
     """Write the store of an NSD release, whole or not at all.
 
     Everything but the betas is read and checked for all subjects first (of the pictures the file and the first of
-    them), so a file that lacks is named at once. The betas follow session by session, in the memory of one.
+    them), so a missing file is reported at once. The betas follow session by session, in the memory of one.
 
     Parameters
     ----------

@@ -102,7 +102,7 @@ def pad_answers(
 
 
 def plain_caption(caption: str) -> str:
-    """A caption as the LLM learns to say it: lower-case, without the final full stop, single spaces."""
+    """A caption in the form that the LLM is trained on: lower-case, without the final full stop, single spaces."""
     return " ".join(caption.strip().lower().rstrip(".").split())
 
 

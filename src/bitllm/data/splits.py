@@ -17,7 +17,7 @@ from bitllm.files import read_json, sha256_of_json, write_json
 PRESETS = ("poster", "develop")
 
 WITHIN_SUBJECT = "within-subject"
-"""The name with which a split may test the subjects that it trains on, with images that nobody trains on."""
+"""The name with which a split may test the subjects that it trains on, with images that no subject is trained on."""
 
 _SUBJECTS = ("train_subjects", "test_subjects")
 _IMAGES = ("train_images", "validation_images", "test_images")
@@ -169,7 +169,7 @@ def images_seen(store: Store, subjects: tuple[str, ...], part: str) -> frozenset
 def images_in_statistics(store: Store, split: Split) -> frozenset[int]:
     """The test images of a split whose trials the statistics of the store's z-scores saw.
 
-    None where the betas were not z-scored, or as they were delivered, when nobody can say.
+    None where the betas were not z-scored, or were delivered as z-scores, where this is unknown.
     """
     unseen = _PARTS_UNSEEN.get(store.manifest.statistics)
     if unseen is None:
@@ -217,7 +217,7 @@ def leave_one_subject_out(store: Store, subject: str) -> Split:
 
 
 def within_subject(store: Store, subjects: tuple[str, ...] | None = None) -> Split:
-    """Train and test on the same subjects; the shared images, which nobody trains on, are the test images."""
+    """Train and test on the same subjects; the shared images, on which no subject is trained, are the test images."""
     chosen = subjects or store.subjects
     if unknown := sorted(set(chosen) - set(store.subjects)):
         raise SplitError(

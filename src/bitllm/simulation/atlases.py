@@ -25,7 +25,7 @@ ATLASES: dict[str, tuple[str, ...]] = {
 """Labels 1, 2, … of every atlas; 0 is cortex without a label and −1 is not cortex."""
 
 COMMON_ATLASES = frozenset({"nsdgeneral", "streams"})
-"""Atlases whose colour tables NSD keeps under fsaverage too; the others are under the subjects alone."""
+"""Atlases whose color tables NSD has under fsaverage too; the others are under the subjects alone."""
 
 
 class Patch(NamedTuple):

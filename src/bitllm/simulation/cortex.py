@@ -33,7 +33,7 @@ class Cortex:
     brain: Bool[np.ndarray, "x y z"]
     """NSD's brain mask."""
     mni_mm: Float[np.ndarray, "x y z 3"]
-    """MNI position of every voxel's centre, in mm (right, anterior, superior)."""
+    """MNI position of every voxel's center, in mm (right, anterior, superior)."""
     cortical: Bool[np.ndarray, "x y z"]
     """Voxels that the cortical ribbon passes through."""
     hemisphere: Int[np.ndarray, " cortical"]

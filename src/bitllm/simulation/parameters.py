@@ -59,7 +59,7 @@ class SimulationConfig(StrictConfig):
     shared_tuning: Share = 0.65
     """Share of the smooth tuning's variance that all subjects have in common at one functional place."""
     voxel_tuning: Share = 0.25
-    """Share of a voxel's tuning variance that no neighbour and no other subject has."""
+    """Share of a voxel's tuning variance that no neighbor and no other subject has."""
     misalignment_mm: NotNegative = 4.0
     """Typical distance between the place that anatomy gives (MNI) and the true functional place."""
     tuning_mm: float = Field(default=14.0, gt=0)

@@ -1,9 +1,9 @@
-"""Pictures of scenes: a setting, and the objects in their colours, as many and where the scene says.
+"""Pictures of scenes: a setting, and the objects in their colors, as many and where the scene says.
 
-An object (`GLYPHS`) is a few shapes in a box of 100 × 100, drawn with Pillow. A shape is ``kind colour numbers``: ``e``
+An object (`GLYPHS`) is a few shapes in a box of 100 × 100, drawn with Pillow. A shape is ``kind color numbers``: ``e``
 ellipse and ``r`` rectangle (left, top, right, bottom), ``o`` rounded rectangle, ``p`` polygon (x, y, …), ``l`` line
-(width, x, y, …). Colours: ``B`` the object's own, ``D`` and ``L`` a darker and a lighter one, ``K`` dark, ``W`` white,
-``S`` skin, ``G`` grey, ``N`` brown, ``R`` red, ``Y`` yellow, ``E`` green, ``U`` light blue, ``T`` tan.
+(width, x, y, …). Colors: ``B`` the object's own, ``D`` and ``L`` a darker and a lighter one, ``K`` dark, ``W`` white,
+``S`` skin, ``G`` gray, ``N`` brown, ``R`` red, ``Y`` yellow, ``E`` green, ``U`` light blue, ``T`` tan.
 """
 
 from collections.abc import Iterator
@@ -189,7 +189,7 @@ GLYPHS: dict[str, tuple[Colour, str]] = {
         "r K 10 2 90 98; r B 14 6 86 94; e L 32 16 68 48; r W 20 58 80 68; l W 4 22 76 78 76; l W 4 22 85 60 "
         "85; r K 24 61 34 65; r K 40 61 54 65; r K 60 61 74 65"),
 }  # fmt: skip
-"""Usual colour and shapes of every object in the vocabulary."""
+"""Usual color and shapes of every object in the vocabulary."""
 
 
 @cache
@@ -248,7 +248,7 @@ _BACKDROPS: dict[str, tuple[Colour, Colour, float, str]] = {
     "restaurant": ((122, 52, 50), (92, 62, 48), 0.66, "lamps"),
     "office": ((222, 228, 230), (128, 142, 154), 0.66, "blinds"),
 }
-"""Of every setting: colour above and below the horizon, the horizon's height, and what decorates it."""
+"""Of every setting: color above and below the horizon, the horizon's height, and what decorates it."""
 
 _DECOR: dict[str, str] = {
     "houses": (
@@ -292,7 +292,7 @@ _DECOR: dict[str, str] = {
         "#b0bec8 4 30 34 33; r #b0bec8 4 36 34 39; r #96a0a6 70 10 96 40; r #fafafa 72 12 94 38"
     ),
 }
-"""Shapes on the background: kind (rectangle, ellipse, polygon), colour, numbers in hundredths of the side."""
+"""Shapes on the background: kind (rectangle, ellipse, polygon), color, numbers in hundredths of the side."""
 
 
 def draw_pictures(scenes: list[Scene], picture_px: int) -> Iterator[UInt8[np.ndarray, "side side 3"]]:

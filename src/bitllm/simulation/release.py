@@ -1,4 +1,4 @@
-"""A simulated brain's files in NSD's own layout, which travel the same road as the real ones."""
+"""A simulated brain's files in NSD's own layout, which are read by the same code as the real ones."""
 
 import json
 from collections.abc import Callable

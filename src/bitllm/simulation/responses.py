@@ -1,7 +1,7 @@
 """What voxels respond to, and their single-trial betas in percent signal change.
 
 Early areas see the picture through receptive fields; higher areas respond to what the scene holds, each area to its own
-kinds of things. Which objects, colours or places a voxel prefers is a smooth function of its functional place, partly
+kinds of things. Which objects, colors or places a voxel prefers is a smooth function of its functional place, partly
 the same for all subjects, partly the subject's own, and in part the voxel's own. Betas are responses to pictures plus
 trial noise and session drifts.
 """
@@ -37,7 +37,7 @@ class Tuning:
     channels: Float[np.ndarray, "voxels 4"]
     """Weight of luminance, red–green, blue–yellow and contrast; 0 beyond the early areas."""
     semantic: Float[np.ndarray, "voxels features"]
-    """Weight of each feature of ``FEATURES``, for features centred and scaled by ``standardised``."""
+    """Weight of each feature of ``FEATURES``, for features centered and scaled by ``standardised``."""
 
     def responses(
         self, seen: Float[np.ndarray, "images cells 4"], features: Float[np.ndarray, "images features"]
@@ -181,7 +181,7 @@ UNITS_PER_PERCENT = 300
 _VOXELS_AT_ONCE = 2000
 _NOISE_MODES = 15
 _SMOOTH_NOISE_SHARE = 0.3
-"""Share of the trial noise's variance that neighbouring voxels have in common."""
+"""Share of the trial noise's variance that neighboring voxels have in common."""
 
 
 @dataclass(frozen=True)

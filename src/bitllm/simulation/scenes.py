@@ -21,7 +21,7 @@ class Scene:
     count: int
     """1, 2, 3 or 4 (which stands for several)."""
     colour: str
-    """Colour of the object, or ``""`` when it has its usual one and nobody would mention it."""
+    """Color of the object, or ``""`` when it has its usual one and nobody would mention it."""
     action: str
     partner: str
     """The second object, or ``""``."""
@@ -107,7 +107,7 @@ FEATURE_GROUPS: dict[str, tuple[str, ...]] = {
     "words": ("words",),
     "food": ("food",),
 }
-"""What higher areas can be tuned to: groups of features, each feature 0 to 1 before it is centred."""
+"""What higher areas can be tuned to: groups of features, each feature 0 to 1 before it is centered."""
 
 FEATURES: tuple[tuple[str, str], ...] = tuple(
     (group, value) for group, values in FEATURE_GROUPS.items() for value in values
@@ -115,7 +115,7 @@ FEATURES: tuple[tuple[str, str], ...] = tuple(
 
 
 def scene_features(scenes: list[Scene]) -> Float[np.ndarray, "scenes features"]:
-    """What each scene holds, feature by feature in the order of ``FEATURES``, before centring.
+    """What each scene holds, feature by feature in the order of ``FEATURES``, before centering.
 
     A second object counts for half in the features that both objects share (face, body, words, food).
     """
@@ -182,9 +182,9 @@ _ALONE = (
 
 
 def captions_of(scenes: list[Scene], *, seed: int) -> list[tuple[str, ...]]:
-    """Five different captions of each scene, capitalised and with a full stop, as COCO's are.
+    """Five different captions of each scene, capitalized and with a full stop, as COCO's are.
 
-    Every caption names the main object (by one of its names); colour, second object, action and place are
+    Every caption names the main object (by one of its names); color, second object, action and place are
     each left out now and then, as people do.
     """
     return [_captions_of_one(scene, stream(seed, "captions", index)) for index, scene in enumerate(scenes)]

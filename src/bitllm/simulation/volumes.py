@@ -15,7 +15,7 @@ _TR_S = 4 / 3
 
 
 def write_nifti(path: Path, volume: Num[np.ndarray, "x y z *rest"], voxel_mm: float) -> None:
-    """Write a volume as NSD does: no scl_slope, and a placeholder affine with its origin in the centre."""
+    """Write a volume as NSD does: no scl_slope, and a placeholder affine with its origin in the center."""
     affine = np.diag([voxel_mm, voxel_mm, voxel_mm, 1.0])
     affine[:3, 3] = -((np.array(volume.shape[:3]) + 1) / 2 - 1) * voxel_mm
     image = nib.Nifti1Image(volume, affine)

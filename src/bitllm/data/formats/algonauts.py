@@ -208,7 +208,7 @@ def _vertices(
 
 
 def _atlas(path: Path, n_vertices: int, names: dict[int, str]) -> np.ndarray:
-    if not path.exists():  # a subject may lack a region
+    if not path.exists():  # not every subject has every region
         return np.zeros(n_vertices, np.int16)
     what = "labels of vertices"
     number = whole_labels(read_npy(path, what), path, what, largest=2**15 - 1)

@@ -1,4 +1,4 @@
-"""GLMsingle's outputs: ``betasmd`` of TYPEB, TYPEC or TYPED, beside a trials table."""
+"""GLMsingle's outputs: ``betasmd`` of TYPEB, TYPEC or TYPED, with a trials table."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

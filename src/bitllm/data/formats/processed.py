@@ -69,7 +69,7 @@ class _Format:
     image: str = "nsd_id"
     """The identity by which the files name an image."""
     is_z_scored: bool | None = True
-    """``None``: not documented, the values tell."""
+    """``None``: not documented, decided by the values."""
     is_sorted: bool = False
     """Whether chosen subjects are in the order of the files, not in the one in which they were named."""
 
@@ -301,7 +301,7 @@ _MINDEYE2_PICTURES = "coco_images_224_float16.hdf5"
 
 
 def _read_mindeye2(root: Path, name: str, path: Path) -> _Subject:
-    """``test`` is the older version of ``new_test`` and is read only where the newer one lacks."""
+    """``test`` is the older version of ``new_test`` and is read only where the newer one is missing."""
     trials = _mindeye2_trials(root / "wds" / name)
     with open_hdf5(path, "betas") as file:
         shape = hdf5_dataset(file, "betas").shape

@@ -58,7 +58,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Voxels:
-    """The voxels of the betas: a mask on their grid, a table of their places, or both."""
+    """The voxels of the betas: a mask on their grid, a table of their coordinates, or both."""
 
     mask: np.ndarray | None
     grid: Grid | None
@@ -137,13 +137,13 @@ def read_series(
     axes
         How the values are laid out.
     n_trials
-        How many trials the trials table has: it tells the axes of a plain array where the header does not.
+        How many trials the trials table has: it decides the axes of a plain array where the header does not.
     notes
-        Gets a line about each thing in the table of places that is no mistake but should be known.
+        Gets a line about each thing in the table of coordinates that is worth knowing but no error.
     mask
         A volume whose labels above 0 are the voxels.
     table
-        A table of places, one row a voxel in the order of the betas; the mask's are not used then.
+        A table of coordinates, one row per voxel in the order of the betas; it replaces those of the mask.
     resample
         Whether a mask on another grid is brought to the one of the betas.
     space
@@ -284,7 +284,7 @@ def _possible(file: BetasFile, voxels: Voxels) -> dict[AxisOrder, int]:
     if len(shape) == 4 and voxels.mask is not None:
         if shape[:3] == voxels.mask.shape:
             possible["xyz-trials"] = shape[3]
-        # With x and z of one length nobody can tell trials-zyx from trials, x, y, z.
+        # With x and z of one length trials-zyx cannot be told from trials, x, y, z.
         if shape[1:] == voxels.mask.shape[::-1] and voxels.mask.shape[0] != voxels.mask.shape[2]:
             possible["trials-zyx"] = shape[0]
     return possible

@@ -178,7 +178,7 @@ def _plain_session(label: str) -> int | None:
 
 
 def stimuli_of(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """The images of a trials table: their numbers, which are shared, and the part where `split` tells.
+    """The images of a trials table: their numbers, which are shared, and the part given by `split`.
 
     Names that all are plain whole numbers are the numbers of the images; other names are numbered in sorted order,
     and stay as ``stimulus_name``. ``coco_id`` is that of the table, or -1. Where `split` names no image for

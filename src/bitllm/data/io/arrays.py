@@ -142,7 +142,7 @@ def require_same_grayordinates(path: Path, first: Path) -> None:
 
 
 def require_sides(path: Path, x_mm: np.ndarray, table: Path) -> None:
-    """Refuse a table of places in which CIFTI's left structures lie to the right of its right ones."""
+    """Refuse a table of coordinates in which CIFTI's left structures lie to the right of its right ones."""
     names = np.asarray(_brain_models(path).name, str)
     left, right = (x_mm[np.char.endswith(names, ending)] for ending in ("_LEFT", "_RIGHT"))
     if left.size and right.size and left.mean() > right.mean():

@@ -41,7 +41,7 @@ class CaptionFile:
         ``map`` for ``{image: captions}``, ``rows`` for a list or lines with ``image_id`` and ``caption``,
         ``annotations`` for COCO's annotations.
     file_names
-        File name and id of each image, as COCO's ``images`` tell them.
+        File name and id of each image, from COCO's ``images``.
     notes
         A line on each thing that is no mistake but should be known.
     """

@@ -141,7 +141,7 @@ def decode_picture(file: Any, path: Path) -> np.ndarray:
 
 
 def _scaled_gray(values: np.ndarray, path: Path) -> np.ndarray:
-    """Gray of 32 bits, whose range only its values tell: 0 to 1, 255 or 65,535."""
+    """Gray of 32 bits, whose range is known from its values only: 0 to 1, 255 or 65,535."""
     if not np.isfinite(values).all() or values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
         raise DataError(
             f"{path}: expected gray values from 0 to 65535, found {values.min():g} to {values.max():g}; save the "

@@ -48,7 +48,7 @@ def read_table(
     Parameters
     ----------
     path
-        The file. Its content tells Parquet and gzip; its ending tells the separator, unless the heading has another.
+        The file. Parquet and gzip are recognized by content; the ending names the separator, if the heading agrees.
     needed
         Columns that must be there.
     optional

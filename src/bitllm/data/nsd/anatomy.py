@@ -39,7 +39,7 @@ def read_grid(release: NsdRelease, subject: str) -> Grid:
 
     The affine is NSD's placeholder with its origin in the center, not the scanner's: coordinates come from the
     transform to MNI. NSD writes it by one rule into masks, regions, transforms, ceilings and betas, so a volume with
-    another one was flipped or resampled by somebody.
+    another one was flipped or resampled later.
     """
     return read_volume(release.brainmask(subject), f"the brain mask of {subject}")[1]
 
@@ -163,7 +163,7 @@ def _read_mni(path: Path, voxel_mask: np.ndarray, grid: Grid) -> np.ndarray:
             f"{path}: expected MNI coordinates for at least {1 - _MOST_INVALID:.0%} of the region's voxels, "
             f"found {np.mean(is_valid):.0%}; check that transform and region are of one subject"
         )
-    # A few voxels at the rim may miss the template: they take the place of their nearest neighbour in the
+    # A few voxels at the rim may miss the template: they get the coordinates of their nearest neighbor in the
     # mask.
     ijk = np.argwhere(voxel_mask)
     nearest = KDTree(ijk[is_valid]).query(ijk)[1]

@@ -372,7 +372,7 @@ def write_rows(path: Path, n_rows: int, blocks: Iterable[np.ndarray]) -> int:
 
 
 class _Steps:
-    """Counts the steps and tells of them."""
+    """Counts the steps and reports them."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:
         self._progress, self._done, self._total = progress, 0, total
