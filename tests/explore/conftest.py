@@ -7,12 +7,9 @@ import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
-from bitllm.explore.app import create_app
-from bitllm.explore.decode import Decoder
-from bitllm.explore.guards import LOOPBACK
 from bitllm.explore.jobs import DecodeQueue
-from bitllm.explore.server import listen
-from bitllm.explore.session import Session, open_session
+from bitllm.explore.server import LOOPBACK, create_app, listen
+from bitllm.explore.work import Decoder, Session, open_session
 
 
 @pytest.fixture(scope="session")

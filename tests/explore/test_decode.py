@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from bitllm.explore.decode import Decoder
 from bitllm.explore.jobs import CancelledError, Job
 from bitllm.explore.schemas import Ask
+from bitllm.explore.work import Decoder
 
 N_IMAGES = 20
 

@@ -1,7 +1,7 @@
 import pytest
 from starlette.testclient import TestClient
 
-from bitllm.explore.guards import MAX_BODY_BYTES, MAX_QUERY_BYTES, Guards, host_name
+from bitllm.explore.server import MAX_BODY_BYTES, MAX_QUERY_BYTES, Guards, host_name
 
 
 async def echo(scope, receive, send):

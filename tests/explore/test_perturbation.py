@@ -1,7 +1,10 @@
+from typing import get_args
+
 import numpy as np
 import pytest
 
-from bitllm.explore.perturbation import KINDS, perturbed
+from bitllm.explore.schemas import Kind
+from bitllm.explore.work import perturbed
 
 BETAS = np.array([1.0, -2.0, 3.0, 0.5, -0.25], dtype=np.float32)
 ROI = np.array([True, False, True, False, False])
@@ -30,7 +33,7 @@ def test_a_shuffle_keeps_the_values_and_depends_on_the_seed_alone():
     assert (one != other).any()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", get_args(Kind))
 def test_the_given_betas_stay_as_they_are(kind):
     given = BETAS.copy()
     perturbed(given, kind, roi=ROI, factor=2.0)[:] = 9

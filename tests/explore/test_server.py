@@ -18,10 +18,9 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from bitllm.cli import main
-from bitllm.explore.app import create_app
-from bitllm.explore.decode import Decoder
-from bitllm.explore.guards import LOOPBACK
 from bitllm.explore.jobs import DecodeQueue
+from bitllm.explore.server import LOOPBACK, create_app
+from bitllm.explore.work import Decoder
 
 
 async def _decode(client, body, refused):

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from bitllm.errors import CheckpointError, DataError
-from bitllm.explore.session import open_session, system_folders
+from bitllm.explore.work import open_session, system_folders
 
 
 def test_two_systems_stay_in_memory(session):

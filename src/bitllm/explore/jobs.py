@@ -1,7 +1,6 @@
-"""Decodes, one at a time in a thread of their own, behind a short queue.
+"""Decodes run one at a time in a thread of their own, behind a short queue.
 
-A slow decode never blocks the page: asking puts a job into the queue and comes back at once, or is refused if the
-queue is full; what becomes of the job is read from its events.
+A request adds a job and returns at once, or is refused if the queue is full; its events say how it proceeds.
 """
 
 import logging
@@ -15,23 +14,22 @@ from typing import Any
 from bitllm.errors import BitLlmError
 from bitllm.explore.schemas import Ask, JobInfo, JobState
 
-MAX_WAITING = 8
-MAX_KEPT = 200
-
+MAX_WAITING, MAX_KEPT = 8, 200
+"""Jobs that can wait, and jobs that can still be asked for."""
 _LOG = logging.getLogger(__name__)
 
 
 class QueueFullError(Exception):
-    """There is no place left in the queue."""
+    """The queue is full."""
 
 
 class CancelledError(Exception):
-    """Somebody wants no answer any more; raised within the work."""
+    """The client cancelled the request."""
 
 
 @dataclass
 class Job:
-    """A decode that was asked for, with its events so far."""
+    """A requested decode with its events so far."""
 
     ask: Ask
     id: str = field(default_factory=lambda: secrets.token_hex(8))
@@ -48,13 +46,7 @@ class Job:
         return self.over.is_set()
 
     def tell(self, kind: str, **content: Any) -> None:
-        """Add an event; where the job was cancelled, end the work.
-
-        Raises
-        ------
-        CancelledError
-            If the job was cancelled.
-        """
+        """Add an event; raises `CancelledError` if the job was cancelled."""
         if self.cancelled.is_set():
             raise CancelledError
         self.events.append({"kind": kind, **content})
@@ -67,13 +59,7 @@ class Job:
 
 
 class DecodeQueue:
-    """Jobs that wait, the one that runs, and those that are over.
-
-    Parameters
-    ----------
-    work
-        Does a job and tells about it; runs in the queue's own thread.
-    """
+    """Runs jobs one at a time in a thread of its own; ``work`` computes a job and emits its events."""
 
     def __init__(self, work: Callable[[Job], None]) -> None:
         self._work = work
@@ -85,13 +71,7 @@ class DecodeQueue:
         self._thread.start()
 
     def submit(self, ask: Ask) -> Job:
-        """Put a decode into the queue.
-
-        Raises
-        ------
-        QueueFullError
-            If `MAX_WAITING` jobs wait already.
-        """
+        """Add a decode; raises `QueueFullError` if `MAX_WAITING` jobs wait."""
         with self._change:
             if len(self._waiting) >= MAX_WAITING or self._is_closed:
                 raise QueueFullError
@@ -103,7 +83,7 @@ class DecodeQueue:
             return job
 
     def get(self, job_id: str) -> Job | None:
-        """A job that is still known."""
+        """A job by its id; None if it was forgotten."""
         return self._jobs.get(job_id)
 
     def cancel(self, job: Job) -> None:
@@ -115,7 +95,7 @@ class DecodeQueue:
                 job.end("cancelled")
 
     def info(self, job: Job) -> JobInfo:
-        """Where a job stands."""
+        """The state of a job."""
         with self._change:
             ahead = self._waiting.index(job) + 1 if job in self._waiting else 0
         return JobInfo(id=job.id, state=job.state, n_ahead=ahead)
@@ -151,12 +131,12 @@ class DecodeQueue:
             job.end("cancelled")
         except BitLlmError as error:
             job.end("failed", message=str(error))
-        except Exception:  # noqa: BLE001 - whatever goes wrong in one decode, the next one is still made
+        except Exception:  # noqa: BLE001 - an error in one decode must not stop the queue
             _LOG.exception("decode %s failed", job.id)
             job.end("failed", message="the decode failed; the terminal of bitllm explore says why")
 
     def _forget_old(self) -> None:
-        """Keep the newest jobs that are over."""
+        """Drop the oldest finished jobs."""
         over = [job.id for job in self._jobs.values() if job.is_over]
         for job_id in over[: max(0, len(self._jobs) - MAX_KEPT + 1)]:
             del self._jobs[job_id]

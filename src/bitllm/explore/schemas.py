@@ -1,15 +1,14 @@
-"""What the page asks and what it is told: every field bounded, nothing unknown admitted."""
+"""Requests and answers of the page: every field is bounded, unknown fields are refused."""
 
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from bitllm.explore.perturbation import Kind
-
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
 RoiName = Annotated[str, Field(min_length=1, max_length=120)]
 NsdId = Annotated[int, Field(ge=0, le=10_000_000)]
 JobId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+Kind = Literal["none", "silence", "alone", "scale", "shuffle", "zero"]
 Use = Literal["test", "validation", "train", "unused"]
 JobState = Literal["waiting", "running", "done", "failed", "cancelled"]
 
@@ -19,7 +18,7 @@ class _Strict(BaseModel):
 
 
 class Ask(_Strict):
-    """One decode: which system reads which trial, and what is done to its betas."""
+    """One decode: a system, a trial, and a change of its betas."""
 
     system: Name
     subject: Name
@@ -33,7 +32,7 @@ class Ask(_Strict):
 
 
 class SystemInfo(_Strict):
-    """A system that the run holds."""
+    """A system of the run."""
 
     name: str
     interface: str
@@ -41,7 +40,7 @@ class SystemInfo(_Strict):
 
 
 class RoiInfo(_Strict):
-    """A region of a subject."""
+    """A region and how many voxels of the subject are in it."""
 
     name: str
     n_voxels: int
@@ -59,7 +58,7 @@ class SubjectInfo(_Strict):
 
 
 class RunInfo(_Strict):
-    """What can be chosen."""
+    """Everything that can be chosen."""
 
     run: str
     data: str
@@ -86,7 +85,7 @@ class ImageList(_Strict):
 
 
 class Brain(_Strict):
-    """Places of a subject's voxels in mm (right, anterior, superior), and which are shown of how many."""
+    """Coordinates of a subject's voxels in mm (right, anterior, superior), and which of them are shown."""
 
     n_voxels: int
     shown: list[int]
@@ -98,12 +97,12 @@ class Brain(_Strict):
 
 
 class JobInfo(_Strict):
-    """Where a decode stands."""
+    """State of a decode."""
 
     id: str
     state: JobState
     n_ahead: int
-    """Decodes that are to be made first."""
+    """Decodes before it in the queue."""
 
 
 class Problem(_Strict):

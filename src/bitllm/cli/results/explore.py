@@ -33,7 +33,7 @@ def explore(
         precision: Of the frozen LLM.
     """
     from bitllm.explore.server import listen, serve
-    from bitllm.explore.session import open_session
+    from bitllm.explore.work import open_session
 
     with listen(host, port) as listening:
         session = open_session(run, store, llm=llm, split=split, precision=precision)

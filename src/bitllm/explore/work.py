@@ -1,0 +1,423 @@
+"""The work behind the page: trials and systems of a run, changes of betas, and decodes.
+
+A decode has two panels: the trial, and the control, which is the same system with the betas of another image of the
+same subject; a third one if the betas were changed. The words of all three are scored with the trial's own, unchanged
+betas: an out-of-distribution input scores its own output highly, which is not evidence.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from bitllm.config import nearest
+from bitllm.data.batch import Anatomies
+from bitllm.data.splits import Split
+from bitllm.data.store import Store, open_store
+from bitllm.errors import CheckpointError, DataError
+from bitllm.evaluation.attention import adapter_readings
+from bitllm.evaluation.bits import word_evidence
+from bitllm.evaluation.pairing import ADJACENT_TRIALS
+from bitllm.evaluation.rois import find_rois
+from bitllm.evaluation.runs import CARDS, card_of, checkpoint_folder, find_llm, find_split, system_names
+from bitllm.explore.jobs import Job
+from bitllm.explore.schemas import (
+    Brain,
+    ImageInfo,
+    ImageList,
+    Kind,
+    RoiInfo,
+    RunInfo,
+    SubjectInfo,
+    SystemInfo,
+    Use,
+)
+from bitllm.files import read_record
+from bitllm.model.captioner import Captioner, load_captioner
+from bitllm.model.checkpoint.base import BaseLlm, load_llm
+from bitllm.model.checkpoint.rft import RFT_CARD, sft_beneath
+from bitllm.model.embed import brain_tokens_of_betas
+from bitllm.model.precision import Precision
+
+NEEDS_ROI = frozenset({"silence", "alone"})
+N_OTHERS = 8
+"""Other images that a word's probability is compared with."""
+MAX_NEW_TOKENS = 24
+MAX_SHOWN_VOXELS = 20_000
+_SYSTEMS_LOADED, _PANELS_CACHED = 2, 64
+_PREFERRED = ("rft", "sft")
+
+
+@dataclass(frozen=True)
+class SubjectTrials:
+    """All trials of one subject, by image."""
+
+    store: Store
+    split: Split
+    subject: str
+
+    @cached_property
+    def rows(self) -> dict[int, tuple[int, ...]]:
+        """Rows of the betas for each image, in the order of the trials."""
+        found: dict[int, list[int]] = {}
+        for row, nsd_id in enumerate(self.store.subject(self.subject).trials["nsd_id"].tolist()):
+            found.setdefault(int(nsd_id), []).append(row)
+        return {nsd_id: tuple(found[nsd_id]) for nsd_id in sorted(found)}
+
+    def use_of(self, nsd_id: int) -> str:
+        """Part of the run's split: ``test``, ``validation``, ``train`` or ``unused``."""
+        parts = {"test": self.split.test_images, "validation": self.split.validation_images}
+        parts["train"] = self.split.train_images
+        return next((use for use, images in parts.items() if nsd_id in images), "unused")
+
+    def betas(self, nsd_id: int, repetition: int | None) -> Float[np.ndarray, " voxels"]:
+        """The mean over the repetitions of an image, or one repetition, counted from 1."""
+        if nsd_id not in self.rows:
+            raise DataError(f"{self.subject}: expected an image that was seen, found nsd_id {nsd_id}")
+        rows = self.rows[nsd_id]
+        if repetition is not None:
+            if repetition > len(rows):
+                raise DataError(
+                    f"{self.subject}: expected repetition 1 to {len(rows)} of nsd_id {nsd_id}, found {repetition}"
+                )
+            rows = (rows[repetition - 1],)
+        return self._mean(rows)
+
+    def others(self, nsd_id: int, *, n: int, single: bool, seed: int) -> Float[np.ndarray, "n voxels"]:
+        """Betas of ``n`` other images of the same part, averaged over repetitions or single.
+
+        None has a trial within `ADJACENT_TRIALS` of a trial of this image in the same session, because the slow
+        hemodynamic response mixes them. With fewer images than ``n``, some are repeated.
+        """
+        use, own = self.use_of(nsd_id), self._places(self.rows[nsd_id])
+        candidates = [
+            other
+            for other, rows in self.rows.items()
+            if other != nsd_id and self.use_of(other) == use and not _are_near(own, self._places(rows))
+        ]
+        if not candidates:
+            raise DataError(f"{self.subject}: expected another {use} image to compare with, found none")
+        rng = np.random.default_rng([seed, nsd_id])
+        order = [candidates[place] for place in rng.permutation(len(candidates))]
+        chosen = [order[place % len(order)] for place in range(n)]
+        return np.stack([self._mean(self.rows[one][:1] if single else self.rows[one]) for one in chosen])
+
+    def _mean(self, rows: tuple[int, ...]) -> Float[np.ndarray, " voxels"]:
+        return self.store.subject(self.subject).betas[list(rows)].astype(np.float32).mean(axis=0)
+
+    @cached_property
+    def _sessions(self) -> Int[np.ndarray, " trials"]:
+        return self.store.subject(self.subject).trials["session"].to_numpy().astype(np.int64)
+
+    def _places(self, rows: tuple[int, ...]) -> list[tuple[int, int]]:
+        return [(int(self._sessions[row]), row) for row in rows]
+
+
+def _are_near(one: list[tuple[int, int]], other: list[tuple[int, int]]) -> bool:
+    return any(a[0] == b[0] and abs(a[1] - b[1]) <= ADJACENT_TRIALS for a in one for b in other)
+
+
+@dataclass
+class Session:
+    """One run with its store; systems are loaded when they are asked for."""
+
+    run: str
+    folders: dict[str, Path]
+    """Checkpoint of each system."""
+    store: Store
+    split: Split
+    base: BaseLlm
+    precision: Precision = "fp32"
+    _loaded: dict[str, Captioner] = field(default_factory=dict)
+    _subjects: dict[str, SubjectTrials] = field(default_factory=dict)
+
+    def system(self, name: str) -> Captioner:
+        """A system of the run; the two last used stay in memory."""
+        if name not in self.folders:
+            raise CheckpointError(
+                f"{self.run}: expected a system of the run, found `{name}`; {nearest(name, list(self.folders))}"
+            )
+        system = self._loaded.pop(name, None)
+        if system is None:
+            system = load_captioner(self.folders[name], self.base, name=name, precision=self.precision)
+            if torch.cuda.is_available():
+                system.model.to("cuda")
+        self._loaded[name] = system
+        for old in list(self._loaded)[:-_SYSTEMS_LOADED]:
+            del self._loaded[old]
+        return system
+
+    def trials(self, subject: str) -> SubjectTrials:
+        """Trials of a subject, by image."""
+        if subject not in self._subjects:
+            self.store.subject(subject)
+            self._subjects[subject] = SubjectTrials(self.store, self.split, subject)
+        return self._subjects[subject]
+
+    def roi(self, subject: str, name: str) -> Bool[np.ndarray, " voxels"]:
+        """The voxels of a region, named ``ATLAS`` or ``ATLAS:LABEL``."""
+        return find_rois(self.store, subject, [name])[0].voxels
+
+    def brain_tokens(
+        self, system: Captioner, subject: str, betas: Float[np.ndarray, "n voxels"]
+    ) -> Float[Tensor, "n N width"]:
+        """Output of the encoder for betas of a subject."""
+        anatomies = Anatomies.of(self.store, [subject], system.atlases)
+        return brain_tokens_of_betas(system.encoder, list(betas), subject, anatomies)
+
+    def info(self) -> RunInfo:
+        """Everything that can be chosen."""
+        return RunInfo(
+            run=self.run,
+            data=self.store.manifest.source,
+            llm=self.base.name,
+            split=self.split.name,
+            has_pictures=self.has_pictures,
+            systems=[_system_info(name, folder) for name, folder in self.folders.items()],
+            subjects=[self._subject_info(name) for name in self.subjects],
+        )
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether the store has the images themselves."""
+        return "pictures.npy" in self.store.manifest.sha256
+
+    @property
+    def subjects(self) -> list[str]:
+        """Subjects, test subjects first."""
+        tested = [name for name in self.store.subjects if name in self.split.test_subjects]
+        return tested + [name for name in self.store.subjects if name not in tested]
+
+    def images(self, subject: str, use: Use, *, offset: int, limit: int) -> ImageList:
+        """Images of one part that a subject saw, from ``offset``."""
+        trials = self.trials(subject)
+        of_use = [nsd_id for nsd_id in trials.rows if trials.use_of(nsd_id) == use]
+        return ImageList(
+            total=len(of_use),
+            images=[
+                ImageInfo(
+                    nsd_id=nsd_id,
+                    n_repetitions=len(trials.rows[nsd_id]),
+                    references=list(self.store.captions.get(nsd_id, ())),
+                )
+                for nsd_id in of_use[offset : offset + limit]
+            ],
+        )
+
+    def brain(self, subject: str) -> Brain:
+        """Coordinates of a subject's voxels, evenly thinned if there are more than `MAX_SHOWN_VOXELS`."""
+        voxels = self.trials(subject).store.subject(subject).voxels
+        step = -(-len(voxels) // MAX_SHOWN_VOXELS)
+        shown = np.arange(0, len(voxels), step)
+        x, y, z = (
+            voxels[axis].to_numpy(np.float64)[shown].round(1).tolist() for axis in ("x_mm", "y_mm", "z_mm")
+        )
+        rois = {
+            roi.name: np.flatnonzero(roi.voxels[shown]).tolist()
+            for roi in find_rois(self.store, subject, list(self.store.atlases))
+        }
+        return Brain(n_voxels=len(voxels), shown=shown.tolist(), x_mm=x, y_mm=y, z_mm=z, rois=rois)
+
+    def picture(self, nsd_id: int) -> np.ndarray:
+        """An image of the store."""
+        return self.store.pictures([nsd_id])[0]
+
+    def _subject_info(self, name: str) -> SubjectInfo:
+        trials = self.trials(name)
+        uses = [trials.use_of(nsd_id) for nsd_id in trials.rows]
+        rois = find_rois(self.store, name, list(self.store.atlases))
+        return SubjectInfo(
+            name=name,
+            n_voxels=self.store.manifest.subjects[name].n_voxels,
+            is_trained_on=name in self.split.train_subjects,
+            n_images={use: uses.count(use) for use in get_args(Use)},
+            rois=[RoiInfo(name=roi.name, n_voxels=int(roi.voxels.sum())) for roi in rois],
+        )
+
+
+def open_session(
+    run: Path,
+    store: Path,
+    *,
+    llm: str | None = None,
+    split: Path | None = None,
+    precision: Precision = "fp32",
+) -> Session:
+    """Open a checkpoint, or all systems of a run, on a store.
+
+    Parameters
+    ----------
+    run
+        Folder of a checkpoint of sft or rft, or a folder of such checkpoints.
+    store
+        The store that the run was trained on.
+    llm, split
+        If they are not in the folder of the run.
+    precision
+        Of the frozen LLM.
+
+    Raises
+    ------
+    BitLlmError
+        If run, store, split or base LLM are missing or do not fit each other.
+    """
+    run, data = Path(run).resolve(), open_store(store)
+    folders = system_folders(run)
+    chosen, first = next(iter(folders.items()))
+    sha256 = {name: card_of(folder)["split"] for name, folder in folders.items()}
+    found = find_split(first, data, sha256[chosen], given=split)
+    of_split = {name: folder for name, folder in folders.items() if sha256[name] == found.sha256}
+    # in its stored precision until a system asks for another: a copy in float32 would double Llama's memory
+    base = load_llm(find_llm(first, given=llm), dtype=None)
+    session = Session(run.resolve().name, of_split, data, found, base, precision)
+    session.system(next(iter(of_split)))
+    return session
+
+
+def system_folders(run: Path) -> dict[str, Path]:
+    """The checkpoints of a run by name, rft and sft first."""
+    if any((run / card).is_file() for card in CARDS):
+        return {run.resolve().name: run}
+    names = set(system_names(run))
+    if not names:
+        checkpoint_folder(run, None)  # says what is wrong
+    order = [name for name in _PREFERRED if name in names] + sorted(names - set(_PREFERRED))
+    return {name: run / name for name in order}
+
+
+def _system_info(name: str, folder: Path) -> SystemInfo:
+    card = card_of(folder)
+    sft = sft_beneath(folder) if (folder / RFT_CARD).is_file() else folder
+    return SystemInfo(
+        name=name,
+        interface=read_record(sft / "config.json", "interface")["interface"],
+        stage=str(card["stage"]),
+    )
+
+
+def perturbed(
+    betas: Float[np.ndarray, " voxels"],
+    kind: Kind,
+    *,
+    roi: Bool[np.ndarray, " voxels"] | None = None,
+    factor: float = 1.0,
+    seed: int = 0,
+) -> Float[np.ndarray, " voxels"]:
+    """Betas after a perturbation, in a new array.
+
+    Parameters
+    ----------
+    kind
+        ``silence`` sets the ROI to 0, the mean of each voxel's z-scores; ``alone`` sets all other voxels to 0;
+        ``scale`` multiplies by ``factor``; ``shuffle`` moves each value to a random voxel; ``zero`` sets all to 0.
+    roi
+        The voxels of the region, for ``silence`` and ``alone``.
+    seed
+        Of the shuffle.
+    """
+    if kind == "zero":
+        return np.zeros_like(betas)
+    if kind == "shuffle":
+        return np.random.default_rng(seed).permutation(betas)
+    if kind == "scale":
+        return (betas * factor).astype(betas.dtype)
+    if kind in NEEDS_ROI and roi is not None:
+        kept = roi if kind == "alone" else ~roi
+        return np.where(kept, betas, 0).astype(betas.dtype)
+    return betas.copy()
+
+
+class Decoder:
+    """Computes decodes; the panels that do not depend on the perturbation are cached."""
+
+    def __init__(self, session: Session, *, max_new_tokens: int = MAX_NEW_TOKENS) -> None:
+        self.session, self.max_new_tokens = session, max_new_tokens
+        self._cached: OrderedDict[tuple, dict[str, dict[str, Any]]] = OrderedDict()
+
+    def __call__(self, job: Job) -> None:
+        """Emit the panels ``real``, ``control`` and, if the betas were changed, ``perturbed``."""
+        ask = job.ask
+        trials = self.session.trials(ask.subject)
+        real = trials.betas(ask.nsd_id, ask.repetition)
+        roi = self.session.roi(ask.subject, ask.roi) if ask.perturbation in NEEDS_ROI and ask.roi else None
+        changed = perturbed(real, ask.perturbation, roi=roi, factor=ask.factor, seed=ask.seed)
+        shown = np.asarray(self.session.brain(ask.subject).shown)
+        job.tell("betas", values=np.round(changed[shown].astype(np.float64), 2).tolist())
+        job.tell("loading", system=ask.system)
+        system = self.session.system(ask.system)
+        others = trials.others(ask.nsd_id, n=N_OTHERS + 1, single=ask.repetition is not None, seed=0)
+        tokens = self.session.brain_tokens(system, ask.subject, np.stack([real, changed, *others]))
+        self._panels(job, system, tokens)
+
+    def _panels(self, job: Job, system: Captioner, tokens: Float[Tensor, "n N width"]) -> None:
+        ask = job.ask
+        real, changed, control, others = tokens[:1], tokens[1:2], tokens[2:3], tokens[3:]
+        key = (ask.system, ask.subject, ask.nsd_id, ask.repetition)
+        if key in self._cached:
+            self._cached.move_to_end(key)
+            for panel in self._cached[key].values():
+                job.tell("panel", **panel)
+        else:
+            self._cached[key] = {
+                name: self._panel(job, system, name, reads, scored_with=real, others=others)
+                for name, reads in (("real", real), ("control", control))
+            }
+            while len(self._cached) > _PANELS_CACHED:
+                self._cached.popitem(last=False)
+        if ask.perturbation != "none":
+            caption = self._cached[key]["real"]["caption"]
+            lost = _bits(system, caption, real, changed)
+            self._panel(job, system, "perturbed", changed, scored_with=real, others=others, lost=lost)
+
+    def _panel(
+        self,
+        job: Job,
+        system: Captioner,
+        name: str,
+        reads: Float[Tensor, "1 N width"],
+        *,
+        scored_with: Float[Tensor, "1 N width"],
+        others: Float[Tensor, "k N width"],
+        lost: list[dict[str, Any]] | None = None,
+    ) -> dict[str, Any]:
+        (caption,) = system.greedy(
+            reads,
+            max_new_tokens=self.max_new_tokens,
+            on_text=lambda text: job.tell("text", panel=name, text=text),
+        )
+        panel = {
+            "panel": name,
+            "caption": caption,
+            "words": _bits(system, caption, scored_with, others),
+            "lost": lost,
+            "adapters": [
+                {
+                    "layer": reading.layer,
+                    "openness": round(reading.openness, 4),
+                    "weights": np.round(reading.weights.numpy().astype(np.float64), 4).tolist(),
+                }
+                for reading in adapter_readings(system, caption, reads)
+            ],
+        }
+        job.tell("panel", **panel)
+        return panel
+
+
+def _bits(
+    system: Captioner,
+    caption: str,
+    scored_with: Float[Tensor, "1 N width"],
+    others: Float[Tensor, "k N width"],
+) -> list[dict[str, Any]]:
+    """Bits of each word, averaged over the other inputs."""
+    rows = word_evidence(system, [caption] * len(others), scored_with.expand_as(others), [others])
+    return [
+        {"word": of_word[0].word, "bits": round(float(np.mean([word.bits for word in of_word])), 3)}
+        for of_word in zip(*rows, strict=True)
+    ]
