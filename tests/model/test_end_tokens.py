@@ -9,8 +9,7 @@ import torch
 from bitllm.data.prompt import INSTRUCTIONS, Prompter, pad_left
 from bitllm.model.build import build_bit_llm, save_trained
 from bitllm.model.captioner import Captioner
-from bitllm.model.checkpoint.base import load_llm
-from bitllm.model.end_tokens import end_token_ids
+from bitllm.model.checkpoint.base import end_token_ids, load_llm
 from bitllm.model.modeling import BitLlmForCausalLM
 from bitllm.toy_models import make_word_tokenizer
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from bitllm.errors import CheckpointError, ConfigError, SealedTestError, SplitError, TrainingError
 from bitllm.model.captioner import load_captioner
 from bitllm.model.checkpoint.base import load_llm
-from bitllm.model.checkpoint.rft import sft_beneath
+from bitllm.model.checkpoint.weights import sft_beneath
 from bitllm.stages import rft
 from bitllm.stages.rewards import Rewards
 from bitllm.stages.rft import RftConfig, train_rft

@@ -19,7 +19,7 @@ from bitllm.model.aligner import BrainAligner, load_aligner
 from bitllm.model.build import CARD
 from bitllm.model.captioner import Captioner, load_captioner
 from bitllm.model.checkpoint.base import load_llm, weights_hash
-from bitllm.model.checkpoint.rft import RFT_CARD, sft_beneath
+from bitllm.model.checkpoint.weights import RFT_CARD, sft_beneath
 from bitllm.model.encoder import BrainEncoder
 from bitllm.model.precision import Precision
 

@@ -41,7 +41,7 @@ from bitllm.explore.schemas import (
 from bitllm.files import read_record
 from bitllm.model.captioner import Captioner, load_captioner
 from bitllm.model.checkpoint.base import BaseLlm, load_llm
-from bitllm.model.checkpoint.rft import RFT_CARD, sft_beneath
+from bitllm.model.checkpoint.weights import RFT_CARD, sft_beneath
 from bitllm.model.embed import brain_tokens_of_betas
 from bitllm.model.precision import Precision
 

@@ -7,7 +7,7 @@ from bitllm.files import read_record
 from bitllm.model.build import CARD
 from bitllm.model.captioner import load_captioner, with_lora_weights
 from bitllm.model.checkpoint.base import BaseLlm
-from bitllm.model.checkpoint.rft import RFT_CARD, sft_beneath
+from bitllm.model.checkpoint.weights import RFT_CARD, sft_beneath
 
 BRAIN_FILE = "brain.json"
 """What must be known to feed the model: the atlases of its labels, in their order."""

@@ -27,11 +27,10 @@ from bitllm.data.prompt import INSTRUCTIONS, Prompter, pad_answers, pad_left
 from bitllm.errors import CheckpointError
 from bitllm.files import read_record
 from bitllm.model.build import CARD, load_trained
-from bitllm.model.checkpoint.base import BaseLlm
-from bitllm.model.checkpoint.rft import RFT_CARD, sft_beneath
+from bitllm.model.checkpoint.base import BaseLlm, before_end, end_token_ids
+from bitllm.model.checkpoint.weights import RFT_CARD, sft_beneath
 from bitllm.model.embed import brain_tokens_of, brain_tokens_of_betas
 from bitllm.model.encoder import BrainEncoder
-from bitllm.model.end_tokens import before_end, end_token_ids
 from bitllm.model.likelihood import TokenLogProbs, token_log_probs
 from bitllm.model.precision import Precision, base_dtype, computing
 

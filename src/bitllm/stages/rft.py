@@ -35,8 +35,7 @@ from bitllm.metrics.diversity import mean_length, n_distinct_captions
 from bitllm.model.build import CARD, load_trained, n_trainable
 from bitllm.model.captioner import Captioner, Rollout
 from bitllm.model.checkpoint.base import load_llm
-from bitllm.model.checkpoint.rft import RFT_CARD, sft_of_rft
-from bitllm.model.checkpoint.weights import WEIGHTS
+from bitllm.model.checkpoint.weights import RFT_CARD, WEIGHTS, sft_of_rft
 from bitllm.model.modeling import BitLlmForCausalLM
 from bitllm.model.precision import Precision, base_dtype, name_of
 from bitllm.stages.examples import cached_brain_tokens

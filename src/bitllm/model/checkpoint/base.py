@@ -1,6 +1,8 @@
 """The base LLM: any Llama from a local folder, a GGUF file or a hub id, with what names it."""
 
 import hashlib
+from collections.abc import Collection, Iterable
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +12,8 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerBase,
 )
@@ -17,7 +21,6 @@ from transformers.utils.quantization_config import GgufConfig
 
 from bitllm.data.io.models import model_loading
 from bitllm.errors import ConfigError
-from bitllm.model.end_tokens import token_ids_of_generation
 
 _PLACEHOLDERS = ("<brain>", "<|reserved_special_token_0|>", "<file_sep>", "<unk>")
 
@@ -115,3 +118,34 @@ def weights_hash(llm: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().float().contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def end_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token that ends a caption: the tokenizer's own and those that ``generation_config`` of the LLM names."""
+    found = model.generation_config
+    # `transformers` writes the default of `LlamaConfig` into every config.json, whatever token has that id
+    is_default = found._from_model_config and found.eos_token_id == LlamaConfig.eos_token_id
+    named = [] if is_default else _ids(found.eos_token_id)
+    return sorted({*named, *_ids(tokenizer.eos_token_id)})
+
+
+def before_end(ids: Iterable[int], ends: Collection[int]) -> list[int]:
+    """The generated tokens up to the first end token, without it: not every end token is a special token."""
+    return list(takewhile(lambda token: token not in ends, ids))
+
+
+def token_ids_of_generation(llm: Any, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """The token ids of the LLM's ``generation_config``, with all its end tokens, and nothing else of it.
+
+    Captions are greedy, or sampled from the plain softmax: a temperature or repetition penalty of the LLM's must not
+    reach them.
+    """
+    return GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=end_token_ids(llm, tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _ids(named: int | list[int] | None) -> list[int]:
+    return [] if named is None else [named] if isinstance(named, int) else list(named)

@@ -1,8 +1,10 @@
-"""Which weights are ours and which the base LLM's, and reading them from a file.
+"""Which weights are ours and which are the base LLM's, reading them, and the sft checkpoint under an rft checkpoint.
 
-One predicate for each part serves freezing, saving and loading alike.
+Freezing, saving and loading use the same predicates. An rft checkpoint has LoRA weights only; it is loaded on the sft
+checkpoint that its card names.
 """
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,11 @@ from transformers import LlamaForCausalLM
 
 from bitllm.data.io.models import read_tensors
 from bitllm.errors import CheckpointError, DataError
+from bitllm.files import read_record, sha256_of_file
 
 WEIGHTS = "model.safetensors"
+RFT_CARD = "rft.json"
+"""Name of the card of an rft checkpoint."""
 _LISTED = 8
 
 
@@ -81,3 +86,36 @@ def _listed(names: Iterable[str]) -> str:
     ordered = sorted(names)
     more = f" and {len(ordered) - _LISTED} more" if len(ordered) > _LISTED else ""
     return (", ".join(ordered[:_LISTED]) + more) or "none"
+
+
+def sft_of_rft(sft: Path, folder: Path) -> dict[str, str]:
+    """What the card of an rft checkpoint in ``folder`` says of the sft that it starts from.
+
+    Its place is kept relative to the run, so that a run can be moved.
+    """
+    place = Path(os.path.relpath(sft.resolve(), folder.resolve().parent))
+    return {"sft": place.as_posix(), "sft_sha256": sha256_of_file(sft / WEIGHTS)}
+
+
+def sft_beneath(folder: Path) -> Path:
+    """The folder of the sft checkpoint that an rft checkpoint was trained on.
+
+    Raises
+    ------
+    CheckpointError
+        If it is not there, or has other weights than it had then.
+    """
+    card = read_record(folder / RFT_CARD, "sft")
+    sft = folder.parent / str(card["sft"])
+    if not (sft / WEIGHTS).is_file():
+        raise CheckpointError(
+            f"{folder}: expected the sft that it was trained on at {sft}, found none; put it back there, or train "
+            "rft again"
+        )
+    # absent from cards of before it was written
+    if "sft_sha256" in card and sha256_of_file(sft / WEIGHTS) != card["sft_sha256"]:
+        raise CheckpointError(
+            f"{folder}: expected the sft that it was trained on at {sft}, found one with other weights; put the old "
+            "one back, or train rft again"
+        )
+    return sft
