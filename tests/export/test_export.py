@@ -11,17 +11,17 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bitllm import BitLlmForCausalLM
+from bitllm import export as exporting
 from bitllm.cli import main
 from bitllm.data.splits import load_split
 from bitllm.data.store import open_store
 from bitllm.errors import CheckpointError, ConfigError, OutputError
 from bitllm.evaluation.held_out import read_held_out
-from bitllm.export import export as exporting
-from bitllm.export.card import licence_of
-from bitllm.export.export import export_run, push_to_hub
+from bitllm.export import export_run, push_to_hub
 from bitllm.model.captioner import Captioner, load_captioner
 from bitllm.model.checkpoint.base import load_llm
 from bitllm.model.checkpoint.weights import is_ours
+from bitllm.report.card import license_of
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,12 @@ def test_the_card_has_data_split_metrics_and_controls(exported, demo_folder):
     assert header["library_name"] == "transformers"
     assert header["license"] == "apache-2.0"
     assert "rft" in header["tags"]
-    for said in ("Simulated brain.", "No person's data", results["split_hash"], results["references_sha256"]):
+    for said in (
+        "Simulated brain.",
+        "No person's data",
+        results["about"]["split_sha256"],
+        results["about"]["references_sha256"],
+    ):
         assert said in text
     table = [line for line in text.splitlines() if line.startswith("|")]
     for control in (
@@ -104,35 +109,35 @@ def test_the_card_has_data_split_metrics_and_controls(exported, demo_folder):
     ):
         assert any(control in line for line in table), control
     real = next(line for line in table if line.startswith("| **real betas**"))
-    assert f"{results['systems']['rft']['CIDEr']:.1f}" in real
+    assert f"{results['systems']['rft']['averaged']['real']['scores']['CIDEr']['value']:.1f}" in real
     assert not re.search(r"\{[{%]", text)
 
 
-def test_a_model_that_was_never_judged_says_so(easy, tmp_path):
+def test_a_model_that_was_not_evaluated_says_so(easy, tmp_path):
     made = export_run(easy.folder / "sft", tmp_path / "out")
-    assert not made.was_judged
+    assert not made.was_evaluated
     header, text = card_of(tmp_path / "out")
-    assert "never judged" in text
+    assert "not evaluated" in text
     assert "not known to the exporter" in text
     assert header["license"] == "other"
 
 
 @pytest.mark.parametrize(
-    ("llm", "data", "licence"),
+    ("llm", "is_simulated", "found"),
     [
-        ("meta-llama/Llama-3.2-3B-Instruct", "nsd", "llama3.2"),
-        ("meta-llama/Llama-3.1-8B-Instruct", "nsd", "llama3.1"),
-        ("meta-llama/Llama-3.3-70B-Instruct", "nsd", "llama3.3"),
-        ("meta-llama/Meta-Llama-3-8B-Instruct", "nsd", "llama3"),
-        ("meta-llama/Llama-2-7b-hf", "nsd", "other"),
-        ("HuggingFaceTB/SmolLM2-135M-Instruct", "nsd", "apache-2.0"),
-        ("llm", "simulated brain", "apache-2.0"),
-        ("llm", "nsd", "other"),
-        ("someone/else", "simulated", "other"),
+        ("meta-llama/Llama-3.2-3B-Instruct", False, "llama3.2"),
+        ("meta-llama/Llama-3.1-8B-Instruct", False, "llama3.1"),
+        ("meta-llama/Llama-3.3-70B-Instruct", False, "llama3.3"),
+        ("meta-llama/Meta-Llama-3-8B-Instruct", False, "llama3"),
+        ("meta-llama/Llama-2-7b-hf", False, "other"),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", False, "apache-2.0"),
+        ("llm", True, "apache-2.0"),
+        ("llm", False, "other"),
+        ("someone/else", True, "other"),
     ],
 )
-def test_the_licence_is_that_of_the_base_llm_or_not_known(llm, data, licence):
-    assert licence_of(llm, data=data) == licence
+def test_the_license_is_that_of_the_base_llm_or_not_known(llm, is_simulated, found):
+    assert license_of(llm, is_simulated=is_simulated) == found
 
 
 def test_an_output_that_is_taken_and_an_unknown_system_are_refused(exported, demo_folder, tmp_path):
@@ -176,11 +181,11 @@ def test_the_hub_is_asked_only_if_named_and_the_repository_is_private(
 
 def test_a_push_that_cannot_be_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(exporting, "HfApi", _Hub)
-    with pytest.raises(ConfigError, match="expected the licence of the base LLM, found none"):
-        push_to_hub(tmp_path, "me/brain", licence="other")
+    with pytest.raises(ConfigError, match="--license"):
+        push_to_hub(tmp_path, "me/brain", license_name="other")
     with pytest.raises(ConfigError, match="expected NAME or OWNER/NAME, found `a/b/c`"):
-        push_to_hub(tmp_path, "a/b/c", licence="mit")
+        push_to_hub(tmp_path, "a/b/c", license_name="mit")
     with pytest.raises(
         OutputError, match=r"me/offline: expected a hub that takes the model.*no route to host"
     ):
-        push_to_hub(tmp_path, "me/offline", licence="mit")
+        push_to_hub(tmp_path, "me/offline", license_name="mit")

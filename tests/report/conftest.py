@@ -1,200 +1,179 @@
-"""Invented results, curves and pictures for the report: none of these numbers was measured."""
+"""Invented results, curves and images for the report: none of these numbers was measured."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bitllm.report import GalleryItem
-
-CONTROL_NAMES = (
-    "zero",
-    "shuffle",
-    "permuted",
-    "other_subject",
-    "noise",
-    "constant",
-    "nearest",
-    "llm_alone",
+from bitllm.evaluation.results import (
+    About,
+    EncoderResult,
+    GroupResult,
+    Identification,
+    InputResult,
+    RegionResult,
+    Results,
+    RetrievalResult,
+    SystemResult,
 )
+from bitllm.metrics.intervals import Estimate
+from bitllm.report import RunFiles
+from bitllm.report.gallery import Decoded, GalleryItem
+
+SIMULATED = "simulated brain (demo preset, seed 0, simulation version 1)"
 CIDER = {
     "sft": {"zero": 9.1, "shuffle": 11.2, "permuted": 4.8, "other_subject": 22.5, "noise": 6.0,
             "constant": 14.3, "nearest": 52.4, "llm_alone": 7.7},
     "rft": {"zero": 10.4, "shuffle": 12.9, "permuted": 5.2, "other_subject": 24.8, "noise": 6.6,
             "constant": 14.3, "nearest": 52.4, "llm_alone": 8.2},
+    "prefix": {"zero": 9.0, "permuted": 5.0}, "prefix_mlp": {"permuted": 5.5}, "no_align": {"permuted": 14.9},
 }  # fmt: skip
+REAL = {"sft": (68.2, 19.4, 181), "rft": (74.9, 22.8, 163), "prefix": (61.3, 17.0, 170),
+        "prefix_mlp": (57.9, 15.6, 166), "no_align": (15.8, 8.1, 12)}  # fmt: skip
+N_TRAINABLE = {"sft": 1_182_724, "prefix": 49_344, "prefix_mlp": 1_180_032}
+ABOUT = About(
+    data=SIMULATED, is_simulated=True, subject="subj08", is_subject_trained_on=False, part="test",
+    is_store_of_training=True, split="poster", split_sha256="9f2c4be1d07a" * 5 + "9f2c", store_sha256="5" * 64,
+    n_images=218, n_trials=654, seed=0, llm="tiny", max_new_tokens=20, references_sha256="7" * 64, tokenizer="ptb",
+    signal=1.0, how_chosen="chosen on validation images of subj07", command="bitllm demo --seed 0",
+    git_revision="0123abc", versions={"bitllm": "0.2.0", "torch": "2.13.0"},
+    seconds={"simulate": 21.4, "align": 48.2, "total": 282.1}, peak_memory_gb=2.31,
+    not_run={"spice": "Java was not found"}, notes=("every reference was lower-cased",),
+)  # fmt: skip
 
 
-def _retrievals() -> dict[str, dict[str, float]]:
-    """The encoder's retrieval under real betas and controls."""
-    return {
-        "real": _retrieval(0.118, 0.376, 0.541, 9, 0.473, 0.606),
-        "shuffle": _retrieval(0.005, 0.023, 0.041, 112, 0.018, 0.069),
-        "zero": _retrieval(0.005, 0.018, 0.046, 109.5, 0.018, 0.073),
-        "permuted": _retrieval(0.0, 0.028, 0.050, 107, 0.023, 0.078),
-        "single_trial": _retrieval(0.07, 0.25, 0.392, 17, 0.35, 0.43),
-    }
+def around(value: float, half: float, p: float | None = None) -> Estimate:
+    return Estimate(value, value - half, value + half, p)
 
 
-def _single_trials() -> dict[str, dict]:
-    return {
-            "sft": {**_scores(49.5, 14.2, 39.0, 260, 8.6), "n_trials": 654,
-                    "intervals": _intervals(_scores(49.5, 14.2, 39.0, 260, 8.6)),
-                    "real - permuted": {"CIDEr": _difference(44.2, 3.0)}},
-            "rft": {**_scores(55.1, 16.9, 41.2, 244, 8.1), "n_trials": 654},
-        }  # fmt: skip
+def scores(cider: float, bleu: float) -> dict[str, Estimate]:
+    values = {"CIDEr": cider, "BLEU-1": bleu + 36, "BLEU-4": bleu, "ROUGE-L": 27 + cider / 4}
+    return {name: around(value, 0.07 * value) for name, value in values.items()}
+
+
+def control(system: str, name: str) -> InputResult:
+    cider = CIDER[system][name]
+    is_constant = name in ("zero", "constant", "llm_alone")
+    return InputResult(
+        scores(cider, 3 + cider / 5), 1 if is_constant else 150, 0, 8.0, 218,
+        {"CIDEr": around(REAL[system][0] - cider, 6.1, 0.0002)},
+        {} if name in ("constant", "nearest") else
+        {"per_caption": around(10.77, 1.3, 0.0002), "per_token": around(0.98, 0.1), "per_word": around(1.2, 0.12)},
+    )  # fmt: skip
+
+
+def system(name: str) -> SystemResult:
+    cider, bleu, n_distinct = REAL[name]
+    real = InputResult(scores(cider, bleu), n_distinct, 0, 8.2, 218)
+    single = {}
+    if name in ("sft", "rft"):
+        permuted = InputResult(scores(5.3, 4.0), 260, 0, 8.6, 654, {"CIDEr": around(44.2, 3.0)})
+        single = {"real": InputResult(scores(49.5, 14.2), 260, 0, 8.6, 654)}
+        single |= {"permuted": permuted} if name == "sft" else {}
+    controls = {one: control(name, one) for one in CIDER[name]}
+    return SystemResult({"real": real} | controls, single, N_TRAINABLE.get(name))
+
+
+def retrieval(r1: float, r5: float, r10: float, rank: float) -> RetrievalResult:
+    return RetrievalResult({1: r1, 5: r5, 10: r10}, around(r10, 0.06), 10 / 218, rank, 109.5, 218, 218)
+
+
+def encoder() -> EncoderResult:
+    found = {"real": retrieval(0.118, 0.376, 0.541, 9.0), "shuffle": retrieval(0.005, 0.023, 0.041, 112.0),
+             "zero": retrieval(0.005, 0.018, 0.046, 109.5), "permuted": retrieval(0.0, 0.028, 0.05, 107.0),
+             "single_trial": retrieval(0.07, 0.25, 0.392, 17.0)}  # fmt: skip
+    curve = (
+        Identification(2, Estimate(0.93, 0.9, 0.95), 0.5),
+        Identification(10, Estimate(0.7, 0.65, 0.75), 0.1),
+    )
+    return EncoderResult(found, curve, (-0.0123, 0.0412), "image embedding")
+
+
+def region(name: str, lost: float) -> RegionResult:
+    return RegionResult(name, 120, around(lost, 0.1), around(0.01, 0.02), around(0.3, 0.1), around(1.0, 2.0),
+                        around(4.0, 2.0))  # fmt: skip
 
 
 @pytest.fixture
-def results() -> dict[str, Any]:
-    """A whole results.json, as the demo would fill it."""
-    systems = {
-        "sft": _scores(68.2, 19.4, 44.1, 181, 8.7),
-        "rft": _scores(74.9, 22.8, 47.0, 163, 8.2),
-        "prefix": _scores(61.3, 17.0, 42.5, 170, 8.8),
-        "prefix_mlp": _scores(57.9, 15.6, 41.1, 166, 8.9),
-        "no_align": _scores(15.8, 8.1, 33.8, 12, 8.4),
-    }
-    return {
-        "data": "simulated brain (demo preset, seed 0, simulation version 1)",
-        "subject": "subj08",
-        "subject_is_trained_on": False,
-        "part": "test",
-        "n_images": 218,
-        "split": "poster",
-        "split_hash": "9f2c4be1d07a" * 5 + "9f2c",
-        "seed": 0,
-        "llm": "tiny",
-        "signal": 1.0,
-        "systems": systems,
-        "controls": {system: _controls(system) for system in CIDER},
-        "differences": {
-            **{system: _differences(systems, system) for system in CIDER},
-            "rft - sft": {"CIDEr": _difference(6.7, 2.2), "BLEU-4": _difference(3.4, 3.9)},
-        },
-        "single_trial": _single_trials(),
-        "ceiling": {"human": {"CIDEr": 96.4, "BLEU-1": 65.0, "BLEU-4": 24.5, "ROUGE-L": 49.2}},
-        "intervals": {system: _intervals(scores) for system, scores in systems.items()},
-        "control_intervals": {
-            system: {name: _intervals(row) for name, row in _controls(system).items()} for system in CIDER
-        },
-        "retrieval": _retrievals(),
-        "cosine_real_zero": {"mean": -0.0123, "sd": 0.0412},
-        "bits": {
-            system: {
-                "per_caption": {"mean": mean, "low": mean - 1.3, "high": mean + 1.3},
-                "per_token": {"mean": mean / 11, "low": mean / 11 - 0.1, "high": mean / 11 + 0.1},
-            }
-            for system, mean in (("sft", 11.84), ("rft", 10.77))
-        },
-        "rft_reward": {"first": 0.412, "last": 0.538, "parts": {"cider": 0.6, "bertscore": 0.5}},
-        "parameters": {"cross_attention": 1_182_724, "prefix": 49_344, "prefix_mlp": 1_180_032},
-        "seconds": {"simulate": 21.4, "prepare": 8.9, "neighbours": 61.0, "align": 48.2, "sft": 52.7,
-                    "rft": 71.3, "evaluate": 18.6, "total": 282.1},
-        "versions": {"bitllm": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"},
-        "command": "bitllm demo --seed 0",
-        "git_revision": "0123abc",
-        "peak_memory_gb": 2.31,
-        "sealed": "chosen on validation images of subj07; subj08 was opened once",
-    }  # fmt: skip
+def results() -> Results:
+    """Results with every part that an evaluation can have."""
+    return Results(
+        ABOUT,
+        {name: system(name) for name in REAL},
+        encoder(),
+        {"rft - sft": around(6.7, 2.2, 0.0002), "sft - prefix": Estimate(6.9, 1.0, 12.0)},
+        {"CIDEr": 96.4, "BLEU-1": 65.0, "BLEU-4": 24.5, "ROUGE-L": 49.2},
+        (GroupResult("repetitions", "3", 200, around(75.0, 5.0), around(70.0, 5.0), around(1.1, 0.1)),
+         GroupResult("category", "animals", 1)),
+        Estimate(0.21, p=0.03),
+        (region("streams:early", 0.2), region("streams:ventral", -0.4)),
+        {"reward": (0.412, 0.538)},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def about() -> About:
+    """Where the numbers of the results come from."""
+    return ABOUT
+
+
+@pytest.fixture
+def with_lead():
+    """Results with another difference of a control: ``with_lead(results, "permuted", Estimate(…), system="rft")``."""
+
+    def change(found: Results, name: str, difference: Estimate | None, *, system: str = "rft") -> Results:
+        one = found.systems[system]
+        changed = replace(
+            one.averaged[name], real_minus_this={} if difference is None else {"CIDEr": difference}
+        )
+        return replace(
+            found, systems=found.systems | {system: replace(one, averaged=one.averaged | {name: changed})}
+        )
+
+    return change
 
 
 @pytest.fixture
 def curves() -> dict[str, list[dict[str, Any]]]:
-    """Log rows of the three stages and two baselines."""
-    rng = np.random.default_rng(1)
-    sft = [
-        {"step": step, "loss": _falling(step, rng), "learning_rate": 1e-3 * (1 - step / 600)}
-        for step in range(10, 601, 10)
-    ]
-    validation = [
-        {"step": step, "validation_loss": _falling(step, rng) + 0.1} for step in range(100, 601, 100)
-    ]
+    """Log rows of the three stages and a baseline."""
+    sft = [{"step": step, "loss": falling(step), "learning_rate": 1e-3} for step in range(10, 601, 10)]
     return {
-        "align": [
-            *({"step": step, "loss": 1.4 * _falling(step, rng), "learning_rate": 3e-4} for step in range(10, 401, 10)),
-            *({"step": step, "validation_R@10": 0.55 * (1 - np.exp(-step / 120)),
-               "validation_chance_R@10": 0.046}
-              for step in range(50, 401, 50)),
-        ],
-        "sft": [*sft, *validation],
-        "rft": [
-            *({"step": step, "reward": 0.41 + step / 1200 + rng.normal(0, 0.02),
-               "reward_cider": 0.3 + step / 900,
-               "reward_bertscore": 0.55 + step / 2000, "reward_ip": 0.45 + step / 3000, "kl": step / 3000,
-               "length": 8.9 - step / 200, "distinct": 0.93 - step / 600, "loss": rng.normal(0, 0.01)}
-              for step in range(2, 151, 2)),
-            *({"step": step, "validation_cider": 65 + step / 15,
-               "validation_real_minus_permuted": 60 + step / 17}
-              for step in range(0, 151, 50)),
-        ],
+        "align": [{"step": step, "loss": falling(step), "validation_R@10": step / 800,
+                   "validation_chance_R@10": 0.046} for step in range(50, 401, 50)],
+        "sft": [*sft, {"step": 600, "validation_loss": 1.3}],
+        "rft": [{"step": step, "reward": 0.41 + step / 1200, "reward_cider": 0.3, "reward_bertscore": 0.55,
+                 "reward_ip": 0.45, "kl": step / 3000, "length": 8.9, "distinct": 0.93, "validation_cider": 65.0,
+                 "validation_real_minus_permuted": 60.0} for step in range(2, 151, 2)],
         "prefix": sft,
     }  # fmt: skip
 
 
 @pytest.fixture
 def gallery() -> list[GalleryItem]:
-    """Twenty-four pictures with captions of two systems and one control."""
-    labels = ["random"] * 12 + ["best"] * 4 + ["median"] * 4 + ["worst"] * 4
-    return [_item(number, label) for number, label in enumerate(labels)]
+    """Twelve images with captions of two systems and two controls."""
+    groups = ["random"] * 4 + ["best"] * 4 + ["median"] * 2 + ["worst"] * 2
+    return [item(number, group) for number, group in enumerate(groups)]
 
 
-def _scores(cider: float, bleu: float, rouge: float, distinct: int, words: float) -> dict[str, float]:
-    return {"CIDEr": cider, "BLEU-1": bleu + 36, "BLEU-4": bleu, "ROUGE-L": rouge, "distinct": distinct,
-            "mean_length": words}  # fmt: skip
+@pytest.fixture
+def run(results, curves, gallery) -> RunFiles:
+    """A whole run without brain maps."""
+    return RunFiles("one", results, curves, gallery, None)
 
 
-def _controls(system: str) -> dict[str, dict[str, float]]:
-    return {
-        name: {"CIDEr": cider, "BLEU-4": 3 + cider / 5, "ROUGE-L": 27 + cider / 4,
-               "distinct": 1 if name in ("zero", "constant", "llm_alone") else 150}
-        for name, cider in CIDER[system].items()
-    }  # fmt: skip
+def falling(step: int) -> float:
+    return float(1.2 + 2.2 * np.exp(-step / 90))
 
 
-def _differences(systems: dict, system: str) -> dict[str, dict]:
-    real = systems[system]["CIDEr"]
-    return {name: {"CIDEr": _difference(real - cider, 6.1)} for name, cider in CIDER[system].items()}
-
-
-def _difference(value: float, half: float) -> dict[str, float]:
-    return {
-        "difference": value,
-        "low": value - half,
-        "high": value + half,
-        "p": 0.0002 if value > half else 0.21,
-    }
-
-
-def _intervals(scores: dict[str, float]) -> dict[str, dict[str, float]]:
-    names = ("CIDEr", "BLEU-4", "ROUGE-L")
-    return {name: {"low": scores[name] * 0.93, "high": scores[name] * 1.07} for name in names}
-
-
-def _retrieval(r1: float, r5: float, r10: float, rank: float, low: float, high: float) -> dict[str, float]:
-    return {"R@1": r1, "R@5": r5, "R@10": r10, "MedR": rank, "N": 218, "chance_R@10": 10 / 218,
-            "chance_MedR": 109.5, "low": low, "high": high}  # fmt: skip
-
-
-def _falling(step: int, rng: np.random.Generator) -> float:
-    return float(1.2 + 2.2 * np.exp(-step / 90) + rng.normal(0, 0.05))
-
-
-def _item(number: int, label: str) -> GalleryItem:
-    rng = np.random.default_rng(number)
-    picture = np.zeros((64, 64, 3), np.uint8) + rng.integers(60, 255, 3).astype(np.uint8)
-    top, left = rng.integers(4, 36, 2)
-    picture[top : top + 22, left : left + 22] = rng.integers(0, 200, 3)
-    return GalleryItem(
-        nsd_id=int(rng.integers(0, 73_000)),
-        picture=picture,
-        references=("two red dogs play on the sand", "a pair of red dogs near the sea", "dogs on a beach"),
-        captions={
-            "rft": "two red dogs on a beach",
-            "sft": "a red dog runs on the beach",
-            "rft, zero betas": "a man rides a horse in a field",
-            "rft, another image's betas": "three blue cars parked in a street",
-        },
-        cider={"rft": 131.4 - number, "sft": 88.0, "rft, zero betas": 3.2, "rft, another image's betas": 0.0},
-        label=label,
+def item(number: int, group: str) -> GalleryItem:
+    pixels = np.full((64, 64, 3), 10 * number, np.uint8)
+    pixels[20:40, 20:40] = 200
+    decoded = (
+        Decoded("rft", "two red dogs on a beach", 131.4 - number, False),
+        Decoded("sft", "a red dog runs on the beach", 88.0, False),
+        Decoded("rft, all betas zero", "a man rides a horse", 3.2, True),
+        Decoded("rft, another image's betas", "three blue cars", 0.0, True),
     )
+    references = ("two red dogs play on the sand", "a pair of red dogs near the sea")
+    return GalleryItem(number, pixels, references, decoded, group)

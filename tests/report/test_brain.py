@@ -3,21 +3,15 @@
 import base64
 import io
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from bitllm.report.brain import (
-    RADIUS_MM,
-    Mesh,
-    at_vertices,
-    brain_uri,
-    load_mesh,
-    read_brain_maps,
-    region_chart,
-    region_rows,
-)
+from bitllm.data.store import open_store
+from bitllm.errors import DataError
+from bitllm.report.brain import RADIUS_MM, Mesh, at_vertices, brain_maps, brain_uri, load_mesh, region_chart
 
 FLAT = Mesh(
     np.array([[0.0, 0], [1, 0], [0, 1]]),
@@ -25,14 +19,11 @@ FLAT = Mesh(
     np.array([[0.0, 0, 0], [30, 0, 0], [90, 0, 0]]),
     np.zeros(3),
 )
-LOSS = {"mean": 0.2, "low": 0.1, "high": 0.3}
-REGIONS = {
-    "rows": [
-        {"roi": "streams:early", "silenced": {"bits": LOSS}, "same_size": {"bits": {"mean": 0.01}}},
-        {"roi": "streams:ventral", "silenced": {"bits": {"mean": -0.4, "low": -0.5, "high": -0.3}}},
-        {"roi": "streams:lateral", "silenced": {}},
-    ]
-}
+
+
+@pytest.fixture
+def store(demo_folder):
+    return open_store(demo_folder / "store")
 
 
 def pixels(uri):
@@ -68,8 +59,9 @@ def test_the_mesh_of_fsaverage_is_read_without_a_network(monkeypatch):
     assert load_mesh() is None
 
 
-def test_a_demo_has_a_map_for_every_subject_the_test_subject_first(demo_folder):
-    maps = read_brain_maps(demo_folder, "subj08", REGIONS, store=demo_folder / "store")
+def test_there_is_a_map_for_every_subject_the_test_subject_first(results, store):
+    pooling = {name: np.ones(len(store.subject(name).voxels)) for name in store.subjects}
+    maps = brain_maps(results, pooling, store)
     assert [figure.title for figure in maps.pooling] == ["subj08", *(f"subj{n:02d}" for n in range(1, 8))]
     assert all(figure.uri.startswith("data:image/png;base64,") for figure in maps.pooling)
     assert "folded ellipsoid" in maps.where
@@ -77,19 +69,19 @@ def test_a_demo_has_a_map_for_every_subject_the_test_subject_first(demo_folder):
     assert sum(len(figure.uri) for figure in maps.pooling) < 3e6
 
 
-def test_a_folder_without_a_store_has_no_maps(tmp_path):
-    assert read_brain_maps(tmp_path, "subj08", {}, store=tmp_path / "store") is None
+def test_a_map_of_another_store_is_refused(results, store):
+    with pytest.raises(DataError, match=r"voxels .* found 3"):
+        brain_maps(results, {store.subjects[0]: np.ones(3)}, store)
 
 
-def test_losses_stand_above_those_of_random_voxels():
-    rows = region_rows(REGIONS)
-    assert [row.name for row in rows] == ["streams:early", "streams:ventral"]
-    chart = region_chart(rows)
-    assert chart.index("streams:early") < chart.index("as many others") < chart.index("streams:ventral")
+def test_without_a_store_only_the_chart_of_losses_is_drawn(results):
+    maps = brain_maps(results, {"subj08": np.ones(3)}, None)
+    assert (maps.pooling, maps.regions, maps.n_regions_shown) == ([], [], 2)
+    assert brain_maps(replace(results, regions=()), {"subj08": np.ones(3)}, None) is None
+
+
+def test_losses_stand_above_those_of_random_voxels(results):
+    chart = region_chart(results.regions)
+    assert chart.index("streams:early") < chart.index("same size") < chart.index("streams:ventral")
+    assert "streams:early: +0.20 [0.10, 0.30]" in chart
     assert region_chart([]) == ""
-
-
-@pytest.mark.parametrize("regions", [{}, {"rows": []}])
-def test_without_regions_only_pooling_is_drawn(demo_folder, regions):
-    maps = read_brain_maps(demo_folder, "subj08", regions, store=demo_folder / "store")
-    assert (maps.regions, maps.region_chart) == ([], "")

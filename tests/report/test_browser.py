@@ -2,8 +2,7 @@
 
 import pytest
 
-from bitllm.report.runs.compare import write_comparison
-from bitllm.report.runs.folder import read_run
+from bitllm.report import read_run, write_comparison
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +20,7 @@ def test_it_opens_without_a_network_and_without_a_complaint(visit, pages, page):
     assert seen.complaints == []
     assert [url for url in seen.requested if not url.startswith(("data:", "file:"))] == []
     assert len([url for url in seen.requested if url.startswith("file:")]) == 1
-    assert "decoding the brain" in seen.page.inner_text("h1")
+    assert "depend on the brain data" in seen.page.inner_text("h1")
     broken = "[...document.images].filter((one) => !one.complete || one.naturalWidth === 0).length"
     assert seen.page.evaluate(broken) == 0
 
@@ -38,7 +37,7 @@ def test_axe_finds_no_serious_violation(visit, pages, page, dark):
     assert visit(pages[page], dark=dark).violations() == []
 
 
-def test_words_are_coloured_by_their_bits(visit, pages):
+def test_words_are_colored_by_their_bits(visit, pages):
     page = visit(pages["one"]).page
     words = page.locator(".card .w")
     assert words.count() > 20

@@ -3,9 +3,9 @@
 import math
 from xml.etree import ElementTree
 
+from bitllm.evaluation.results import Results
 from bitllm.report.charts import PANELS, logged_curve, retrieval_charts, stage_curves
-from bitllm.report.runs.folder import read_curves
-from bitllm.report.tables import retrieval_rows
+from bitllm.report.run import read_curves
 
 
 def marks(chart):
@@ -17,7 +17,7 @@ def test_the_keys_drawn_are_those_that_the_stages_log(demo_folder):
     assert {key for panel in PANELS for key in panel.keys} == logged - {"step", "epoch"}
 
 
-def test_stages_stand_in_the_order_of_training_and_baselines_after_them(curves):
+def test_stages_are_in_the_order_of_training_and_baselines_last(curves):
     shuffled = dict(reversed(list(curves.items())))
     assert [stage.name for stage in stage_curves(shuffled)] == ["align", "sft", "rft", "prefix"]
 
@@ -30,12 +30,12 @@ def test_every_known_key_is_drawn():
     assert sum(len(marks(chart)) for chart in charts) == len(keys)
 
 
-def test_the_reward_stands_with_its_parts_and_cider_with_its_control(curves):
+def test_the_reward_has_its_parts_and_cider_its_control(curves):
     rft = next(stage for stage in stage_curves(curves) if stage.name == "rft")
     reward = next(chart for chart in rft.charts if "Sampled reward" in chart)
     assert len(marks(reward)) == 4
     cider = next(chart for chart in rft.charts if "Greedy CIDEr" in chart)
-    assert "real − other image" in cider
+    assert "real − another image" in cider
 
 
 def test_rows_without_the_key_or_without_a_number_are_left_out():
@@ -55,15 +55,10 @@ def test_a_stage_without_known_keys_is_left_out():
     assert stage_curves({"sft": [{"step": 1, "unheard_of": 2.0}], "rft": []}) == []
 
 
-def test_retrieval_is_drawn_by_k_beside_chance_and_among_n(results):
-    curve = [
-        {"ways": 2, "correct": 0.93, "low": 0.9, "high": 0.95, "chance": 0.5},
-        {"ways": 10, "correct": None},
-    ]
-    bars, by_k, identified = retrieval_charts(retrieval_rows(results), curve)
+def test_retrieval_is_drawn_by_k_with_chance_and_among_n(results, about):
+    bars, by_k, identified = retrieval_charts(results)
     assert "chance 0.046" in bars
     assert "chance: 0.00459 → 0.0459" in by_k
     assert "real betas: 0.118 → 0.541" in by_k
-    assert "1 of 2" in identified
-    assert "1 of 10" not in identified
-    assert retrieval_charts([]) == []
+    assert "1 of 2: 0.93 [0.90, 0.95]" in identified
+    assert retrieval_charts(Results(about, {})) == []

@@ -1,7 +1,7 @@
 """The page holds everything inside itself, escapes what it shows, and copes with what is missing."""
 
-import copy
 import re
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -9,9 +9,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from bitllm.report import GalleryItem, write_report
-from bitllm.report.page import facts
-from bitllm.report.wording import CONTROLS
+from bitllm.evaluation.results import EncoderResult, InputResult, Results, SystemResult
+from bitllm.metrics.intervals import Estimate
+from bitllm.report import write_comparison, write_report
+from bitllm.report.gallery import Decoded, GalleryItem
+from bitllm.report.page import compare_rows, unique_names, why_not_comparable
+from bitllm.report.tables import CONTROLS
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -42,14 +45,19 @@ class _Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
+def section(html, start, end="</section>"):
+    """Text of the page from ``start`` to ``end``."""
+    found = html[html.index(start) :]
+    return found[: found.index(end)]
+
+
 @pytest.fixture
-def write(tmp_path, results, curves, gallery):
-    """Write a page, with whatever is given in place of the whole fixtures, and return its text."""
+def write(tmp_path, run):
+    """Write the page of the run, or of a changed one, and return its text."""
 
     def write_page(**changed):
-        parts = {"results": results, "curves": curves, "gallery": gallery, **changed}
         out = tmp_path / "report.html"
-        write_report(parts["results"], parts["curves"], parts["gallery"], out)
+        write_report(replace(run, **changed), out)
         return out.read_text(encoding="utf-8")
 
     return write_page
@@ -97,17 +105,19 @@ def test_the_page_is_accessible(write):
 
 def test_a_caption_with_markup_is_escaped(write):
     attack = "<script>alert(1)</script>"
-    item = GalleryItem(1, np.zeros((4, 4, 3), np.uint8), (attack + '"',), {attack: attack}, {}, attack)
+    item = GalleryItem(
+        1, np.zeros((4, 4, 3), np.uint8), (attack + '"',), (Decoded(attack, attack, 1.0, False),)
+    )
     html = write(gallery=[item])
     assert "<script" not in html
     assert html.count("&lt;script&gt;alert(1)") >= 4
     assert _Page(html).open == []
 
 
-def test_keys_with_markup_are_escaped_in_tables_and_charts(write, results):
-    results["systems"]["<i>x</i>"] = {"CIDEr": 1.0}
-    results["controls"]["<i>x</i>"] = {"<i>y</i>": {"CIDEr": 1.0}}
-    html = write(results=results, curves={"<i>z</i>": [{"step": 1, "loss": 1.0}]})
+def test_names_with_markup_are_escaped_in_tables_and_charts(write, results):
+    odd = InputResult({"CIDEr": Estimate(1.0)}, 1, 0, 1.0, 1, {"CIDEr": Estimate(1.0, 0.5, 1.5)})
+    systems = results.systems | {"<i>x</i>": SystemResult({"real": odd, "<i>y</i>": odd})}
+    html = write(results=replace(results, systems=systems), curves={"<i>z</i>": [{"step": 1, "loss": 1.0}]})
     assert "<i>" not in html
     assert _Page(html).open == []
 
@@ -119,99 +129,105 @@ def test_sections_stand_in_the_order_of_the_questions(write):
 
 def test_every_control_is_in_the_table_and_is_explained(write, results):
     html = unescape(write())
-    table = html[html.index('<table class="scores"') : html.index('id="controls"')]
-    reading = html[html.index('id="reading"') : html.index('id="provenance"')]
-    for label in (control.label for control in CONTROLS.values()):
-        assert table.count(label) >= len(results["controls"])
-        assert label in reading
-    assert "human ceiling" in table
+    table, reading = section(html, '<table class="scores"', 'id="controls"'), section(html, 'id="reading"')
+    for name, control in CONTROLS.items():
+        assert table.count(f">{control.label}") == sum(
+            name in one.controls for one in results.systems.values()
+        )
+        assert control.sentence in reading
+    assert "human captions" in table
 
 
-def test_the_intervals_of_controls_stand_in_the_table_and_in_the_chart(write):
-    html = unescape(write())
-    for part in (html[html.index('<table class="scores"') :], html[html.index('id="controls"') :]):
-        assert "[9.7, 11.1]" in part[: part.index("</section>")], "all betas zero, CIDEr of rft"
+@pytest.mark.parametrize(
+    ("start", "shown"),
+    [
+        ('<table class="scores"', ["74.9", "[69.7, 80.1]", "[9.7, 11.1]", "+69.7", "[63.6, 75.8]", "p < 0.001"]),
+        ('id="controls"', ["zero betas: 10.4 [9.7, 11.1]", "another image: +69.7 [63.6, 75.8]"]),
+        ('id="ablation"', ["49,344", "+6.9", "[1.0, 12.0]", "26.64"]),
+        ('id="diagnostics"', ["0.541", "[0.481, 0.601]", "109.5", "+10.77", "[9.47, 12.07]", "−0.012", "0.041",
+                              "+70.0", "p = 0.030", "Java was not found"]),
+        ('id="curves"', ["0.412", "0.538"]),
+        ('id="gallery"', ["131.4", "two red dogs on a beach", "a pair of red dogs near the sea"]),
+        ('id="provenance"', ["simulated brain (demo preset", "9f2c4be1d07a9f2c", "bitllm demo --seed 0",
+                             "images of subj07", "0123abc", "4 min 42 s", "1,182,724", "every reference"]),
+    ],
+)  # fmt: skip
+def test_a_section_shows_the_numbers_of_the_results(write, start, shown):
+    text = section(unescape(write()), start)
+    for part in shown:
+        assert part in text, part
 
 
-def test_the_provenance_names_data_split_command_and_how_choices_were_made(write, results):
-    html = write()
-    provenance = html[html.index('id="provenance"') :]
-    for key in ("data", "split_hash", "command", "sealed", "git_revision"):
-        assert results[key] in provenance
-    assert "4 min 42 s" in provenance
-    assert "1,182,724" in provenance
-
-
-def test_any_key_may_be_missing(write, results, gallery):
-    for number, key in enumerate(results):
-        changed = {**results, key: None}
-        if number % 2:  # a page takes a second: half of the keys are None, half are missing
-            del changed[key]
-        assert _Page(write(results=changed, curves={}, gallery=gallery[:1])).open == []
-
-
-def test_every_key_of_a_system_may_be_missing(write, results):
-    for key in ("CIDEr", "BLEU-4", "distinct"):
-        changed = copy.deepcopy(results)
-        for record in [*changed["systems"].values(), *changed["controls"]["rft"].values()]:
-            record.pop(key, None)
-        assert _Page(write(results=changed)).open == []
-
-
-def test_a_page_of_nothing_says_so(write):
-    html = write(results={}, curves={}, gallery=[])
+def test_a_page_of_nothing_says_so(write, about):
+    html = write(results=Results(about, {}), curves={}, gallery=[])
     assert _Page(html).open == []
-    for said in ("Undecided", "no scores", "no controls", "No training log", "No image was chosen"):
-        assert said in html
+    for part in ("Undecided", "no scores", "No controls", "No training log", "no captions for the gallery"):
+        assert part in html
 
 
-def test_unknown_keys_do_no_harm(write, results):
-    results["something_new"] = {"deep": [1, 2, {"er": None}]}
-    results["systems"]["rft"]["NewMetric"] = 3.0
-    assert _Page(write(results=results)).open == []
+@pytest.mark.parametrize(
+    "name", ["encoder", "between_systems", "human", "groups", "similarity_to_training", "reward"]
+)
+def test_every_part_of_the_results_may_be_empty(write, results, name):
+    empty = {"encoder": EncoderResult(), "groups": (), "similarity_to_training": None}.get(name, {})
+    assert _Page(write(results=replace(results, **{name: empty}), curves={}, gallery=[])).open == []
 
 
 def test_a_page_of_photographs_stays_under_ten_megabytes(write, rng):
     noise = rng.integers(0, 255, (425, 425, 3), dtype=np.uint8)  # the worst case for any compression
-    items = [GalleryItem(one, noise, ("a dog",), {"rft": "a dog"}, {}, "random") for one in range(24)]
-    assert len(write(gallery=items).encode()) < 10e6
+    assert len(write(gallery=[GalleryItem(one, noise, ("a dog",), ()) for one in range(24)]).encode()) < 10e6
 
 
 def test_the_same_inputs_make_the_same_page(write):
     assert write() == write()
 
 
-def test_a_system_without_evidence_is_named_under_its_chart(write, results):
-    results["differences"]["sft"]["permuted"]["CIDEr"] = {"difference": 0.2, "low": -1.0, "high": 1.4}
-    html = write(results=results)
-    assert "no evidence that the captions of sft depend on the betas" in html
-    assert "Yes, by 69.7" in html
+def test_a_system_without_evidence_is_named_under_its_chart(write):
+    html = write()
+    assert "No evidence that the captions of no_align depend on the betas" in html
+    assert "Yes: CIDEr of rft is 69.7" in html
 
 
 @pytest.mark.parametrize(
-    ("known", "subject", "images"),
-    [
-        (
-            {"subject_is_trained_on": False, "part": "test"},
-            "Subject, never trained on",
-            "Images, never trained on",
-        ),
-        (
-            {"subject_is_trained_on": True, "part": "validation"},
-            "Subject, trained on",
-            "Images, of the validation part, by which settings are chosen",
-        ),
-        (
-            {"subject_is_trained_on": None, "part": "test", "is_store_of_training": False},
-            "Subject",
-            "Images, of a store or split that it was not trained on",
-        ),
-        ({"subject_is_trained_on": None, "part": None}, "Subject", "Images"),
-    ],
+    ("trained_on", "note"), [(True, ", in the"), (False, ", not in the"), (None, "</p>")]
 )
-def test_the_page_says_never_trained_on_only_where_it_is_so(results, tmp_path, known, subject, images):
-    results |= known
-    assert {fact.name for fact in facts(results)} >= {subject, images}
-    write_report(results, {}, [], tmp_path / "page.html")
-    page = (tmp_path / "page.html").read_text()
-    assert ("subj08, never trained on" in page) == (known["subject_is_trained_on"] is False)
+def test_the_page_says_of_the_subject_only_what_is_known(write, results, trained_on, note):
+    known = replace(results.about, is_subject_trained_on=trained_on)
+    assert f"captions decoded from fMRI · subj08{note}" in write(results=replace(results, about=known))
+
+
+def test_numbers_of_two_runs_stand_in_one_row(run, with_lead):
+    two = replace(run, results=with_lead(run.results, "permuted", Estimate(1.0, -2.0, 4.0)))
+    rows = {row.label: row.found for row in compare_rows([run, two])}
+    assert [one.value for one in rows["CIDEr"]] == [74.9, 74.9]
+    assert rows["CIDEr, another image's betas"][0].shown() == "5.2 [4.8, 5.6]"
+    assert [one.shown() for one in rows["CIDEr, real − another image's betas"]] == [
+        "69.7 [63.6, 75.8]", "1.0 [−2.0, 4.0]"
+    ]  # fmt: skip
+    assert rows["R@10"][1].value == 0.541
+
+
+def test_what_one_run_lacks_is_a_dash_and_what_both_lack_is_no_row(run, tmp_path):
+    other = replace(run, name="two", results=replace(run.results, encoder=EncoderResult()))
+    rows = {row.label: row.found for row in compare_rows([run, other])}
+    assert rows["R@10"][1] is None
+    assert "METEOR" not in rows
+    write_comparison([run, other], tmp_path / "page.html")
+    assert "<td>–" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_runs_on_other_data_are_compared_with_a_warning(run, tmp_path):
+    assert why_not_comparable([run, run]) == []
+    about = replace(run.results.about, n_images=100, data="nsd")
+    other = replace(run, results=replace(run.results, about=about))
+    assert [reason.split(" (")[0] for reason in why_not_comparable([run, other])] == [
+        "different numbers of test images", "different data"
+    ]  # fmt: skip
+    write_comparison([run, other], tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Do not compare" in html
+    assert not re.search(r"https?://|<script|url\(", html)
+
+
+def test_runs_of_one_name_are_numbered():
+    assert unique_names(["demo", "other", "demo"]) == ["demo (1)", "other", "demo (2)"]

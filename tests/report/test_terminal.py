@@ -1,71 +1,70 @@
-"""The terminal's table says the same as the page, within 80 columns."""
+"""The terminal shows the numbers of the page, within 80 columns."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
+from bitllm.evaluation.results import InputResult, Results
 from bitllm.report import render_table
-from bitllm.report.wording import CONTROLS, RIVALS
+from bitllm.report.tables import label
 
 
-def _printed(results, width=80):
+def printed(results, width=80):
     console = Console(file=io.StringIO(), width=width)
     console.print(render_table(results))
     return console.file.getvalue()
 
 
 def test_every_control_of_every_system_is_printed(results):
-    printed = _printed(results)
-    for control in CONTROLS.values():
-        assert printed.count(f"  {control.short} ") >= len(results["controls"])
-    for system in results["systems"]:
-        assert f"\n{system} " in printed
+    text = printed(results)
+    systems = results.systems
+    assert all(f"\n{name} " in text for name in systems)
+    for control in systems["rft"].controls:
+        n = sum(control in one.controls for one in systems.values())
+        assert text.count(f"  {label(control, is_short=True)} ") >= n
 
 
-def test_the_order_is_headline_systems_diagnostics(results):
-    printed = _printed(results)
-    places = [
-        printed.index(said) for said in ("Yes, by 69.7", "Scores with", "retrieval", "cosine(", "rft − sft")
-    ]
+def test_the_order_is_verdict_scores_bits_encoder_groups_regions_and_what_was_not_run(results):
+    text = printed(results)
+    parts = ["Yes: CIDEr", "Captions: scores", "Bits by which", "Image retrieval", "Groups of test", "Regions:",
+             "N-way identification: 2: 0.930 (chance 0.500)", "rft − sft", "not run: spice: Java",
+             "note: every"]  # fmt: skip
+    places = [text.index(part) for part in parts]
     assert places == sorted(places)
-    assert "nothing about NSD" in " ".join(printed.replace("│", " ").split())
 
 
-def test_numbers_are_neither_cut_nor_wrapped_in_80_columns(results):
-    printed = _printed(results)
-    assert "…" not in printed
-    assert "rft                   74.9 [69.7, 80.1]" in printed
-    row = next(line for line in printed.splitlines() if line.startswith("  zero betas"))
-    assert " ".join(row.split()) == "zero betas 10.4 [9.7, 11.1] +64.5 [58.4, 70.6] 5.1 29.6 1"
-    assert max(map(len, printed.splitlines())) <= 80
+@pytest.mark.parametrize(
+    ("start", "row"),
+    [
+        ("  zero betas", "zero betas 10.4 [9.7, 11.1] +64.5 [58.4, 70.6] 5.1 29.6 1"),
+        ("rft − another image", "rft − another image +10.77 [9.47, 12.07] +1.200 [1.080, 1.320] < 0.001"),
+        ("single trials", "single trials 0.392 [0.332, 0.452] 0.046 17.0 109.5 218"),
+        ("3 repetitions", "3 repetitions 200 75.0 +70.0 [65.0, 75.0] +1.100 [1.000, 1.200]"),
+        ("  early", "early 120 +0.200 [0.100, 0.300] +0.010 +1.0 +0.300"),
+    ],
+)
+def test_rows_hold_the_numbers_of_the_results_neither_cut_nor_wrapped(results, start, row):
+    lines = printed(results).splitlines()
+    assert " ".join(next(line for line in lines if line.startswith(start)).split()) == row
+    assert max(map(len, lines)) <= 80
+    assert "…" not in "".join(lines)
 
 
-def test_a_rival_is_marked_and_said_to_be_no_control(results):
-    printed = _printed(results)
-    assert "  nearest caption * " in printed
-    assert "\n* a rival, no control: it reads betas of the image too\n" in printed
-    for controls in results["controls"].values():
-        for rival in RIVALS:
-            controls.pop(rival, None)
-    assert "*" not in _printed(results)
-
-
-def test_no_evidence_is_said_plainly(results):
-    results["differences"]["rft"]["permuted"]["CIDEr"] = {"difference": 0.4, "low": -1.2, "high": 2.0}
-    assert "There is no evidence that the captions of rft" in _printed(results)
+def test_only_a_comparison_is_marked(results):
+    text = printed(results)
+    assert "  nearest caption * " in text
+    assert "\n* a comparison, not a control" in text
+    assert "*" not in printed(replace(results, systems={"no_align": results.systems["no_align"]}))
 
 
 def test_markup_of_rich_in_names_is_printed_as_it_is(results):
-    results["controls"]["rft"]["[red]odd[/red]"] = {"CIDEr": 1.0}
-    assert "[red]odd" in _printed(results)
+    rft = results.systems["rft"]
+    odd = InputResult({}, 1, 0, 1.0, 1)
+    changed = replace(rft, averaged=rft.averaged | {"[red]odd[/red]": odd})
+    assert "[red]odd" in printed(replace(results, systems={"rft": changed}))
 
 
-@pytest.mark.parametrize("missing", ["systems", "controls", "differences", "retrieval", "bits", "intervals"])
-def test_any_key_may_be_missing(results, missing):
-    del results[missing]
-    assert "Data: simulated brain" in " ".join(_printed(results).replace("│", "").split())
-
-
-def test_empty_results_print_a_headline():
-    assert "Undecided" in _printed({})
+def test_empty_results_print_a_headline(about):
+    assert "Undecided" in printed(Results(about, {}))

@@ -11,10 +11,9 @@ import tyro
 from pydantic import ValidationError
 
 from bitllm import __version__
-from bitllm.cli import data, demo, evaluation, model, prepare, train
+from bitllm.cli import data, demo, evaluation, model, prepare, results, train
 from bitllm.cli.examples import under_help
 from bitllm.cli.recipes import with_recipe
-from bitllm.cli.results import explore, export, report
 from bitllm.config import StrictConfig, first_problem
 from bitllm.errors import BitLlmError, ConfigError, StoppedError
 
@@ -38,9 +37,9 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "train": train.train,
     "score": evaluation.score,
     "evaluate": evaluation.evaluate,
-    "explore": explore.explore,
-    "report": report.report,
-    "export": export.export,
+    "explore": results.explore,
+    "report": results.report,
+    "export": results.export,
     "params": model.params,
     "preflight": model.preflight,
 }

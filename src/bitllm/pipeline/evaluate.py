@@ -24,6 +24,7 @@ from bitllm.errors import DataError
 from bitllm.evaluation.evaluate import ENCODER_PART, REGIONS_PART, Evaluator, Progress
 from bitllm.evaluation.held_out import HeldOut
 from bitllm.evaluation.options import EvaluateOptions
+from bitllm.evaluation.pooling import pooling_maps, write_maps
 from bitllm.evaluation.results import About, Results, to_json
 from bitllm.evaluation.rois import find_rois
 from bitllm.evaluation.runs import Checkpoints, card_of, checkpoint_folder, open_checkpoints, system_names
@@ -96,6 +97,7 @@ def evaluate(
     results = results_of(found, str(place / ABOUT))
     write_evaluation(place, found)
     _write_captions(place, evaluator.averaged, found)
+    write_maps(place, pooling_maps(checkpoints.encoder, data, checkpoints.atlases))
     write_json(place / RESULTS, to_json(results))
     return results
 

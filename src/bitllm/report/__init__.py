@@ -1,7 +1,7 @@
-"""The report of a run: one self-contained page and the terminal's table, no score without its control."""
+"""The report of an evaluated run: one self-contained HTML page, the model card and the terminal's tables."""
 
-from bitllm.report.gallery import GalleryItem
-from bitllm.report.page import write_report
+from bitllm.report.page import write_comparison, write_report
+from bitllm.report.run import RunFiles, read_run
 from bitllm.report.terminal import render_table
 
-__all__ = ["GalleryItem", "render_table", "write_report"]
+__all__ = ["RunFiles", "read_run", "render_table", "write_comparison", "write_report"]

@@ -1,35 +1,30 @@
-"""Where in the brain: the encoder's fixed pooling map of every subject, and what silencing each region costs.
+"""Brain figures of the page: the encoder's pooling map of every subject, and the loss when a region is silenced.
 
-Values at voxels are drawn on the flattened cortex of fsaverage5, which nilearn carries within its package, so that
-nothing is downloaded; without nilearn, at the voxels' coordinates. A vertex shows the mean of the voxels near its
-place on the pial surface; both are taken to be in MNI space in mm, which for a simulated brain (a folded ellipsoid) is
-a sketch. Twenty thousand triangles make a heavy SVG: brains are pictures, all else is SVG.
+Values at voxels are drawn on the flattened cortex of fsaverage5, which is part of nilearn's package (no download), or
+at the voxels' coordinates where nilearn is not installed. A vertex shows the mean of the voxels near its position on
+the pial surface; both are taken to be in MNI space in mm. For a simulated brain (a folded ellipsoid) this is a sketch.
+These figures are PNG, because twenty thousand triangles make a heavy SVG.
 """
 
 import base64
 import io
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.tri import Triangulation
 from scipy.spatial import KDTree
 
-from bitllm.data.batch import Anatomies
-from bitllm.data.store import Store, open_store
-from bitllm.files import read_record
-from bitllm.metrics.intervals import Estimate
-from bitllm.model.aligner import load_aligner
+from bitllm.data.store import Store
+from bitllm.errors import DataError
+from bitllm.evaluation.results import RegionResult, Results
 from bitllm.report.figures import Row, interval_chart, style
-from bitllm.report.values import estimate
 
 RADIUS_MM = 8.0
-"""A vertex without a voxel so near stays grey."""
+"""A vertex without a voxel within this distance stays gray."""
 _NEIGHBORS = 6
 _MOST_REGIONS = 12
 _COORDS = ["x_mm", "y_mm", "z_mm"]
@@ -53,79 +48,69 @@ class BrainFigure(NamedTuple):
 
 
 class BrainMaps(NamedTuple):
-    """What the page shows of the brain; any part may be empty."""
+    """The brain section of the page; any part may be empty."""
 
     pooling: list[BrainFigure]
     regions: list[BrainFigure]
     region_chart: str
     where: str
-    """On what the values are drawn."""
+    """What the values are drawn on."""
     n_regions_shown: int = 0
 
 
-def read_brain_maps(folder: Path, subject: str, regions: dict[str, Any], *, store: Path) -> BrainMaps | None:
-    """The maps of a run with an encoder in its folder and a store; None where one is missing.
+def brain_maps(
+    results: Results, pooling: Mapping[str, Float[np.ndarray, " _"]], store: Store | None
+) -> BrainMaps | None:
+    """Draw the pooling maps, the test subject first, and the losses by region; None where there is neither.
 
     Parameters
     ----------
-    folder
-        The run.
-    subject
-        The test subject, shown first.
-    regions
-        The part ``rois`` of ``grounding.json``; may be empty.
+    results
+        With the losses by region.
+    pooling
+        Subject → weight of every voxel (`bitllm.evaluation.pooling`).
     store
-        Folder of the store that the run was trained on.
+        Holds the voxels' coordinates; without it only the chart of losses is drawn.
+
+    Raises
+    ------
+    DataError
+        If a map has another number of voxels than the store.
     """
-    if not (store / "manifest.json").is_file() or not (folder / "align" / "aligner.json").is_file():
+    subject, regions = results.about.subject, results.regions
+    has_maps = store is not None and (pooling or regions)
+    if not has_maps and not regions:
         return None
-    data, mesh = open_store(store), load_mesh()
-    names = [subject, *(name for name in data.subjects if name != subject)]
-    weights = {name: _pooling(folder, data, name) for name in names if name in data.subjects}
-    top = float(np.quantile(np.concatenate(list(weights.values())), 0.99))
-    pooling = [_pooling_figure(mesh, data, name, values, top) for name, values in weights.items()]
-    rows = region_rows(regions)
-    of_regions = [_region_figure(mesh, data, subject, rows)] if rows and subject in data.subjects else []
-    where = (
-        "drawn on the flattened cortex of fsaverage5" if mesh else "drawn at the voxels' places in MNI space"
+    chart, n_shown = region_chart(regions), min(len(regions), _MOST_REGIONS)
+    if store is None:
+        return BrainMaps([], [], chart, "", n_shown)
+    mesh = load_mesh()
+    names = sorted(
+        (name for name in pooling if name in store.subjects), key=lambda name: (name != subject, name)
     )
-    if data.manifest.source == "simulated":
-        where += "; the simulated cortex is a folded ellipsoid, so places are a sketch"
-    return BrainMaps(pooling, of_regions, region_chart(rows), where, min(len(rows), _MOST_REGIONS))
+    top = float(np.quantile(np.concatenate([pooling[name] for name in names]), 0.99)) if names else 0.0
+    figures = [_pooling_figure(mesh, store, name, pooling[name], top) for name in names]
+    losses = [_region_figure(mesh, store, subject, regions)] if regions and subject in store.subjects else []
+    where = "drawn on the flattened cortex of fsaverage5" if mesh else "drawn at the voxels' MNI coordinates"
+    if results.about.is_simulated:
+        where += "; the simulated cortex is a folded ellipsoid, so positions are a sketch"
+    return BrainMaps(figures, losses, chart, where, n_shown)
 
 
-class RegionRow(NamedTuple):
-    """What silencing a region costs, and as many random voxels outside of it."""
-
-    name: str
-    lost: Estimate
-    same_size: Estimate | None
-
-
-def region_rows(regions: dict[str, Any]) -> list[RegionRow]:
-    """The rows of ``grounding.json`` with a loss in bits per word."""
+def region_chart(regions: Sequence[RegionResult]) -> str:
+    """The largest losses with their intervals, each followed by the loss of as many random voxels."""
     rows = []
-    for row in regions.get("rows", []):
-        lost = estimate(row, "silenced", "bits", name="mean")
-        if lost is not None:
-            rows.append(RegionRow(str(row.get("roi")), lost, estimate(row, "same_size", "bits", name="mean")))
-    return rows
-
-
-def region_chart(rows: Sequence[RegionRow]) -> str:
-    """The largest losses with their intervals; beneath each that of as many random voxels."""
-    if not rows:
-        return ""
-    title, rows_drawn = "Bits per word lost when a region is silent", []
-    for row in sorted(rows, key=lambda row: -row.lost.value)[:_MOST_REGIONS]:
-        rows_drawn.append(Row(row.name, row.lost, "real"))
-        if row.same_size is not None:
-            rows_drawn.append(Row("as many others", row.same_size, "rival"))
-    return interval_chart(title, rows_drawn, digits=2, is_difference=True)
+    for one in sorted(regions, key=lambda one: -one.bits_lost.value)[:_MOST_REGIONS]:
+        rows += [
+            Row(one.name, one.bits_lost, "real"),
+            Row("same size", one.bits_lost_same_size, "comparison"),
+        ]
+    title = "Bits per word lost when a region is silenced"
+    return interval_chart(title, rows, digits=2, is_difference=True) if rows else ""
 
 
 def load_mesh() -> Mesh | None:
-    """The mesh of fsaverage5, or None where nilearn is not installed."""
+    """The mesh of fsaverage5; None where nilearn is not installed."""
     try:
         from nilearn.datasets import load_fsaverage, load_fsaverage_data
     except ImportError:
@@ -149,14 +134,14 @@ def load_mesh() -> Mesh | None:
 def at_vertices(
     mesh: Mesh, coords_mm: Float[np.ndarray, "voxels 3"], values: Float[np.ndarray, " voxels"]
 ) -> Float[np.ndarray, " vertices"]:
-    """Mean of the nearest voxels within `RADIUS_MM` of each vertex, nearer ones weighing more; NaN without one."""
+    """Distance-weighted mean of the nearest voxels within `RADIUS_MM` of each vertex; NaN without one."""
     k = min(_NEIGHBORS, len(coords_mm))
     distance, voxel = KDTree(coords_mm).query(
         mesh.pial_mm, k=list(range(1, k + 1)), distance_upper_bound=RADIUS_MM
     )
     is_near = np.isfinite(distance)
     weight = np.where(is_near, np.exp(-0.5 * (2 * np.where(is_near, distance, 0.0) / RADIUS_MM) ** 2), 0.0)
-    padded = np.append(values, 0.0)  # a missing neighbor is numbered behind the last voxel
+    padded = np.append(values, 0.0)  # the index of a missing neighbor is one past the last voxel
     total = weight.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(total > 0, (weight * padded[voxel]).sum(axis=1) / total, np.nan)
@@ -171,25 +156,13 @@ def brain_uri(
     colors: str,
     unit: str,
 ) -> str:
-    """A PNG as a data URI, with its color bar.
-
-    Parameters
-    ----------
-    mesh
-        None draws the voxels themselves, from above and from the right.
-    limits
-        Values at the ends of the color bar.
-    colors
-        A color map of matplotlib.
-    unit
-        Under the color bar.
-    """
+    """A PNG with color bar as a data URI; without a mesh the voxels themselves, from above and from the right."""
     buffer = io.BytesIO()
     with style():
         figure = Figure(figsize=(6.4, 3.3), dpi=110)
         FigureCanvasAgg(figure)
         drawn = (
-            _draw_places(figure, coords_mm, values, limits=limits, colors=colors)
+            _draw_voxels(figure, coords_mm, values, limits=limits, colors=colors)
             if mesh is None
             else _draw_flat(figure, mesh, at_vertices(mesh, coords_mm, values), limits=limits, colors=colors)
         )
@@ -200,16 +173,6 @@ def brain_uri(
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-@torch.no_grad()
-def _pooling(folder: Path, store: Store, subject: str) -> Float[np.ndarray, " voxels"]:
-    """Mean pooling weight of every voxel over the queries, 1 where all voxels count alike."""
-    encoder = load_aligner(folder / "align").eval().encoder
-    atlases = read_record(folder / "align" / "aligner.json", "atlases")["atlases"]
-    places = Anatomies.of(store, [subject], atlases)
-    weights = encoder.pooling_map(places.coords_mm[0], places.atlas_labels[0]).numpy()
-    return (weights.mean(axis=0) * weights.shape[1]).astype(np.float64)
-
-
 def _coords(store: Store, subject: str) -> Float[np.ndarray, "voxels 3"]:
     return store.subject(subject).voxels[_COORDS].to_numpy(np.float64)
 
@@ -217,38 +180,36 @@ def _coords(store: Store, subject: str) -> Float[np.ndarray, "voxels 3"]:
 def _pooling_figure(
     mesh: Mesh | None, store: Store, subject: str, values: Float[np.ndarray, " voxels"], top: float
 ) -> BrainFigure:
-    uri = brain_uri(
-        mesh,
-        _coords(store, subject),
-        values,
-        limits=(0.0, top),
-        colors="viridis",
-        unit="pooling weight (1: all voxels alike)",
-    )
+    coords = _coords(store, subject)
+    if len(coords) != len(values):
+        raise DataError(
+            f"pooling map of {subject}: expected {len(coords)} voxels as in the store, found {len(values)}; name the "
+            "store that was evaluated with --store"
+        )
+    unit = "pooling weight (1: the mean over voxels)"
+    uri = brain_uri(mesh, coords, values, limits=(0.0, top), colors="viridis", unit=unit)
     strong = _strongest_labels(store, subject, values)
-    return BrainFigure(subject, f"Pooling map of {subject}: most weight per voxel in {strong}", uri)
+    return BrainFigure(subject, f"Pooling map of {subject}: highest mean weight in {strong}", uri)
 
 
-def _region_figure(mesh: Mesh | None, store: Store, subject: str, rows: Sequence[RegionRow]) -> BrainFigure:
-    values = np.zeros(store.manifest.subjects[subject].n_voxels)
+def _region_figure(
+    mesh: Mesh | None, store: Store, subject: str, regions: Sequence[RegionResult]
+) -> BrainFigure:
     table = store.subject(subject).voxels
-    for row in rows:
-        atlas, _, label = row.name.partition(":")
-        numbers = [number for number, name in store.atlases.get(atlas, {}).items() if name == label]
+    values = np.zeros(len(table))
+    for one in regions:
+        atlas, _, name = one.name.partition(":")
+        numbers = [number for number, found in store.atlases.get(atlas, {}).items() if found == name]
         if numbers:
             inside = (table[atlas] == numbers[0]).to_numpy()
-            values = np.where(inside & (abs(row.lost.value) > np.abs(values)), row.lost.value, values)
+            values = np.where(
+                inside & (abs(one.bits_lost.value) > np.abs(values)), one.bits_lost.value, values
+            )
     top = max(float(np.abs(values).max()), 1e-6)
-    uri = brain_uri(
-        mesh,
-        _coords(store, subject),
-        values,
-        limits=(-top, top),
-        colors="RdBu",
-        unit="bits per word lost when the region is silent",
-    )
-    most = max(rows, key=lambda row: row.lost.value)
-    alt = f"Losses by region of {subject}: largest in {most.name}, {most.lost.value:.2f} bits per word"
+    unit = "bits per word lost when the region is silenced"
+    uri = brain_uri(mesh, _coords(store, subject), values, limits=(-top, top), colors="RdBu", unit=unit)
+    most = max(regions, key=lambda one: one.bits_lost.value)
+    alt = f"Loss by region of {subject}: largest in {most.name}, {most.bits_lost.shown(2)} bits per word"
     return BrainFigure(subject, alt, uri)
 
 
@@ -290,7 +251,7 @@ def _draw_flat(
     return drawn
 
 
-def _draw_places(
+def _draw_voxels(
     figure: Figure,
     coords_mm: Float[np.ndarray, "voxels 3"],
     values: Float[np.ndarray, " voxels"],

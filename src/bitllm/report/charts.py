@@ -1,27 +1,28 @@
 """The charts of the page: systems against their controls, retrieval, and the training logs."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from bitllm.evaluation.results import Identification, Results, Verdict
 from bitllm.metrics.intervals import Estimate
 from bitllm.report.figures import Curve, Row, curve_chart, interval_chart
-from bitllm.report.headline import Verdict, verdict
-from bitllm.report.tables import Group, RetrievalRow, score_groups
-from bitllm.report.values import number, plain
+from bitllm.report.headline import verdict
+from bitllm.report.tables import Group, RetrievalRow, retrieval_rows, score_groups
 
 MAIN_STAGES = ("align", "sft", "rft")
 STAGE_TITLES = {
-    "align": "Stage 1, align: brain, image and caption embeddings brought together",
-    "sft": "Stage 2, sft: the interface learns to caption",
-    "rft": "Stage 3, rft: reinforced on sampled captions",
-    "clip": "The small CLIP: trained on training images and captions, no brain",
-    "llm": "The small Llama: trained on training captions, no brain",
+    "align": "Stage 1, align: contrastive training of the encoder on image and caption embeddings",
+    "sft": "Stage 2, sft: supervised training of the interface on captions",
+    "rft": "Stage 3, rft: reinforcement learning on sampled captions",
+    "clip": "Small CLIP, trained on training images and captions without brain data",
+    "llm": "Small Llama, trained on training captions without brain data",
 }
 _MOST_CURVES = 5
 
 
 class SystemCharts(NamedTuple):
-    """The two charts of one system and the verdict that they show."""
+    """The two charts of one system with its verdict."""
 
     system: str
     bars: str
@@ -30,20 +31,19 @@ class SystemCharts(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """A chart of a training log: its title, and the log keys drawn in it with their names."""
+    """A chart of a training log: title, and log key → name of its curve. Runs are compared by the first key."""
 
     title: str
     keys: Mapping[str, str]
 
 
-# The first key of a panel is the one that several runs are compared by.
 PANELS = (
     Panel(
         "Loss",
         {
             "loss": "training",
-            "image_loss": "its image part",
-            "text_loss": "its caption part",
+            "image_loss": "image part",
+            "text_loss": "caption part",
             "validation_loss": "validation",
         },
     ),
@@ -52,7 +52,7 @@ PANELS = (
     ),
     Panel(
         "Greedy CIDEr on validation images",
-        {"validation_cider": "real betas", "validation_real_minus_permuted": "real − other image's betas"},
+        {"validation_cider": "real betas", "validation_real_minus_permuted": "real − another image"},
     ),
     Panel(
         "Sampled reward and its parts",
@@ -63,9 +63,9 @@ PANELS = (
             "reward_ip": "inner product",
         },
     ),
-    Panel("Distance to the reference model (KL)", {"kl": "KL"}),
+    Panel("KL divergence from the reference model", {"kl": "KL"}),
     Panel("Words per caption", {"length": "sampled", "validation_length": "greedy, validation"}),
-    Panel("Sampled captions, shares", {"distinct": "distinct", "ended": "with an end token"}),
+    Panel("Sampled captions, shares", {"distinct": "distinct", "ended": "with end token"}),
     Panel(
         "Greedy captions on validation images, shares",
         {
@@ -87,10 +87,9 @@ class StageCurves(NamedTuple):
     charts: list[str]
 
 
-def system_charts(results: dict[str, Any]) -> list[SystemCharts]:
-    """Real input against every control, for each system that has controls, on one common scale."""
-    groups = [group for group in score_groups(results) if group.system and len(group.rows) > 1]
-    groups = [group for group in groups if any(row.kind == "control" for row in group.rows)]
+def system_charts(results: Results) -> list[SystemCharts]:
+    """Real betas against every control, for each system with controls, on a common scale."""
+    groups = [group for group in score_groups(results) if any(row.kind == "control" for row in group.rows)]
     bars = [_bars(group) for group in groups]
     ends = [end for rows in bars for row in rows for end in (row.found.value, row.found.high or 0.0)]
     charts = []
@@ -109,28 +108,22 @@ def system_charts(results: dict[str, Any]) -> list[SystemCharts]:
     return charts
 
 
-def retrieval_charts(rows: Sequence[RetrievalRow], identification: Sequence[Any] = ()) -> list[str]:
-    """R@10 of every input with chance, R@k by k, and the identification curve, as far as they are known.
-
-    Parameters
-    ----------
-    rows
-        One for every input.
-    identification
-        Of the real betas: ``ways``, ``correct``, ``low``, ``high``, ``chance``.
-    """
-    charts = [_recall_bars(rows), _recall_curves(rows), _identification(identification)]
-    return [chart for chart in charts if chart]
+def retrieval_charts(results: Results) -> list[str]:
+    """R@10 of every input with chance, R@k by k, and the N-way identification curve."""
+    rows = retrieval_rows(results)
+    charts = [_recall_curves(rows)] if rows else []
+    if rows:
+        kinds = {"real": "real", "single_trial": "single"}
+        bars = [Row(row.short, row.found.r_at_10, kinds.get(row.name, "control")) for row in rows]
+        title = "Share of images among the first 10 (R@10)"
+        charts.insert(0, interval_chart(title, bars, digits=3, line=("chance", rows[0].found.chance_r_at_10)))
+    if results.encoder.identification:
+        charts.append(_identification(results.encoder.identification))
+    return charts
 
 
 def stage_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[StageCurves]:
-    """Draw every known key of every stage's log; a stage without any is left out.
-
-    Parameters
-    ----------
-    curves
-        Stage or run name → its log rows, each with ``step`` and some numbers.
-    """
+    """Charts of the log rows of every stage, in the order of training; a stage without known keys is left out."""
     names = [name for name in MAIN_STAGES if name in curves]
     names += [name for name in curves if name not in MAIN_STAGES]
     found = []
@@ -142,12 +135,12 @@ def stage_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Stag
 
 
 def logged_curve(rows: Sequence[Mapping[str, Any]], key: str, name: str) -> Curve | None:
-    """The finite values of one log key by step, or None if there is none."""
+    """The finite values of one log key by step, or None without any."""
     points = {}
     for row in rows:
-        step, value = number(row, "step"), number(row, key)
-        if step is not None and value is not None:
-            points[step] = value
+        step, value = row.get("step"), row.get(key)
+        if isinstance(step, int | float) and isinstance(value, int | float) and math.isfinite(value):
+            points[float(step)] = float(value)
     if not points:
         return None
     steps = tuple(sorted(points))
@@ -155,59 +148,34 @@ def logged_curve(rows: Sequence[Mapping[str, Any]], key: str, name: str) -> Curv
 
 
 def _bars(group: Group) -> list[Row]:
-    kinds = {"system": "real", "single": "single", "control": "control", "rival": "rival"}
-    return [
-        Row("real betas" if row.kind == "system" else row.short, row.scores["CIDEr"], kinds[row.kind])
-        for row in group.rows
-        if row.kind in kinds and "CIDEr" in row.scores
-    ]
+    bars = [Row(row.short, row.scores["CIDEr"], row.kind) for row in group.rows if "CIDEr" in row.scores]
+    return [bar._replace(label="real betas", kind="real") if bar.kind == "system" else bar for bar in bars]
 
 
 def _leads(group: Group) -> list[Row]:
     return [
-        Row(row.short, row.difference, "rival" if row.kind == "rival" else "real")
+        Row(row.short, row.difference, "comparison" if row.kind == "comparison" else "real")
         for row in group.rows
         if row.difference is not None and row.difference.has_interval
     ]
 
 
-def _recall_bars(rows: Sequence[RetrievalRow]) -> str:
-    bars = [
-        Row(row.short, row.r_at_10, "real" if row.name in ("real", "single_trial") else "control")
-        for row in rows
-        if row.r_at_10 is not None
-    ]
-    chance = next((row.chance_r_at_10 for row in rows if row.chance_r_at_10 is not None), None)
-    if not bars:
-        return ""
-    line = ("chance", chance) if chance is not None else None
-    return interval_chart("Share of images found among the first 10 (R@10)", bars, digits=3, line=line)
-
-
 def _recall_curves(rows: Sequence[RetrievalRow]) -> str:
-    curves = []
-    for row in rows[: _MOST_CURVES - 1]:
-        points = [(float(k), value) for k, value in sorted(row.r_at.items()) if value is not None]
-        if len(points) > 1:
-            curves.append(Curve(row.short, tuple(k for k, _ in points), tuple(v for _, v in points)))
-    n = next((row.n_pictures for row in rows if row.n_pictures), None)
-    if not curves or not n:
-        return ""
-    ks = curves[0].x
+    ks = tuple(float(k) for k in sorted(rows[0].found.r_at))
+    n = rows[0].found.n_pictures
+    curves = [
+        Curve(row.short, ks, tuple(row.found.r_at[int(k)] for k in ks)) for row in rows[: _MOST_CURVES - 1]
+    ]
     curves.append(Curve("chance", ks, tuple(min(1.0, k / n) for k in ks)))
-    return curve_chart("Share of images found among the first k", curves, x_label="k")
+    return curve_chart("Share of images among the first k", curves, x_label="k")
 
 
-def _identification(curve: Sequence[Any]) -> str:
+def _identification(curve: Sequence[Identification]) -> str:
     rows = []
     for point in curve:
-        ways, correct, chance = (number(point, key) for key in ("ways", "correct", "chance"))
-        if ways is None or correct is None or chance is None:
-            continue
-        found = Estimate(correct, number(point, "low"), number(point, "high"))
-        rows.append(Row(f"1 of {plain(ways, 0)}", found, "real"))
-        rows.append(Row("chance", Estimate(chance), "control"))
-    return interval_chart("Right image identified among N", rows, digits=2) if rows else ""
+        rows.append(Row(f"1 of {point.ways}", point.correct, "real"))
+        rows.append(Row("chance", Estimate(point.chance), "control"))
+    return interval_chart("Right image identified among N", rows, digits=2)
 
 
 def _panel_chart(stage: str, panel: Panel, rows: Sequence[Mapping[str, Any]]) -> str:

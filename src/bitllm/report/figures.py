@@ -1,12 +1,11 @@
-"""The one chart engine: matplotlib, written as SVG that is the same byte by byte for the same numbers.
+"""All charts of the page and the published figures: matplotlib to SVG, byte-identical for identical numbers.
 
-The page and the published figures share size, colors and marks: a value with its interval, a curve, the points of
-single brains. :func:`interval_chart` and :func:`curve_chart` make the page's charts. :func:`as_svg` writes a file that
-stands alone; :func:`as_html` writes SVG for a page, with a title and a description for a screen reader, and with the
-page's own colors, so that it follows the reader's dark mode.
+:func:`interval_chart` and :func:`curve_chart` make the page's charts. :func:`as_svg` writes a standalone file;
+:func:`as_html` writes SVG for a page, with title and description for screen readers and with the page's color
+variables, so that it follows dark mode.
 
-The colors are those of Okabe and Ito, which readers with color blindness tell apart. No color carries a meaning that
-a word or a shape does not carry too.
+Colors are those of Okabe and Ito, which are distinguishable with color blindness; every color is doubled by a word or
+a shape.
 """
 
 import io
@@ -24,7 +23,6 @@ from matplotlib.style import context
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from bitllm.metrics.intervals import Estimate
-from bitllm.report.values import plain, with_interval
 
 WIDTH = 4.8
 """Inches; 96 pixels each: about as wide as a phone, so that text stays readable there."""
@@ -33,8 +31,8 @@ GREY, BROWN, RED, GREEN, PURPLE = "#8a929c", "#b5651d", "#a63f00", "#00795a", "#
 MAX_POINTS = 400  # of one curve: more than the screen has pixels for; beyond, neighbors are averaged
 
 _VARIABLES = {INK: "ink", FAINT: "soft", BLUE: "real", ORANGE: "s1", BAND: "line", WHITE: "page"}
-_VARIABLES |= {GREY: "control", BROWN: "rival", RED: "bad", GREEN: "s2", PURPLE: "s3"}
-"""Color → the variable of the page's style sheet that stands for it."""
+_VARIABLES |= {GREY: "control", BROWN: "comparison", RED: "bad", GREEN: "s2", PURPLE: "s3"}
+"""Color → variable of the page's style sheet."""
 _STYLE: dict[str, Any] = {
     "svg.hashsalt": "bitllm",
     "svg.fonttype": "none",  # text stays text: small, and found by a search
@@ -55,7 +53,7 @@ _MARK = "mark: "  # a group of this id is a mark with a title of its own
 
 
 class Look(NamedTuple):
-    """How a mark is told from others: by color and by shape or dash."""
+    """Color, shape and dash of a mark."""
 
     color: str
     marker: str = "o"
@@ -83,7 +81,7 @@ ROWS = {
     "real": Look(BLUE),
     "single": Look(BLUE, "s"),
     "control": Look(GREY),
-    "rival": Look(BROWN, "D", is_hollow=True),
+    "comparison": Look(BROWN, "D", is_hollow=True),
 }
 CURVES = (
     Look(BLUE),
@@ -154,7 +152,7 @@ def interval_chart(
     line
         Label and value of a vertical line, such as chance.
     is_difference
-        Whether values are differences, which are judged by whether their interval lies above 0.
+        Whether values are differences: hollow unless the interval lies above 0.
     """
     ends = [0.0, maximum or 0.0, line[1] if line else 0.0]
     ends += [
@@ -175,9 +173,9 @@ def interval_chart(
         _only_a_grid(axes, "x")
         axes.axvline(0, color=INK, linewidth=1, zorder=1.5)
         if line:
-            _draw_line(axes, f"{line[0]} {plain(line[1], digits)}", line[1])
-    told = "; ".join(f"{row.label} {with_interval(row.found, digits)}" for row in rows)
-    return as_html(figure, title, f"{told}.")
+            _draw_line(axes, f"{line[0]} {Estimate(line[1]).shown(digits)}", line[1])
+    spoken = "; ".join(f"{row.label} {row.found.shown(digits)}" for row in rows)
+    return as_html(figure, title, f"{spoken}.")
 
 
 def curve_chart(title: str, curves: Sequence[Curve], *, x_label: str = "step") -> str:
@@ -202,8 +200,8 @@ def curve_chart(title: str, curves: Sequence[Curve], *, x_label: str = "step") -
             labelspacing=0.35,
         )
         legend.set_in_layout(False)
-    told = "; ".join(name.replace(":", " from", 1).replace(" → ", " to ") for name in names)
-    return as_html(figure, title, f"{told}.")
+    spoken = "; ".join(name.replace(":", " from", 1).replace(" → ", " to ") for name in names)
+    return as_html(figure, title, f"{spoken}.")
 
 
 def thinned(curve: Curve, max_points: int = MAX_POINTS) -> Curve:
@@ -230,8 +228,8 @@ def as_svg(figure: Figure) -> str:
 def as_html(figure: Figure, title: str, description: str) -> str:
     """The figure as SVG within a page: named for a screen reader, in the page's colors and font.
 
-    Several charts stand on one page, which loads nothing: names of ids are made the chart's own, and what would
-    refer to an address (namespaces, clip paths) is left out.
+    Ids get the chart's name, because one page holds several charts. References to addresses (namespaces, clip paths)
+    are removed, because the page loads nothing.
     """
     with style(**_ON_PAGE):
         drawn = fromstring(as_svg(figure))  # noqa: S314 - our own
@@ -261,7 +259,7 @@ def _with_heading(title: str, height: float) -> tuple[Figure, float]:
 
 def _draw_row(axes: Axes, row: Row, y: float, digits: int, *, is_difference: bool) -> None:
     look, found = ROWS[row.kind], row.found
-    name = f"{_MARK}{row.label}: {with_interval(found, digits, sign=is_difference)}"
+    name = f"{_MARK}{row.label}: {found.shown(digits, sign=is_difference)}"
     if is_difference:
         filled = look._replace(is_hollow=False)
         hollow = Look(RED, look.marker, is_hollow=True)
@@ -272,7 +270,7 @@ def _draw_row(axes: Axes, row: Row, y: float, digits: int, *, is_difference: boo
         if found.low is not None and found.high is not None:
             axes.plot([found.low, found.high], [y, y], "|-", color=INK, linewidth=1.4)
     written = axes.annotate(
-        plain(found.value, digits),
+        Estimate(found.value).shown(digits),
         (1, y),
         (_VALUES * 72 - 2, 0),
         xycoords=axes.get_yaxis_transform(),

@@ -1,142 +1,142 @@
-"""The gallery: pictures that were seen, what people said of them, and what was decoded."""
+"""The gallery: images of the test set, their references, and what was decoded."""
 
 import base64
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from jaxtyping import UInt8
 from PIL import Image
 
-from bitllm.report.values import number, plain
-from bitllm.report.wording import GALLERY_GROUPS, in_known_order
+from bitllm.data.store import Store
+from bitllm.evaluation.table import Evaluation
+from bitllm.report.tables import label
 
-MAX_SIDE_PX = 320  # a card is at most that wide on a screen; keeps 24 photographs within a megabyte
-LOSSLESS_SIDE_PX = (
-    128  # up to here a PNG is small, and simulated pictures have hard edges that JPEG would blur
-)
+GROUPS = {
+    "random": "Drawn at random: judge the system by these.",
+    "best": "The highest CIDEr of the final system.",
+    "median": "In the middle of the final system's CIDEr.",
+    "worst": "The lowest CIDEr of the final system.",
+}
+MAX_SIDE_PX = 320  # a card is at most that wide on a screen; 24 photographs stay within a megabyte
+LOSSLESS_SIDE_PX = 128  # up to here a PNG is small, and JPEG would blur the hard edges of simulated images
+_INPUTS = ("permuted", "shuffle", "zero", "nearest")
+_N_EACH = 4
 
 
 class WordBits(NamedTuple):
-    """A word of a caption with its brain evidence: log2 p under its own betas less that under other images'."""
+    """A word of a caption with log2 p(word | betas of this image) − the mean of the same for other images."""
 
     word: str
     bits: float
 
     @property
     def strength(self) -> int:
-        """How strongly it is coloured, 0 to 5; from 6 bits on the colour does not grow."""
+        """Strength of its color, 0 to 5; 5 from 6 bits on."""
         return min(5, math.ceil(abs(self.bits) / 6 * 5 - 0.3)) if abs(self.bits) >= 0.36 else 0
 
 
-@dataclass(frozen=True)
-class GalleryItem:
-    """One image of the test set with its captions.
-
-    Parameters
-    ----------
-    nsd_id
-        The image's number in NSD, 0-based.
-    picture
-        Its pixels, or None where the picture must not be shown.
-    references
-        What people said of it.
-    captions
-        Name of a system, or of a system under a control → the caption.
-    cider
-        The same names → that caption's CIDEr, in points.
-    words
-        The same names → that caption's words with their bits, where they are known.
-    label
-        Why it is shown: ``best``, ``median``, ``worst`` or ``random``.
-    """
-
-    nsd_id: int
-    picture: UInt8[np.ndarray, "h w 3"] | None
-    references: tuple[str, ...]
-    captions: dict[str, str]
-    cider: dict[str, float] = field(default_factory=dict)
-    label: str = "random"
-    words: dict[str, tuple[WordBits, ...]] = field(default_factory=dict)
-
-
 class Decoded(NamedTuple):
-    """One caption of a card; ``is_control`` if its input was no genuine one."""
+    """One caption of an image; ``is_control`` unless it was decoded from the real betas."""
 
     name: str
     caption: str
-    cider: str
+    cider: float
     is_control: bool
     words: tuple[WordBits, ...] = ()
 
 
-class Card(NamedTuple):
-    """A gallery item as the page shows it."""
+@dataclass(frozen=True)
+class GalleryItem:
+    """One image of the test set with its captions; without pixels where the picture must not be shown."""
 
     nsd_id: int
-    picture_uri: str
-    alt: str
+    pixels: UInt8[np.ndarray, "h w 3"] | None
     references: tuple[str, ...]
-    decoded: list[Decoded]
+    decoded: tuple[Decoded, ...]
+    group: str = "random"
+
+    @property
+    def alt(self) -> str:
+        """Alternative text of the picture."""
+        said = f"; a person wrote: {self.references[0]}" if self.references else ""
+        return f"Image {self.nsd_id}{said}"
+
+    @property
+    def picture_uri(self) -> str:
+        """The picture as a data URI: PNG if it is small, else a JPEG of at most 320 pixels a side."""
+        if self.pixels is None:
+            return ""
+        image, buffer = Image.fromarray(self.pixels), io.BytesIO()
+        kind = "png" if max(image.size) <= LOSSLESS_SIDE_PX else "jpeg"
+        image.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
+        image.save(buffer, format=kind, optimize=True, quality=85)
+        return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-class CardGroup(NamedTuple):
-    """The cards of one label, with how they were chosen."""
-
-    label: str
-    explanation: str
-    cards: list[Card]
-
-
-def card_groups(gallery: Sequence[GalleryItem], systems: Sequence[str]) -> list[CardGroup]:
-    """The gallery's cards by label, those drawn at random first.
+def read_gallery(found: Evaluation, final: str, *, seed: int, store: Store | None) -> list[GalleryItem]:
+    """Best, median, worst and random images by the final system's CIDEr, with captions of some inputs.
 
     Parameters
     ----------
-    gallery
-        The items in any order.
-    systems
-        Names of the systems: a caption under any other name was made from a control.
+    found
+        The evaluation.
+    final
+        Name of the final system.
+    seed
+        Of the random choice.
+    store
+        Holds the pictures; None shows none.
     """
-    labels = in_known_order(list(dict.fromkeys(item.label for item in gallery)), GALLERY_GROUPS)
+    shown = [
+        (final, "real"),
+        *([("sft", "real")] if final != "sft" else []),
+        *((final, name) for name in _INPUTS),
+    ]
+    parts = {one: rows for one in shown if len(rows := _rows(found.rows, *one))}
+    if (final, "real") not in parts:
+        return []
+    ids = parts[final, "real"]["nsd_id"].tolist()
+    groups = chosen_rows(parts[final, "real"]["cider"].tolist(), seed=seed)
     return [
-        CardGroup(
-            label,
-            GALLERY_GROUPS.get(label, ""),
-            [_card(item, systems) for item in gallery if item.label == label],
+        GalleryItem(
+            ids[row],
+            None if store is None else store.pictures([ids[row]])[0],
+            tuple(found.about.get("references", {}).get(str(ids[row]), ())),
+            tuple(_decoded(found, system, name, rows, row) for (system, name), rows in parts.items()),
+            group,
         )
-        for label in labels
+        for group, chosen in groups.items()
+        for row in chosen
     ]
 
 
-def picture_uri(picture: UInt8[np.ndarray, "h w 3"]) -> str:
-    """A picture as a data URI: PNG if it is small, else a JPEG of at most 320 pixels a side."""
-    image = Image.fromarray(picture)
-    buffer = io.BytesIO()
-    if max(image.size) <= LOSSLESS_SIDE_PX:
-        image.save(buffer, format="PNG", optimize=True)
-        kind = "png"
-    else:
-        image.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
-        image.save(buffer, format="JPEG", quality=85)
-        kind = "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+def chosen_rows(cider: Sequence[float], *, seed: int, n_each: int = _N_EACH) -> dict[str, list[int]]:
+    """Rows of some random captions and of the best, median and worst ones."""
+    order = np.argsort(cider, kind="stable")
+    middle = max(0, len(order) // 2 - n_each // 2)
+    random = np.random.default_rng(seed).choice(len(order), size=min(n_each, len(order)), replace=False)
+    groups = {
+        "random": np.sort(random),
+        "best": order[::-1][:n_each],
+        "median": order[middle : middle + n_each],
+        "worst": order[:n_each],
+    }
+    return {name: [int(row) for row in rows] for name, rows in groups.items()}
 
 
-def _card(item: GalleryItem, systems: Sequence[str]) -> Card:
-    said = f", of which a person said: {item.references[0]}" if item.references else ""
-    decoded = [
-        Decoded(
-            name,
-            caption,
-            plain(number(item.cider, name)) if name in item.cider else "",
-            name not in systems,
-            item.words.get(name, ()),
-        )
-        for name, caption in item.captions.items()
-    ]
-    uri = picture_uri(item.picture) if item.picture is not None else ""
-    return Card(item.nsd_id, uri, f"Image {item.nsd_id}{said}", item.references, decoded)
+def _rows(rows: pd.DataFrame, system: str, name: str) -> pd.DataFrame:
+    chosen = (rows["system"] == system) & (rows["input"] == name) & (rows["trials"] == "averaged")
+    return rows[chosen].sort_values("row")
+
+
+def _decoded(found: Evaluation, system: str, name: str, rows: pd.DataFrame, row: int) -> Decoded:
+    words = found.about.get("words", {}).get(system, {}).get(name)
+    one = rows.iloc[row]
+    title = system if name == "real" else label(name) if name == "nearest" else f"{system}, {label(name)}"
+    bits = tuple(WordBits(str(word), float(value)) for word, value in words[row]) if words else ()
+    return Decoded(title, one["answer"], float(one["cider"]), name != "real", bits)

@@ -1,193 +1,140 @@
-"""The first sentence of the report: is it decoding the brain, and by how much?
+"""The first lines of the report: whether the captions depend on the betas, by how much, and the key numbers.
 
-Only paired differences real − control with their intervals decide. CIDEr is the metric, since one constant
-sentence already has the BLEU and ROUGE-L of published decoders.
+Only paired differences real − control with their intervals decide. They are in CIDEr, because one constant sentence
+already reaches the BLEU and ROUGE-L of published decoders.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
+from bitllm.evaluation.results import Results, Verdict
 from bitllm.metrics.intervals import Estimate
-from bitllm.report.values import (
+from bitllm.report.tables import (
+    COMPARISONS,
+    CONTROLS,
+    bits_of,
     data_sentence,
-    difference,
-    estimate,
+    in_order,
     interval,
+    label,
+    lead,
     number,
-    plain,
-    score,
-    section,
-    signed,
-    text,
-    with_interval,
 )
-from bitllm.report.wording import CONTROLS, FINAL_SYSTEMS, RIVALS, control_label, in_known_order
-
-CLEANEST = "permuted"
-
-
-class Verdict(NamedTuple):
-    """What the differences of one system show; ``is_evidence`` is None if they cannot tell."""
-
-    system: str
-    is_evidence: bool | None
-    sentence: str
 
 
 class KeyNumber(NamedTuple):
-    """One number of the headline, never without what it is to be compared with."""
+    """One number of the headline with the numbers to compare it with."""
 
     name: str
     value: str
     interval: str
-    compare: tuple[tuple[str, str], ...]
+    compare: list[tuple[str, str]]
 
 
-def final_system(results: dict) -> str:
-    """The system that the headline speaks of: rft, else sft, else the first one there is."""
-    systems = section(results, "systems")
-    return next((name for name in FINAL_SYSTEMS if name in systems), next(iter(systems), ""))
-
-
-def null_differences(results: dict, system: str) -> dict[str, Estimate]:
-    """Real − control in CIDEr, where an interval is known, for every control without brain evidence."""
-    names = [name for name in section(results, "differences", system) if name not in RIVALS]
-    found = {name: difference(results, system, name) for name in in_known_order(names, CONTROLS)}
-    return {name: one for name, one in found.items() if one is not None and one.has_interval}
-
-
-def verdict(results: dict, system: str) -> Verdict:
+def verdict(results: Results, name: str) -> Verdict:
     """Judge one system by its paired differences.
 
-    Evidence asks that the interval of every difference lies above 0. The one to another image's betas alone says
-    whether the captions depend on the betas; the others, whether that makes them better than captions without.
+    Evidence requires that the interval of every difference to a null control lies above 0. The difference to another
+    image's betas alone shows whether the captions depend on the betas; the others show whether this makes them better
+    than captions that need no betas.
     """
-    found = null_differences(results, system)
+    system = results.systems.get(name)
+    controls = (
+        []
+        if system is None
+        else [one for one in in_order(system.controls, CONTROLS) if one not in COMPARISONS]
+    )
+    leads = {one: lead(system, one) for one in controls} if system is not None else {}
+    found = {
+        one: difference
+        for one, difference in leads.items()
+        if difference is not None and difference.has_interval
+    }
     if not found:
-        name = system or "any system"
-        sentence = f"Undecided: there is no paired difference with an interval for {name}."
-        return Verdict(system, None, sentence)
-    failed = {name: one for name, one in found.items() if not one.is_above_zero}
+        return Verdict(None, f"Undecided: no paired difference with an interval for {name or 'any system'}.")
+    failed = {one: difference for one, difference in found.items() if not difference.is_above_zero}
+    permuted = found.pop("permuted", None)
     if failed:
-        return Verdict(system, False, _no_evidence(system, found, failed))
-    if CLEANEST not in found:
-        sentence = (
-            f"Undecided: {system} was not compared with {control_label(CLEANEST)}, "
-            "the control that decides whether the captions follow the brain."
+        if "permuted" in failed:  # the one that decides
+            failed = {"permuted": failed["permuted"]}
+        listed = "; ".join(
+            f"{label(one)} {difference.shown(sign=True)}" for one, difference in failed.items()
         )
-        return Verdict(system, None, sentence)
-    return Verdict(system, True, _evidence(results, system, found))
-
-
-def headline(results: dict) -> Verdict:
-    """The verdict on the final system, followed by the name of the data."""
-    judged = verdict(results, final_system(results))
-    parts = [judged.sentence, data_sentence(results)]
-    bits = _bits(results, judged.system)
-    if judged.is_evidence and bits is not None and bits.has_interval and not bits.is_above_zero:
-        parts.insert(
-            1,
-            f"Yet the right betas do not make the references more probable: {with_interval(bits, sign=True)} "
-            "bits per caption.",
+        if permuted is None or "permuted" in failed:
+            return Verdict(
+                False,
+                f"No evidence that the captions of {name} depend on the betas: CIDEr real − control is not above 0 "
+                f"({listed}).",
+            )
+        return Verdict(
+            False,
+            f"In part: the captions of {name} depend on the betas (CIDEr real − another image's betas "
+            f"{permuted.shown(sign=True)}), but there is no evidence that they score higher than captions that need "
+            f"no betas of the image ({listed}).",
         )
-    if number(results, "signal") == 0:
-        parts.insert(1, "The simulated betas carry no signal (signal 0): nothing is there to be decoded.")
-    return judged._replace(sentence=" ".join(parts))
-
-
-def key_numbers(results: dict) -> list[KeyNumber]:
-    """The few numbers beside the headline; one without anything to compare it with is left out."""
-    found = [_caption_number(results), _retrieval_number(results), _bits_number(results)]
-    return [one for one in found if one is not None and one.compare]
-
-
-def _evidence(results: dict, system: str, found: dict[str, Estimate]) -> str:
-    lead = found[CLEANEST]
-    subject = text(results, "subject") or "the test subject"
-    images = number(results, "n_images")
-    many = f"{plain(images, 0)} unseen images" if images else "unseen images"
+    if permuted is None:
+        return Verdict(
+            None, f"Undecided: {name} was not run with {label('permuted')}, the control that decides."
+        )
+    about = results.about
     sentence = (
-        f"Yes, by {plain(lead.value)} CIDEr points {interval(lead)}: {system} describes {subject}'s {many} "
-        "better from their own betas than from another image's"
+        f"Yes: CIDEr of {name} is {permuted.shown()} points higher with the real betas than with another image's "
+        f"betas ({about.subject}, {about.n_images:,} images)"
     )
-    others = {name: one for name, one in found.items() if name != CLEANEST}
-    if not others:
-        return f"{sentence}."
-    nearest = min(others, key=lambda name: others[name].value)
-    return (
-        f"{sentence}, and scores above every other control (smallest lead: "
-        f"{with_interval(others[nearest], sign=True)} over {_described(nearest)})."
-    )
+    if found:
+        least = min(found, key=lambda one: found[one].value)
+        smallest = f"smallest difference {found[least].shown(sign=True)}, {label(least)}"
+        sentence += f", and higher than under every other control ({smallest})"
+    return Verdict(True, f"{sentence}.")
 
 
-def _no_evidence(system: str, found: dict[str, Estimate], failed: dict[str, Estimate]) -> str:
-    listed = "; ".join(f"{_described(name)} {with_interval(one, sign=True)}" for name, one in failed.items())
-    if CLEANEST in found and CLEANEST not in failed:
-        return (
-            f"In part: the captions of {system} depend on the betas, as they score above those from another image's "
-            f"betas ({with_interval(found[CLEANEST], sign=True)} CIDEr points). But there is no evidence that they are "
-            f"better than what needs no betas of the image ({listed})."
+def headline(results: Results) -> Verdict:
+    """The verdict on the final system, with caveats and the name of the data."""
+    judged = verdict(results, results.final)
+    parts = [judged.sentence]
+    if results.about.signal == 0:
+        parts.append("The simulated betas carry no signal (signal 0), so there is nothing to decode.")
+    bits = bits_of(results.systems[results.final]) if results.systems else None
+    if judged.is_evidence and bits is not None and bits.has_interval and not bits.is_above_zero:
+        parts.append(
+            f"But the references are not more probable given the real betas: {bits.shown(sign=True)} bits per caption."
         )
-    return (
-        f"There is no evidence that the captions of {system} depend on the betas: its lead over a control "
-        f"is not above 0 ({listed}; CIDEr points)."
-    )
+    return replace(judged, sentence=" ".join([*parts, data_sentence(results.about)]))
 
 
-def _described(name: str) -> str:
-    return {"llm_alone": "the language model alone"}.get(name, control_label(name))
+def key_numbers(results: Results) -> list[KeyNumber]:
+    """CIDEr, R@10 and bits of the final system; a number without a comparison is left out."""
+    found = []
+    if results.systems:
+        system = results.systems[results.final]
+        compare = _compared({name: one.scores.get("CIDEr") for name, one in system.controls.items()},
+                            ("permuted", "zero", "constant"))  # fmt: skip
+        if compare and "CIDEr" in results.human:
+            compare.append(("human captions", number(results.human["CIDEr"])))
+        found.append(_key(f"CIDEr of {results.final}", system.real.scores.get("CIDEr"), compare))
+    retrieval = results.encoder.retrieval
+    if "real" in retrieval:
+        compare = [("chance", number(retrieval["real"].chance_r_at_10, 3))]
+        compare += _compared({name: one.r_at_10 for name, one in retrieval.items()},
+                             ("permuted", "shuffle", "zero"), digits=3)  # fmt: skip
+        found.append(
+            _key("Right image among the first 10 (R@10)", retrieval["real"].r_at_10, compare, digits=3)
+        )
+    if results.systems and (bits := bits_of(results.systems[results.final])) is not None:
+        compare = [("under another image's betas", "0 by definition")]
+        name = f"Bits per reference from the real betas ({results.final})"
+        found.append(_key(name, bits, compare)._replace(value=number(bits.value, sign=True)))
+    return [one for one in found if one.value and one.compare]
 
 
-def _caption_number(results: dict) -> KeyNumber | None:
-    system = final_system(results)
-    found = score(results, system)
-    if found is None:
-        return None
-    compare = [
-        (control_label(name), plain(number(results, "controls", system, name, "CIDEr")))
-        for name in in_known_order(list(section(results, "controls", system)), CONTROLS)
-        if name in (CLEANEST, "zero", "constant")
-        and number(results, "controls", system, name, "CIDEr") is not None
+def _key(name: str, found: Estimate | None, compare: list[tuple[str, str]], digits: int = 1) -> KeyNumber:
+    value = "" if found is None else number(found.value, digits)
+    return KeyNumber(name, value, interval(found, digits), compare)
+
+
+def _compared(
+    found: dict[str, Estimate | None], names: tuple[str, ...], digits: int = 1
+) -> list[tuple[str, str]]:
+    return [
+        (label(name), number(one.value, digits)) for name in names if (one := found.get(name)) is not None
     ]
-    human = number(results, "ceiling", "human", "CIDEr")
-    if compare and human is not None:
-        compare.append(("a human caption", plain(human)))
-    return KeyNumber(f"CIDEr of {system}", plain(found.value), interval(found), tuple(compare))
-
-
-def _retrieval_number(results: dict) -> KeyNumber | None:
-    found = estimate(results, "retrieval", "real", name="R@10")
-    if found is None:
-        return None
-    chance = chance_r_at(results, "real", 10)
-    compare = [("chance", plain(chance, 3))] if chance is not None else []
-    for name in (CLEANEST, "shuffle", "zero"):
-        value = number(results, "retrieval", name, "R@10")
-        if value is not None:
-            compare.append((control_label(name), plain(value, 3)))
-    return KeyNumber(
-        "Picture found among the first 10 (R@10)", plain(found.value, 3), interval(found, 3), tuple(compare)
-    )
-
-
-def _bits(results: dict, system: str) -> Estimate | None:
-    return estimate(results, "bits", system, "per_caption", name="mean")
-
-
-def _bits_number(results: dict) -> KeyNumber | None:
-    system = final_system(results)
-    found = _bits(results, system)
-    if found is None:
-        return None
-    compare = (("given another image's betas", "0 by definition"),)
-    return KeyNumber(
-        f"Bits per reference from the right betas ({system})", signed(found.value), interval(found), compare
-    )
-
-
-def chance_r_at(results: dict, name: str, k: int) -> float | None:
-    """Chance of finding the picture among the first ``k``: as written in the results, else k / N."""
-    written = number(results, "retrieval", name, f"chance_R@{k}")
-    n_pictures = number(results, "retrieval", name, "N")
-    if written is not None or not n_pictures:
-        return written
-    return min(1.0, k / n_pictures)

@@ -1,162 +1,211 @@
-"""One HTML page that holds a whole run: no network, no script, everything inside."""
+"""One self-contained HTML page about a run, or about several side by side: no network, no script."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from bitllm.evaluation.results import SystemResult, Verdict
 from bitllm.files import file_written_whole
 from bitllm.metrics.intervals import Estimate
-from bitllm.report import values
-from bitllm.report.ablation import METRICS, ablation_rows
-from bitllm.report.brain import BrainMaps
-from bitllm.report.charts import retrieval_charts, stage_curves, system_charts
-from bitllm.report.gallery import GalleryItem, card_groups
+from bitllm.report import charts, gallery, tables
+from bitllm.report.figures import Row, curve_chart, interval_chart
 from bitllm.report.headline import headline, key_numbers
-from bitllm.report.tables import (
-    between_systems,
-    metrics_of,
-    retrieval_rows,
-    score_groups,
-)
-from bitllm.report.values import estimate, number, section
-from bitllm.report.wording import CONTROLS, control_label, in_known_order
+from bitllm.report.run import RunFiles
+
+_MOST_CURVES = 5
+_MUST_AGREE = {
+    "references_sha256": "different references (CIDEr's word weights are computed from them)",
+    "n_images": "different numbers of test images (CIDEr depends on it)",
+    "tokenizer": "different tokenizers of the metrics",
+    "split_sha256": "different splits",
+    "subject": "different test subjects",
+    "data": "different data",
+    "llm": "different language models",
+}
 
 
-class Bits(NamedTuple):
-    """Brain evidence of one system, in bits."""
-
-    system: str
-    per_caption: Estimate | None
-    per_token: Estimate | None
-
-
-class Fact(NamedTuple):
-    """One line of the provenance."""
+class Column(NamedTuple):
+    """One run of a comparison."""
 
     name: str
-    value: str
+    system: str
+    headline: Verdict
+    facts: dict[str, str]
 
 
-def write_report(
-    results: dict[str, Any],
-    curves: Mapping[str, Sequence[Mapping[str, Any]]],
-    gallery: Sequence[GalleryItem],
-    out: Path,
-    *,
-    brain: BrainMaps | None = None,
-) -> None:
-    """Write the report of a run as one self-contained HTML file, whole or not at all.
+class CompareRow(NamedTuple):
+    """One number in every run, None where a run lacks it."""
 
-    Parameters
-    ----------
-    results
-        What ``results.json`` holds: scores in the COCO tools' points, controls, paired differences,
-        retrieval, provenance. Any key may be missing.
-    curves
-        Stage or run name → rows of its log, each with ``step``.
-    gallery
-        Test images with their captions; may be empty.
-    out
-        The file to be written.
-    brain
-        Maps, where there are any.
+    label: str
+    found: list[Estimate | None]
+    digits: int = 1
+    sign: bool = False
+
+
+def write_report(run: RunFiles, out: Path) -> None:
+    """Write the page of one run, whole or not at all.
 
     Raises
     ------
     OutputError
         If the disk is full or the place cannot be written.
     """
+    results = run.results
+    groups = {name: [one for one in run.gallery if one.group == name] for name in gallery.GROUPS}
     page = render(
         "report.html",
-        subject=values.text(results, "subject"),
-        subject_note=values.subject_note(results),
+        results=results,
+        about=results.about,
+        subject_note=tables.subject_note(results.about),
         headline=headline(results),
         key_numbers=key_numbers(results),
-        metrics=metrics_of(results),
-        groups=score_groups(results),
-        between=between_systems(results),
-        system_charts=system_charts(results),
-        ablation=ablation_rows(results),
-        ablation_metrics=METRICS,
-        retrieval=retrieval_rows(results),
-        retrieval_charts=retrieval_charts(retrieval_rows(results), results.get("identification") or ()),
-        cosine=section(results, "cosine_real_zero"),
-        bits=_bits(results),
-        brain=brain,
-        reward=section(results, "rft_reward"),
-        stages=stage_curves(curves),
-        card_groups=card_groups(gallery, list(section(results, "systems"))),
-        has_words=any(item.words for item in gallery),
-        facts=facts(results),
-        seconds=_known_numbers(results, "seconds"),
-        versions=section(results, "versions"),
-        parameters=_known_numbers(results, "parameters"),
-        controls=_controls_explained(results),
+        metrics=tables.metrics_of(results),
+        groups=tables.score_groups(results),
+        system_charts=charts.system_charts(results),
+        ablation=tables.ablation_rows(results),
+        retrieval=tables.retrieval_rows(results),
+        retrieval_charts=charts.retrieval_charts(results),
+        bits={
+            name: one.averaged["permuted"].bits
+            for name, one in results.systems.items()
+            if "permuted" in one.controls and one.averaged["permuted"].bits
+        },
+        parameters={name: one.n_trainable for name, one in results.systems.items() if one.n_trainable},
+        brain=run.brain,
+        stages=charts.stage_curves(run.curves),
+        gallery={name: items for name, items in groups.items() if items},
+        has_words=any(one.words for item in run.gallery for one in item.decoded),
+        used_controls=tables.in_order(
+            {name for one in results.systems.values() for name in one.controls} & tables.CONTROLS.keys(),
+            tables.CONTROLS,
+        ),
     )
-    with file_written_whole(out) as unfinished:
-        unfinished.write_text(page, encoding="utf-8")
+    _write(page, out)
+
+
+def write_comparison(runs: Sequence[RunFiles], out: Path) -> None:
+    """Write one page about several runs, in the order of their columns.
+
+    Raises
+    ------
+    OutputError
+        If the disk is full or the place cannot be written.
+    """
+    names = unique_names([run.name for run in runs])
+    columns = [
+        Column(name, run.results.final, headline(run.results), tables.facts(run.results.about))
+        for name, run in zip(names, runs, strict=True)
+    ]
+    page = render(
+        "compare.html",
+        columns=columns,
+        warnings=why_not_comparable(runs),
+        rows=compare_rows(runs),
+        charts=_compare_charts(runs, names),
+        curves=_compare_curves(runs, names),
+    )
+    _write(page, out)
 
 
 def render(template: str, **content: Any) -> str:
-    """A page from one of the package's templates, which may use the functions of `bitllm.report.values` as ``n``."""
+    """A page from one of the package's templates; ``n`` is `bitllm.report.tables`, ``g`` `bitllm.report.gallery`."""
     environment = Environment(
         loader=PackageLoader("bitllm.report", ""),
-        autoescape=True,
+        autoescape=template.endswith(".html"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(n=values, **content)
+    return environment.get_template(template).render(n=tables, g=gallery, **content)
 
 
-def facts(results: dict[str, Any]) -> list[Fact]:
-    """Where the numbers come from; what is not known is left out."""
-    names = {
-        "data": "Data",
-        "signal": "Simulated signal strength",
-        "subject": _with_note("Subject", values.subject_note(results)),
-        "n_images": _with_note("Images", values.images_note(results)),
-        "split": "Split",
-        "split_hash": "Hash of the split",
-        "seed": "Seed",
-        "llm": "Language model",
-        "command": "Command",
-        "git_revision": "Revision of the code",
-        "peak_memory_gb": "Peak memory (GB)",
-        "sealed": "How choices were made",
-    }
+def _write(page: str, out: Path) -> None:
+    with file_written_whole(out) as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """The names, repeated ones numbered."""
     return [
-        Fact(label, values.text(results, key)) for key, label in names.items() if values.text(results, key)
+        f"{name} ({list(names[: place + 1]).count(name)})" if list(names).count(name) > 1 else name
+        for place, name in enumerate(names)
     ]
 
 
-def _with_note(name: str, note: str) -> str:
-    return f"{name}, {note}" if note else name
-
-
-def _bits(results: dict[str, Any]) -> list[Bits]:
+def why_not_comparable(runs: Sequence[RunFiles]) -> list[str]:
+    """Reasons why scores of the runs must not be compared; empty if they may be."""
     return [
-        Bits(
-            system,
-            estimate(results, "bits", system, "per_caption", name="mean"),
-            estimate(results, "bits", system, "per_token", name="mean"),
-        )
-        for system in section(results, "bits")
-        if section(results, "bits", system)
+        reason
+        for key, reason in _MUST_AGREE.items()
+        if len({getattr(run.results.about, key) for run in runs}) > 1
     ]
 
 
-def _known_numbers(results: dict[str, Any], key: str) -> dict[str, float]:
-    found = {name: number(results, key, name) for name in section(results, key)}
-    return {name: value for name, value in found.items() if value is not None}
+def compare_rows(runs: Sequence[RunFiles]) -> list[CompareRow]:
+    """Metrics, controls, differences and bits of the final systems, and retrieval; rows that all runs lack left out."""
+
+    def of_final(number: Callable[[SystemResult], Estimate | None]) -> list[Estimate | None]:
+        return [None if one is None else number(one) for one in _finals(runs)]
+
+    rows = [CompareRow(name, of_final(partial(_score, metric=name))) for name in tables.METRICS]
+    for control in tables.CONTROLS:
+        name = tables.label(control)
+        rows.append(CompareRow(f"CIDEr, {name}", of_final(partial(_control_score, control=control))))
+        leads = of_final(partial(tables.lead, control=control))
+        rows.append(CompareRow(f"CIDEr, real − {name}", leads, sign=True))
+    retrieval = [run.results.encoder.retrieval.get("real") for run in runs]
+    cosines = [run.results.encoder.cosine_real_zero for run in runs]
+    rows += [
+        CompareRow("Bits per caption, real − another image's betas", of_final(tables.bits_of), 2, sign=True),
+        CompareRow("R@10", [None if one is None else one.r_at_10 for one in retrieval], 3),
+        CompareRow("Cosine of the embeddings of real and zero betas",
+                   [None if one is None else Estimate(one[0]) for one in cosines], 3),
+    ]  # fmt: skip
+    return [row for row in rows if any(one is not None for one in row.found)]
 
 
-def _controls_explained(results: dict[str, Any]) -> list[tuple[str, str]]:
-    used = {name for controls in section(results, "controls").values() for name in section(controls)}
-    return [
-        (control_label(name), CONTROLS[name].sentence)
-        for name in in_known_order(sorted(used), CONTROLS)
-        if name in CONTROLS
-    ]
+def _finals(runs: Sequence[RunFiles]) -> list[SystemResult | None]:
+    return [run.results.systems.get(run.results.final) for run in runs]
+
+
+def _score(system: SystemResult, metric: str) -> Estimate | None:
+    return system.real.scores.get(metric)
+
+
+def _control_score(system: SystemResult, control: str) -> Estimate | None:
+    return system.controls[control].scores.get("CIDEr") if control in system.controls else None
+
+
+def _compare_charts(runs: Sequence[RunFiles], names: Sequence[str]) -> list[str]:
+    bars, leads = [], []
+    for name, system in zip(names, _finals(runs), strict=True):
+        if system is None:
+            continue
+        permuted, lead = _control_score(system, "permuted"), tables.lead(system, "permuted")
+        if "CIDEr" in system.real.scores:
+            bars.append(Row(name[:20], system.real.scores["CIDEr"], "real"))
+        if permuted is not None:
+            bars.append(Row("another image", permuted, "control"))
+        if lead is not None and lead.has_interval:
+            leads.append(Row(name[:20], lead, "real"))
+    charts = [interval_chart("CIDEr of the final system and of its control", bars)] if bars else []
+    title = "CIDEr real − another image's betas"
+    return charts + ([interval_chart(title, leads, is_difference=True)] if leads else [])
+
+
+def _compare_curves(runs: Sequence[RunFiles], names: Sequence[str]) -> list[str]:
+    found = []
+    for stage in charts.MAIN_STAGES:
+        for panel in charts.PANELS:
+            key = next(iter(panel.keys))
+            curves = [
+                one
+                for run, name in zip(runs, names, strict=True)
+                if (one := charts.logged_curve(run.curves.get(stage, []), key, name[:24])) is not None
+            ]
+            if len(curves) > 1:
+                found.append(curve_chart(f"{stage}: {panel.title}", curves[:_MOST_CURVES]))
+    return found

@@ -1,214 +1,310 @@
-"""The rows of the report's tables, the same for the page and for the terminal."""
+"""Rows of the report's tables, names of systems and controls, and how numbers are written: for page, card, terminal."""
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterable
 from typing import NamedTuple
 
+from bitllm.evaluation.results import About, InputResult, Results, RetrievalResult, SystemResult
 from bitllm.metrics.intervals import Estimate
-from bitllm.report.headline import chance_r_at
-from bitllm.report.values import (
-    control_score,
-    difference,
-    estimate,
-    number,
-    score,
-    section,
-    single_trial_score,
-)
-from bitllm.report.wording import (
-    CONTROLS,
-    RETRIEVAL_INPUTS,
-    RETRIEVAL_SHORT,
-    RIVAL,
-    RIVALS,
-    SYSTEMS,
-    control_label,
-    control_short_label,
-    in_known_order,
-)
 
-METRICS = (
-    "CIDEr",
-    "BLEU-1",
-    "BLEU-2",
-    "BLEU-3",
-    "BLEU-4",
-    "METEOR",
-    "ROUGE-L",
-    "SPICE",
-    "BERTScore",
-    "CLIP-S",
-    "RefCLIP-S",
-)
+MISSING = "–"
+METRICS = ("CIDEr", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "SPICE", "BERTScore", "CLIP-S",
+           "RefCLIP-S")  # fmt: skip
+ABLATION_METRICS = ("CIDEr", "BLEU-4", "ROUGE-L", "METEOR")
+
+
+class Control(NamedTuple):
+    """Names of a control, and what it rules out."""
+
+    label: str
+    short: str
+    sentence: str
+
+
+CONTROLS = {
+    "permuted": Control(
+        "another image's betas",
+        "another image",
+        "Betas of the same subject for another image. The activity is real, but the image is wrong. This is the "
+        "strictest control: only the pairing of betas and image changes.",
+    ),
+    "other_subject": Control(
+        "another subject's betas",
+        "another subject",
+        "Another subject's betas for the same image, taken from the nearest voxels. They carry information about the "
+        "image, so this is a comparison and not a null control: where subjects share their tuning, it can score as "
+        "high as the real betas.",
+    ),
+    "shuffle": Control(
+        "betas shuffled over voxels",
+        "voxels shuffled",
+        "The betas of a trial in random voxel order: the same values without their spatial pattern.",
+    ),
+    "noise": Control(
+        "noise like the betas",
+        "noise",
+        "Gaussian noise with the covariance of the betas: realistic statistics, no information about the image.",
+    ),
+    "zero": Control(
+        "all betas zero",
+        "zero betas",
+        "Every beta is 0. Greedy decoding then gives the same caption for every image, so this is the score of a "
+        "constant sentence.",
+    ),
+    "constant": Control(
+        "one constant caption",
+        "constant caption",
+        "One sentence for all images, the best one on the training references: a score that needs no brain data.",
+    ),
+    "llm_alone": Control(
+        "language model alone",
+        "LLM alone",
+        "The language model without any brain tokens: its prior.",
+    ),
+    "nearest": Control(
+        "nearest training caption",
+        "nearest caption",
+        "A reference of the training image with the most similar brain embedding. It uses the betas of the image but "
+        "generates nothing, so it is a comparison and not a null control: a system that scores lower gains nothing "
+        "by generating.",
+    ),
+}
+COMPARISONS = frozenset({"nearest", "other_subject"})
+"""Inputs that carry information about the image: a system that does not beat them can still decode."""
+COMPARISON = "a comparison, not a control: it uses betas recorded for the same image"
+SYSTEMS = {
+    "rft": "all three stages: align, sft, rft",
+    "sft": "two stages: align, sft",
+    "prefix": "brain tokens prepended to the prompt by a linear projection",
+    "prefix_mlp": "brain tokens prepended to the prompt by an MLP with as many parameters as the adapters",
+    "no_align": "sft with an encoder that skipped the align stage",
+}
+INPUTS = {
+    "real": ("real betas", "real betas"),
+    "single_trial": ("real betas, single trials", "single trials"),
+}
 
 
 class Row(NamedTuple):
-    """One line of the table of scores; ``kind`` is system, single, control, rival, borrowed or ceiling."""
+    """One line of the table of scores; ``kind`` is system, single, control, comparison or ceiling."""
 
     kind: str
-    name: str
     label: str
     short: str
     scores: dict[str, Estimate]
     difference: Estimate | None = None
-    n_distinct: float | None = None
+    n_distinct: int | None = None
     mean_length: float | None = None
     note: str = ""
 
 
 class Group(NamedTuple):
-    """A system with everything that it must be compared with."""
+    """A system with its controls; the last group, without a system, holds the human captions."""
 
     system: str
     rows: list[Row]
 
 
 class RetrievalRow(NamedTuple):
-    """Brain → picture retrieval from one kind of input."""
+    """Retrieval of the image from the brain embedding of one input."""
 
     name: str
     label: str
     short: str
-    r_at: dict[int, float | None]
-    r_at_10: Estimate | None
-    chance_r_at_10: float | None
-    median_rank: float | None
-    chance_median_rank: float | None
-    n_pictures: float | None
+    found: RetrievalResult
 
 
-class Between(NamedTuple):
-    """A paired difference between two systems."""
+class Poster(NamedTuple):
+    """A row of the poster's tables: NSD, held-out subject 8, Llama-3.2-3B-Instruct."""
 
     name: str
-    metric: str
-    difference: Estimate
+    trainable: str
+    scores: dict[str, float]
 
 
-def metrics_of(results: dict) -> list[str]:
-    """The metrics that any system, control or ceiling has, CIDEr first."""
-    records = [*section(results, "systems").values(), *section(results, "ceiling").values()]
-    for controls in section(results, "controls").values():
-        records.extend(section(controls).values())
-    return [metric for metric in METRICS if any(number(record, metric) is not None for record in records)]
+POSTER = {
+    "prefix": Poster("prefix, projection only", "3.15M",
+                     {"BLEU-4": 9.45, "ROUGE-L": 34.99, "METEOR": 15.12, "CIDEr": 24.80}),
+    "prefix_mlp": Poster("prefix, matched MLP", "100.67M",
+                         {"BLEU-4": 7.69, "ROUGE-L": 33.59, "METEOR": 14.58, "CIDEr": 23.98}),
+    "sft": Poster("cross-attention", "103.82M",
+                  {"BLEU-4": 9.57, "ROUGE-L": 35.96, "METEOR": 15.76, "CIDEr": 26.64}),
+    "rft": Poster("cross-attention, after rft", "", {"BLEU-4": 15.1, "ROUGE-L": 40.42, "CIDEr": 34.9}),
+}  # fmt: skip
 
 
-def score_groups(results: dict) -> list[Group]:
-    """Every system followed by its controls, then what is the same for all of them."""
-    names = in_known_order(list(section(results, "systems")), SYSTEMS)
-    groups = [_system_group(results, name) for name in names]
-    ceilings = [
-        _row(
-            results,
-            ("ceiling", name),
-            Row(
-                "ceiling",
-                name,
-                "human ceiling" if name == "human" else name,
-                name,
-                {},
-                note="each human reference against the others of its image",
-            ),
-            partial(_ceiling_score, results, name),
+class AblationRow(NamedTuple):
+    """One interface in this run and on the poster."""
+
+    system: SystemResult
+    over_permuted: Estimate | None
+    """Real − another image's betas, CIDEr."""
+    sft_lead: Estimate | None
+    """Cross-attention − this interface, CIDEr, paired."""
+    poster: Poster
+
+
+def metrics_of(results: Results) -> list[str]:
+    """The metrics of any input of any system, CIDEr first."""
+    known = {
+        metric
+        for one in results.systems.values()
+        for found in one.averaged.values()
+        for metric in found.scores
+    }
+    return [metric for metric in METRICS if metric in known]
+
+
+def score_groups(results: Results) -> list[Group]:
+    """Every system followed by its single trials and its controls; human captions last."""
+    groups = [Group(name, _rows(name, results.systems[name])) for name in in_order(results.systems, SYSTEMS)]
+    if results.human:
+        scores = {metric: Estimate(value) for metric, value in results.human.items() if metric in METRICS}
+        note = "each reference scored against the other references of its image"
+        groups.append(Group("", [Row("ceiling", "human captions", "human captions", scores, note=note)]))
+    return groups
+
+
+def _rows(name: str, system: SystemResult) -> list[Row]:
+    rows = [_row("system", (name, name), system.real, SYSTEMS.get(name, ""))]
+    if "real" in system.single:
+        real, permuted = system.single["real"], system.single.get("permuted")
+        own = None if permuted is None else permuted.real_minus_this.get("CIDEr")
+        note = f"{real.n_captions:,} trials" + (
+            "; difference from another image's single trials" if own else ""
         )
-        for name in section(results, "ceiling")
-    ]
-    return [*groups, Group("", ceilings)] if ceilings else groups
+        rows.append(_row("single", INPUTS["single_trial"], real, note)._replace(difference=own))
+    for control in in_order(system.controls, CONTROLS):
+        kind, note = ("comparison", COMPARISON) if control in COMPARISONS else ("control", "")
+        rows.append(
+            _row(kind, (label(control), label(control, is_short=True)), system.controls[control], note)
+        )
+    return rows
 
 
-def between_systems(results: dict) -> list[Between]:
-    """The paired differences whose key names two systems, such as ``rft - sft``."""
-    found = []
-    for name, metrics in section(results, "differences").items():
-        for metric in [metric for metric in METRICS if " - " in name and metric in section(metrics)]:
-            one = estimate(metrics, metric, name="difference")
-            if one is not None:
-                found.append(Between(name.replace(" - ", " − "), metric, one))
-    return found
+def _row(kind: str, names: tuple[str, str], found: InputResult, note: str) -> Row:
+    lead = found.real_minus_this.get("CIDEr")
+    return Row(kind, *names, found.scores, lead, found.n_distinct, found.mean_length, note)
 
 
-def retrieval_rows(results: dict) -> list[RetrievalRow]:
-    """Retrieval from real betas and from each control, with chance beside it."""
-    names = in_known_order(list(section(results, "retrieval")), RETRIEVAL_INPUTS | CONTROLS)
+def retrieval_rows(results: Results) -> list[RetrievalRow]:
+    """Retrieval from real betas, from single trials and from each control."""
+    found = results.encoder.retrieval
     return [
-        RetrievalRow(
-            name,
-            RETRIEVAL_INPUTS.get(name, control_label(name)),
-            RETRIEVAL_SHORT.get(name, control_short_label(name)),
-            {k: number(results, "retrieval", name, f"R@{k}") for k in (1, 5, 10)},
-            estimate(results, "retrieval", name, name="R@10"),
-            chance_r_at(results, name, 10),
-            number(results, "retrieval", name, "MedR"),
-            number(results, "retrieval", name, "chance_MedR"),
-            number(results, "retrieval", name, "N"),
-        )
-        for name in names
-        if section(results, "retrieval", name)
+        RetrievalRow(name, label(name), label(name, is_short=True), found[name])
+        for name in in_order(found, [*INPUTS, *CONTROLS])
     ]
 
 
-def _system_group(results: dict, system: str) -> Group:
-    rows = [
-        _row(
-            results,
-            ("systems", system),
-            Row("system", system, system, system, {}, note=SYSTEMS.get(system, "")),
-            partial(score, results, system),
-        )
+def ablation_rows(results: Results) -> list[AblationRow]:
+    """The interfaces of the run next to the poster's; empty without a prefix to compare with."""
+    found = {name: results.systems[name] for name in POSTER if name in results.systems}
+    if not {"prefix", "prefix_mlp"} & found.keys():
+        return []
+    return [
+        AblationRow(one, lead(one, "permuted"), results.between_systems.get(f"sft - {name}"), POSTER[name])
+        for name, one in found.items()
     ]
-    if section(results, "single_trial", system):
-        rows.append(_single_row(results, system))
-    controls = in_known_order(list(section(results, "controls", system)), CONTROLS)
-    rows.extend(_control_row(results, system, name) for name in controls)
-    if not controls:
-        rows.extend(_borrowed_rows(results))
-    return Group(system, rows)
 
 
-def _single_row(results: dict, system: str) -> Row:
-    """Single trials, with their lead over the same captions dealt to other images."""
-    path = ("single_trial", system)
-    n_trials = number(results, *path, "n_trials")
-    own = estimate(results, *path, "real - permuted", "CIDEr", name="difference")
-    notes = [f"{n_trials:,.0f} trials"] if n_trials is not None else []
-    notes += ["the difference is to another image's single trials"] if own is not None else []
-    row = Row("single", system, "real betas, single trials", "single trials", {}, own, note="; ".join(notes))
-    return _row(results, path, row, partial(single_trial_score, results, system))
+def lead(system: SystemResult, control: str) -> Estimate | None:
+    """CIDEr real − control, paired over images."""
+    return system.averaged[control].real_minus_this.get("CIDEr") if control in system.controls else None
 
 
-def _control_row(results: dict, system: str, name: str) -> Row:
-    kind, note = ("rival", RIVAL) if name in RIVALS else ("control", "")
-    own = difference(results, system, name)
-    row = Row(kind, name, control_label(name), control_short_label(name), {}, own, note=note)
-    return _row(results, ("controls", system, name), row, partial(control_score, results, system, name))
+def bits_of(system: SystemResult, unit: str = "per_caption", control: str = "permuted") -> Estimate | None:
+    """log2 p(references | real) − log2 p(references | control)."""
+    return system.averaged[control].bits.get(unit) if control in system.controls else None
 
 
-def _borrowed_rows(results: dict) -> list[Row]:
-    """The constant caption of another system, which is the same: no score stands without a control."""
-    for other, controls in section(results, "controls").items():
-        if section(controls, "constant"):
-            row = Row(
-                "borrowed",
-                "constant",
-                control_label("constant"),
-                control_short_label("constant"),
-                {},
-                note="the same for every system; no other control was run",
-            )
-            own = partial(control_score, results, other, "constant")
-            return [_row(results, ("controls", other, "constant"), row, own)]
-    return []
+def facts(about: About) -> dict[str, str]:
+    """Where the numbers come from; unknown facts are left out."""
+    subject, images = subject_note(about), images_note(about)
+    found = {
+        "Data": about.data,
+        "Strength of the simulated signal": "" if about.signal is None else f"{about.signal:g}",
+        f"Subject, {subject}" if subject else "Subject": about.subject,
+        f"Images, {images}" if images else "Images": f"{about.n_images:,} ({about.n_trials:,} trials)",
+        "Split": f"{about.split}, {about.part} part",
+        "SHA-256 of the split": about.split_sha256,
+        "SHA-256 of the references": about.references_sha256,
+        "Tokenizer of the metrics": about.tokenizer,
+        "Seed": str(about.seed),
+        "Language model": about.llm,
+        "Command": about.command,
+        "Git revision": about.git_revision or "",
+        "Peak memory": "" if about.peak_memory_gb is None else f"{about.peak_memory_gb:.1f} GB",
+        "How settings were chosen": about.how_chosen,
+    }
+    return {name: value for name, value in found.items() if value}
 
 
-def _ceiling_score(results: dict, name: str, metric: str) -> Estimate | None:
-    value = number(results, "ceiling", name, metric)
-    return None if value is None else Estimate(value)
+def subject_note(about: About) -> str:
+    """Whether the subject was in the training data; empty where that is unknown."""
+    return {True: "in the training data", False: "not in the training data", None: ""}[
+        about.is_subject_trained_on
+    ]
 
 
-def _row(results: dict, path: tuple[str, ...], row: Row, of: Callable[[str], Estimate | None]) -> Row:
-    """The row with every metric that ``of`` gives."""
-    return row._replace(
-        scores={metric: found for metric in METRICS if (found := of(metric)) is not None},
-        n_distinct=number(results, *path, "distinct"),
-        mean_length=number(results, *path, "mean_length"),
-    )
+def images_note(about: About) -> str:
+    """Which images these are; empty where that is unknown."""
+    if not about.is_store_of_training:
+        return "from a store or split that was not used for training"
+    return {
+        "test": "not in the training data",
+        "validation": "of the validation part, used to choose settings",
+    }.get(about.part, "")
+
+
+def data_sentence(about: About) -> str:
+    """Name of the data; for a simulated brain with a warning."""
+    warning = "; these numbers say nothing about NSD" if about.is_simulated else ""
+    return f"Data: {about.data}{warning}."
+
+
+def label(name: str, *, is_short: bool = False) -> str:
+    """Name of an input in words; an unknown one shows its key."""
+    if name in INPUTS:
+        return INPUTS[name][is_short]
+    return CONTROLS[name][is_short] if name in CONTROLS else name.replace("_", " ")
+
+
+def group_name(kind: str, name: str) -> str:
+    """Name of a group of images in words."""
+    return f"{name} repetition{'' if name == '1' else 's'}" if kind == "repetitions" else name
+
+
+def in_order(names: Iterable[str], known: Iterable[str]) -> list[str]:
+    """The known names in their order, then the others."""
+    names, known = list(names), list(known)
+    return [name for name in known if name in names] + [name for name in names if name not in known]
+
+
+def number(value: float | int | None, digits: int = 1, *, sign: bool = False) -> str:
+    """A number with a true minus sign; a dash for None."""
+    return MISSING if value is None else Estimate(float(value)).shown(digits, sign=sign)
+
+
+def shown(found: Estimate | None, digits: int = 1, *, sign: bool = False) -> str:
+    """A number with its interval; a dash for None."""
+    return MISSING if found is None else found.shown(digits, sign=sign)
+
+
+def interval(found: Estimate | None, digits: int = 1) -> str:
+    """``[low, high]``; empty without an interval."""
+    if found is None or not found.has_interval:
+        return ""
+    return f"[{number(found.low, digits)}, {number(found.high, digits)}]"
+
+
+def p_value(p: float | None) -> str:
+    """``p = 0.042`` or ``p < 0.001``; empty for None."""
+    return "" if p is None else "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in hours, minutes and seconds."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

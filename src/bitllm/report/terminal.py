@@ -1,6 +1,6 @@
-"""The report in the terminal, 80 columns wide: headline, systems with their controls, diagnostics."""
+"""The results in the terminal, 80 columns wide: verdict, systems with controls, bits, encoder, groups, regions."""
 
-from typing import Any
+from collections.abc import Iterator
 
 from rich.console import Group as Stack
 from rich.console import RenderableType
@@ -9,108 +9,160 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from bitllm.evaluation.results import About, Results
 from bitllm.report.headline import headline
-from bitllm.report.tables import Row, between_systems, retrieval_rows, score_groups
-from bitllm.report.values import estimate, interval, number, plain, section, whole, with_interval
-from bitllm.report.wording import RIVAL
+from bitllm.report.tables import (
+    COMPARISON,
+    CONTROLS,
+    Row,
+    bits_of,
+    group_name,
+    in_order,
+    interval,
+    label,
+    number,
+    p_value,
+    retrieval_rows,
+    score_groups,
+    shown,
+    subject_note,
+)
 
-_STYLES = {"system": "bold", "rival": "yellow", "ceiling": "green"}
+_STYLES = {"system": "bold", "comparison": "yellow", "ceiling": "green"}
 
 
-def render_table(results: dict[str, Any]) -> Stack:
-    """The results as something rich can print, in the order of the page.
-
-    Parameters
-    ----------
-    results
-        What ``results.json`` holds; any key may be missing.
-    """
+def render_table(results: Results) -> Stack:
+    """The results as something rich can print."""
     judged = headline(results)
-    colour = "green" if judged.is_evidence else "yellow"
-    parts: list[RenderableType] = [
-        Panel(Text(judged.sentence), border_style=colour, title="Is it decoding the brain?"),
-        _scores(results),
-    ]
-    if any(row.kind == "rival" for group in score_groups(results) for row in group.rows):
-        parts.extend([Text(f"* {RIVAL}"), Text()])
-    for table in (_retrieval(results), _bits(results)):
+    color = "green" if judged.is_evidence else "yellow"
+    title = "Do the captions depend on the brain data?"
+    parts: list[RenderableType] = [Panel(Text(judged.sentence), border_style=color, title=title)]
+    parts += [Text(_where(results.about)), Text(), *_scores(results)]
+    for table in (_bits(results), _retrieval(results), _groups(results), _regions(results)):
         if table.row_count:
-            parts.extend([table, Text()])
-    mean, sd = number(results, "cosine_real_zero", "mean"), number(results, "cosine_real_zero", "sd")
-    if mean is not None:
-        parts.append(
-            Text(
-                f"cosine(real, zero betas): {plain(mean, 3)} ± {plain(sd, 3)} "
-                "(1: the encoder ignores its input)"
-            )
-        )
-    parts.extend(
-        Text(f"{one.name}, {one.metric}: {with_interval(one.difference, sign=True)}")
-        for one in between_systems(results)
-    )
+            parts += [table, Text()]
+    parts += [Text(line) for line in _lines(results)]
+    parts += [
+        Text(f"not run: {name}: {reason}", style="dim") for name, reason in results.about.not_run.items()
+    ]
+    parts += [Text(f"note: {note}", style="dim") for note in results.about.notes]
     return Stack(*parts)
 
 
-def _scores(results: dict[str, Any]) -> Table:
-    table = _table("Scores with their controls; [95 % interval over images]")
+def _where(about: About) -> str:
+    note = f" ({subject_note(about)})" if subject_note(about) else ""
+    return (
+        f"{about.subject}{note}, {about.part} part of split {about.split} {about.split_sha256[:8]}: "
+        f"{about.n_images:,} images, {about.n_trials:,} trials, seed {about.seed}"
+    )
+
+
+def _scores(results: Results) -> Iterator[RenderableType]:
+    table = _table("Captions: scores with their controls; [95 % interval over images]")
     table.add_column("system, its controls", max_width=22)
     table.add_column("CIDEr", justify="right")
     table.add_column("", no_wrap=True)
     table.add_column("real − control", justify="right", no_wrap=True)
     for name in ("BLEU\n-4", "ROUGE\n-L", "dis-\ntinct"):
         table.add_column(name, justify="right")
-    for group in score_groups(results):
+    groups = score_groups(results)
+    for group in groups:
         for row in group.rows:
-            table.add_row(*_cells(row), style=_STYLES.get(row.kind, "dim" if row.kind == "borrowed" else ""))
+            table.add_row(*map(escape, _cells(row)), style=_STYLES.get(row.kind, ""))
         table.add_row()
-    return table
+    if groups:
+        yield table
+    if any(row.kind == "comparison" for group in groups for row in group.rows):
+        yield from (Text(f"* {COMPARISON}"), Text())
 
 
 def _cells(row: Row) -> list[str]:
     indent = "" if row.kind in ("system", "ceiling") else "  "
-    label = row.label if row.kind == "ceiling" else row.short + (" *" if row.kind == "rival" else "")
-    cells = [
-        indent + label,
-        plain(row.scores["CIDEr"].value) if "CIDEr" in row.scores else "",
-        interval(row.scores.get("CIDEr")),
-        with_interval(row.difference, sign=True) if row.difference else "",
-        plain(row.scores["BLEU-4"].value) if "BLEU-4" in row.scores else "",
-        plain(row.scores["ROUGE-L"].value) if "ROUGE-L" in row.scores else "",
-        whole(row.n_distinct) if row.n_distinct is not None else "",
+    cider = row.scores.get("CIDEr")
+    return [
+        indent + row.short + (" *" if row.kind == "comparison" else ""),
+        "" if cider is None else number(cider.value),
+        interval(cider),
+        "" if row.difference is None else row.difference.shown(sign=True),
+        *(number(row.scores[name].value) if name in row.scores else "" for name in ("BLEU-4", "ROUGE-L")),
+        "" if row.n_distinct is None else number(row.n_distinct, 0),
     ]
-    return [escape(cell) for cell in cells]
 
 
-def _retrieval(results: dict[str, Any]) -> Table:
-    table = _table("Brain → picture retrieval")
-    table.add_column("input")
-    for name in ("R@10", "chance", "median rank", "chance", "N"):
-        table.add_column(name, justify="right")
+def _bits(results: Results) -> Table:
+    """Every system against another image's betas; the final system against the other controls too."""
+    table = _table("Bits by which the real betas make the references more probable (0: none)")
+    _columns(table, "real − control", "per caption", "per word", "p")
+    for name, system in results.systems.items():
+        controls = in_order(system.controls, CONTROLS) if name == results.final else ["permuted"]
+        for control in controls:
+            found = bits_of(system, "per_caption", control)
+            if found is not None:
+                per_word = shown(bits_of(system, "per_word", control), 3, sign=True)
+                cells = (f"{name} − {label(control, is_short=True)}", found.shown(2, sign=True), per_word,
+                         p_value(found.p).removeprefix("p ").removeprefix("= "))  # fmt: skip
+                table.add_row(*map(escape, cells))
+    return table
+
+
+def _retrieval(results: Results) -> Table:
+    table = _table("Image retrieval from the brain embedding")
+    _columns(table, "input", "R@10", "chance", "median rank", "chance", "N")
     for row in retrieval_rows(results):
-        cells = [
-            row.short,
-            with_interval(row.r_at_10, 3),
-            plain(row.chance_r_at_10, 3),
-            plain(row.median_rank),
-            plain(row.chance_median_rank),
-            whole(row.n_pictures),
-        ]
+        one = row.found
+        cells = (row.short, one.r_at_10.shown(3), number(one.chance_r_at_10, 3), number(one.median_rank),
+                 number(one.chance_median_rank), number(one.n_pictures, 0))  # fmt: skip
         table.add_row(*map(escape, cells), style="bold" if row.name == "real" else "")
     return table
 
 
-def _bits(results: dict[str, Any]) -> Table:
-    table = _table("Bits from the right betas (0: none)")
-    table.add_column("system")
-    for name in ("per caption", "per token"):
-        table.add_column(name, justify="right")
-    for system in section(results, "bits"):
-        cells = [
-            with_interval(estimate(results, "bits", system, part, name="mean"), digits, sign=True)
-            for part, digits in (("per_caption", 2), ("per_token", 3))
-        ]
-        table.add_row(*map(escape, [system, *cells]))
+def _groups(results: Results) -> Table:
+    table = _table(f"Groups of test images ({results.final}; similar: to training images)")
+    _columns(table, "group", "images", "CIDEr", "real − another image", "bits per word")
+    for one in results.groups:
+        cider = "" if one.cider is None else number(one.cider.value)
+        lead, bits = shown(one.real_minus_permuted, sign=True), shown(one.bits_per_word, 3, sign=True)
+        table.add_row(*map(escape, (group_name(one.kind, one.name), str(one.n_images), cider, lead, bits)))
     return table
+
+
+def _regions(results: Results) -> Table:
+    table = _table("Regions: bits per word lost when the region is silenced, and from the region alone")
+    _columns(table, "region", "voxels", "lost", "same size", "CIDEr lost", "alone")
+    for one in results.regions:
+        atlas, _, name = one.name.partition(":")
+        cells = (f"  {name}" if name else atlas, str(one.n_voxels), one.bits_lost.shown(3, sign=True),
+                 number(one.bits_lost_same_size.value, 3, sign=True), number(one.cider_lost.value, sign=True),
+                 number(one.bits_alone.value, 3, sign=True))  # fmt: skip
+        table.add_row(*map(escape, cells))
+    return table
+
+
+def _lines(results: Results) -> Iterator[str]:
+    encoder = results.encoder
+    if encoder.cosine_real_zero is not None:
+        mean, sd = (number(value, 3) for value in encoder.cosine_real_zero)
+        yield f"cosine of the embeddings of real and zero betas: {mean} ± {sd} (1: betas ignored)"
+    if encoder.identification:
+        points = (
+            (one.ways, number(one.correct.value, 3), number(one.chance, 3)) for one in encoder.identification
+        )
+        curve = (f"{ways}: {correct} (chance {chance})" for ways, correct, chance in points)
+        yield f"N-way identification: {' · '.join(curve)}"
+    for name, found in results.between_systems.items():
+        yield f"{name.replace(' - ', ' − ')}, CIDEr: {found.shown(sign=True)}"
+    if results.similarity_to_training is not None:
+        found = results.similarity_to_training
+        yield (
+            f"rank correlation of CIDEr real − another image with similarity to training images: "
+            f"{number(found.value, 2, sign=True)} {p_value(found.p)}"
+        )
+
+
+def _columns(table: Table, first: str, *others: str) -> None:
+    table.add_column(first)
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=name != "real − another image")
 
 
 def _table(title: str) -> Table:

@@ -1,0 +1,126 @@
+"""Commands for finished runs: report, explore, export."""
+
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from bitllm.cli.terminal import OUT, print_json
+
+
+def report(
+    runs: tyro.conf.Positional[tuple[Path, ...]],
+    /,
+    *,
+    out: Path = Path("report.html"),
+    store: Path | None = None,
+    pictures: bool | None = None,
+    json: bool = False,
+) -> None:
+    """Write one self-contained HTML page about a run, or about several side by side.
+
+    Args:
+        runs: Folders of demos, or of other runs after `bitllm evaluate`.
+        out: Path of the page.
+        store: The store that was evaluated, if it is not in the folder of the run; for pictures and brain maps.
+        pictures: Show the images that the subject saw; by default only simulated ones.
+        json: Print the numbers as JSON.
+    """
+    from bitllm.errors import ConfigError
+    from bitllm.evaluation.results import to_json
+    from bitllm.files import require_place
+
+    if not runs:
+        raise ConfigError("report: expected the folder of a run, found none; name one or more")
+    require_place(out)
+    from bitllm.report import read_run, write_comparison, write_report
+
+    read = [read_run(run, pictures=pictures, store=store) for run in runs]
+    if len(read) == 1:
+        write_report(read[0], out)
+    else:
+        write_comparison(read, out)
+    if json:
+        print_json([to_json(one.results) for one in read] if len(read) > 1 else to_json(read[0].results))
+    else:
+        OUT.print(f"{out}: {out.stat().st_size / 1e6:.1f} MB", markup=False, soft_wrap=True)
+
+
+def explore(
+    run: tyro.conf.Positional[Path],
+    store: tyro.conf.Positional[Path],
+    /,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8421,
+    names: tuple[str, ...] = (),
+    llm: str | None = None,
+    split: Path | None = None,
+    precision: Literal["fp32", "bf16", "auto"] = "fp32",
+) -> None:
+    """Open a local page: choose a trial, see it decoded word by word, silence a region, decode again.
+
+    Args:
+        run: A checkpoint of sft or rft, or the folder of a demo with all systems.
+        store: The store that the run was trained on.
+        host: Address to listen on; any other than 127.0.0.1 shows the data to the network.
+        port: Port; 0 takes a free one.
+        names: Further host names under which the page may be opened.
+        llm: Base LLM, a folder or hub id, if it is not in the folder of the run.
+        split: Split of the run, if it is not in its folder.
+        precision: Precision of the frozen LLM.
+    """
+    from bitllm.explore.server import listen, serve
+    from bitllm.explore.work import open_session
+
+    with listen(host, port) as listening:
+        session = open_session(run, store, llm=llm, split=split, precision=precision)
+        serve(
+            session,
+            listening,
+            host=host,
+            names=names,
+            tell=lambda line: OUT.print(line, markup=False, soft_wrap=True),
+        )
+
+
+def export(
+    run: tyro.conf.Positional[Path],
+    out: tyro.conf.Positional[Path],
+    /,
+    *,
+    system: str | None = None,
+    llm: str | None = None,
+    whole: bool = False,
+    license: str | None = None,
+    push_to_hub: str | None = None,
+    json: bool = False,
+) -> None:
+    """Write a model of a run as a Hugging Face folder with a model card: data, split, scores and controls.
+
+    Args:
+        run: A checkpoint of sft or rft, or the folder of a demo.
+        out: New folder for the model.
+        system: Name of the system (default: rft, else sft).
+        llm: Base LLM, a folder or hub id, if it is not in the folder of the run.
+        whole: Write the base LLM's weights too; after rft they always are.
+        license: License of the base LLM, as the hub calls it, e.g. llama3.2; known for some.
+        push_to_hub: Upload to a private repository of this id. Without it nothing leaves the machine.
+        json: Print what was written as JSON.
+    """
+    from bitllm.export import export_run
+    from bitllm.export import push_to_hub as push
+
+    made = export_run(run, out, system=system, llm=llm, whole=whole, license_name=license)
+    address = push(out, push_to_hub, license_name=made.license) if push_to_hub is not None else None
+    if json:
+        print_json({**made._asdict(), "out": str(out), "address": address})
+        return
+    weights = "with its base LLM" if made.is_whole else "without its base LLM"
+    OUT.print(
+        f"{out}: {made.system}, {weights}; model card: {out / 'README.md'}", markup=False, soft_wrap=True
+    )
+    if not made.was_evaluated:
+        OUT.print("It was not evaluated: run bitllm evaluate, then export again.")
+    if address is not None:
+        OUT.print(address, markup=False, soft_wrap=True)

@@ -1,1 +1,0 @@
-"""Commands about finished runs: report, explore, export."""
