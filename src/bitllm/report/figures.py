@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.style import context
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import MaxNLocator
 
 from bitllm.metrics.intervals import Estimate
 
@@ -289,7 +289,7 @@ def _only_a_grid(axes: Axes, along: str) -> None:
     """Ticks at round numbers with lines through the axes instead of a frame."""
     axis = axes.xaxis if along == "x" else axes.yaxis
     axis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10]))
-    axis.set_major_formatter(ScalarFormatter(useOffset=False))
+    axis.set_major_formatter(lambda value, _: f"{value:.6g}".replace("-", "−"))
     axes.grid(axis=along)  # type: ignore[arg-type]
     axes.tick_params(length=0)
     for number in ("x", "y") if along == "y" else ("x",):
