@@ -60,7 +60,7 @@ def test_the_exported_model_decodes_as_the_run_does(exported, demo_folder, held_
     tokens = held_out.brain_tokens(own.encoder, own.atlases)
     torch.testing.assert_close(held_out.brain_tokens(model.model.encoder, atlases), tokens)
     said = Captioner(model, own.prompter).greedy(tokens, max_new_tokens=8)
-    assert said == own.captions(tokens, n=len(tokens), max_new_tokens=8)
+    assert said == own.greedy(tokens, max_new_tokens=8)
 
 
 def test_after_rft_it_is_whole_and_otherwise_only_what_was_trained(exported, demo_folder, tmp_path):
