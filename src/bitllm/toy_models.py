@@ -255,7 +255,7 @@ def _train(
     progress: Progress | None,
 ) -> None:
     """Train a model and save it with its tokenizer and processors, whole or not at all."""
-    context = RunContext(TrainerSettings(save_every=None), progress)
+    context = RunContext(TrainerSettings(save_minutes=None), progress)
     with folder_written_whole(folder, replace=True) as unfinished:
         Loop(model, data, optimizer, unfinished, seed, name=name, context=context).fit()
         for part in (model, *processors):

@@ -171,34 +171,78 @@ def test_pooling_in_training_and_with_the_kept_map_are_the_same(
         assert torch.allclose(encoder.pooling_map(coords, labels) @ betas.T, with_gradient.T, atol=1e-12)
 
 
-def test_a_kept_map_is_made_once_and_never_outlives_what_it_was_made_of(
+def test_kept_weights_are_made_once_and_never_outlive_what_they_were_made_of(
     encoder: BrainEncoder, brain: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[int] = []
-    inner = encoder.pooling_map
-    monkeypatch.setattr(encoder, "pooling_map", lambda c, a: (made.append(len(c)), inner(c, a))[1])
+    inner = encoder._weights
+    monkeypatch.setattr(
+        encoder, "_weights", lambda anatomy: (made.append(len(anatomy[0])), inner(anatomy))[1]
+    )
     anatomy, betas = anatomy_of(brain), brain["betas"].double()
     with torch.no_grad():
         for _ in range(3):
             first = encoder(betas, brain["subject_index"], anatomy)
-        assert sorted(made) == [22, 30]
+        assert made == [2]
         encoder.queries.data[0] += 1.0  # behind autograd's back
         second = encoder(betas, brain["subject_index"], anatomy)
-        assert len(made) == 4 and not torch.allclose(first, second)
+        assert made == [2, 2] and not torch.allclose(first, second)
         anatomy.coords_mm[0, 3] += 5.0
         encoder(betas, brain["subject_index"], anatomy)
-        assert len(made) == 5
+        assert len(made) == 3
         encoder.train()
         assert encoder._maps == []
 
 
-def test_a_map_that_is_too_large_is_not_kept(
+def test_a_map_that_is_too_large_is_neither_made_nor_kept(
     encoder: BrainEncoder, brain: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The kernel that works through the voxels in blocks gives the values and gradients of the explicit product."""
+    anatomy, betas = anatomy_of(brain), brain["betas"].double()
+
+    def run() -> torch.Tensor:
+        return encoder(betas, brain["subject_index"], anatomy)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bitllm.model.encoder._PRODUCT_IN_TRAINING", ("cpu",))
+        expected = gradients(encoder, run)
     monkeypatch.setattr("bitllm.model.encoder.MAP_LIMIT_BYTES", 10 * 29 * 8)
+    monkeypatch.setattr(encoder, "_weights", None)
+    found = gradients(encoder, run)
+    for name, gradient in expected.items():
+        assert torch.allclose(found[name], gradient, atol=1e-10), name
     with torch.no_grad():
-        encoder(brain["betas"].double(), brain["subject_index"], anatomy_of(brain))
-    assert [kept.weights.shape for kept in encoder._maps] == [(10, 22)]
+        run()
+    assert encoder._maps == []
+
+
+@pytest.mark.parametrize("product_on", ["cpu", "cuda"])
+def test_a_trusted_batch_equals_each_trial_alone(
+    encoder: BrainEncoder, monkeypatch: pytest.MonkeyPatch, product_on: str
+) -> None:
+    """Values and gradients of one batched product over subjects of different numbers of trials and voxels."""
+    monkeypatch.setattr("bitllm.model.encoder._PRODUCT_IN_TRAINING", (product_on,))
+    generator = torch.Generator().manual_seed(5)
+    mask = torch.arange(40)[None] < torch.tensor([[40], [31], [36]])
+    anatomy = Anatomy(
+        30 * torch.randn(3, 40, 3, generator=generator).double(),
+        torch.randint(0, 4, (3, 40, 2), generator=generator),
+        mask,
+    )
+    subject_index = torch.tensor([2, 0, 0, 1, 2, 0, 0])
+    betas = torch.randn(7, 40, generator=generator).double().masked_fill(~mask[subject_index], 0.0)
+
+    def alone() -> torch.Tensor:
+        rows = []
+        for trial, subject in enumerate(subject_index.tolist()):
+            real = mask[subject]
+            places = anatomy.coords_mm[subject, real], anatomy.atlas_labels[subject, real]
+            rows.append(encoder.pool(betas[trial : trial + 1, real], *places))
+        return encoder.tokens(torch.cat(rows))
+
+    found = gradients(encoder, lambda: encoder(betas, subject_index, anatomy, per_subject=4))
+    for name, gradient in gradients(encoder, alone).items():
+        assert torch.allclose(found[name], gradient, atol=1e-10), name
 
 
 def test_a_whole_brain_is_encoded_in_memory_that_grows_with_its_voxels(run_program: Any) -> None:

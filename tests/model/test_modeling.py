@@ -162,9 +162,7 @@ def test_token_log_probs_equal_a_softmax_written_out(
     mask = torch.ones_like(ids)
     mask[1, 5:] = 0
     memory = open_model.model.brain_memory(**brain)
-    found = token_log_probs(
-        open_model, input_ids=ids, attention_mask=mask, labels=labels, brain_memory=memory
-    )
+    found = token_log_probs(open_model, input_ids=ids, labels=labels, brain_memory=memory)
     logits = open_model(input_ids=ids, attention_mask=mask, **brain).logits.log_softmax(-1)
     for row in range(3):
         due = [t for t in range(1, 7) if labels[row, t] != -100]

@@ -95,9 +95,7 @@ def test_log_probs_in_bf16_are_near_those_in_float32_and_train_the_adapters(llm)
         ids, brain_tokens = torch.randint(3, 50, (2, 8)), torch.randn(2, 5, 12)
         with computing(model):
             memory = model.model.brain_memory(brain_tokens=brain_tokens)
-        out = token_log_probs(
-            model, input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids, brain_memory=memory
-        )
+        out = token_log_probs(model, input_ids=ids, labels=ids, brain_memory=memory)
         out.log_probs.sum().backward()
         assert adapter.o_proj.weight.grad.dtype is torch.float32
         assert adapter.o_proj.weight.grad.any()

@@ -72,7 +72,7 @@ def test_two_processes_follow_the_trajectory_of_one(runs, stage, how):
 
 def test_nothing_is_left_over_and_every_process_wrote_its_own_state(runs):
     for run in runs.values():
-        assert {path.name for path in run.iterdir() if path.is_dir()} == {*WEIGHTS, "brain_tokens", "steps"}
+        assert {path.name for path in run.iterdir() if path.is_dir()} == {*WEIGHTS, "steps"}
 
 
 def test_captions_that_are_sampled_do_not_depend_on_the_number_of_processes(runs):

@@ -6,6 +6,7 @@ import yaml
 from safetensors.torch import load_file
 
 from bitllm.cli import main
+from bitllm.data.batch import TrialBetas
 from bitllm.errors import BitLlmError, CheckpointError, ConfigError, DataError, TrainingError
 from bitllm.model.aligner import load_aligner
 from bitllm.model.captioner import load_captioner
@@ -27,9 +28,7 @@ def trained(write_recipe, tmp_path_factory):
 def test_a_run_holds_what_it_was_made_from(trained):
     folder = trained.parent / "run"
     names = {path.name for path in folder.iterdir()}
-    assert names == {
-        *("align", "sft", "rft", "recipe.yaml", "split.json", "brain_tokens", "steps", "bitllm-run.json")
-    }
+    assert names == {*("align", "sft", "rft", "recipe.yaml", "split.json", "steps", "bitllm-run.json")}
     assert Run.open(folder).recipe == read_recipe(str(trained))
     for stage in ("align", "sft", "rft"):
         record = json.loads((folder / stage / "run.json").read_text())
@@ -99,17 +98,13 @@ def test_trained_parameters_are_those_of_params(trained):
     assert table["trainable"]["rft"] == json.loads((run / "rft" / "rft.json").read_text())["n_trainable"]
 
 
-def test_sft_can_train_the_encoder_and_rft_starts_from_it(trained, train, demo_folder, tmp_path):
-    tokens = tmp_path / "brain_tokens"
+def test_sft_can_train_the_encoder_and_rft_starts_from_it(trained, train, demo_folder):
     variants = {
         "joint": {"start": "random", "sft": {"encoder": "trained"}},
         "joint-rft": {"start": "joint", "rft": {}},
     }
-    changes = {"variants": variants, "trainer.brain_tokens": str(tokens)}
-    sft, _ = train(trained, "joint", **changes)
-    assert not tokens.exists(), "brain tokens of an encoder in training change with every step"
-    rft, _ = train(trained, "joint-rft", **changes)
-    assert len(list(tokens.iterdir())) == 1
+    sft, _ = train(trained, "joint", variants=variants)
+    rft, _ = train(trained, "joint-rft", variants=variants)
     saved = load_file(sft / "model.safetensors")
     system = load_captioner(rft, load_llm(demo_folder / "llm"))
     assert all(torch.equal(saved[f"model.encoder.{n}"], p) for n, p in system.encoder.named_parameters())
@@ -134,11 +129,6 @@ def test_sft_continues_a_finished_one_on_few_trials_of_one_subject(
     with pytest.raises(CheckpointError, match="`smt`"):
         train(trained, "other", out=tmp_path / "new", variants={"other": {"start": "smt"}})
     assert not (tmp_path / "new").exists()
-
-
-def test_brain_tokens_are_computed_once_and_read_by_the_next_stage(trained):
-    cached = sorted((trained.parent / "run" / "brain_tokens").iterdir())
-    assert {path.suffix for path in cached} == {".npy"}
 
 
 def test_what_a_system_starts_from_is_trained_before_it(write_recipe, train, tmp_path):
@@ -209,16 +199,14 @@ def test_captions_longer_than_the_context_are_named(write_recipe, train, tmp_pat
 
 
 def test_betas_that_are_not_numbers_are_traced_to_their_image(write_recipe, train, tmp_path, monkeypatch):
-    from bitllm.stages import align
+    original = TrialBetas.batch
 
-    original = align.brain_input
-
-    def poisoned(trials, anatomies, indices):
-        batch = original(trials, anatomies, indices)
-        batch.betas[2, 0] = float("nan")
+    def poisoned(betas, indices):
+        batch = original(betas, indices)
+        batch["betas"][2, 0] = float("nan")
         return batch
 
-    monkeypatch.setattr(align, "brain_input", poisoned)
+    monkeypatch.setattr(TrialBetas, "batch", poisoned)
     with pytest.raises(BitLlmError, match=r"nan|NaN|not numbers"):
         train(write_recipe(tmp_path), "align")
 

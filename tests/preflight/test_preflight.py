@@ -44,7 +44,14 @@ def test_the_steps_are_those_of_the_training_loop(tiny_recipe, monkeypatch):
     def recorded(loop):
         step(loop)
         decays = {group["weight_decay"] for group in loop.optimizer.param_groups}
-        taken.append((type(loop.module).__name__, loop.config.batch_size, max(decays), loop.grad_norm > 0))
+        taken.append(
+            (
+                type(loop.module).__name__,
+                loop.config.batch_size,
+                max(decays),
+                loop.since_last_row["grad_norm"][0] > 0,
+            )
+        )
 
     monkeypatch.setattr(Loop, "_train_step", recorded)
     preflight(Recipe.parse(tiny_recipe))

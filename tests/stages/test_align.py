@@ -5,17 +5,17 @@ import numpy as np
 import pytest
 import torch
 
-from bitllm.data.batch import Anatomies, brain_input
+from bitllm.data.batch import Anatomies, TrialBetas, brain_input
 from bitllm.data.dataset import select_trials
 from bitllm.data.targets import Targets
 from bitllm.errors import SealedTestError, SplitError
 from bitllm.metrics.retrieval import retrieval
 from bitllm.model.aligner import BrainAligner, load_aligner
-from bitllm.model.embed import brain_tokens_of
 from bitllm.stages import align
 from bitllm.stages.align import AlignConfig, brain_embeddings, make_encoder, train_align
 from bitllm.training.loop import OptimizerConfig
 
+CPU = torch.device("cpu")
 FEW_STEPS = AlignConfig(
     optimizer=OptimizerConfig(steps=2, batch_size=8, learning_rate=1e-3, warmup_steps=0), validate_every=1
 )
@@ -29,7 +29,7 @@ def validation_retrieval(easy, folder):
     aligner = load_aligner(folder).eval()
     trials = select_trials(easy.store, easy.split, "validation", averaged=True)
     anatomies = Anatomies.of(easy.store, trials.subjects, easy.encoder.atlases)
-    embeddings = brain_embeddings(aligner, brain_tokens_of(aligner.encoder, trials, anatomies))
+    embeddings = brain_embeddings(aligner, TrialBetas(trials, anatomies, CPU))
     gallery = np.unique(trials.nsd_id)
     similarity = embeddings @ easy.targets.image[easy.targets.rows(gallery)].T
     return retrieval(similarity, np.searchsorted(gallery, trials.nsd_id), np.random.default_rng(0))
@@ -156,13 +156,18 @@ def test_queries_are_anchored_at_voxels_only_where_configured(easy):
 
 def test_only_training_subjects_and_images_reach_the_encoder(easy, tmp_path, monkeypatch):
     seen: set[tuple[str, int]] = set()
-    original = align.brain_input
+    original = align.collate_align
 
-    def record(trials, anatomies, indices):
-        seen.update((trials.subject_of(int(index)), int(trials.nsd_id[int(index)])) for index in indices)
-        return original(trials, anatomies, indices)
+    def recorded(betas, *words, **settings):
+        collate, trials = original(betas, *words, **settings), betas.trials
 
-    monkeypatch.setattr(align, "brain_input", record)
+        def record(pairs):
+            seen.update((trials.subject_of(index), int(trials.nsd_id[index])) for _, index in pairs)
+            return collate(pairs)
+
+        return record
+
+    monkeypatch.setattr(align, "collate_align", recorded)
     train_align(
         easy.store,
         easy.split,
@@ -179,10 +184,11 @@ def test_only_training_subjects_and_images_reach_the_encoder(easy, tmp_path, mon
 def test_mixtures_are_of_two_trials_of_one_subject_and_a_function_of_seed_and_example(easy):
     trials = select_trials(easy.store, easy.split, "train", averaged=False)
     anatomies = Anatomies.of(easy.store, trials.subjects, easy.encoder.atlases)
+    betas = TrialBetas(trials, anatomies, CPU)
     pairs = [(0, index) for index in range(0, len(trials), len(trials) // 12)]
     settings = {"mix_epochs": 1, "seed": 4}
-    mixed = align.collate_align(trials, anatomies, easy.targets, **settings)(pairs)
-    plain = align.collate_align(trials, anatomies, easy.targets)(pairs)
+    mixed = align.collate_align(betas, easy.targets, **settings)(pairs)
+    plain = align.collate_align(betas, easy.targets)(pairs)
     for row in range(len(pairs)):
         own = (plain["subject_index"] == plain["subject_index"][row]).nonzero()[:, 0].tolist()
         other = own[(own.index(row) + 1) % len(own)]
@@ -190,11 +196,9 @@ def test_mixtures_are_of_two_trials_of_one_subject_and_a_function_of_seed_and_ex
         expected = share * plain["betas"][row] + (1 - share) * plain["betas"][other]
         assert torch.allclose(mixed["betas"][row], expected)
         assert int(mixed["mixed_with"][row]) == int(plain["nsd_id"][other])
-    again = align.collate_align(trials, anatomies, easy.targets, **settings)(pairs)
+    again = align.collate_align(betas, easy.targets, **settings)(pairs)
     assert torch.equal(again["share"], mixed["share"])
-    later = align.collate_align(trials, anatomies, easy.targets, **settings)(
-        [(1, index) for _, index in pairs]
-    )
+    later = align.collate_align(betas, easy.targets, **settings)([(1, index) for _, index in pairs])
     assert "share" not in later
 
 
@@ -214,10 +218,3 @@ def test_align_with_mixtures_still_learns(easy, tmp_path):
         row["validation_R@10"] / row["validation_chance_R@10"] for row in rows if "validation_R@10" in row
     ]
     assert scores[-1] > 1.3  # of at most 1.41: chance is .71 among so few
-
-
-def test_brain_tokens_are_brought_to_where_the_aligner_is(easy):
-    """Without a GPU here, a device without numbers stands for it: what is computed there cannot be brought back."""
-    aligner = load_aligner(easy.folder / "align").to("meta")
-    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
-        brain_embeddings(aligner, torch.zeros(2, easy.encoder.n_brain_tokens, easy.encoder.token_width))

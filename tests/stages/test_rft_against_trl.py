@@ -54,7 +54,7 @@ def our_rollout(system, trainer, out):
     labels[:, : out["prompt_ids"].shape[1]] = -100
     is_end = out["completion_ids"] == system.prompter.tokenizer.eos_token_id
     captions = system.prompter.tokenizer.batch_decode(out["completion_ids"], skip_special_tokens=True)
-    return Rollout(ids, mask, labels, trainer.brain["brain_tokens"], captions, is_end.any(1))
+    return Rollout(ids, labels, trainer.brain["brain_tokens"], captions, is_end.any(1))
 
 
 def test_advantages_are_those_of_the_groups(stepped):

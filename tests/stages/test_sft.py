@@ -149,7 +149,6 @@ def test_the_loss_is_the_cross_entropy_of_the_answer_alone(easy):
     torch.manual_seed(0)
     batch = {
         "input_ids": torch.randint(7, 40, (3, 9)),
-        "attention_mask": torch.ones(3, 9, dtype=torch.long),
         "brain_tokens": torch.randn(3, 4, 32),
     }
     labels = batch["input_ids"].clone()
@@ -175,10 +174,10 @@ def test_captions_of_validation_images_are_likelier_under_their_own_betas(easy):
     examples = CaptionedTrials.of(trials, model, base.tokenizer, atlases=easy.encoder.atlases, seed=0)
     right = sft.validation_loss(model, examples)["validation_loss"]
     assert right == pytest.approx(rows[-1], abs=1e-5)
-    brain_tokens, wrong = examples.brain_tokens, []
+    pooled, wrong = examples.pooled, []
     for seed in range(19):
-        other = brain_tokens[np.random.default_rng(seed).permutation(len(brain_tokens))]
-        wrong.append(sft.validation_loss(model, replace(examples, brain_tokens=other))["validation_loss"])
+        other = pooled[np.random.default_rng(seed).permutation(len(pooled))]
+        wrong.append(sft.validation_loss(model, replace(examples, pooled=other))["validation_loss"])
     assert right < min(wrong)  # p = .05 by chance alone; the distance is 20 times their spread
 
 
@@ -248,7 +247,7 @@ def test_sft_on_shuffled_pairs_does_not_learn_to_read_the_brain(easy, easy_sft, 
     wrong = []
     for seed in range(19):
         order = np.random.default_rng(seed).permutation(len(trials))
-        other = replace(examples, brain_tokens=examples.brain_tokens[order])
+        other = replace(examples, pooled=examples.pooled[order])
         wrong.append(sft.validation_loss(model, other)["validation_loss"])
     assert own > min(wrong) - 0.002  # the honest stage is ahead by ten times that
 
@@ -263,4 +262,4 @@ def test_trials_of_like_length_come_together_and_the_loss_is_that_of_the_same_ca
     examples = CaptionedTrials.of(trials, model, base.tokenizer, atlases=easy.encoder.atlases, seed=0)
     lengths = examples.lengths(3)
     for index in range(0, len(trials), 7):
-        assert int(examples.batch([(3, index)])["attention_mask"].sum()) == lengths[index]
+        assert examples.batch([(3, index)])["input_ids"].shape[1] == lengths[index]

@@ -32,7 +32,7 @@ class Line(torch.nn.Module):
         return {"loss": ((self.w - 2) ** 2 * (x**2).mean()) + self.poison}
 
 
-NO_CHECKPOINTS = TrainerSettings(save_every=None)
+NO_CHECKPOINTS = TrainerSettings(save_minutes=None)
 
 
 def fit(folder, model=None, config=FEW, *, settings=NO_CHECKPOINTS, progress=None, **more):
@@ -85,14 +85,36 @@ def test_measurements_come_every_n_steps_and_after_the_last_one(tmp_path):
     assert [row for row in rows if "value" in row] == [{"step": 4, "value": 1.5}, {"step": 6, "value": 1.5}]
 
 
-@pytest.mark.parametrize(("poison", "name"), [(float("nan"), "nan"), (float("inf"), "inf")])
-def test_a_loss_that_is_not_a_number_stops_the_run_before_the_weights_move(tmp_path, poison, name):
-    model = Line(poison)
-    with pytest.raises(
-        TrainingError, match=rf"step 1: the loss is {name}; the last checkpoint is kept: lower the"
-    ):
-        fit(tmp_path / "run", model)
-    assert model.w.item() == 0
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_a_number_stops_the_run_before_anything_is_saved(tmp_path, poison):
+    class Poisoned(Line):
+        def forward(self, x, nsd_id):
+            self.calls = getattr(self, "calls", 0) + 1
+            return {"loss": super().forward(x)["loss"] + (poison if self.calls == 4 else 0.0)}
+
+    def collate(pairs):
+        return {"x": torch.ones(len(pairs)), "nsd_id": torch.tensor([index for _, index in pairs])}
+
+    settings = TrainerSettings(save_every=2)
+    loop = Loop(Poisoned(), TrainingData(10, collate), FEW, tmp_path, 3, context=RunContext(settings))
+    images = [EpochOrder(10, 24, seed=3)[item][1] for item in range(12, 16)]
+    with pytest.raises(TrainingError, match=rf"step 4: .*{', '.join(map(str, images))}"):
+        loop.fit()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
+
+
+def test_checkpoints_come_by_minutes(tmp_path, monkeypatch):
+    now = iter(range(0, 10_000, 20))
+    monkeypatch.setattr("bitllm.training.loop.time.monotonic", lambda: next(now))
+    written = []
+
+    def save(loop):
+        written.append(loop.step)
+        loop.saved_at = next(now)
+
+    monkeypatch.setattr(Loop, "_save", save)
+    fit(tmp_path / "run", settings=TrainerSettings(save_minutes=1.0))
+    assert written == [4, 6]  # each look at the clock is 20 s later than the one before
 
 
 def test_the_learning_rate_warms_up_and_falls_along_a_cosine(tmp_path):
@@ -153,7 +175,7 @@ def test_the_loss_of_a_step_is_the_mean_over_its_targets_in_any_micro_batches(tm
         return {"x": x, "mask": torch.tensor([[1, index % 2, index % 3 == 0] for _, index in pairs])}
 
     config = FEW.model_copy(update={"steps": 1, "log_every": 1, "learning_rate": 1e-9})
-    data = TrainingData(10, collate, n_targets=lambda batch: batch["mask"].sum())
+    data = TrainingData(10, collate, n_targets=lambda batch: int(batch["mask"].sum()))
     context = RunContext(NO_CHECKPOINTS)
     Loop(Mean(), data, config, tmp_path, 3, context=context, micro_batch=micro_batch).fit()
     batch = collate([EpochOrder(10, 4, seed=3)[item] for item in range(4)])
@@ -166,4 +188,4 @@ def test_the_loss_of_a_step_is_the_mean_over_its_targets_in_any_micro_batches(tm
 def test_a_tracker_that_is_not_installed_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("bitllm.training.logging.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="wandb"):
-        fit(tmp_path / "run", settings=TrainerSettings(save_every=None, report_to=("wandb",)))
+        fit(tmp_path / "run", settings=TrainerSettings(save_minutes=None, report_to=("wandb",)))

@@ -97,8 +97,9 @@ def embed(
     require_place(out)
     from bitllm.data.store import open_store
     from bitllm.data.targets import load_clip, make_targets, save_targets
+    from bitllm.training.distributed import device
 
-    targets = make_targets(open_store(store), load_clip(clip))
+    targets = make_targets(open_store(store), load_clip(clip, device=device()))
     save_targets(targets, out)
     made = {"file": str(out), "n_images": len(targets.nsd_id), "width": targets.image.shape[1]}
     if json:

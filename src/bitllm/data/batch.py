@@ -12,6 +12,8 @@ from torch import Tensor
 from bitllm.data.dataset import TrialSet, anatomy
 from bitllm.data.store import Store
 
+_CHUNK = 1024  # trials read at a time
+
 
 class BrainInput(NamedTuple):
     """Arguments of the model that describe the brain.
@@ -74,12 +76,72 @@ def brain_input(trials: TrialSet, anatomies: Anatomies, indices: Sequence[int]) 
     )
 
 
+class TrialBetas:
+    """Batches of the trials of a set on the device that uses them; nothing in a batch waits for the device.
+
+    The anatomy goes to the device once. So do the betas, as float16 like those of a store, where they take less than
+    half of a GPU's free memory; otherwise each batch is read from the store and uploaded from pinned memory.
+
+    Parameters
+    ----------
+    resident
+        Whether the betas may stay on the device; false for a single pass over the trials.
+    """
+
+    def __init__(
+        self, trials: TrialSet, anatomies: Anatomies, device: torch.device, *, resident: bool = True
+    ) -> None:
+        self.trials, self.device, self.width = trials, device, anatomies.coords_mm.shape[1]
+        rows = [anatomies.subjects.index(subject) for subject in trials.subjects]
+        self.subject_index = torch.tensor(rows)[torch.from_numpy(trials.subject_index)]
+        places = (anatomies.coords_mm, anatomies.atlas_labels, anatomies.voxel_mask)
+        self.places = tuple(part.to(device) for part in places)
+        self.table: Tensor | None = None
+        dtype = torch.float16 if trials.is_single else torch.float32
+        n_bytes = len(trials) * self.width * dtype.itemsize
+        if resident and device.type == "cuda" and n_bytes < 0.5 * free_bytes(device):
+            self.table = torch.zeros(len(trials), self.width, dtype=dtype, device=device)
+            for start in range(0, len(trials), _CHUNK):
+                part = range(start, min(start + _CHUNK, len(trials)))
+                self.table[part.start : part.stop] = self._read(part, dtype).to(device)
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Any]:
+        """The fields of `BrainInput` for these trials, and ``per_subject`` (see `BrainEncoder.forward`)."""
+        present, own, counts = self.subject_index[list(indices)].unique(
+            return_inverse=True, return_counts=True
+        )
+        places = self.places
+        if len(present) < len(places[0]):
+            chosen = present.to(self.device)
+            places = tuple(part[chosen] for part in places)
+        if self.table is not None:
+            betas = self.table[torch.tensor(indices, device=self.device)].float()
+        elif self.device.type == "cuda":
+            betas = self._read(indices, torch.float32).pin_memory().to(self.device, non_blocking=True)
+        else:
+            betas = self._read(indices, torch.float32)
+        brain = BrainInput(betas, own, *places)
+        return brain._asdict() | {"per_subject": int(counts.max())}
+
+    def _read(self, indices: Sequence[int], dtype: torch.dtype) -> Tensor:
+        padded = torch.zeros(len(indices), self.width, dtype=dtype)
+        for row, index in enumerate(indices):
+            values = torch.from_numpy(self.trials.betas(int(index)))
+            padded[row, : len(values)] = values
+        return padded
+
+
+def free_bytes(device: torch.device) -> int:
+    """Free memory of a GPU."""
+    return torch.cuda.mem_get_info(device)[0]
+
+
 def describe_images(batch: dict[str, Any]) -> str:
     """Which images of a batch to look at: the one whose betas are not finite, or the first eight."""
     if "nsd_id" not in batch:
         return ""
     nsd_id = batch["nsd_id"].tolist()
-    for name in ("betas", "brain_tokens"):
+    for name in ("betas", "pooled"):
         if name in batch:
             bad = ~torch.isfinite(batch[name]).flatten(1).all(1)
             if bool(bad.any()):

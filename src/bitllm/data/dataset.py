@@ -65,6 +65,11 @@ class TrialSet:
         stored = self.store.subject(self.subject_of(index)).betas
         return stored[list(self.rows[index])].astype(np.float32).mean(axis=0)
 
+    @property
+    def is_single(self) -> bool:
+        """Whether every item is a single trial, with the float16 betas of the store."""
+        return all(len(rows) == 1 for rows in self.rows)
+
     def n_repetitions(self, index: int) -> int:
         """How many trials are averaged in an item."""
         return len(self.rows[index])

@@ -65,6 +65,11 @@ class Prompter:
         """Token ids of a caption with the end token."""
         return [*_ids(self.tokenizer(caption, add_special_tokens=False)), self.tokenizer.eos_token_id]
 
+    def answers_ids(self, captions: Sequence[str]) -> list[list[int]]:
+        """The same of many captions, tokenized in one call."""
+        tokens = _ids(self.tokenizer(list(captions), add_special_tokens=False)) if captions else []
+        return [[*ids, self.tokenizer.eos_token_id] for ids in tokens]
+
     @property
     def never_said(self) -> list[int] | None:
         """Tokens that no caption may hold: a placeholder outside the prompt would ask for a brain token."""
@@ -75,7 +80,7 @@ class Prompter:
         return Prompter(self.tokenizer)
 
 
-def _ids(encoding: Any) -> list[int]:
+def _ids(encoding: Any) -> list[Any]:
     return list(encoding["input_ids"])
 
 

@@ -64,8 +64,8 @@ class ClipEmbedder:
         return torch.cat(rows).float().numpy()
 
 
-def load_clip(path_or_hub_id: str | Path) -> ClipEmbedder:
-    """A frozen CLIP from a local folder or a hub id."""
+def load_clip(path_or_hub_id: str | Path, *, device: torch.device | str = "cpu") -> ClipEmbedder:
+    """A frozen CLIP from a local folder or a hub id, on a device."""
     with model_loading(path_or_hub_id, "a folder or hub id of a CLIPModel", error=ConfigError):
         model_type = AutoConfig.from_pretrained(path_or_hub_id).model_type
         if model_type != "clip":  # `CLIPModel` would load another model with random weights
@@ -73,7 +73,7 @@ def load_clip(path_or_hub_id: str | Path) -> ClipEmbedder:
                 f"{path_or_hub_id}: expected model_type clip, found {model_type}; choose a CLIP, "
                 "e.g. openai/clip-vit-large-patch14"
             )
-        clip = CLIPModel.from_pretrained(path_or_hub_id).eval().requires_grad_(False)
+        clip = CLIPModel.from_pretrained(path_or_hub_id).eval().requires_grad_(False).to(device)
         tokenizer = AutoTokenizer.from_pretrained(path_or_hub_id)
         # the PIL processor by name: the torchvision one gives slightly other pixels, so other embeddings
         processor = CLIPImageProcessorPil.from_pretrained(path_or_hub_id)

@@ -123,7 +123,6 @@ class World:
     def _run(self, name: str, changes: dict[str, Any], make: Callable[[Run], None]) -> Run:
         if name not in self._runs:
             folder = self.root / name
-            changes["trainer"] = {"cache_brain_tokens": False}  # of a simulated store they fit in memory
             values = merged(self.recipe.model_dump(), changes)
             # the recipe of a finished process lists its systems
             there = (folder / RECIPE).is_file()

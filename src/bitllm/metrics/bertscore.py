@@ -146,9 +146,10 @@ class BertScorer:
             states = self._hidden_states(inputs["input_ids"], inputs["attention_mask"])
             units = torch.nn.functional.normalize(states.float(), dim=-1)
             for row, text in enumerate(batch):
-                real = inputs["attention_mask"][row].bool()
+                real = inputs["attention_mask"][row].bool().nonzero()[:, 0]
                 words = (~special[row][real]).float()
-                found[text] = _Tokens(units[row][real.to(units.device)], words / words.sum().clamp(min=1))
+                weights = (words / words.sum().clamp(min=1)).to(units.device)
+                found[text] = _Tokens(units[row][real.to(units.device)], weights)
         return found
 
     def _hidden_states(
@@ -175,7 +176,7 @@ class BertScorer:
 
 
 def load_bert_scorer(
-    path_or_hub_id: str | Path, *, layer: int | None = None, device: str = "cpu"
+    path_or_hub_id: str | Path, *, layer: int | None = None, device: torch.device | str = "cpu"
 ) -> BertScorer:
     """Load an encoder and its tokenizer from a folder or the hub.
 

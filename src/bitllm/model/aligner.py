@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bitllm.errors import CheckpointError, TrainingError
+from bitllm.errors import CheckpointError
 from bitllm.files import read_record, write_json
 from bitllm.losses.contrastive import info_nce, mixed_images, same_image
 from bitllm.model.checkpoint.weights import read_weights
@@ -53,37 +53,31 @@ class BrainAligner(nn.Module):
         pooled = self.norm(brain_tokens.mean(dim=1))
         return F.normalize(self.image_head(pooled), dim=-1), F.normalize(self.text_head(pooled), dim=-1)
 
-    def forward(
+    def forward(  # noqa: PLR0913 - the fields of a batch
         self,
         betas: Float[Tensor, "B V"],
         subject_index: Int[Tensor, " B"],
         coords_mm: Float[Tensor, "S V 3"],
         atlas_labels: Int[Tensor, "S V A"],
         voxel_mask: Bool[Tensor, "S V"],
+        *,
         image: Float[Tensor, "B d"],
         text: Float[Tensor, "B d"],
         nsd_id: Int[Tensor, " B"],
+        per_subject: int | None = None,
         **mixture: Shaped[Tensor, " B"],
     ) -> dict[str, Tensor]:
         """The align loss: mean of symmetric InfoNCE (brain, image) and (brain, text).
 
         Under several processes every trial of every process is a negative of every other, with gradient: the loss is
         that of the whole batch in each of them. Where betas are mixtures of two trials, ``mixture`` holds
-        the second one's image (``mixed_with``) and the ``share`` of the first.
-
-        Raises
-        ------
-        TrainingError
-            If all trials show one image.
+        the second one's image (``mixed_with``) and the ``share`` of the first. For ``per_subject`` see
+        `BrainEncoder.forward`.
         """
-        brain_tokens = self.encoder(betas, subject_index, Anatomy(coords_mm, atlas_labels, voxel_mask))
+        anatomy = Anatomy(coords_mm, atlas_labels, voxel_mask)
+        brain_tokens = self.encoder(betas, subject_index, anatomy, per_subject=per_subject)
         brain_image, brain_text = (_of_all_processes(brain) for brain in self.embed(brain_tokens))
         image, text, nsd_id = (_of_all_processes(one) for one in (image, text, nsd_id))
-        if bool((nsd_id == nsd_id[0]).all()):
-            raise TrainingError(
-                f"align: expected several images in a batch, found image {int(nsd_id[0])} alone in {len(nsd_id)} "
-                "trials, which leaves nothing to tell it from; choose a larger align.optimizer.batch_size"
-            )
         scale = self.log_scale.exp().clamp(max=_MAX_SCALE)[0]
         positives = same_image(nsd_id)
         if mixture:

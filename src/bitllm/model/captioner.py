@@ -31,7 +31,7 @@ from bitllm.model.checkpoint.base import BaseLlm, before_end, end_token_ids
 from bitllm.model.checkpoint.weights import RFT_CARD, sft_beneath
 from bitllm.model.embed import brain_tokens_of, brain_tokens_of_betas
 from bitllm.model.encoder import BrainEncoder
-from bitllm.model.likelihood import TokenLogProbs, token_log_probs
+from bitllm.model.likelihood import Due, TokenLogProbs, token_log_probs
 from bitllm.model.precision import Precision, base_dtype, computing
 
 _GENERATED_AT_ONCE = 256
@@ -146,7 +146,7 @@ class Captioner:
             brain: dict[str, Any] = {} if part is None else {"brain_tokens": part}
             if on_text is not None:
                 brain["streamer"] = _Streamer(self, on_text)
-            ids, _, out = self._generate(prompts, max_new_tokens=max_new_tokens, **brain)
+            ids, out = self._generate(prompts, max_new_tokens=max_new_tokens, **brain)
             captions += self._texts(out[:, ids.shape[1] :])
             if on_batch is not None:
                 on_batch(len(captions))
@@ -183,22 +183,21 @@ class Captioner:
             memory = self.model.model.brain_memory(
                 brain_tokens=brain_tokens
             )  # once for all captions of an input
-        ids, mask, out = self._generate(
+        ids, out = self._generate(
             prompts,
             max_new_tokens=max_new_tokens,
             brain_memory=memory.repeat_interleave(n_captions, 0),
             logits_processor=LogitsProcessorList([sampling]),
             synced_gpus=synced_gpus,
         )
-        answer = out[:, ids.shape[1] :]
-        is_end = torch.isin(answer, torch.tensor(self._ends, device=answer.device))
+        out_ids = out.cpu()  # once; labels, captions and ends are found in main memory
+        answer = out_ids[:, ids.shape[1] :]
+        is_end = torch.isin(answer, torch.tensor(self._ends))
         # everything up to and including the first end token, also where the padding token is an end token
         is_label = is_end.cumsum(-1) - is_end.long() == 0
-        labels = torch.cat(
-            [torch.full_like(out[:, : ids.shape[1]], -100), answer.masked_fill(~is_label, -100)], dim=-1
-        )
-        attention_mask = torch.cat([mask.to(out.device), is_label.long()], dim=-1)
-        return Rollout(out, attention_mask, labels, brain_tokens, self._texts(answer), is_end.any(-1))
+        labels = torch.full_like(out_ids, -100)
+        labels[:, ids.shape[1] :] = answer.masked_fill(~is_label, -100)
+        return Rollout(out, labels, brain_tokens, self._texts(answer), is_end.any(-1))
 
     def log_probs(
         self,
@@ -219,8 +218,14 @@ class Captioner:
         prompter = self.prompter if brain_memory is not None else self.prompter.without_brain()
         prompts = [prompter.prompt_ids(instruction)] * len(answers)
         text = pad_answers(prompts, answers, prompter.tokenizer.pad_token_id)
-        inputs: Any = {key: values.to(self.model.device) for key, values in text.items()}
-        return token_log_probs(self.model, **inputs, brain_memory=brain_memory).log_probs
+        device = self.model.device
+        return token_log_probs(
+            self.model,
+            input_ids=text["input_ids"].to(device),
+            labels=text["labels"].to(device),
+            due=Due.of(text["labels"]).to(device),
+            brain_memory=brain_memory,
+        ).log_probs
 
     @torch.no_grad()
     def log2_probs(
@@ -275,8 +280,8 @@ class Captioner:
     @torch.no_grad()
     def _generate(
         self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, **options: Any
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Prompts padded on the left, their mask, and prompts with their continuations."""
+    ) -> tuple[Tensor, Tensor]:
+        """Prompts padded on the left, and prompts with their continuations."""
         pad = self.prompter.tokenizer.pad_token_id
         ids, mask = pad_left(prompts, pad)
         was_training = self.model.training
@@ -294,7 +299,7 @@ class Captioner:
                 **options,
             )
         self.model.train(was_training)
-        return ids, mask, out
+        return ids, out
 
     def _texts(self, answers: Int[Tensor, "B L"]) -> list[str]:
         rows = [before_end(row, self._ends) for row in answers.tolist()]
@@ -309,8 +314,8 @@ class Rollout:
     """
 
     input_ids: Int[Tensor, "R T"]
-    attention_mask: Int[Tensor, "R T"]
     labels: Int[Tensor, "R T"]
+    """In main memory, like ``has_ended``."""
     brain_tokens: Float[Tensor, "B N width"]
     captions: list[str]
     has_ended: Bool[Tensor, " R"]
@@ -324,8 +329,8 @@ class Rollout:
         return token_log_probs(
             model,
             input_ids=self.input_ids,
-            attention_mask=self.attention_mask,
-            labels=self.labels,
+            labels=self.labels.to(self.input_ids.device),
+            due=Due.of(self.labels).to(self.input_ids.device),
             brain_memory=memory,
             temperature=temperature,
         )

@@ -5,8 +5,8 @@ voxel lies and how atlases name it, never on its beta:
 
     pooled[q] = Σ_v softmax_v(τ · query[q] · key[v]) · beta[v]
 
-so the weights of one subject are one matrix for all its trials, and pooling a batch is *one* attention call with
-the batch as the value dimension. Residual blocks and a head turn the pooled values into brain tokens.
+so the weights of one subject are one matrix for all its trials, and pooling a batch of several subjects is one batched
+matrix product. Residual blocks and a head turn the pooled values into brain tokens.
 
 References
 ----------
@@ -28,8 +28,9 @@ from transformers import initialization as init
 from bitllm.model.voxels import Anatomy, VoxelKeys, check_anatomy, check_betas
 
 MAP_LIMIT_BYTES = 256 * 2**20
-"""Largest pooling map that evaluation keeps: 1024 queries × 65,000 voxels. Whole brains are pooled anew."""
-_MAPS_KEPT = 8
+"""Largest softmax map of one subject that is held in memory: 1024 queries × 65,000 voxels."""
+_PRODUCT_IN_TRAINING = ("cuda",)  # on a processor the attention kernel takes half of the time
+_SUBJECTS_KEPT = 8
 _CHUNK = 256
 
 
@@ -125,53 +126,99 @@ class BrainEncoder(nn.Module):
         self, coords_mm: Float[Tensor, "V 3"], atlas_labels: Int[Tensor, "V A"]
     ) -> Float[Tensor, "queries V"]:
         """Softmax weights of one subject: how much each query takes from each voxel, whatever the trial."""
-        queries, keys = self._queries_and_keys(coords_mm, atlas_labels)
-        return (queries @ keys.T).softmax(-1)
+        return self._weights(Anatomy.of_subject(coords_mm, atlas_labels))[0]
 
     def pool(
         self, betas: Float[Tensor, "B V"], coords_mm: Float[Tensor, "V 3"], atlas_labels: Int[Tensor, "V A"]
     ) -> Float[Tensor, "B queries"]:
-        """Pooled betas of trials of *one* subject; the softmax weights are computed once for all of them.
+        """Pooled betas of trials of one subject."""
+        return self._pooled(betas[None], Anatomy.of_subject(coords_mm, atlas_labels))[0]
 
-        While training, the weights are never held: the kernel of attention works through the voxels in blocks
-        (it does so where queries, keys and values have one width, hence the zeros). In evaluation they are kept
-        for the subject, and pooling is one matrix product.
+    def pooled(
+        self,
+        betas: Float[Tensor, "B betas"],
+        subject_index: Int[Tensor, " trials"],
+        anatomy: Anatomy,
+        *,
+        per_subject: int | None = None,
+    ) -> Float[Tensor, "B queries"]:
+        """Pooled betas of a batch that may mix subjects: one batched product; see `forward` for the arguments."""
+        if per_subject is None:
+            check_anatomy(anatomy, self.n_labels)
+            check_betas(betas, subject_index, anatomy.voxel_mask)
+            padding = ~anatomy.voxel_mask
+            betas = betas.masked_fill(padding[subject_index], 0.0)
+            present, subject_index, counts = subject_index.unique(return_inverse=True, return_counts=True)
+            labels = anatomy.atlas_labels.masked_fill(padding[..., None], 0)
+            anatomy = Anatomy(*(part[present] for part in (anatomy.coords_mm, labels, anatomy.voxel_mask)))
+            per_subject = int(counts.max())
+        n_subjects = len(anatomy.voxel_mask)
+        betas = betas.to(self.queries.dtype)
+        if n_subjects == 1:
+            return self._pooled(betas[None], anatomy)[0]
+        # a row of the table for each trial, without a host that waits for their numbers
+        is_own = (subject_index[:, None] == torch.arange(n_subjects, device=betas.device)).long()
+        earlier = (is_own.cumsum(0) * is_own).sum(1) - 1
+        row = subject_index * per_subject + earlier
+        table = betas.new_zeros(n_subjects * per_subject, betas.shape[1]).index_copy(0, row, betas)
+        return self._pooled(table.unflatten(0, (n_subjects, per_subject)), anatomy).flatten(0, 1)[row]
+
+    def _pooled(
+        self, betas: Float[Tensor, "S trials V"], anatomy: Anatomy
+    ) -> Float[Tensor, "S trials queries"]:
+        """Pooled betas of the same number of trials of each subject.
+
+        Weights that fit in memory are kept in evaluation, and on a GPU computed in training too: there the product is
+        faster than the attention kernel, which uses an eighth of the card. Elsewhere, and for whole brains, the kernel
+        works through the voxels in blocks and never holds the weights.
         """
-        if not self.training and not torch.is_grad_enabled():
-            weights = self._kept_map(coords_mm, atlas_labels)
-            if weights is not None:
-                return betas.to(weights.dtype) @ weights.T
-        queries, keys = self._queries_and_keys(coords_mm, atlas_labels)
-        return torch.cat([_attend(queries, keys, part.to(keys.dtype)) for part in betas.split(_CHUNK)])
+        n_bytes = self.queries.shape[0] * anatomy.voxel_mask.shape[1] * self.queries.element_size()
+        is_fixed = not self.training and not torch.is_grad_enabled()
+        if n_bytes <= MAP_LIMIT_BYTES and (is_fixed or betas.device.type in _PRODUCT_IN_TRAINING):
+            weights = self._kept_weights(anatomy) if is_fixed else self._weights(anatomy)
+            return betas.to(weights.dtype) @ weights.mT
+        queries, keys, bias = self._queries_keys_bias(anatomy)
+        parts = [_attend(queries, keys, bias, part.to(keys.dtype)) for part in betas.split(_CHUNK, dim=1)]
+        return torch.cat(parts, dim=1)
 
-    def _queries_and_keys(
-        self, coords_mm: Float[Tensor, "V 3"], atlas_labels: Int[Tensor, "V A"]
-    ) -> tuple[Float[Tensor, "queries rank"], Float[Tensor, "V rank"]]:
-        keys = self.keys(coords_mm, atlas_labels)
-        return F.normalize(self.queries, dim=-1) * self.log_sharpness.exp(), keys
+    def _weights(self, anatomy: Anatomy) -> Float[Tensor, "S queries V"]:
+        """Softmax weights of each subject; 0 on padding."""
+        queries, keys, bias = self._queries_keys_bias(anatomy)
+        return torch.baddbmm(bias, queries.expand(len(keys), -1, -1), keys.mT).softmax(-1)
 
-    def _kept_map(
-        self, coords_mm: Float[Tensor, "V 3"], atlas_labels: Int[Tensor, "V A"]
-    ) -> Float[Tensor, "queries V"] | None:
-        """The map of this anatomy under these parameters, from those kept or made now; None if it is too large."""
-        if self.queries.shape[0] * len(coords_mm) * self.queries.element_size() > MAP_LIMIT_BYTES:
-            return None
+    def _queries_keys_bias(
+        self, anatomy: Anatomy
+    ) -> tuple[Float[Tensor, "queries rank"], Float[Tensor, "S V rank"], Float[Tensor, "S 1 V"]]:
+        keys = self.keys(anatomy.coords_mm, anatomy.atlas_labels)
+        queries = F.normalize(self.queries, dim=-1) * self.log_sharpness.exp()
+        bias = torch.zeros_like(keys[:, None, :, 0]).masked_fill(~anatomy.voxel_mask[:, None], -math.inf)
+        return queries, keys, bias
+
+    def _kept_weights(self, anatomy: Anatomy) -> Float[Tensor, "S queries V"]:
+        """The weights of this anatomy under these parameters, from those kept or made now."""
         parameters = [self.queries, self.log_sharpness, *self.keys.parameters(), *self.keys.buffers()]
         for kept in self._maps:
-            if _same([coords_mm, atlas_labels, *parameters], kept.made_of):
+            if _same([*anatomy, *parameters], kept.made_of):
                 return kept.weights
-        made_of = [tensor.detach().clone() for tensor in (coords_mm, atlas_labels, *parameters)]
-        self._maps = [_KeptMap(self.pooling_map(coords_mm, atlas_labels), made_of), *self._maps][:_MAPS_KEPT]
+        made_of = [tensor.detach().clone() for tensor in (*anatomy, *parameters)]
+        self._maps = [_KeptMap(self._weights(anatomy), made_of), *self._maps]
+        while len(self._maps) > 1 and sum(len(kept.weights) for kept in self._maps) > _SUBJECTS_KEPT:
+            self._maps.pop()
         return self._maps[0].weights
 
     def train(self, mode: bool = True) -> "BrainEncoder":
-        """Switch to training (which lets go of the pooling maps kept in evaluation) or to evaluation."""
+        """Switch to training (and drop the weights kept in evaluation) or to evaluation."""
         if mode:
             self._maps = []
         return super().train(mode)
 
     def forward(
-        self, betas: Float[Tensor, "B betas"], subject_index: Int[Tensor, " trials"], anatomy: Anatomy
+        self,
+        betas: Float[Tensor, "B betas"],
+        subject_index: Int[Tensor, " trials"],
+        anatomy: Anatomy,
+        *,
+        per_subject: int | None = None,
     ) -> Float[Tensor, "B N width"]:
         """Brain tokens of a batch that may mix subjects.
 
@@ -181,28 +228,17 @@ class BrainEncoder(nn.Module):
             Z-scored betas of each trial; columns past a subject's voxels are padding.
         subject_index
             For each trial, the row of ``anatomy`` that holds its subject's voxels.
+        per_subject
+            The largest number of trials of one subject. A batch with this number is trusted: it is not checked, its
+            padding must be 0, and nothing waits for the device. `bitllm.data.batch.brain_input` gives it.
 
         Raises
         ------
         DataError
-            If betas, subjects and anatomy do not fit one another, or hold what is no number or no label.
+            Without ``per_subject``: if betas, subjects and anatomy do not fit one another, or hold what is no number or
+            no label.
         """
-        check_anatomy(anatomy, self.n_labels)
-        check_betas(betas, subject_index, anatomy.voxel_mask)
-        pooled = betas.new_zeros(betas.shape[0], self.queries.shape[0], dtype=self.queries.dtype)
-        for subject in subject_index.unique().tolist():
-            trials = (subject_index == subject).nonzero()[:, 0]
-            real = anatomy.voxel_mask[subject]
-            pooled = pooled.index_copy(
-                0,
-                trials,
-                self.pool(
-                    betas[trials][:, real],
-                    anatomy.coords_mm[subject, real],
-                    anatomy.atlas_labels[subject, real],
-                ),
-            )
-        return self.tokens(pooled)
+        return self.tokens(self.pooled(betas, subject_index, anatomy, per_subject=per_subject))
 
     def tokens(self, pooled: Float[Tensor, "B queries"]) -> Float[Tensor, "B N width"]:
         """Pooled betas → residual blocks → brain tokens."""
@@ -221,21 +257,28 @@ class _KeptMap(NamedTuple):
 
 
 def _same(tensors: list[Tensor], others: list[Tensor]) -> bool:
-    return all(
-        a.shape == b.shape and a.device == b.device and torch.equal(a, b)
-        for a, b in zip(tensors, others, strict=True)
-    )
+    """Whether all are equal; the host waits for the device once."""
+    pairs = list(zip(tensors, others, strict=True))
+    if any(a.shape != b.shape or a.device != b.device for a, b in pairs):
+        return False
+    return not bool(torch.stack([(a != b).any() for a, b in pairs]).any())
 
 
 def _attend(
-    queries: Float[Tensor, "queries rank"], keys: Float[Tensor, "V rank"], betas: Float[Tensor, "B V"]
-) -> Float[Tensor, "B queries"]:
-    """softmax(queries · keysᵀ) · betasᵀ as one attention, the trials as the width of its values."""
-    n_trials, width = len(betas), max(len(betas), queries.shape[1])
-    q, k, v = (_widened(part, width)[None, None] for part in (queries, keys, betas.T))
-    pooled = F.scaled_dot_product_attention(q, k, v, scale=1.0)
-    return pooled[0, 0, :, :n_trials].T
+    queries: Float[Tensor, "queries rank"],
+    keys: Float[Tensor, "S V rank"],
+    bias: Float[Tensor, "S 1 V"],
+    betas: Float[Tensor, "S trials V"],
+) -> Float[Tensor, "S trials queries"]:
+    """softmax(queries · keysᵀ + bias) · betasᵀ as attention, with the trials as the width of its values.
+
+    The kernel that needs little memory takes queries, keys and values of one width, hence the zeros.
+    """
+    n_trials, width = betas.shape[1], max(betas.shape[1], queries.shape[1])
+    q, k, v = (_widened(part, width)[:, None] for part in (queries.expand(len(keys), -1, -1), keys, betas.mT))
+    pooled = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[:, None], scale=1.0)
+    return pooled[:, 0, :, :n_trials].mT
 
 
-def _widened(rows: Float[Tensor, "n narrow"], width: int) -> Float[Tensor, "n width"]:
-    return rows if rows.shape[1] == width else F.pad(rows, (0, width - rows.shape[1]))
+def _widened(rows: Float[Tensor, "S n narrow"], width: int) -> Float[Tensor, "S n width"]:
+    return rows if rows.shape[-1] == width else F.pad(rows, (0, width - rows.shape[-1]))

@@ -67,3 +67,20 @@ def float32_parameters() -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(default)
+
+
+def has_tf32() -> bool:
+    """Whether `tf32` changes the precision of matrix products on this machine."""
+    return torch.cuda.is_available()
+
+
+@contextmanager
+def tf32() -> Iterator[None]:
+    """On a GPU, float32 matrix products with a mantissa of 10 bits: several times faster, and enough for align."""
+    before = torch.get_float32_matmul_precision()
+    if has_tf32():
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

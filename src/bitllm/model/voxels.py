@@ -68,7 +68,7 @@ class FourierPositions(nn.Module):
         """Draw the directions anew (they are fixed afterwards, and saved with the model)."""
         init.normal_(self.frequencies, std=1.0 / self.length_mm)
 
-    def forward(self, coords_mm: Float[Tensor, "V 3"]) -> Float[Tensor, "V features"]:
+    def forward(self, coords_mm: Float[Tensor, "... V 3"]) -> Float[Tensor, "... V features"]:
         """Features of unit length, so that a voxel's similarity with itself is 1."""
         phase = coords_mm.to(self.frequencies.dtype) @ self.frequencies
         return torch.cat([phase.cos(), phase.sin()], dim=-1) / math.sqrt(self.frequencies.shape[1])
@@ -86,11 +86,11 @@ class VoxelKeys(nn.Module):
         self.project = nn.Linear(self.positions.width + label_width * len(n_labels), rank, bias=False)
 
     def forward(
-        self, coords_mm: Float[Tensor, "V 3"], atlas_labels: Int[Tensor, "V A"]
-    ) -> Float[Tensor, "V rank"]:
-        """Keys of one subject's voxels."""
+        self, coords_mm: Float[Tensor, "... V 3"], atlas_labels: Int[Tensor, "... V A"]
+    ) -> Float[Tensor, "... V rank"]:
+        """Keys of the voxels of one or more subjects."""
         features = [self.positions(coords_mm)]
-        features += [embed(atlas_labels[:, atlas]) for atlas, embed in enumerate(self.labels)]
+        features += [embed(atlas_labels[..., atlas]) for atlas, embed in enumerate(self.labels)]
         return F.normalize(self.project(torch.cat(features, dim=-1)), dim=-1)
 
 

@@ -30,7 +30,7 @@ from bitllm.stages.rft import rft_fingerprint, train_rft
 from bitllm.stages.sft import sft_fingerprint, train_sft
 from bitllm.stages.workspace import is_finished
 from bitllm.toy_models import train_small_clip, train_small_llm, unpack_smollm2
-from bitllm.training.distributed import barrier, is_main, process_group
+from bitllm.training.distributed import barrier, device, is_main, process_group
 
 
 def make_system(run: Run, name: str) -> tuple[Path, bool]:
@@ -116,7 +116,8 @@ def make_models(run: Run) -> None:
             run,
             "targets",
             lambda: save_targets(
-                make_targets(run.store, load_clip(run.clip_source)), run.folder / "targets.safetensors"
+                make_targets(run.store, load_clip(run.clip_source, device=device())),
+                run.folder / "targets.safetensors",
             ),
             [recipe.clip.source, data],
             after=("clip",) if recipe.clip.is_made else (),

@@ -224,8 +224,6 @@ class TrainerSettings(loop.TrainerSettings):
 
     if_changed: Literal["refuse", "restart"] = "refuse"
     """What to do with a part of the run that was made with other settings."""
-    cache_brain_tokens: bool | None = None
-    """Whether the run's folder caches the brain tokens of a frozen encoder. Default: if the recipe names a store."""
 
 
 class EvaluationConfig(StrictConfig):

@@ -85,7 +85,7 @@ class Run:
 
     @property
     def context(self) -> RunContext:
-        """How its stages are run. Brain tokens of a simulated data set fit in memory.
+        """How its stages are run.
 
         The recipe is written at the first step of a stage, when nothing can refuse it any more.
         """
@@ -99,13 +99,7 @@ class Run:
             if self.progress is not None:
                 self.progress(what, done, total)
 
-        settings = self.recipe.trainer
-        caches = settings.cache_brain_tokens
-        if caches is None:
-            caches = self.recipe.data.store is not None
-        if settings.brain_tokens is None and caches:
-            settings = settings.model_copy(update={"brain_tokens": self.folder / "brain_tokens"})
-        return RunContext(settings, progress)
+        return RunContext(self.recipe.trainer, progress)
 
     @cached_property
     def store(self) -> Store:
@@ -198,8 +192,8 @@ class Run:
                 "bertscore: expected a folder or hub id of an encoder (e.g. microsoft/deberta-xlarge-mnli), found "
                 "none; name one, or set rft.rewards.bertscore to 0"
             )
-        clip = load_clip(self.clip_source)
-        scorer = None if source is None else load_bert_scorer(source)
+        clip = load_clip(self.clip_source, device=device())
+        scorer = None if source is None else load_bert_scorer(source, device=device())
 
         def make_reward(nsd_ids: list[int], weights: RewardWeights) -> Reward:
             reward = CompositeReward(

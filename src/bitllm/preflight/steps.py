@@ -29,6 +29,7 @@ from bitllm.model.build import freeze, n_trainable, train_interface
 from bitllm.model.captioner import Captioner
 from bitllm.model.checkpoint.weights import is_ours
 from bitllm.model.embed import encode_betas
+from bitllm.model.likelihood import Due
 from bitllm.model.modeling import BitLlmForCausalLM
 from bitllm.model.precision import base_dtype
 from bitllm.model.voxels import Anatomy
@@ -180,7 +181,8 @@ def llm_steps(recipe: Recipe, *, sft_batch: int, rft_batch: int, stages: tuple[s
     tell("encode", _measure(encode, batch=len(betas)))
     model.model.encoder.train().eval()  # frees the pooling maps
     if "sft" in stages:
-        inputs = make_answers(prompter, sft_batch, n_tokens=CAPTION_TOKENS)
+        inputs: dict[str, Any] = make_answers(prompter, sft_batch, n_tokens=CAPTION_TOKENS)
+        inputs["due"] = Due.of(inputs["labels"])
         if recipe.sft.encoder == "trained":
             inputs |= brain | {name: brain[name][:sft_batch] for name in ("betas", "subject_index")}
         else:
@@ -206,16 +208,16 @@ def llm_steps(recipe: Recipe, *, sft_batch: int, rft_batch: int, stages: tuple[s
             _measure(lambda: captioner.greedy(tokens, max_new_tokens=CAPTION_TOKENS), batch=len(tokens)),
         )
     if "rft" in stages:
-        tell("rft", _rft_step(recipe, captioner, found[0][:rft_batch]))
+        tell("rft", _rft_step(recipe, captioner, torch.randn(rft_batch, recipe.encoder.n_queries)))
 
 
-def _rft_step(recipe: Recipe, captioner: Captioner, brain_tokens: Tensor) -> Measured:
+def _rft_step(recipe: Recipe, captioner: Captioner, pooled: Tensor) -> Measured:
     policy = with_lora(captioner.model, recipe.rft)
     config = recipe.rft.model_copy(update={"max_new_tokens": CAPTION_TOKENS})
-    rows = torch.arange(len(brain_tokens))
-    inputs = {"brain_tokens": brain_tokens, "nsd_id": rows, "example": torch.stack([rows, rows], dim=-1)}
+    rows = np.arange(len(pooled))
+    inputs = {"pooled": pooled, "nsd_id": rows, "example": np.stack([rows, rows], axis=-1)}
     objective = RftObjective(policy, captioner, _random_rewards, config, seed=0)
-    return _trained(objective, inputs, config.optimizer, batch=len(brain_tokens))
+    return _trained(objective, inputs, config.optimizer, batch=len(pooled))
 
 
 def _random_rewards(nsd_ids: Sequence[int], captions: Sequence[str], has_ended: Sequence[bool]) -> Rewards:
@@ -223,16 +225,16 @@ def _random_rewards(nsd_ids: Sequence[int], captions: Sequence[str], has_ended: 
 
 
 def _trained(
-    module: nn.Module, inputs: dict[str, Tensor], optimizer: OptimizerConfig, *, batch: int, **how: Any
+    module: nn.Module, inputs: dict[str, Any], optimizer: OptimizerConfig, *, batch: int, **how: Any
 ) -> Measured:
     """One step of the training loop on made-up inputs, without checkpoint or log."""
     config = optimizer.model_copy(update={"steps": 1, "batch_size": batch, "log_every": 2})
-    settings = TrainerSettings(save_every=None, report_to=())
+    settings = TrainerSettings(save_minutes=None, report_to=())
     data = TrainingData(batch, lambda _: inputs, n_targets=how.pop("n_targets", None))
     with tempfile.TemporaryDirectory() as folder:
         loop = Loop(module, data, config, Path(folder), 0, context=RunContext(settings), **how)
         measured = _measure(loop.fit, batch=batch)
-    loss = loop.since_last_row["loss"][0]
+    loss = float(loop.since_last_row["loss"][0])
     return measured._replace(n_trainable=n_trainable(module), loss=loss)
 
 

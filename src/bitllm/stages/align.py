@@ -20,20 +20,23 @@ from jaxtyping import Float
 from pydantic import Field
 
 from bitllm.config import StrictConfig
-from bitllm.data.batch import Anatomies, brain_input
+from bitllm.data.batch import Anatomies, TrialBetas
 from bitllm.data.dataset import TrialSet, sealed_test, select_trials
 from bitllm.data.splits import Split, check_split
 from bitllm.data.store import Store
 from bitllm.data.targets import Targets
+from bitllm.errors import TrainingError
 from bitllm.metrics.retrieval import retrieval
 from bitllm.model.aligner import BrainAligner, save_aligner
-from bitllm.model.embed import brain_tokens_of
 from bitllm.model.encoder import BrainEncoder
+from bitllm.model.precision import has_tf32, tf32
+from bitllm.stages.examples import checked_anatomies, frozen_brain_tokens, pooled_betas
 from bitllm.stages.workspace import workspace
-from bitllm.training.distributed import full_state, is_main
+from bitllm.training.distributed import device, full_state, is_main
 from bitllm.training.loop import Loop, OptimizerConfig, RunContext, TrainingData, Validation
 
 METRIC = "validation_R@10"
+_BATCH = 512
 
 
 class EncoderConfig(StrictConfig):
@@ -135,18 +138,20 @@ def train_align(
     fingerprint = align_fingerprint(
         store, split, targets, encoder_config=encoder_config, config=config, seed=seed
     )
-    about = config.optimizer.selection(METRIC, split.train_subjects)
+    about = config.optimizer.selection(METRIC, split.train_subjects) | {"tf32": has_tf32()}
     with sealed_test(), workspace(folder, fingerprint, about=about, settings=context.settings) as work:
         encoder = make_encoder(store, split, encoder_config, seed=seed)
         aligner = BrainAligner(encoder, embedding_width=targets.image.shape[1])
         trials = select_trials(store, split, "train", averaged=False)
-        anatomies = Anatomies.of(store, trials.subjects, encoder_config.atlases)
+        _require_several_images(trials, config.optimizer.batch_size)
+        anatomies = checked_anatomies(encoder, trials, encoder_config.atlases)
+        betas = TrialBetas(trials, anatomies, device())
         data = TrainingData(
             len(trials),
-            collate_align(trials, anatomies, targets, mix_epochs=config.mix_epochs, seed=seed),
+            collate_align(betas, targets, mix_epochs=config.mix_epochs, seed=seed),
             groups=trials.subject_index,  # pooling maps belong to subjects: each process computes few of them
         )
-        validation = select_trials(store, split, "validation", averaged=True)
+        validation = TrialBetas(select_trials(store, split, "validation", averaged=True), anatomies, device())
         loop = Loop(
             aligner,
             data,
@@ -156,10 +161,11 @@ def train_align(
             name="align",
             context=context,
             validation=Validation(
-                config.validate_every, lambda: validate(aligner, validation, anatomies, targets), METRIC
+                config.validate_every, lambda: validate(aligner, validation, targets), METRIC
             ),
         )
-        loop.fit()
+        with tf32():
+            loop.fit()
         state = full_state(aligner)
         if is_main():
             save_aligner(
@@ -192,21 +198,33 @@ def align_fingerprint(
     }
 
 
+def _require_several_images(trials: TrialSet, batch_size: int) -> None:
+    n_images = len(np.unique(trials.nsd_id))
+    if min(n_images, batch_size) < 2:
+        raise TrainingError(
+            f"align: expected several images in a batch, found {n_images} training images and batches of {batch_size} "
+            "trials, which leaves nothing to tell an image from; choose a larger align.optimizer.batch_size"
+        )
+
+
 def collate_align(
-    trials: TrialSet, anatomies: Anatomies, targets: Targets, *, mix_epochs: int = 0, seed: int = 0
+    betas: TrialBetas, targets: Targets, *, mix_epochs: int = 0, seed: int = 0
 ) -> Callable[[list[tuple[int, int]]], dict[str, Any]]:
-    """A function from (epoch, index) pairs to a batch of betas and targets."""
-    rows = targets.rows(trials.nsd_id)
-    image, text = torch.from_numpy(targets.image[rows]), torch.from_numpy(targets.text[rows])
-    nsd_id = torch.from_numpy(trials.nsd_id)
+    """A function from (epoch, index) pairs to a batch of betas and targets on the device of ``betas``."""
+    nsd_ids = betas.trials.nsd_id
+    rows = targets.rows(nsd_ids)
+    image, text, nsd_id = (
+        torch.from_numpy(table).to(betas.device) for table in (targets.image, targets.text, nsd_ids)
+    )
 
     def collate(pairs: list[tuple[int, int]]) -> dict[str, Any]:
         indices = [index for _, index in pairs]
+        row = torch.from_numpy(np.stack([rows[indices], indices])).to(betas.device)
         batch = {
-            **brain_input(trials, anatomies, indices)._asdict(),
-            "image": image[indices],
-            "text": text[indices],
-            "nsd_id": nsd_id[indices],
+            **betas.batch(indices),
+            "image": image[row[0]],
+            "text": text[row[0]],
+            "nsd_id": nsd_id[row[1]],
         }
         return mixco(batch, pairs, seed=seed) if pairs[0][0] < mix_epochs else batch
 
@@ -225,15 +243,15 @@ def mixco(batch: dict[str, Any], pairs: list[tuple[int, int]], *, seed: int) -> 
     share = torch.tensor(
         [np.random.default_rng([seed, epoch, index, 5]).beta(0.15, 0.15) for epoch, index in pairs]
     ).float()
+    device = batch["betas"].device
+    share, second = share.to(device), second.to(device)
     betas = share[:, None] * batch["betas"] + (1 - share)[:, None] * batch["betas"][second]
     return batch | {"betas": betas, "mixed_with": batch["nsd_id"][second], "share": share}
 
 
-def validate(
-    aligner: BrainAligner, trials: TrialSet, anatomies: Anatomies, targets: Targets
-) -> dict[str, float]:
+def validate(aligner: BrainAligner, betas: TrialBetas, targets: Targets) -> dict[str, float]:
     """Brain → image retrieval among the validation images, averaged over the training subjects."""
-    embeddings = brain_embeddings(aligner, brain_tokens_of(aligner.encoder, trials, anatomies))
+    trials, embeddings = betas.trials, brain_embeddings(aligner, betas)
     scores = []
     for subject in np.unique(trials.subject_index):
         own = trials.subject_index == subject
@@ -246,6 +264,8 @@ def validate(
 
 
 @torch.no_grad()
-def brain_embeddings(aligner: BrainAligner, brain_tokens: torch.Tensor) -> Float[np.ndarray, "n d"]:
-    """Unit embeddings in the image space, computed on the device of the aligner."""
-    return aligner.embed(brain_tokens.to(aligner.norm.weight.device))[0].cpu().numpy()
+def brain_embeddings(aligner: BrainAligner, betas: TrialBetas) -> Float[np.ndarray, "n d"]:
+    """Unit embeddings of trials in the image space, computed without dropout on the device of the aligner."""
+    pooled = pooled_betas(aligner.encoder, betas)
+    rows = [aligner.embed(frozen_brain_tokens(aligner.encoder, part))[0] for part in pooled.split(_BATCH)]
+    return torch.cat(rows).cpu().numpy()

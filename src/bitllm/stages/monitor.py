@@ -4,6 +4,8 @@ Reward hacking shows as a falling difference real − permuted while CIDEr rises
 themselves or become identical.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from bitllm.data.batch import Anatomies
@@ -32,7 +34,13 @@ class ValidationMonitor:
     ) -> None:
         trials = select_trials(store, split, "validation", averaged=True)
         chosen = np.unique(np.linspace(0, len(trials) - 1, n_images).astype(int))
-        self.brain_tokens = brain_tokens_of(captioner.encoder, trials, anatomies)[chosen]
+        few = replace(
+            trials,
+            subject_index=trials.subject_index[chosen],
+            rows=[trials.rows[index] for index in chosen],
+            nsd_id=trials.nsd_id[chosen],
+        )
+        self.brain_tokens = brain_tokens_of(captioner.encoder, few, anatomies)
         self.references = [ptb_tokenize(store.captions[int(trials.nsd_id[index])]) for index in chosen]
         self.captioner, self.max_new_tokens = captioner, max_new_tokens
 

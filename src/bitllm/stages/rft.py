@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from bitllm.config import StrictConfig
-from bitllm.data.batch import Anatomies
+from bitllm.data.batch import TrialBetas
 from bitllm.data.dataset import TrialSet, sealed_test, select_trials
 from bitllm.data.splits import Split, check_split
 from bitllm.data.store import Store
@@ -36,9 +36,10 @@ from bitllm.model.build import CARD, load_trained, n_trainable
 from bitllm.model.captioner import Captioner, Rollout
 from bitllm.model.checkpoint.base import load_llm
 from bitllm.model.checkpoint.weights import RFT_CARD, WEIGHTS, sft_of_rft
+from bitllm.model.encoder import BrainEncoder
 from bitllm.model.modeling import BitLlmForCausalLM
 from bitllm.model.precision import Precision, base_dtype, name_of
-from bitllm.stages.examples import cached_brain_tokens
+from bitllm.stages.examples import checked_anatomies, frozen_brain_tokens, pooled_betas
 from bitllm.stages.monitor import ValidationMonitor
 from bitllm.stages.rewards import Reward, RewardError, Rewards, RewardWeights, checked_reward
 from bitllm.stages.workspace import workspace
@@ -114,12 +115,14 @@ class RftObjective(nn.Module):
 
     def forward(
         self,
-        brain_tokens: Float[Tensor, "B N width"],
-        nsd_id: Int[Tensor, " B"],
-        example: Int[Tensor, "B 2"],
+        pooled: Float[Tensor, "B queries"],
+        nsd_id: Int[np.ndarray, " B"],
+        example: Int[np.ndarray, "B 2"],
     ) -> dict[str, Any]:
         """The GRPO loss of brain inputs with (epoch, index) ``example``, and values for the log."""
         config, model = self.settings, self.policy.get_base_model()
+        encoder: BrainEncoder = model.model.encoder  # type: ignore[assignment, union-attr]
+        brain_tokens = frozen_brain_tokens(encoder, pooled)
         rollout = self.captioner.sample(
             brain_tokens,
             n_captions=config.n_captions,
@@ -128,7 +131,7 @@ class RftObjective(nn.Module):
             seeds=[rollout_seed(self.seed, *pair) for pair in example.tolist()],
             synced_gpus=is_sharded(model),  # a process that has finished its captions still serves its shards
         )
-        nsd_ids = np.repeat(nsd_id.cpu().numpy(), config.n_captions).tolist()
+        nsd_ids = np.repeat(nsd_id, config.n_captions).tolist()
         rewards = self._rewards(nsd_ids, rollout)
         grouped = torch.from_numpy(rewards.total).float().view(-1, config.n_captions)
         advantages = group_advantages(grouped).flatten().to(rollout.input_ids.device)
@@ -149,7 +152,7 @@ class RftObjective(nn.Module):
             max_length=config.max_new_tokens,
             n_tokens=sum_over_ranks(label_mask.sum()) / world_size() if config.loss_type == "dapo" else None,
         )
-        explained = {"kl": float(result.kl), "ended": float(rollout.has_ended.float().mean())}
+        explained = {"kl": result.kl, "ended": float(rollout.has_ended.float().mean())}
         return {"loss": result.loss, **_reward_row(rewards, rollout.captions), **explained}
 
     def _rewards(self, nsd_ids: list[int], rollout: Rollout) -> Rewards:
@@ -159,7 +162,7 @@ class RftObjective(nn.Module):
             rewards = checked_reward(self.reward, nsd_ids, rollout.captions, rollout.has_ended.tolist())
         except RewardError as error:
             failure = error
-        if any_rank(failure is not None) or rewards is None:
+        if any_rank(failure is not None)[0] or rewards is None:
             raise failure or RewardError(
                 "reward: failed in another process, which names the caption; a checkpoint was written"
             )
@@ -208,7 +211,7 @@ def train_rft(  # noqa: PLR0913 - the parts of the stage
     _require_whole_steps(config, micro_batch)
     base = load_llm(llm_path, dtype=base_dtype(config.precision))
     model = load_trained(sft_folder, base)
-    nn.Module.to(model, device())
+    model.model.encoder.to(device())  # the rest moves in the loop, sharded under fsdp
     atlases = tuple(read_record(sft_folder / CARD, "atlases")["atlases"])
     fingerprint = rft_fingerprint(store, split, sft=sft_folder, config=config, seed=seed)
     about = config.optimizer.selection(METRIC, split.train_subjects) | {"precision": name_of(base.llm.dtype)}
@@ -216,16 +219,15 @@ def train_rft(  # noqa: PLR0913 - the parts of the stage
         torch.manual_seed(seed)
         policy = with_lora(model, config)
         trials = select_trials(store, split, "train", averaged=False)
-        anatomies = Anatomies.of(store, trials.subjects, atlases)
+        anatomies = checked_anatomies(model.model.encoder, trials, atlases)
         captioner = Captioner.of(policy.get_base_model(), base.tokenizer)
         reward = make_reward(sorted(set(trials.nsd_id.tolist())), config.rewards)
         monitor = ValidationMonitor(store, split, captioner, anatomies, max_new_tokens=config.max_new_tokens)
-        brain_tokens = cached_brain_tokens(
-            model.model.encoder, trials, anatomies, cache_dir=context.settings.brain_tokens
-        )
+        betas = TrialBetas(trials, anatomies, device(), resident=False)
+        pooled = pooled_betas(model.model.encoder, betas)
         loop = Loop(
             RftObjective(policy, captioner, reward, config, seed=seed),
-            TrainingData(len(trials), _collate(trials, brain_tokens)),
+            TrainingData(len(trials), collate_rft(trials, pooled)),
             config.optimizer,
             work.folder,
             seed,
@@ -263,17 +265,17 @@ def rft_fingerprint(store: Store, split: Split, *, sft: Path, config: RftConfig,
     }
 
 
-def _collate(
-    trials: TrialSet, brain_tokens: Float[Tensor, "n N width"]
-) -> Callable[[list[tuple[int, int]]], dict[str, Tensor]]:
-    nsd_id = torch.from_numpy(trials.nsd_id)
+def collate_rft(
+    trials: TrialSet, pooled: Float[Tensor, "n queries"]
+) -> Callable[[list[tuple[int, int]]], dict[str, Any]]:
+    """A function from (epoch, index) pairs to a batch; identities stay in main memory, where rewards are computed."""
 
-    def collate(pairs: list[tuple[int, int]]) -> dict[str, Tensor]:
+    def collate(pairs: list[tuple[int, int]]) -> dict[str, Any]:
         indices = [index for _, index in pairs]
         return {
-            "brain_tokens": brain_tokens[indices],
-            "nsd_id": nsd_id[indices],
-            "example": torch.tensor(pairs),
+            "pooled": pooled[torch.tensor(indices, device=pooled.device)],
+            "nsd_id": trials.nsd_id[indices],
+            "example": np.array(pairs),
         }
 
     return collate

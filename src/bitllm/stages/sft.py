@@ -2,8 +2,8 @@
 
 Encoder and LLM are frozen; the interface (projection and adapters, or a prefix) is trained by causal language modeling
 on the tokens of a caption and the end token, after one of several instructions in the LLM's chat template. Because the
-encoder is frozen, brain tokens are computed once and cached. One of an image's captions is chosen by (seed, epoch,
-index).
+encoder is frozen, betas are pooled once; its blocks and head, which are cheap, run in every step. One of an image's
+captions is chosen by (seed, epoch, index).
 
 Optionally the encoder is trained too, by the captions alone; brain tokens are then computed in every step. The stage
 can also start from a finished sft instead of an encoder, for example to adapt it to a new subject.
@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from accelerate.utils import send_to_device
+from jaxtyping import Float
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from bitllm.config import StrictConfig
-from bitllm.data.batch import BrainInput
 from bitllm.data.dataset import sealed_test, select_trials
 from bitllm.data.splits import Split, check_split
 from bitllm.data.store import Store
@@ -43,16 +43,16 @@ from bitllm.model.checkpoint.base import BaseLlm, load_llm, placeholder_token_id
 from bitllm.model.checkpoint.weights import WEIGHTS, is_encoder_parameter
 from bitllm.model.encoder import BrainEncoder
 from bitllm.model.interface import Interface, matched_prefix_width
-from bitllm.model.likelihood import token_log_probs
+from bitllm.model.likelihood import Due, token_log_probs
 from bitllm.model.modeling import BitLlmForCausalLM
 from bitllm.model.precision import Precision, base_dtype, computing, name_of
-from bitllm.stages.examples import CaptionedTrials
+from bitllm.model.voxels import Anatomy
+from bitllm.stages.examples import CaptionedTrials, frozen_brain_tokens
 from bitllm.stages.workspace import workspace
 from bitllm.training.distributed import device, full_state, is_main
 from bitllm.training.loop import Loop, OptimizerConfig, RunContext, TrainingData, Validation
 
 METRIC = "validation_loss"
-_BRAIN = (*BrainInput._fields, "brain_tokens")
 
 
 class SftConfig(StrictConfig):
@@ -103,28 +103,41 @@ class SftObjective(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, **batch: Tensor) -> dict[str, Tensor]:
+    def forward(self, **batch: Any) -> dict[str, Tensor]:
         """Mean negative log-likelihood (nats) per answer token."""
         return {"loss": answer_loss(self.model, batch)}
 
 
-def n_answer_tokens(batch: dict[str, Tensor]) -> Int[Tensor, ""]:
+def n_answer_tokens(batch: dict[str, Any]) -> int:
     """Number of tokens that `answer_loss` is a mean over."""
-    return (batch["labels"][..., 1:] != -100).sum()
+    return batch["due"].places.shape[1]
 
 
-def answer_loss(model: Any, inputs: dict[str, Tensor]) -> Float[Tensor, ""]:
-    """Mean negative log-likelihood (nats) per answer token under the brain tokens or betas of each input."""
+def answer_loss(model: Any, inputs: dict[str, Any]) -> Float[Tensor, ""]:
+    """Mean negative log-likelihood (nats) per answer token under the brain input of each row.
+
+    That is ``betas`` with their anatomy, ``pooled`` betas of a frozen encoder, or ``brain_tokens``.
+    """
+    due = inputs["due"] if "due" in inputs else Due.of(inputs["labels"])
+    brain_tokens = _brain_tokens(model.model.encoder, inputs)
     with computing(model):
-        memory = model.model.brain_memory(**{name: inputs[name] for name in _BRAIN if name in inputs})
-    log_probs, label_mask = token_log_probs(
-        model,
-        input_ids=inputs["input_ids"],
-        attention_mask=inputs["attention_mask"],
-        labels=inputs["labels"],
-        brain_memory=memory,
+        memory = model.model.brain_memory(brain_tokens=brain_tokens)
+    log_probs, _ = token_log_probs(
+        model, input_ids=inputs["input_ids"], labels=inputs["labels"], due=due, brain_memory=memory
     )
-    return -log_probs.sum() / label_mask.sum()
+    return -log_probs.sum() / due.places.shape[1]
+
+
+def _brain_tokens(encoder: BrainEncoder, inputs: dict[str, Any]) -> Float[Tensor, "B N width"] | None:
+    if "pooled" in inputs:
+        return frozen_brain_tokens(encoder, inputs["pooled"])
+    if "betas" not in inputs:
+        return inputs.get("brain_tokens")
+    anatomy = Anatomy(*(inputs[name] for name in Anatomy._fields))
+    with torch.autocast(inputs["betas"].device.type, enabled=False):
+        return encoder(
+            inputs["betas"], inputs["subject_index"], anatomy, per_subject=inputs.get("per_subject")
+        )
 
 
 def train_sft(  # noqa: PLR0913 - the parts of the stage
@@ -162,7 +175,7 @@ def train_sft(  # noqa: PLR0913 - the parts of the stage
         torch.manual_seed(seed)
         model = _initial_model(start, base, encoder_arguments, atlases, config)
         train_interface(model, with_encoder=train_encoder)
-        nn.Module.to(model, device())
+        model.model.encoder.to(device())  # the rest moves in the loop, sharded under fsdp
         training, validation = (
             CaptionedTrials.of(
                 select_trials(store, split, part, averaged=False),
@@ -170,7 +183,6 @@ def train_sft(  # noqa: PLR0913 - the parts of the stage
                 base.tokenizer,
                 atlases=atlases,
                 seed=seed,
-                cache_dir=context.settings.brain_tokens,
                 train_encoder=train_encoder,
             )
             for part in ("train", "validation")
@@ -291,15 +303,13 @@ def validation_loss(
     chosen = [(0, index) for index in range(0, n, max(1, n // 256))]
     was_training = model.training
     model.eval()
-    loss, n_tokens = 0.0, 0
+    losses, n_tokens = [], 0
     for start in range(0, len(chosen), at_once):
-        batch = examples.batch(chosen[start : start + at_once])
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        own = int(n_answer_tokens(batch))
-        loss += float(answer_loss(model, batch)) * own
-        n_tokens += own
+        batch = send_to_device(examples.batch(chosen[start : start + at_once]), model.device)
+        losses.append(answer_loss(model, batch).double() * n_answer_tokens(batch))
+        n_tokens += n_answer_tokens(batch)
     model.train(was_training)
-    return {"validation_loss": loss / n_tokens}
+    return {"validation_loss": float(torch.stack(losses).sum()) / n_tokens}
 
 
 def make_optimizer(model: BitLlmForCausalLM, config: SftConfig) -> torch.optim.Optimizer:
@@ -334,7 +344,11 @@ def make_optimizer(model: BitLlmForCausalLM, config: SftConfig) -> torch.optim.O
             **encoder_rate,
         },
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.learning_rate)
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=settings.learning_rate,
+        fused=every[0][1].is_cuda,
+    )
 
 
 def _decays(name: str, parameter: Tensor) -> bool:

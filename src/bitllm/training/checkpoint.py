@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from bitllm.errors import DataError
 from bitllm.files import folder_written_whole, read_json, sha256_of_file, write_json
-from bitllm.training.distributed import barrier, full_tensor, is_main, shard_like
+from bitllm.training.distributed import barrier, full_tensors, is_main, shard_like
 
 _CHECKSUMS = "checksums.json"
 _LOG = logging.getLogger("bitllm")
@@ -106,8 +106,8 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def trainable_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The trainable parameters by name, unsharded; every process must call this."""
-    return {name: full_tensor(p) for name, p in module.named_parameters() if p.requires_grad}
+    """The trainable parameters by name, unsharded, in the main process; every process must call this."""
+    return full_tensors((name, p) for name, p in module.named_parameters() if p.requires_grad)
 
 
 def load_trainable(module: nn.Module, path: Path) -> None:
@@ -120,13 +120,13 @@ def load_trainable(module: nn.Module, path: Path) -> None:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
-    """The state of each parameter as ``parameter name/key``, unsharded; every process must call this."""
+    """The state of each parameter as ``parameter name/key``, like `trainable_tensors`."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
-    return {
-        f"{names[parameter]}/{key}": full_tensor(value)
+    return full_tensors(
+        (f"{names[parameter]}/{key}", value)
         for parameter, state in optimizer.state.items()
         for key, value in state.items()
-    }
+    )
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, path: Path) -> None:

@@ -5,26 +5,37 @@ the same code that runs on GPUs.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+_TIMEOUT = timedelta(hours=12)
+
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Connect the processes that `torchrun` or SLURM started, for the duration of the block."""
+    """Connect the processes that `torchrun` or SLURM started, for the duration of the block.
+
+    Tensors in main memory are exchanged by gloo: flags, and whatever processes wait for, which can take hours. The
+    timeout is long, because the default of NCCL ends all processes after ten minutes of waiting for one.
+    """
     if world_size() == 1 or _is_initialized():
         yield
         return
     from accelerate import PartialState
 
     has_cuda = torch.cuda.is_available()
-    PartialState(cpu=not has_cuda, backend="nccl" if has_cuda else "gloo")
+    if has_cuda:
+        torch.cuda.set_device(device())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if has_cuda else "gloo", timeout=_TIMEOUT)
+    PartialState(cpu=not has_cuda, backend="nccl" if has_cuda else "gloo")  # finds the group
     try:
         yield
     finally:
@@ -56,7 +67,7 @@ def is_main() -> bool:
 def barrier() -> None:
     """Wait until every process is here."""
     if _is_initialized():
-        dist.barrier()
+        dist.all_reduce(torch.zeros(1))  # in main memory, so by gloo; `dist.barrier` would take NCCL
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
@@ -71,17 +82,37 @@ def mean_over_ranks(values: dict[str, float]) -> dict[str, float]:
     """The mean of each number over all processes."""
     if not _is_initialized() or not values:
         return values
-    row = torch.tensor(list(values.values()), dtype=torch.float64, device=device())
+    row = torch.tensor(list(values.values()), dtype=torch.float64)
     return dict(zip(values, (sum_over_ranks(row) / world_size()).tolist(), strict=True))
 
 
-def any_rank(flag: bool) -> bool:
-    """Whether the flag is set in any process."""
-    return mean_over_ranks({"flag": float(flag)})["flag"] > 0
+def any_rank(*flags: bool) -> list[bool]:
+    """Whether each flag is set in any process."""
+    named = {str(number): float(flag) for number, flag in enumerate(flags)}
+    return [share > 0 for share in mean_over_ranks(named).values()]
+
+
+def rows_of_all_ranks(
+    n: int, compute: Callable[[range], Float[Tensor, "part ..."]]
+) -> Float[Tensor, "n ..."]:
+    """All n rows of a table of which each process computes a part; every process must call this."""
+    if not _is_initialized():
+        return compute(range(n))
+    share = -(-n // world_size())
+    own = compute(range(min(rank() * share, n), min((rank() + 1) * share, n)))
+    padded = own.new_zeros(share, *own.shape[1:])
+    padded[: len(own)] = own
+    gathered = [torch.empty_like(padded) for _ in range(world_size())]
+    dist.all_gather(gathered, padded)
+    return torch.cat(gathered)[:n]
 
 
 def shard(module: nn.Module) -> None:
-    """Shard the parameters over all processes (FSDP2): one unit for each decoder layer, one for the rest."""
+    """Shard the parameters over all processes (FSDP2): one unit for each decoder layer, one for the rest.
+
+    A model in main memory is moved to the device unit by unit, so that no device ever holds more than its shards and
+    one unit.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
@@ -109,12 +140,21 @@ def unsharded(module: nn.Module) -> Iterator[None]:
             module.reshard()
 
 
-def full_tensor(tensor: Tensor) -> Tensor:
-    """A copy in main memory of a tensor that may be sharded; every process must call this."""
+def full_tensor(tensor: Tensor) -> Tensor | None:
+    """A copy in main memory of a tensor that may be sharded, in the main process; None in the others.
+
+    Every process must call this.
+    """
     value = tensor.detach()
     if isinstance(value, DTensor):
         value = value.full_tensor()
-    return value.to("cpu", copy=True).contiguous()
+    return value.to("cpu", copy=True).contiguous() if is_main() else None
+
+
+def full_tensors(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """`full_tensor` of each; empty except in the main process. Every process must call this."""
+    gathered = ((name, full_tensor(tensor)) for name, tensor in tensors)
+    return {name: value for name, value in gathered if value is not None}
 
 
 def shard_like(value: Tensor, parameter: Tensor) -> Tensor:
@@ -125,8 +165,8 @@ def shard_like(value: Tensor, parameter: Tensor) -> Tensor:
 
 
 def full_state(module: nn.Module, include: Callable[[str], bool] = lambda _: True) -> dict[str, Tensor]:
-    """State dict of the names that ``include`` accepts, unsharded; every process must call this."""
-    return {name: full_tensor(tensor) for name, tensor in module.state_dict().items() if include(name)}
+    """State dict of the names that ``include`` accepts, unsharded, like `full_tensors`."""
+    return full_tensors((name, tensor) for name, tensor in module.state_dict().items() if include(name))
 
 
 def _is_initialized() -> bool:

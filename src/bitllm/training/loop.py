@@ -7,6 +7,7 @@ killed and resumed is, bit for bit, the run that was never stopped.
 
 import math
 import signal
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -33,11 +34,11 @@ from bitllm.training import checkpoint as saved
 from bitllm.training.distributed import (
     any_rank,
     barrier,
+    device,
     is_main,
     mean_over_ranks,
     rank,
     shard,
-    sum_over_ranks,
     unsharded,
     world_size,
 )
@@ -87,8 +88,10 @@ class OptimizerConfig(StrictConfig):
 class TrainerSettings(StrictConfig):
     """How a stage is run. None of it changes the result, except micro_batch with ``rft.loss_type=bnpo``."""
 
-    save_every: int | None = Field(default=100, gt=0)
-    """Steps between two checkpoints; null for none."""
+    save_minutes: float | None = Field(default=10.0, gt=0)
+    """Minutes between two checkpoints; null to count steps alone."""
+    save_every: int | None = Field(default=None, gt=0)
+    """Steps between two checkpoints, in addition to ``save_minutes``; if both are null, there are none."""
     keep_checkpoints: int = Field(default=2, gt=0)
     """Number of checkpoints on disk."""
     micro_batch: int | None = Field(default=None, gt=0)
@@ -97,10 +100,13 @@ class TrainerSettings(StrictConfig):
     """With several processes: a copy of the model in each (ddp), or shards of it (fsdp)."""
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ("tensorboard",)
     """Trackers that get the rows of log.jsonl."""
-    brain_tokens: Path | None = None
-    """Folder where sft and rft cache the brain tokens of the frozen encoder; null for main memory."""
     if_changed: Literal["refuse", "restart"] = "restart"
     """What to do with an unfinished stage that was started with other settings."""
+
+    @property
+    def saves(self) -> bool:
+        """Whether checkpoints are written."""
+        return self.save_every is not None or self.save_minutes is not None
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ class TrainingData(NamedTuple):
     """See `EpochOrder`."""
     groups: Int[np.ndarray, " n"] | None = None
     """See `EpochOrder`; used with several processes only."""
-    n_targets: Callable[[Batch], Tensor] | None = None
+    n_targets: Callable[[Batch], int] | None = None
     """Number of targets (tokens) that the loss of a batch is a mean over. If given, the loss of a step is the mean over
     the targets of all its micro-batches and processes; otherwise micro-batches count equally."""
 
@@ -178,23 +184,26 @@ class Loop:
         StoppedError
             If the process was asked to stop (SIGTERM); a checkpoint was written.
         TrainingError
-            If the loss is not finite in any process.
+            If the loss is not finite in any process; the steps since the last row of the log are looked at together.
         """
         self._prepare()
-        checkpoint = self.checkpoints.newest_intact() if self.saves else None
+        saves = self.context.settings.saves
+        checkpoint = self.checkpoints.newest_intact() if saves else None
         if checkpoint is not None:
             self._restore(checkpoint)
-        with self.log.opened(self.step), _sigterm_as_request(self.saves) as stop_request:
+        self.settled_step, self.saved_at = self.step, time.monotonic()
+        with self.log.opened(self.step), _sigterm_as_request(saves) as stop_request:
             while self.step < self.config.steps and not self._patience_is_over():
                 self._train_step()
-                self._after_step(must_stop=any_rank(bool(stop_request)))
+                must_stop, is_time = any_rank(bool(stop_request), is_main() and self._minutes_are_over())
+                self._after_step(must_stop=must_stop, is_time_to_save=is_time)
+            self._settle()
         if self.config.keep == "best" and self.best_file.is_file():
             saved.load_trainable(self.module, self.best_file)
 
     def _prepare(self) -> None:
         settings = self.context.settings
         require_trackers(settings.report_to)
-        self.saves = settings.save_every is not None
         self.checkpoints = saved.Checkpoints(self.folder / "checkpoints", keep=settings.keep_checkpoints)
         self.best_file = self.folder / "best.safetensors"
         self.order = EpochOrder(
@@ -214,7 +223,7 @@ class Loop:
             project_config=ProjectConfiguration(str(self.folder), logging_dir=str(self.folder / "runs")),
         )
         self.log = StageLog(self.folder / "log.jsonl", self.accelerator)
-        self.since_last_row: dict[str, list[float]] = defaultdict(list)
+        self.since_last_row: dict[str, list[float | Tensor]] = defaultdict(list)
         self.last_loss = ""
         set_seed(self.seed)
         # The DataLoader of version 0.1 drew one number here: with it, dropout masks are those of published runs.
@@ -223,73 +232,87 @@ class Loop:
             shard(self.module)
             self.model = self.module
         else:
-            self.model = self.accelerator.prepare_model(self.module)
+            self.model = self.accelerator.prepare_model(self.module.to(device()), device_placement=False)
         self.optimizer = self.make_optimizer() if self.make_optimizer else adamw(self.module, self.config)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
 
-    def _micro_batch(self, number: int) -> Batch:
-        """Micro-batch ``number`` of this process in the current step."""
-        first = self.step * self.config.batch_size + (number * world_size() + rank()) * self.n_at_once
+    def _micro_batch(self, step: int, number: int) -> Batch:
+        """Micro-batch ``number`` of this process in the step that comes after ``step`` steps."""
+        first = step * self.config.batch_size + (number * world_size() + rank()) * self.n_at_once
         return self.data.collate([self.order[item] for item in range(first, first + self.n_at_once)])
 
     def _train_step(self) -> None:
-        """One optimizer step; a loss that is not finite is refused before the weights change."""
+        """One optimizer step. Losses stay on the device until `_settle`, so that the host need not wait."""
         self.model.train()
-        batches = [self._micro_batch(number) for number in range(self.accumulate)]
-        shares = self._shares(batches)
-        rows: dict[str, list[float]] = defaultdict(list)
-        for number, batch in enumerate(batches):
+        batches = [self._micro_batch(self.step, number) for number in range(self.accumulate)]
+        for number, (batch, share) in enumerate(zip(batches, self._shares(batches), strict=True)):
             is_last = number == self.accumulate - 1
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
-                outputs = self._forward(send_to_device(batch, self.accelerator.device))
-                loss = shares(outputs["loss"], number)
+                outputs = self._forward(send_to_device(batch, device(), non_blocking=True))
+                loss = outputs["loss"] * share
                 self.accelerator.backward(loss)
-            rows["loss"].append(float(loss.detach()) * self.accumulate)
+            self.since_last_row["loss"].append(loss.detach() * self.accumulate)
             for name, value in outputs.items():
                 is_number = isinstance(value, float) or (torch.is_tensor(value) and value.ndim == 0)
                 if name != "loss" and is_number:
-                    rows[name].append(float(value))
-        self._require_finite(rows["loss"], batches)
+                    self.since_last_row[name].append(value)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-        self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self.since_last_row["grad_norm"] = [norm.full_tensor() if isinstance(norm, DTensor) else norm]
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * self.config.rate_factor(self.step)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
-        for name, values in rows.items():
-            self.since_last_row[name] += values
 
-    def _shares(self, batches: list[Batch]) -> Callable[[Tensor, int], Tensor]:
-        """A function from the loss of micro-batch i to its share of the loss of the step."""
+    def _shares(self, batches: list[Batch]) -> list[float]:
+        """What the loss of each micro-batch is multiplied by in the loss of the step."""
         if self.data.n_targets is None:
-            return lambda loss, _: loss / len(batches)
-        own = [self.data.n_targets(batch).to(self.accelerator.device) for batch in batches]
-        total = sum_over_ranks(torch.stack(own).sum())
-        # times the number of processes, because gradients are averaged over them
-        return lambda loss, number: loss * own[number] * world_size() / total
+            return [1 / len(batches)] * len(batches)
+        own = [self.data.n_targets(batch) for batch in batches]
+        total = mean_over_ranks({"targets": float(sum(own))})["targets"]
+        # relative to the mean of all processes, because gradients are averaged over them
+        return [n / total for n in own]
 
     def _forward(self, batch: Batch) -> Any:
         try:
             return self.model(**batch)
         except StopAfterCheckpointError:
-            if self.saves:
+            if self.context.settings.saves:
                 self._save()
             raise
 
-    def _require_finite(self, losses: list[float], batches: list[Batch]) -> None:
-        mean = mean_over_ranks({"loss": sum(losses) / len(losses)})["loss"]
-        if not math.isfinite(mean):
-            bad = [batch for batch, loss in zip(batches, losses, strict=True) if not math.isfinite(loss)]
-            at = describe_images((bad or batches)[0])
-            raise TrainingError(
-                f"step {self.step + 1}: the loss is {mean}{at}; the last checkpoint is kept: lower "
-                "the learning rate, or look at these betas with `bitllm inspect`"
-            )
+    def _settle(self) -> None:
+        """Fetch the values of the steps since the last call, all at once, and require finite losses.
 
-    def _after_step(self, *, must_stop: bool) -> None:
+        Called before anything is logged, measured or saved, by every process: weights after a loss that is not finite
+        are never saved.
+        """
+        rows, n_steps = self.since_last_row, self.step - self.settled_step
+        on_device = [value for values in rows.values() for value in values if torch.is_tensor(value)]
+        if on_device:
+            fetched = iter(torch.stack([value.detach().double() for value in on_device]).tolist())
+            for values in rows.values():
+                values[:] = [next(fetched) if torch.is_tensor(value) else value for value in values]
+        losses = rows["loss"][len(rows["loss"]) - n_steps * self.accumulate :]
+        self.settled_step = self.step
+        bad = [place for place, loss in enumerate(losses) if not math.isfinite(loss)]
+        if not any_rank(bool(bad))[0]:
+            return
+        step, number = divmod(bad[0] if bad else len(losses) - 1, self.accumulate)
+        step += self.step - n_steps
+        at = describe_images(self._micro_batch(step, number)) if bad else " in another process"
+        raise TrainingError(
+            f"step {step + 1}: the loss is {losses[bad[0]] if bad else math.nan}{at}; the last checkpoint is kept: "
+            "lower the learning rate, or look at these betas with `bitllm inspect`"
+        )
+
+    def _minutes_are_over(self) -> bool:
+        minutes = self.context.settings.save_minutes
+        return minutes is not None and time.monotonic() - self.saved_at > 60 * minutes
+
+    def _after_step(self, *, must_stop: bool, is_time_to_save: bool) -> None:
         """Progress, validation, log and checkpoint, if due."""
-        every, n_steps = self.context.settings.save_every, self.config.steps
+        settings, n_steps = self.context.settings, self.config.steps
         if self.context.progress is not None and is_main():
             self.context.progress(self.name + self.last_loss, self.step, n_steps)
         if self.validation and (self.step % self.validation.every == 0 or self.step == n_steps):
@@ -297,7 +320,8 @@ class Loop:
         if self.step % self.config.log_every == 0:
             self._log_means()
         is_end = self.step == n_steps or must_stop or self._patience_is_over()
-        if every is not None and (self.step % every == 0 or is_end):
+        is_due = settings.save_every is not None and self.step % settings.save_every == 0
+        if settings.saves and (is_due or is_time_to_save or is_end):
             self._save()
         if must_stop and self.step < n_steps:
             raise StoppedError(
@@ -305,6 +329,7 @@ class Loop:
             )
 
     def _validate(self, validation: Validation) -> None:
+        self._settle()
         with unsharded(self.module):
             row = validation.measure()
         self.log.write(self.step, row)
@@ -329,15 +354,17 @@ class Loop:
 
     def _log_means(self) -> None:
         """Log the mean of every value since the last row, over all processes."""
-        means = mean_over_ranks({name: sum(v) / len(v) for name, v in self.since_last_row.items()})
+        self._settle()
+        means = mean_over_ranks({name: float(sum(v) / len(v)) for name, v in self.since_last_row.items()})
         self.since_last_row.clear()
         self.last_loss = f", loss {means['loss']:.3f}"
         rate = self.optimizer.param_groups[0]["lr"]
-        row = {"loss": means["loss"], "grad_norm": self.grad_norm.item(), "learning_rate": rate}
+        row = {"loss": means["loss"], "grad_norm": means["grad_norm"], "learning_rate": rate}
         self.log.write(self.step, row | means)
 
     def _save(self) -> None:
         """Write a checkpoint; every process must call this."""
+        self._settle()
         weights = saved.trainable_tensors(self.module)
         optimizer = saved.optimizer_tensors(self.optimizer, self.module)
         own = {"random": saved.random_state(), "since_last_row": self.since_last_row}
@@ -348,6 +375,7 @@ class Loop:
                 save_file(optimizer, folder / "optimizer.safetensors")
                 best = {"best_step": self.best_step, "best_value": self.best_value}
                 write_json(folder / "state.json", {"step": self.step} | best)
+        self.saved_at = time.monotonic()
 
     def _restore(self, checkpoint: Path) -> None:
         saved.load_trainable(self.module, checkpoint / "weights.safetensors")

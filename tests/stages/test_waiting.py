@@ -1,0 +1,123 @@
+"""What a training step on a GPU waits for, counted on a pretend device."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bitllm.data.batch import TrialBetas
+from bitllm.data.dataset import select_trials
+from bitllm.model.aligner import BrainAligner
+from bitllm.model.build import load_trained, train_interface
+from bitllm.model.captioner import Captioner, load_captioner
+from bitllm.model.checkpoint.base import load_llm
+from bitllm.stages.align import collate_align, make_encoder
+from bitllm.stages.examples import CaptionedTrials, checked_anatomies, pooled_betas
+from bitllm.stages.rewards import Rewards
+from bitllm.stages.rft import RftConfig, RftObjective, collate_rft, with_lora
+from bitllm.stages.sft import SftObjective, n_answer_tokens
+from bitllm.training.loop import Loop, OptimizerConfig, RunContext, TrainerSettings, TrainingData
+from pretend_cuda import CUDA, Counts, pretend_cuda
+
+SETTINGS = TrainerSettings(save_minutes=None, report_to=())
+STEPS = OptimizerConfig(steps=3, batch_size=32, learning_rate=1e-3, log_every=1)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch):
+    """A pretend device that the stages take for theirs."""
+    for module in ("training.loop", "stages.align", "stages.sft", "stages.rft"):
+        monkeypatch.setattr(f"bitllm.{module}.device", lambda: CUDA)
+    monkeypatch.setattr("bitllm.data.batch.free_bytes", lambda _: 10**9)
+    with pretend_cuda() as counts:
+        yield counts
+
+
+def count_a_step(counts: Counts, module: Any, data: TrainingData, folder: Any) -> Counts:
+    """The counts of one step of a loop that logs every step: the log of a step, and the step after it."""
+    found = []
+
+    def progress(what: str, done: int, total: int) -> None:
+        found.append(copy.deepcopy(counts))
+        counts.reset()
+
+    Loop(module, data, STEPS, folder, 0, context=RunContext(SETTINGS, progress)).fit()
+    print(found[-1].describe())
+    return found[-1]
+
+
+def test_a_step_of_align_waits_at_most_twice(easy, gpu, tmp_path):
+    encoder = make_encoder(easy.store, easy.split, easy.encoder, seed=0)
+    trials = select_trials(easy.store, easy.split, "train", averaged=False)
+    betas = TrialBetas(trials, checked_anatomies(encoder, trials, easy.encoder.atlases), CUDA)
+    aligner = BrainAligner(encoder, embedding_width=easy.targets.image.shape[1])
+    data = TrainingData(len(trials), collate_align(betas, easy.targets))
+    found = count_a_step(gpu, aligner, data, tmp_path)
+    assert not found.mixtures
+    assert found.syncs <= 2
+    assert found.kernels <= 250
+
+
+@pytest.mark.parametrize("train_encoder", [False, True])
+def test_a_step_of_sft_waits_at_most_twice(easy, gpu, tmp_path, train_encoder):
+    base = load_llm(easy.folder / "llm")
+    model = load_trained(easy.folder / "sft", base)
+    train_interface(model, with_encoder=train_encoder)
+    model.to(CUDA)
+    trials = select_trials(easy.store, easy.split, "train", averaged=False)
+    settings = {"atlases": easy.encoder.atlases, "seed": 0, "train_encoder": train_encoder}
+    examples = CaptionedTrials.of(trials, model, base.tokenizer, **settings)
+    data = TrainingData(len(trials), examples.batch, n_targets=n_answer_tokens)
+    found = count_a_step(gpu, SftObjective(model), data, tmp_path)
+    assert not found.mixtures
+    assert found.syncs <= 2
+
+
+def test_a_step_of_rft_waits_once_for_each_new_token(easy, gpu, tmp_path):
+    base = load_llm(easy.folder / "llm")
+    model = load_trained(easy.folder / "sft", base)
+    config = RftConfig(n_captions=4, max_new_tokens=8)
+    policy = with_lora(model, config)
+    policy.to(CUDA)
+    trials = select_trials(easy.store, easy.split, "train", averaged=False)
+    betas = TrialBetas(trials, checked_anatomies(model.model.encoder, trials, easy.encoder.atlases), CUDA)
+    pooled = pooled_betas(model.model.encoder, betas)
+
+    def reward(nsd_ids, captions, has_ended):
+        scores = np.array([float(len(caption)) for caption in captions])
+        return Rewards(scores, scores, scores, scores)
+
+    captioner = Captioner.of(policy.get_base_model(), base.tokenizer)
+    objective = RftObjective(policy, captioner, reward, config, seed=0)
+    found = count_a_step(gpu, objective, TrainingData(len(trials), collate_rft(trials, pooled)), tmp_path)
+    assert not found.mixtures
+    # 5 are checks of arguments by transformers' `generate`, 2 are its look for packed sequences in both passes
+    assert found.syncs <= config.max_new_tokens + 9
+
+
+def test_greedy_decoding_waits_once_for_each_token(easy, gpu):
+    captioner = load_captioner(easy.folder / "sft", load_llm(easy.folder / "llm"))
+    captioner.model.to(CUDA)
+    tokens = torch.randn(6, 4, 32).to(CUDA)
+    counted = []
+    for n in (4, 8):
+        gpu.reset()
+        captioner.greedy(tokens, max_new_tokens=n)
+        counted.append(gpu.syncs)
+    assert not gpu.mixtures
+    assert counted[1] - counted[0] == 4
+    assert counted[0] <= 4 + 7
+
+
+def test_the_pretend_device_refuses_mixtures_and_counts_what_waits():
+    with pretend_cuda() as counts:
+        here, there = torch.ones(3), torch.ones(3).to("cuda:0")
+        here + there
+        assert counts.mixtures.total() == 1
+        counts.reset()
+        float(there.sum())
+        there[there > 0]
+        there.cpu()
+        assert (counts.syncs, counts.mixtures.total()) == (3, 0)
