@@ -67,7 +67,7 @@ def test_one_sentence_for_all_images_is_called_out_by_name(files, capsys):
 def test_another_system_is_compared_and_every_caption_is_written(files, capsys):
     run(files, "--compare", files / "other.json", "--per-image", files / "each.parquet", "--json")
     found = json.loads(capsys.readouterr().out)
-    assert set(found["differences"]["ours.json - other.json"]["BLEU-4"]) == {"difference", "low", "high", "p"}
+    assert set(found["differences"]["ours.json - other.json"]["BLEU-4"]) == {"value", "low", "high", "p"}
     table = pd.read_parquet(files / "each.parquet")
     assert table["caption"].tolist() == list(CAPTIONS.values())
     assert table["CIDEr"].mean() == pytest.approx(found["metrics"]["CIDEr"])

@@ -80,6 +80,7 @@ def test_the_demo_writes_exactly_these_files(demo_folder):
         "recipe.yaml",
         "evaluation.json",
         "evaluation.parquet",
+        "evaluation_maps.npz",
         "results.json",
         "report.html",
         "split.json",

@@ -181,7 +181,7 @@ def test_bertscore_needs_a_model_or_no_weight(trained, train):
 
 
 def test_a_batch_of_one_image_cannot_be_told_apart(write_recipe, train, tmp_path):
-    with pytest.raises(TrainingError, match="alone in 1"):
+    with pytest.raises(TrainingError, match="batches of 1 "):
         train(write_recipe(tmp_path), "align", **{"align.optimizer.batch_size": 1})
 
 
