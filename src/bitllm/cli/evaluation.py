@@ -17,7 +17,7 @@ def evaluate(
     options: tyro.conf.OmitArgPrefixes[EvaluateOptions] = EvaluateOptions(),  # noqa: B008 - frozen
     json: bool = False,
 ) -> None:
-    """Measure how much of the captions comes from the brain: scores, bits and retrieval beside every control.
+    """Measure how much of the captions comes from the brain: scores, bits and retrieval with every control.
 
     Args:
         run: Folder of a run, or of one checkpoint of sft or rft (then name the store).

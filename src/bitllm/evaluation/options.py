@@ -34,15 +34,15 @@ class EvaluateOptions:
     maps: Path | None = None
     """New folder for the pooling map and the per-voxel attribution of the final system."""
     llm: str | None = None
-    """Base LLM, a folder or hub id, if it does not lie beside the checkpoint."""
+    """Base LLM, a folder or hub id, if it is not next to the checkpoint."""
     split: Path | None = None
-    """Split of the run, if it does not lie beside the checkpoint."""
+    """Split of the run, if it is not next to the checkpoint."""
     judge_on: str | None = None
     """Split (poster, develop or a file) of a store that the run was not trained on, to evaluate it there."""
     align: Path | None = None
-    """Checkpoint of the align stage, if it does not lie beside the checkpoint."""
+    """Checkpoint of the align stage, if it is not next to the checkpoint."""
     targets: Path | None = None
-    """CLIP embeddings of the images, if they do not lie beside the checkpoint."""
+    """CLIP embeddings of the images, if they are not next to the checkpoint."""
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     """Precision of the frozen LLM."""
     max_new_tokens: int | None = None

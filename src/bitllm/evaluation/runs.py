@@ -95,7 +95,7 @@ def open_checkpoints(
     store
         The store to evaluate on.
     options
-        Where the parts lie if not beside the checkpoints; the split, if the store is not that of the training.
+        Where the parts are if not next to the checkpoints; the split, if the store is not that of the training.
     """
     final = final_of(folders)
     folder = folders[final]

@@ -163,7 +163,7 @@ class NsdRelease:
         return read_json(path) if path.exists() else None
 
     def subjects(self, wanted: Sequence[str] | None = None) -> tuple[str, ...]:
-        """The subjects of whom there are betas of this version, in the order of their names."""
+        """Subjects with betas of this version, sorted by name."""
         folder = self.root / "nsddata_betas/ppdata"
         found = sorted(path.name for path in folder.glob("subj*") if self.betas_folder(path.name).is_dir())
         if not found:

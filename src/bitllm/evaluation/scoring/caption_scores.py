@@ -204,7 +204,7 @@ def compare_captions(
 ) -> dict[str, Estimate]:
     """Paired differences a − b on the same images, of the metrics named that both have.
 
-    Random halves of the images are drawn, the same ones for both; BLEU is computed anew from the counts of each.
+    Random halves of the images are drawn, the same ones for both; BLEU is recomputed from the counts of each.
     """
     images_a, images_b = (tuple(dict.fromkeys(scores.per_image.image_ids)) for scores in (a, b))
     if images_a != images_b or a.references_sha256 != b.references_sha256:
