@@ -10,6 +10,7 @@ operations that mix devices, and host-device synchronizations, in seconds. It ex
 no NCCL and no compiled code.
 """
 
+import sys
 import traceback
 from collections import Counter
 from collections.abc import Iterator
@@ -26,6 +27,9 @@ from torch.optim.optimizer import (
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map
+
+from bitllm.data import batch
+from bitllm.training import distributed
 
 CUDA = torch.device("cuda", 0)
 _NO_KERNEL = frozenset(
@@ -208,6 +212,8 @@ class _Placement(TorchFunctionMode):
             Tensor.tolist: self._tolist,
             Tensor.numpy: self._numpy,
             Tensor.__array__: self._numpy,
+            Tensor.storage: self._storage,
+            Tensor.untyped_storage: self._storage,
         }
 
     def _tolist(self, function: Any, args: Any, kwargs: Any) -> Any:
@@ -220,6 +226,10 @@ class _Placement(TorchFunctionMode):
         if isinstance(args[0], CudaTensor):
             raise TypeError(f"cannot convert a tensor of cuda:0 to numpy ({_where()})")
         return function(*args, **kwargs)
+
+    def _storage(self, function: Any, args: Any, kwargs: Any) -> Any:
+        values = args[0].values if isinstance(args[0], CudaTensor) else args[0]
+        return function(values, *args[1:], **kwargs)
 
     def _to(self, function: Any, args: Any, kwargs: Any) -> Any:
         tensor, *rest = args
@@ -287,6 +297,27 @@ def _clip(*args: Any, **kwargs: Any) -> Tensor:
         return _PLAIN_CLIP(*args, **kwargs)
     finally:
         _COUNTS.is_optimizer = False
+
+
+@contextmanager
+def pretend_gpu() -> Iterator[Counts]:
+    """`pretend_cuda`, which all of bitllm takes for the device of this process."""
+    named = [
+        module
+        for name, module in list(sys.modules.items())
+        if name.startswith("bitllm") and getattr(module, "device", None) is distributed.device
+    ]
+    plain = distributed.device, batch.free_bytes
+    batch.free_bytes = lambda _: 10**9
+    for module in named:
+        module.device = lambda: CUDA  # type: ignore[attr-defined]
+    try:
+        with pretend_cuda() as counts:
+            yield counts
+    finally:
+        batch.free_bytes = plain[1]
+        for module in named:
+            module.device = plain[0]  # type: ignore[attr-defined]
 
 
 @contextmanager

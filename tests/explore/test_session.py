@@ -1,8 +1,12 @@
+import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from bitllm.errors import CheckpointError, DataError
+from bitllm.evaluation.runs import open_checkpoints
 from bitllm.explore.work import open_session, system_folders
 
 
@@ -25,6 +29,22 @@ def test_a_checkpoint_alone_is_one_system(demo_folder, monkeypatch):
     assert list(system_folders(demo_folder / "rft")) == ["rft"]
     monkeypatch.chdir(demo_folder / "sft")
     assert list(open_session(Path(), demo_folder / "store", precision="bf16").folders) == ["sft"]
+
+
+def test_a_system_is_loaded_in_the_precision_that_it_was_trained_in(easy, tmp_path):
+    shutil.copytree(easy.folder, tmp_path / "run")
+    record = tmp_path / "run" / "sft" / "run.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"precision": "bf16"}))
+    folders = {"sft": tmp_path / "run" / "sft"}
+    systems = [open_checkpoints(folders, easy.store).load("sft")]
+    systems += [
+        open_session(folders["sft"], easy.store.path, precision=p).system("sft") for p in (None, "fp32")
+    ]
+    assert [one.model.lm_head.weight.dtype for one in systems] == [
+        torch.bfloat16,
+        torch.bfloat16,
+        torch.float32,
+    ]
 
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path, demo_folder):

@@ -19,19 +19,16 @@ from bitllm.stages.rewards import Rewards
 from bitllm.stages.rft import RftConfig, RftObjective, collate_rft, with_lora
 from bitllm.stages.sft import SftObjective, n_answer_tokens
 from bitllm.training.loop import Loop, OptimizerConfig, RunContext, TrainerSettings, TrainingData
-from pretend_cuda import CUDA, Counts, pretend_cuda
+from pretend_cuda import CUDA, Counts, pretend_cuda, pretend_gpu
 
 SETTINGS = TrainerSettings(save_minutes=None, report_to=())
 STEPS = OptimizerConfig(steps=3, batch_size=32, learning_rate=1e-3, log_every=1)
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch):
+def gpu():
     """A pretend device that the stages take for theirs."""
-    for module in ("training.loop", "stages.align", "stages.sft", "stages.rft"):
-        monkeypatch.setattr(f"bitllm.{module}.device", lambda: CUDA)
-    monkeypatch.setattr("bitllm.data.batch.free_bytes", lambda _: 10**9)
-    with pretend_cuda() as counts:
+    with pretend_gpu() as counts:
         yield counts
 
 

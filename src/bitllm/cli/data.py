@@ -208,10 +208,15 @@ def _require_same(out: Path, made: "Split") -> None:
 def _without_neighbours(store: "Store", made: "Split", embeddings: str, max_cosine: float) -> "Split":
     from bitllm.data.splits import without_neighbours
     from bitllm.data.targets import load_clip, load_targets, make_targets
+    from bitllm.training.distributed import device
 
     path = Path(embeddings)
     is_file = path.is_file() or path.suffix == ".safetensors"
-    targets = load_targets(path, store=store) if is_file else make_targets(store, load_clip(embeddings))
+    targets = (
+        load_targets(path, store=store)
+        if is_file
+        else make_targets(store, load_clip(embeddings, device=device()))
+    )
     held = without_neighbours(made, targets.nsd_id, targets.image, cosine=max_cosine)
     n_out = len(made.train_images | made.validation_images) - len(held.train_images | held.validation_images)
     OUT.print(f"{n_out} pictures left out: a cosine above {max_cosine:g} to a picture of another part")

@@ -47,9 +47,7 @@ def demo(
         for name in recipe.system_names:
             make_system(run, name)
         settings = recipe.evaluation
-        options = EvaluateOptions(
-            inputs=settings.inputs, likelihood=settings.likelihood, precision=recipe.sft.precision
-        )
+        options = EvaluateOptions(inputs=settings.inputs, likelihood=settings.likelihood)
         results = evaluate(run, options=options, progress=display.progress, log=display.tell)
         write_report(read_run(out), out / "report.html")
     took = time.perf_counter() - start

@@ -56,7 +56,7 @@ def explore(
     names: tuple[str, ...] = (),
     llm: str | None = None,
     split: Path | None = None,
-    precision: Literal["fp32", "bf16", "auto"] = "fp32",
+    precision: Literal["fp32", "bf16", "auto"] | None = None,
 ) -> None:
     """Open a local page: choose a trial, see it decoded word by word, silence a region, decode again.
 
@@ -68,7 +68,7 @@ def explore(
         names: Further host names under which the page may be opened.
         llm: Base LLM, a folder or hub id, if it is not in the folder of the run.
         split: Split of the run, if it is not in its folder.
-        precision: Precision of the frozen LLM.
+        precision: Precision of the frozen LLM (that of the training).
     """
     from bitllm.explore.server import listen, serve
     from bitllm.explore.work import open_session

@@ -43,8 +43,8 @@ class EvaluateOptions:
     """Checkpoint of the align stage, if it is not next to the checkpoint."""
     targets: Path | None = None
     """CLIP embeddings of the images, if they are not next to the checkpoint."""
-    precision: Literal["fp32", "bf16", "auto"] = "fp32"
-    """Precision of the frozen LLM."""
+    precision: Literal["fp32", "bf16", "auto"] | None = None
+    """Precision of the frozen LLM; by default that of the training."""
     max_new_tokens: int | None = None
     """Longest caption, in tokens; by default that of the run's recipe, else 24."""
     seed: int | None = None

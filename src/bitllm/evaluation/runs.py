@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bitllm.config import nearest
 from bitllm.data.splits import PRESETS, Split, check_split, load_split, make_split
 from bitllm.data.store import Store
@@ -22,6 +20,7 @@ from bitllm.model.checkpoint.base import load_llm, weights_hash
 from bitllm.model.checkpoint.weights import RFT_CARD, sft_beneath
 from bitllm.model.encoder import BrainEncoder
 from bitllm.model.precision import Precision
+from bitllm.training.distributed import device
 
 CARDS = (RFT_CARD, CARD)
 """Names of the cards of checkpoints: that of rft, whose folder has it alone, and that of sft."""
@@ -37,7 +36,8 @@ class Checkpoints:
     split: Split
     llm: str
     """Folder or hub id of the base LLM."""
-    precision: Precision
+    precision: Precision | None
+    """Precision of the frozen LLM; None for the one that each system was trained in."""
     aligner: BrainAligner | None
     """The encoder of the final system with the heads of the align stage, if found."""
     encoder: BrainEncoder
@@ -58,9 +58,10 @@ class Checkpoints:
 
     def load(self, name: str) -> Captioner:
         """Load a system, on the GPU if there is one."""
-        found = load_captioner(self.folders[name], load_llm(self.llm), name=name, precision=self.precision)
-        if torch.cuda.is_available():
-            found.model.to("cuda")
+        folder = self.folders[name]
+        precision = self.precision or precision_of(folder)
+        found = load_captioner(folder, load_llm(self.llm), name=name, precision=precision)
+        found.model.to(device())
         return found
 
     def was_trained_on(self, subject: str) -> bool | None:
@@ -115,7 +116,8 @@ def open_checkpoints(
         split = split_to_judge_on(store, options.judge_on)
     is_own = options.judge_on is None or (store_of(folder) == store.sha256 and split.sha256 == card["split"])
     llm = find_llm(folder, given=options.llm)
-    captioner = load_captioner(folder, load_llm(llm), precision=options.precision)
+    captioner = load_captioner(folder, load_llm(llm))
+    captioner.encoder.to(device())
     aligner, not_run = _aligner(folder, captioner, given=options.align)
     targets, reason = _targets(folder, store, given=options.targets, is_own_store=is_own)
     if reason:
@@ -229,6 +231,12 @@ def store_of(folder: Path) -> str | None:
     return _learnt_from(folder).get("store")
 
 
+def precision_of(folder: Path) -> Precision:
+    """Precision of the LLM that a checkpoint was trained with, as its ``run.json`` says; float32 if it does not."""
+    run = folder / "run.json"
+    return read_record(run).get("precision", "fp32") if run.is_file() else "fp32"
+
+
 def _learnt_from(folder: Path) -> dict[str, Any]:
     """What decided what a stage learnt, as its ``run.json`` has it; empty where there is none."""
     run = folder / "run.json"
@@ -255,7 +263,7 @@ def _aligner(
     place = given or folder.parent / "align"
     if given is None and not place.is_dir():
         return None, {"retrieval": f"no aligner beside {folder.name}; name one with --align"}
-    aligner = load_aligner(place).eval()
+    aligner = load_aligner(place).eval().to(device())
     if not same_encoder(aligner.encoder, system.encoder):
         return None, {"retrieval": f"the encoder of {folder.name} is not that of {place.name}"}
     return aligner, {}

@@ -70,7 +70,7 @@ def recall_at_10(
 def pooled_tokens(encoder: BrainEncoder, trials: TrialSet, atlases: tuple[str, ...]) -> np.ndarray:
     """The mean brain token of every trial, ``[n, width]``."""
     anatomies = Anatomies.of(trials.store, trials.subjects, atlases)
-    return np.asarray(brain_tokens_of(encoder, trials, anatomies).mean(dim=1).numpy(), dtype=np.float64)
+    return np.asarray(brain_tokens_of(encoder, trials, anatomies).mean(dim=1).cpu().numpy(), dtype=np.float64)
 
 
 def best_head(run: Run, encoder: BrainEncoder, *, seed: int) -> LinearHead:
@@ -108,7 +108,7 @@ def encoder_rows(
         own, by_linear = [], []
         for draw in range(1 if control in ("real", "zero") else _DRAWS):
             tokens = _tokens(held_out, encoder, atlases, control, seed=seed + draw)
-            pooled = tokens.mean(dim=1).numpy().astype(np.float64)
+            pooled = tokens.mean(dim=1).cpu().numpy().astype(np.float64)
             by_linear.append(recall_at_10(linear(pooled), gallery, target, seed=draw))
             if aligner is not None:
                 own.append(recall_at_10(embeddings(aligner, tokens), gallery, target, seed=draw))

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -25,7 +24,15 @@ from bitllm.evaluation.attention import adapter_readings
 from bitllm.evaluation.bits import word_evidence
 from bitllm.evaluation.pairing import ADJACENT_TRIALS
 from bitllm.evaluation.rois import find_rois
-from bitllm.evaluation.runs import CARDS, card_of, checkpoint_folder, find_llm, find_split, system_names
+from bitllm.evaluation.runs import (
+    CARDS,
+    card_of,
+    checkpoint_folder,
+    find_llm,
+    find_split,
+    precision_of,
+    system_names,
+)
 from bitllm.explore.jobs import Job
 from bitllm.explore.schemas import (
     Brain,
@@ -44,6 +51,7 @@ from bitllm.model.checkpoint.base import BaseLlm, load_llm
 from bitllm.model.checkpoint.weights import RFT_CARD, sft_beneath
 from bitllm.model.embed import brain_tokens_of_betas
 from bitllm.model.precision import Precision
+from bitllm.training.distributed import device
 
 NEEDS_ROI = frozenset({"silence", "alone"})
 N_OTHERS = 8
@@ -133,7 +141,8 @@ class Session:
     store: Store
     split: Split
     base: BaseLlm
-    precision: Precision = "fp32"
+    precision: Precision | None = None
+    """Of the frozen LLM; None for the one that each system was trained in."""
     _loaded: dict[str, Captioner] = field(default_factory=dict)
     _subjects: dict[str, SubjectTrials] = field(default_factory=dict)
 
@@ -145,9 +154,9 @@ class Session:
             )
         system = self._loaded.pop(name, None)
         if system is None:
-            system = load_captioner(self.folders[name], self.base, name=name, precision=self.precision)
-            if torch.cuda.is_available():
-                system.model.to("cuda")
+            precision = self.precision or precision_of(self.folders[name])
+            system = load_captioner(self.folders[name], self.base, name=name, precision=precision)
+            system.model.to(device())
         self._loaded[name] = system
         for old in list(self._loaded)[:-_SYSTEMS_LOADED]:
             del self._loaded[old]
@@ -247,7 +256,7 @@ def open_session(
     *,
     llm: str | None = None,
     split: Path | None = None,
-    precision: Precision = "fp32",
+    precision: Precision | None = None,
 ) -> Session:
     """Open a checkpoint, or all systems of a run, on a store.
 
@@ -260,7 +269,7 @@ def open_session(
     llm, split
         If they are not in the folder of the run.
     precision
-        Of the frozen LLM.
+        Of the frozen LLM; by default that of the training.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Brain tokens of many trials, from a frozen encoder and without dropout."""
+"""Brain tokens of many trials, from a frozen encoder and without dropout, on its device."""
 
 from collections.abc import Callable, Sequence
 
@@ -56,6 +56,4 @@ def _in_batches(
     encoder: BrainEncoder, n: int, batch_of: Callable[[Sequence[int]], BrainInput]
 ) -> Float[Tensor, "n N width"]:
     starts = range(0, n, _BATCH)
-    return torch.cat(
-        [encode(encoder, batch_of(range(start, min(start + _BATCH, n)))).cpu() for start in starts]
-    )
+    return torch.cat([encode(encoder, batch_of(range(start, min(start + _BATCH, n)))) for start in starts])

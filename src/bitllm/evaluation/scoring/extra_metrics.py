@@ -11,6 +11,7 @@ from bitllm.data.io.pictures import PictureFolder, decode_picture, names_of
 from bitllm.errors import DataError
 from bitllm.evaluation.scoring.caption_scores import Batch, ExtraMetric
 from bitllm.metrics.java import Meteor, meteor_from_statistics, spice
+from bitllm.training.distributed import device
 
 _PROMPT = "A photo depicts "  # put before every text by the authors of CLIPScore
 
@@ -35,7 +36,7 @@ def bertscore_metric(path_or_hub_id: str, layer: int | None = None) -> ExtraMetr
     """BERTScore F1, best over the references, with any encoder."""
     from bitllm.metrics.bertscore import load_bert_scorer
 
-    scorer = load_bert_scorer(model_place(path_or_hub_id), layer=layer)
+    scorer = load_bert_scorer(model_place(path_or_hub_id), layer=layer, device=device())
 
     def numbers(batch: Batch) -> Float[np.ndarray, "n 1"]:
         with model_running(path_or_hub_id, "embedding captions"):
@@ -56,7 +57,7 @@ def clip_metrics(path_or_hub_id: str, images: Path, ids: Sequence[str]) -> list[
         if (images / "manifest.json").is_file()
         else PictureFolder(images).find_all(names_of(i) for i in ids)
     )
-    embedder = load_clip(place)
+    embedder = load_clip(place, device=device())
     pictures = embedder.pictures
     with model_running(place, "embedding pictures"):
         rows = (
