@@ -43,13 +43,7 @@ class StrictConfig(BaseModel):
 
     @classmethod
     def parse(cls: type[ConfigT], values: dict[str, Any], *, source: str = "configuration") -> ConfigT:
-        """Check ``values`` against the fields of this configuration.
-
-        Raises
-        ------
-        ConfigError
-            One line that names the key, what was expected and, for an unknown key, the nearest valid one.
-        """
+        """Check ``values`` against the fields of this configuration."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -57,13 +51,7 @@ class StrictConfig(BaseModel):
 
     @classmethod
     def read(cls: type[ConfigT], path: Path) -> ConfigT:
-        """Read this configuration from a YAML or JSON file.
-
-        Raises
-        ------
-        ConfigError
-            If the file is missing, is not YAML, or holds an unknown key, a key twice or a wrong value.
-        """
+        """Read this configuration from a YAML or JSON file."""
         return cls.parse(read_yaml(path, is_written=True), source=str(path))
 
     def write(self, path: Path) -> None:
@@ -76,11 +64,6 @@ def read_yaml(path: Path, *, is_written: bool = False) -> dict[str, Any]:
 
     Keys are text as they are written: ``01`` is no number. With ``is_written`` numbers remember how they were
     written, so that a field of text can have ``01`` or ``1.10``.
-
-    Raises
-    ------
-    ConfigError
-        If the file is missing, is not YAML, has a key twice, or does not hold keys and values.
     """
     what = "a YAML configuration"
     try:
@@ -101,15 +84,7 @@ def read_yaml(path: Path, *, is_written: bool = False) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, source: str, is_written: bool = True) -> Any:
-    """The value of a YAML text.
-
-    Raises
-    ------
-    ConfigError
-        If a key is there twice.
-    yaml.YAMLError
-        If the text is not YAML.
-    """
+    """The value of a YAML text."""
     loader = (_WrittenLoader if is_written else _UniqueKeysLoader)(text)
     loader.source = source
     try:
@@ -215,13 +190,7 @@ def _is_text(kind: Any) -> bool:
 def require_number(
     option: str, value: float | int, *, least: float | int, most: float | int = math.inf
 ) -> None:
-    """Refuse the number of an option that is out of its range, or not a number.
-
-    Raises
-    ------
-    ConfigError
-        If it is not between ``least`` and ``most``.
-    """
+    """Refuse the number of an option that is out of its range, or not a number."""
     if not least <= value <= most:
         span = f"at least {least}" if most == math.inf else f"{least} to {most}"
         found = str(value) if len(str(value)) < 30 else f"one of {len(str(value))} digits"

@@ -92,15 +92,7 @@ def export_run(
 
 
 def push_to_hub(folder: Path, hub_id: str, *, license_name: str) -> str:
-    """Upload an exported folder to a private repository of that id; its address.
-
-    Raises
-    ------
-    ConfigError
-        If the license of the base LLM is not known, or the id is invalid.
-    OutputError
-        If the hub refuses or cannot be reached.
-    """
+    """Upload an exported folder to a private repository of that id; its address."""
     if license_name == UNKNOWN_LICENSE:
         raise ConfigError(
             "--push-to-hub: expected the license of the base LLM, found none; name it with --license, e.g. llama3.2"

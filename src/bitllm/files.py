@@ -39,11 +39,6 @@ def folder_written_whole(path: Path, *, replace: bool = False) -> Iterator[Path]
         The folder to be made.
     replace
         Whether a folder that is already there is replaced at the end.
-
-    Raises
-    ------
-    OutputError
-        If ``path`` exists, is not empty and ``replace`` is false; or if the disk is full.
     """
     path = Path(path)
     if not replace:
@@ -70,11 +65,6 @@ def folder_gone_on_with(path: Path, fingerprint: str) -> Iterator[Path]:
 
     A temporary folder that belongs to another ``fingerprint`` is made anew. An error removes it; only a
     kill or an interruption leaves it.
-
-    Raises
-    ------
-    OutputError
-        If ``path`` exists and is not empty, or the disk is full.
     """
     path = Path(path)
     require_empty(path)
@@ -98,13 +88,7 @@ def folder_gone_on_with(path: Path, fingerprint: str) -> Iterator[Path]:
 
 @contextmanager
 def file_written_whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary file name that becomes ``path`` when the block ends without an error.
-
-    Raises
-    ------
-    OutputError
-        If the disk is full, or ``path`` cannot be a file.
-    """
+    """Yield a temporary file name that becomes ``path`` when the block ends without an error."""
     path = Path(path)
     require_place(path)
     unfinished = path.with_name(path.name + _UNFINISHED)
@@ -118,13 +102,7 @@ def file_written_whole(path: Path) -> Iterator[Path]:
 
 
 def require_empty(path: Path) -> None:
-    """Refuse an output folder that already holds something.
-
-    Raises
-    ------
-    OutputError
-        If ``path`` is a file or a folder that is not empty, has no name, or would lie in a file.
-    """
+    """Refuse an output folder that already holds something."""
     if not path.name:
         raise OutputError(f"{path}: expected the name of a new folder, found none; name a folder in it")
     if (blocked := _file_above(path)) is not None:
@@ -138,13 +116,7 @@ def require_empty(path: Path) -> None:
 
 
 def require_place(path: Path) -> None:
-    """Refuse a file that cannot be written, before anything is computed for it.
-
-    Raises
-    ------
-    OutputError
-        If it is a folder, or would lie in a file.
-    """
+    """Refuse a file that cannot be written, before anything is computed for it."""
     blocked = path if path.is_dir() else _file_above(path)
     if blocked is not None:
         what = "a folder" if blocked == path else f"the file {blocked} in its way"
@@ -163,13 +135,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def require_file(path: Path, what: str) -> Path:
-    """Return ``path`` if it is a readable file with its content.
-
-    Raises
-    ------
-    DataError
-        If there is no such file, it may not be read, or it is a git-lfs pointer instead of the file itself.
-    """
+    """Return ``path`` if it is a readable file with its content."""
     path = Path(path)
     try:
         is_file = path.is_file()
@@ -188,24 +154,12 @@ def require_file(path: Path, what: str) -> Path:
 
 
 def read_text(path: Path, what: str) -> str:
-    """Read a text file in UTF-8, with or without a byte order mark.
-
-    Raises
-    ------
-    DataError
-        If the file is missing, unreadable, or in another encoding.
-    """
+    """Read a text file in UTF-8, with or without a byte order mark."""
     return decoded_text(require_file(path, what).read_bytes(), path, what)
 
 
 def decoded_text(content: bytes, path: Path, what: str) -> str:
-    """The text of a file's bytes in UTF-8, with or without a byte order mark.
-
-    Raises
-    ------
-    DataError
-        If the bytes are in another encoding, or are not text.
-    """
+    """The text of a file's bytes in UTF-8, with or without a byte order mark."""
     # UTF-16 without its mark shows by zero bytes, which no text in UTF-8 has
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:2]:
         raise DataError(f"{path}: expected {what} in UTF-8, found UTF-16; save it as UTF-8")
@@ -237,11 +191,6 @@ def require_plain_name(name: str, where: object, what: str, *, error: type[Excep
 
     Plain names have letters, digits and ``_ . + @ = -``, and spaces only inside; ``..`` and slashes would lead out of
     the folder.
-
-    Raises
-    ------
-    DataError
-        Or the class ``error``, if the name is not plain or has more than 100 characters.
     """
     if not _PLAIN_NAME.fullmatch(name):
         raise error(
@@ -263,13 +212,7 @@ def read_json(path: Path, what: str = "a JSON file") -> Any:
 
 
 def read_record(path: Path, *keys: str) -> dict[str, Any]:
-    """Read a JSON object that has these keys, such as a card or record that we wrote.
-
-    Raises
-    ------
-    DataError
-        If the file is missing, is not JSON, or holds something else.
-    """
+    """Read a JSON object that has these keys, such as a card or record that we wrote."""
     content = read_json(path)
     missing = [key for key in keys if key not in content] if isinstance(content, dict) else []
     if missing or not isinstance(content, dict):
@@ -280,13 +223,7 @@ def read_record(path: Path, *keys: str) -> dict[str, Any]:
 
 
 def parse_json(text: str, where: object) -> Any:
-    """The value of a text in JSON; errors name ``where``.
-
-    Raises
-    ------
-    DataError
-        If it is not JSON, or has a key twice in one object.
-    """
+    """The value of a text in JSON; errors name ``where``."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)

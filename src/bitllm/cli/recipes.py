@@ -31,11 +31,6 @@ def with_recipe(
     tuple
         The command with the recipe as default, and the words without the recipe; both unchanged for a command that
         takes none.
-
-    Raises
-    ------
-    ConfigError
-        If no recipe is named, or it is not valid.
     """
     if name in _FROM_OPTION:
         recipe, rest = _option(words)

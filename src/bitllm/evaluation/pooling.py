@@ -40,13 +40,7 @@ def write_maps(folder: Path, maps: dict[str, Float[np.ndarray, " voxels"]]) -> N
 
 
 def read_maps(folder: Path) -> dict[str, Float[np.ndarray, " voxels"]]:
-    """Read the maps of an evaluation; empty where it has none.
-
-    Raises
-    ------
-    DataError
-        If the file is damaged.
-    """
+    """Read the maps of an evaluation; empty where it has none."""
     path = folder / MAPS
     if not path.is_file():
         return {}

@@ -46,11 +46,6 @@ class BertScorer:
         Images whose references' embeddings are kept, the newest ones (five captions of 12 tokens at width
         384 take 90 kB).
 
-    Raises
-    ------
-    ModelError
-        If the tokenizer has no padding token, or the encoder has no such layer.
-
     References
     ----------
     Zhang et al. (2020), "BERTScore: evaluating text generation with BERT", ICLR.
@@ -92,11 +87,6 @@ class BertScorer:
         ----------
         captions, references
             Raw text, not tokenised; at least one reference for each caption.
-
-        Raises
-        ------
-        DataError
-            If there are not as many captions as sets of references, or a set is empty.
         """
         require_references(captions, references)
         if len(captions) == 0:
@@ -178,15 +168,7 @@ class BertScorer:
 def load_bert_scorer(
     path_or_hub_id: str | Path, *, layer: int | None = None, device: torch.device | str = "cpu"
 ) -> BertScorer:
-    """Load an encoder and its tokenizer from a folder or the hub.
-
-    Raises
-    ------
-    DataError
-        If there is no such model, or it does not load.
-    ModelError
-        As of `BertScorer`.
-    """
+    """Load an encoder and its tokenizer from a folder or the hub."""
     with model_loading(path_or_hub_id, "a folder or hub id of an encoder with its tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(path_or_hub_id)
         model = AutoModel.from_pretrained(path_or_hub_id).to(device)

@@ -30,25 +30,13 @@ class Bleu:
         self._images = [_Image(texts) for texts in references]
 
     def counts(self, captions: Sequence[str]) -> Int[np.ndarray, "n 10"]:
-        """Count each tokenised caption against the references in its place; see :func:`bleu_counts`.
-
-        Raises
-        ------
-        DataError
-            If there are not as many captions as sets of references, or a set is empty.
-        """
+        """Count each tokenised caption against the references in its place; see :func:`bleu_counts`."""
         require_references(captions, [image.texts for image in self._images])
         found = [image.counts(text) for text, image in zip(captions, self._images, strict=True)]
         return np.array(found, dtype=np.int64).reshape(-1, 2 + 2 * _ORDERS)
 
     def counts_of_reference(self, k: int) -> Int[np.ndarray, "n 10"]:
-        """Count each image's reference ``k`` as a caption against the others of its image.
-
-        Raises
-        ------
-        DataError
-            If there are no others.
-        """
+        """Count each image's reference ``k`` as a caption against the others of its image."""
         others = [[*image.texts[:k], *image.texts[k + 1 :]] for image in self._images]
         require_references([""] * len(others), others)
         found = [image.counts(image.texts[k], without=k) for image in self._images]
@@ -116,13 +104,7 @@ def ngrams(text: str) -> list[Ngram]:
 
 
 def require_references(captions: Sequence[str], references: Sequence[Sequence[object]]) -> None:
-    """Refuse captions that do not have one non-empty set of references each.
-
-    Raises
-    ------
-    DataError
-        If there are not as many captions as sets of references, or a set is empty.
-    """
+    """Refuse captions that do not have one non-empty set of references each."""
     if len(captions) != len(references):
         raise DataError(
             f"references: expected one set for each of {len(captions)} captions, found {len(references)}; "

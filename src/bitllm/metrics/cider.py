@@ -39,13 +39,7 @@ class DocumentFrequencies:
 
     @classmethod
     def fit(cls, references: Sequence[Sequence[str]]) -> "DocumentFrequencies":
-        """Count the n-grams (n = 1..4) of tokenised references, one set per image.
-
-        Raises
-        ------
-        DataError
-            If there is no image.
-        """
+        """Count the n-grams (n = 1..4) of tokenised references, one set per image."""
         if not references:
             raise DataError("document frequencies: expected references of at least one image, found none")
         counts: Counter[Ngram] = Counter()
@@ -93,25 +87,13 @@ class Cider:
         self._max_cached = len(self._references) if max_cached is None else max_cached
 
     def score(self, keys: Sequence[Hashable], captions: Sequence[str]) -> Float[np.ndarray, " n"]:
-        """CIDEr-D in points of each tokenised caption against the references of its image.
-
-        Raises
-        ------
-        DataError
-            If there are not as many keys as captions, a key is unknown or has no reference.
-        """
+        """CIDEr-D in points of each tokenised caption against the references of its image."""
         if len(keys) != len(captions):
             raise DataError(f"CIDEr: expected a key for each of {len(captions)} captions, found {len(keys)}")
         return np.array([self._image(key).score(text) for key, text in zip(keys, captions, strict=True)])
 
     def score_of_reference(self, k: int) -> Float[np.ndarray, " n"]:
-        """CIDEr-D in points of each image's reference ``k`` against the others of its image.
-
-        Raises
-        ------
-        DataError
-            If an image has no others.
-        """
+        """CIDEr-D in points of each image's reference ``k`` against the others of its image."""
         sets = list(self._references.items())
         require_references([""] * len(sets), [[*texts[:k], *texts[k + 1 :]] for _, texts in sets])
         found = np.zeros(len(sets))
@@ -147,11 +129,6 @@ def cider_d(
     df
         Document frequencies; by default those of ``references``.
 
-    Raises
-    ------
-    DataError
-        If there are not as many captions as sets of references, or a set is empty.
-
     References
     ----------
     Vedantam et al. (2015), "CIDEr: consensus-based image description evaluation", CVPR, section 7 (CIDEr-D).
@@ -176,11 +153,6 @@ def mean_cider(
         Tokenised references of each image, at least one.
     df
         Document frequencies.
-
-    Raises
-    ------
-    DataError
-        If a set of references is empty.
     """
     require_references([""] * len(references), references)
     summed: dict[tuple[Ngram, int], dict[int, float]] = {}

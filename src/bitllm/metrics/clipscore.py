@@ -35,11 +35,6 @@ def ref_clip_score(
 
     As in the paper only the image's part carries the weight 2.5.
 
-    Raises
-    ------
-    DataError
-        If there are not as many sets of reference embeddings as captions, or a set is empty.
-
     References
     ----------
     Hessel et al. (2021), section 3.

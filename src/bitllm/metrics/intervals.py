@@ -63,11 +63,6 @@ def sum_by_image(
     """Sums over the rows of each image, so that its trials are resampled together.
 
     ``None`` says that every row is an image of its own.
-
-    Raises
-    ------
-    DataError
-        If there are not as many ids as rows.
     """
     if image_ids is None:
         return values.astype(np.float64)
@@ -82,13 +77,7 @@ def sum_by_image(
 def bootstrap_mean(
     values: Shaped[np.ndarray, " n"], *, n_boot: int = 1000, seed: int = 0, level: float = 0.95
 ) -> Estimate:
-    """The mean of one number per image, with its percentile bootstrap interval.
-
-    Raises
-    ------
-    DataError
-        If there are fewer than two images.
-    """
+    """The mean of one number per image, with its percentile bootstrap interval."""
     return bootstrap_of_sums(_with_count(values), _ratio, n_boot=n_boot, seed=seed, level=level)
 
 
@@ -115,11 +104,6 @@ def bootstrap_of_sums(
     level
         Coverage that is asked for.
 
-    Raises
-    ------
-    DataError
-        If there are fewer than two images: one image says nothing about others.
-
     References
     ----------
     Efron and Tibshirani (1993), "An introduction to the bootstrap", chapter 13.
@@ -132,13 +116,7 @@ def bootstrap_of_sums(
 def resampled_sums(
     per_image: Shaped[np.ndarray, "n k"], *, n_boot: int, seed: int
 ) -> Float[np.ndarray, "n_boot k"]:
-    """Sums of the columns over images drawn with replacement, one row per resampling.
-
-    Raises
-    ------
-    DataError
-        If there are fewer than two images.
-    """
+    """Sums of the columns over images drawn with replacement, one row per resampling."""
 
     def weights(rng: np.random.Generator, rows: int, n: int) -> Int[np.ndarray, "rows n"]:
         return _times_drawn(rng.integers(0, n, size=(rows, n)), n)
@@ -152,11 +130,6 @@ def sums_over_halves(
     """Sums of the columns over random subsets, each image in or out with probability ½; the empty one is left out.
 
     The same seed and number of images give the same subsets.
-
-    Raises
-    ------
-    DataError
-        If there are fewer than two images.
     """
 
     def weights(rng: np.random.Generator, rows: int, n: int) -> Int[np.ndarray, "rows n"]:
@@ -207,11 +180,6 @@ def paired_difference_of_sums(
     level: float = 0.95,
 ) -> Estimate:
     """Difference of a statistic of sums between two systems; every draw takes the same images of both.
-
-    Raises
-    ------
-    DataError
-        If the systems do not have the same images in number, or fewer than two.
 
     References
     ----------

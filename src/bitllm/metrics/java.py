@@ -59,11 +59,6 @@ def ptb_tokenize_by_jar(captions: Sequence[str]) -> list[str]:
     ----------
     captions
         Raw text, one caption each; line breaks count as spaces.
-
-    Raises
-    ------
-    BitLlmError
-        If Java or the jar is missing, or Java fails.
     """
     problem = why_no_ptb()
     if problem is not None:
@@ -90,11 +85,6 @@ class Meteor:
     Java needs some seconds to read its table of paraphrases; only the first call waits for it. The jar's line
     protocol is spoken here because its counts of each caption are needed: a resampled corpus is scored from the
     sum of its captions' counts, which pycocoevalcap does not return.
-
-    Raises
-    ------
-    BitLlmError
-        If Java or the jar is missing, or Java does not start.
 
     References
     ----------
@@ -138,14 +128,6 @@ class Meteor:
         """The jar's counts for each tokenized caption, of the reference that fits best.
 
         They may be summed over captions; :func:`meteor_from_statistics` makes a score of them.
-
-        Raises
-        ------
-        DataError
-            If there are not as many captions as sets of references, or a set is empty.
-        BitLlmError
-            If a text is too long for METEOR, or the process has died, does not answer in time or answers
-            something else.
         """
         require_references(captions, references)
         _require_short("caption", captions)
@@ -223,13 +205,6 @@ def spice(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Float
 
     Every text is parsed, so a thousand captions with their references take minutes. Only the temporary folder
     is written to.
-
-    Raises
-    ------
-    DataError
-        If there are not as many captions as sets of references, or a set is empty.
-    BitLlmError
-        If Java or a jar is missing, or Java fails.
 
     References
     ----------

@@ -43,11 +43,6 @@ def target_ranks(
     """Rank of each query's target, 1 the best; items as similar as the target are put in random order.
 
     Without that a query that carries nothing (all similarities equal) would rank its target first or last.
-
-    Raises
-    ------
-    DataError
-        If a similarity is not a number, a target lies outside the gallery, or there is no query.
     """
     n_queries, n_gallery = similarity.shape
     if n_queries == 0 or len(target) != n_queries:

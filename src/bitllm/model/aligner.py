@@ -133,13 +133,7 @@ def save_aligner(
 
 
 def load_aligner(folder: Path) -> BrainAligner:
-    """Read a checkpoint of the align stage.
-
-    Raises
-    ------
-    CheckpointError
-        If it is missing, or a weight is missing, unexpected or of another shape.
-    """
+    """Read a checkpoint of the align stage."""
     folder = Path(folder)
     if not (folder / _WEIGHTS).is_file():
         raise CheckpointError(

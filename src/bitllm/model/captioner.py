@@ -380,13 +380,7 @@ class _Streamer:
 def load_captioner(
     folder: Path | str, base: BaseLlm, *, name: str | None = None, precision: Precision = "fp32"
 ) -> Captioner:
-    """Load a checkpoint of sft, or of rft on top of its sft checkpoint.
-
-    Raises
-    ------
-    CheckpointError
-        If the folder holds neither, or weights that are damaged or do not fit the base LLM.
-    """
+    """Load a checkpoint of sft, or of rft on top of its sft checkpoint."""
     folder = Path(folder)
     name = folder.name if name is None else name
     if (folder / RFT_CARD).is_file():
@@ -406,12 +400,6 @@ def load_captioner(
 
 
 def with_lora_weights(model: Any, folder: Path) -> Any:
-    """The model of an sft checkpoint with the LoRA weights of the rft checkpoint in ``folder``.
-
-    Raises
-    ------
-    CheckpointError
-        If the LoRA weights are missing, damaged or of another model.
-    """
+    """The model of an sft checkpoint with the LoRA weights of the rft checkpoint in ``folder``."""
     with model_loading(folder, "the LoRA weights of rft", error=CheckpointError):
         return PeftModel.from_pretrained(model, str(folder))

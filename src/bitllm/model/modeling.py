@@ -55,14 +55,7 @@ class BitLlmPreTrainedModel(ExactCheckpoints):
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict | None = None, **kw: Any
     ) -> None:
-        """Compute activations again in the backward pass.
-
-        Raises
-        ------
-        ConfigError
-            If the re-entrant kind is asked for, which gives no gradient to tensors that are passed by keyword, as the
-            brain memory is.
-        """
+        """Compute activations again in the backward pass."""
         if (gradient_checkpointing_kwargs or {}).get("use_reentrant"):
             raise ConfigError(
                 "gradient checkpointing: expected use_reentrant=False, found True; the re-entrant kind gives no "

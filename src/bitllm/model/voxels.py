@@ -95,14 +95,7 @@ class VoxelKeys(nn.Module):
 
 
 def check_anatomy(anatomy: Anatomy, n_labels: tuple[int, ...]) -> None:
-    """Refuse places and labels that the encoder cannot read.
-
-    Raises
-    ------
-    DataError
-        If there is no voxel, coordinates and labels differ in number, a coordinate is not finite, the number of
-        atlases is another, or a label lies outside its atlas.
-    """
+    """Refuse places and labels that the encoder cannot read."""
     coords_mm, labels, mask = anatomy
     if coords_mm.shape[:2] != labels.shape[:2] or coords_mm.shape[:2] != mask.shape:
         raise DataError(
@@ -141,14 +134,7 @@ def check_anatomy(anatomy: Anatomy, n_labels: tuple[int, ...]) -> None:
 def check_betas(
     betas: Float[Tensor, "B betas"], subject_index: Int[Tensor, " trials"], voxel_mask: Bool[Tensor, "S V"]
 ) -> None:
-    """Refuse betas that do not belong to the voxels, or are not numbers.
-
-    Raises
-    ------
-    DataError
-        If trials and subjects or betas and voxels differ in number, a subject has no anatomy, or a beta of a real
-        voxel is not finite.
-    """
+    """Refuse betas that do not belong to the voxels, or are not numbers."""
     if betas.shape[1] != voxel_mask.shape[1]:
         raise DataError(
             f"betas: expected one beta for each of {voxel_mask.shape[1]} voxels with coordinates, found "

@@ -36,13 +36,6 @@ def split_of(store: Store, data: DataConfig, *, seed: int) -> Split:
     ----------
     seed
         Seed of the training images that ``training_share``, ``n_shots`` and ``n_shots_alone`` draw.
-
-    Raises
-    ------
-    ConfigError
-        If the split is neither a preset nor a file, or has fewer training subjects than wanted.
-    SplitError
-        If it is not a split of this store, or the subject to hold out or its trials are not there.
     """
     split = _named(store, data.split)
     if data.held_out is not None:

@@ -42,12 +42,6 @@ def make_system(run: Run, name: str) -> tuple[Path, bool]:
     -------
     tuple
         The folder of the stage, and whether it had been finished before.
-
-    Raises
-    ------
-    BitLlmError
-        If data, models or settings are missing or do not fit, or a finished part was made from something else and
-        ``trainer.if_changed`` is ``refuse``.
     """
     with process_group():
         _require_start(run, name)

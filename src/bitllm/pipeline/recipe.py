@@ -156,13 +156,7 @@ class LlmConfig(StrictConfig):
         return self.source in ("small", "smollm2")
 
     def published_sizes(self) -> LlmSizes:
-        """Sizes from the recipe, or from the folder of the LLM.
-
-        Raises
-        ------
-        ConfigError
-            If neither states them, or the LLM is not a Llama.
-        """
+        """Sizes from the recipe, or from the folder of the LLM."""
         if self.sizes is not None:
             return self.sizes
         path = Path(self.source) / "config.json"
@@ -311,13 +305,7 @@ class Recipe(StrictConfig):
 
 
 def read_recipe(name_or_path: str) -> Recipe:
-    """Read a packaged recipe by name, or a YAML file.
-
-    Raises
-    ------
-    ConfigError
-        If there is neither, or a value is not valid; one line that names the key and the nearest valid one.
-    """
+    """Read a packaged recipe by name, or a YAML file."""
     return Recipe.parse(_values(name_or_path, ()), source=name_or_path)
 
 

@@ -68,13 +68,7 @@ class StageMemory(NamedTuple):
 
 
 def encoder_arguments(recipe: Recipe) -> dict[str, Any]:
-    """Arguments of `BrainEncoder` from the recipe alone.
-
-    Raises
-    ------
-    ConfigError
-        If the recipe gives no number of labels for an atlas of the encoder.
-    """
+    """Arguments of `BrainEncoder` from the recipe alone."""
     known = recipe.data.atlas_labels
     for atlas in recipe.encoder.atlases:
         if atlas not in known:

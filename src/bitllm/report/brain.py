@@ -71,11 +71,6 @@ def brain_maps(
         Subject → weight of every voxel (`bitllm.evaluation.pooling`).
     store
         Holds the voxels' coordinates; without it only the chart of losses is drawn.
-
-    Raises
-    ------
-    DataError
-        If a map has another number of voxels than the store.
     """
     subject, regions = results.about.subject, results.regions
     has_maps = store is not None and (pooling or regions)

@@ -63,13 +63,7 @@ def read_run(folder: Path, *, pictures: bool | None = None, store: Path | None =
 
 
 def read_results(folder: Path) -> Results:
-    """Read ``results.json``.
-
-    Raises
-    ------
-    DataError
-        If there is none, or it is of another version.
-    """
+    """Read ``results.json``."""
     path = folder / RESULTS
     if not path.is_file():
         raise DataError(
@@ -80,13 +74,7 @@ def read_results(folder: Path) -> Results:
 
 
 def read_curves(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Rows of the training log of the folder, or of every stage in it.
-
-    Raises
-    ------
-    DataError
-        If a log is damaged.
-    """
+    """Rows of the training log of the folder, or of every stage in it."""
     logs = {path.parent.name: path for path in sorted(folder.glob("*/log.jsonl"))}
     if (folder / "log.jsonl").is_file():
         logs[folder.resolve().name] = folder / "log.jsonl"

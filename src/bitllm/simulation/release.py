@@ -86,11 +86,6 @@ def simulate_release(
         Whether the betas are written at the vertices of a simulated fsaverage too.
     progress
         Called as ``progress(what, done, total)`` for pictures and for sessions.
-
-    Raises
-    ------
-    OutputError
-        If ``out`` is not empty, cannot be written, or the disk is full.
     """
     report = progress or _silent
     with folder_written_whole(Path(out)) as root:

@@ -90,13 +90,7 @@ class CaptionedTrials:
         return [self.prompter.prompt_ids(instruction) for instruction in INSTRUCTIONS]
 
     def batch(self, pairs: list[tuple[int, int]]) -> dict[str, Any]:
-        """Prompts, answers and pooled betas (or betas with their anatomy) of (epoch, index) pairs.
-
-        Raises
-        ------
-        DataError
-            If prompt and caption are longer than the LLM's context.
-        """
+        """Prompts, answers and pooled betas (or betas with their anatomy) of (epoch, index) pairs."""
         prompts = [self._prompts[self._instruction(epoch, index)] for epoch, index in pairs]
         answers = [self._answer(epoch, index) for epoch, index in pairs]
         for prompt, answer, (_, index) in zip(prompts, answers, pairs, strict=True):
@@ -139,13 +133,7 @@ class CaptionedTrials:
 
 
 def checked_anatomies(encoder: BrainEncoder, trials: TrialSet, atlases: tuple[str, ...]) -> Anatomies:
-    """Coordinates and labels of the trials' subjects, checked once for all batches.
-
-    Raises
-    ------
-    DataError
-        If the encoder cannot read them.
-    """
+    """Coordinates and labels of the trials' subjects, checked once for all batches."""
     anatomies = Anatomies.of(trials.store, trials.subjects, atlases)
     check_anatomy(
         Anatomy(anatomies.coords_mm, anatomies.atlas_labels, anatomies.voxel_mask), encoder.n_labels

@@ -116,13 +116,7 @@ def permuted_reward(reward: Reward, nsd_ids: Sequence[int], *, seed: int) -> Rew
 def checked_reward(
     reward: Reward, nsd_ids: Sequence[int], captions: Sequence[str], has_ended: Sequence[bool]
 ) -> Rewards:
-    """Call the reward and require finite values.
-
-    Raises
-    ------
-    RewardError
-        If the reward raises or is not finite; the message contains the caption.
-    """
+    """Call the reward and require finite values."""
     try:
         rewards = reward(nsd_ids, captions, has_ended)
     except Exception as error:

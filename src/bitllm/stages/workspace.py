@@ -59,12 +59,6 @@ def workspace(
         JSON value of everything that determines the result.
     about
         Further entries of ``run.json``.
-
-    Raises
-    ------
-    TrainingError
-        If it was started with other settings, data or versions and ``settings.if_changed`` is ``refuse``, or if another
-        process trains in it.
     """
     folder = Path(folder)
     under_way = folder.with_name(folder.name + ".training")
@@ -93,15 +87,7 @@ def workspace(
 
 
 def is_finished(folder: Path, fingerprint: dict[str, Any]) -> bool:
-    """Whether this stage was finished with these settings, data and versions.
-
-    Raises
-    ------
-    TrainingError
-        If it was finished with other ones.
-    OutputError
-        If the folder contains something else.
-    """
+    """Whether this stage was finished with these settings, data and versions."""
     folder = Path(folder)
     if not folder.exists():
         return False

@@ -177,15 +177,7 @@ class Loop:
     best_value: float | None = field(default=None, init=False)
 
     def fit(self) -> None:
-        """Train from the newest intact checkpoint to the last step; leave the selected weights in the module.
-
-        Raises
-        ------
-        StoppedError
-            If the process was asked to stop (SIGTERM); a checkpoint was written.
-        TrainingError
-            If the loss is not finite in any process; the steps since the last row of the log are looked at together.
-        """
+        """Train from the newest intact checkpoint to the last step; leave the selected weights in the module."""
         self._prepare()
         saves = self.context.settings.saves
         checkpoint = self.checkpoints.newest_intact() if saves else None
@@ -389,13 +381,7 @@ class Loop:
 
 
 def batch_shares(batch_size: int, micro_batch: int | None) -> tuple[int, int]:
-    """Examples of one forward pass of one process, and the number of passes in a step.
-
-    Raises
-    ------
-    ConfigError
-        If the batch cannot be divided evenly.
-    """
+    """Examples of one forward pass of one process, and the number of passes in a step."""
     n = world_size()
     share, left = divmod(batch_size, n)
     if left or share == 0:

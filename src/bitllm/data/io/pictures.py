@@ -23,11 +23,6 @@ class PictureFolder:
 
     Names are compared in Unicode's composed form. Endings are those of every format that Pillow reads, in any case.
     Hidden files are ignored.
-
-    Raises
-    ------
-    DataError
-        If there is no such folder.
     """
 
     def __init__(self, folder: Path) -> None:

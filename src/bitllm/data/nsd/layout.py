@@ -39,11 +39,6 @@ class NsdRelease:
     space
         ``func1pt8mm`` or ``fsaverage``: where the responses lie.
 
-    Raises
-    ------
-    DataError
-        If the folder is missing, or the version or the space has another name.
-
     References
     ----------
     NSD Data Manual (cvnlab.slite.page), "Directories and files".

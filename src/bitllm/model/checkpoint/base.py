@@ -94,13 +94,7 @@ def _require_llama(model_type: str, where: str) -> None:
 
 
 def placeholder_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token whose places prefix interfaces fill: a special token that no caption contains.
-
-    Raises
-    ------
-    ConfigError
-        If the tokenizer has none of the known ones.
-    """
+    """The token whose places prefix interfaces fill: a special token that no caption contains."""
     vocabulary = tokenizer.get_vocab()
     found = [vocabulary[token] for token in _PLACEHOLDERS if token in vocabulary]
     if not found:

@@ -46,13 +46,7 @@ def base_weights(llm: LlamaForCausalLM) -> dict[str, Tensor]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a file of weights.
-
-    Raises
-    ------
-    CheckpointError
-        If it is damaged or truncated, or is a git-lfs pointer.
-    """
+    """Read a file of weights."""
     try:
         return read_tensors(path, "weights of a checkpoint")
     except DataError as error:
@@ -62,13 +56,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def require_exact(
     *, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[Any] = (), source: str
 ) -> None:
-    """Refuse weights that are not exactly those of the model.
-
-    Raises
-    ------
-    CheckpointError
-        If one is missing, unexpected or of another shape; the message lists them.
-    """
+    """Refuse weights that are not exactly those of the model."""
     for name, found, expected in sorted(mismatched):
         raise CheckpointError(
             f"{source}: weight {name} has shape {tuple(found)}, expected {tuple(expected)}; the checkpoint is "
@@ -98,13 +86,7 @@ def sft_of_rft(sft: Path, folder: Path) -> dict[str, str]:
 
 
 def sft_beneath(folder: Path) -> Path:
-    """The folder of the sft checkpoint that an rft checkpoint was trained on.
-
-    Raises
-    ------
-    CheckpointError
-        If it is not there, or has other weights than it had then.
-    """
+    """The folder of the sft checkpoint that an rft checkpoint was trained on."""
     card = read_record(folder / RFT_CARD, "sft")
     sft = folder.parent / str(card["sft"])
     if not (sft / WEIGHTS).is_file():
