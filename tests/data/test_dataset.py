@@ -74,7 +74,7 @@ def test_the_test_part_is_sealed_while_something_is_fitted(store, poster):
         with sealed_test():
             pass
         select_trials(store, poster, "train", averaged=False)
-        with pytest.raises(SealedTestError, match="expected no test trial while something is fitted"):
+        with pytest.raises(SealedTestError, match="no use of the test part"):
             select_trials(store, poster, "test", averaged=True)
         outside = contextvars.Context().run(select_trials, store, poster, "test", averaged=True)
         assert len(outside)

@@ -60,9 +60,7 @@ def test_a_checkpoint_of_another_base_llm_is_refused(easy, tmp_path):
     base.llm.model.embed_tokens.weight.data += 1
     base.llm.save_pretrained(tmp_path / "other")
     base.tokenizer.save_pretrained(tmp_path / "other")
-    with pytest.raises(
-        CheckpointError, match=r"trained on the base LLM llm .* found other .*; load that LLM"
-    ):
+    with pytest.raises(CheckpointError, match=r"base LLM .*llm .* found other "):
         open_checkpoints(
             {"sft": easy.folder / "sft"}, easy.store, EvaluateOptions(llm=str(tmp_path / "other"))
         )

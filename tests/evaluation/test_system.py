@@ -45,7 +45,7 @@ def test_an_rft_checkpoint_without_its_sft_checkpoint_is_refused(demo_folder, tm
 
 
 def test_a_system_of_another_llm_is_refused(demo_folder, base):
-    with pytest.raises(CheckpointError, match=r"trained on the base LLM .* found llm .*; load that LLM"):
+    with pytest.raises(CheckpointError, match=r"base LLM .* found llm "):
         load_captioner(demo_folder / "sft", base)
 
 

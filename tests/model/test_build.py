@@ -71,9 +71,7 @@ def test_a_checkpoint_of_another_base_llm_is_refused_with_both_names(base, check
     torch.manual_seed(9)
     other = LlamaForCausalLM(base.llm.config)
     changed = BaseLlm(other, base.tokenizer, "other", weights_hash(other))
-    with pytest.raises(
-        CheckpointError, match=r"trained on the base LLM random \(sha256 [0-9a-f]{12}…\), found"
-    ):
+    with pytest.raises(CheckpointError, match=r"random \(sha256 [0-9a-f]{12}…\), found"):
         load_trained(checkpoint, changed)
 
 
@@ -84,7 +82,7 @@ def test_a_missing_and_an_unexpected_weight_are_named(base, checkpoint):
     change(checkpoint, rename)
     with pytest.raises(
         CheckpointError,
-        match=r"missing weights: model.encoder.queries; unexpected weights: model.encoder.query; the checkpoint",
+        match=r"missing weights: model.encoder.queries; unexpected weights: model.encoder.query;",
     ):
         load_trained(checkpoint, base)
 
@@ -95,7 +93,7 @@ def test_a_weight_of_another_shape_is_named(base, checkpoint):
 
     change(checkpoint, widen)
     with pytest.raises(
-        CheckpointError, match=r"model.encoder.queries has shape \(17, 8\), expected \(16, 8\); the"
+        CheckpointError, match=r"\(16, 8\) of the weight model.encoder.queries, found \(17, 8\)"
     ):
         load_trained(checkpoint, base)
 
@@ -112,7 +110,7 @@ def test_base_weights_of_a_deeper_llama_are_refused(base):
     deeper.config.num_hidden_layers = 4
     with pytest.raises(
         CheckpointError,
-        match=r"base LLM: missing weights: none; unexpected weights: model\.language_model\.layers\.4.* and 1 more;",
+        match=r"base LLM: .*missing weights: none; unexpected weights: model\.language_model\.layers\.4.* and 1 more;",
     ):
         build_bit_llm(deeper, **SETTINGS)
 

@@ -86,7 +86,7 @@ def test_empty_and_endless_captions_score_and_do_not_crash(easy, make):
 
 def test_a_reward_that_is_not_a_number_is_refused_with_its_caption(easy, make):
     ids = sorted(easy.split.train_images)[:1]
-    with pytest.raises(TrainingError, match=rf"found nan for the caption 'two boats' of image {ids[0]}"):
+    with pytest.raises(TrainingError, match=rf"'two boats' of image {ids[0]}, found nan"):
         checked_reward(make(OneScorer(np.nan)), ids, ["two boats"], [True])
 
 

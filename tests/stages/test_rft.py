@@ -130,7 +130,7 @@ def test_a_reward_for_one_word_makes_the_word_more_frequent(easy, tmp_path):
 
 
 def test_a_reward_that_is_not_a_number_stops_the_run_after_a_checkpoint(easy, tmp_path):
-    with pytest.raises(TrainingError, match="reward: expected a number, found nan for the caption"):
+    with pytest.raises(TrainingError, match="reward: .*found nan"):
         train(easy, tmp_path / "rft", reward=NaNReward("on"))
     assert [path.name for path in tmp_path.iterdir()] == ["rft.training"]
     assert [path.name for path in (tmp_path / "rft.training" / "checkpoints").iterdir()] == ["step-00000000"]
@@ -191,7 +191,7 @@ def test_an_rft_is_loaded_on_the_sft_that_it_was_trained_on_and_on_no_other(easy
     save_file(
         {name: tensor + 0.01 for name, tensor in weights.items()}, tmp_path / "sft" / "model.safetensors"
     )
-    with pytest.raises(CheckpointError, match="found one with other weights"):
+    with pytest.raises(CheckpointError, match="found other weights"):
         load_captioner(moved, load_llm(easy.folder / "llm"))
 
 
@@ -215,7 +215,7 @@ def test_the_test_part_is_sealed_while_rft_is_fitted(easy, tmp_path, monkeypatch
     monkeypatch.setattr(
         rft, "select_trials", lambda store, split, part, **more: original(store, split, "test", **more)
     )
-    with pytest.raises(SealedTestError, match="found a request for them"):
+    with pytest.raises(SealedTestError, match="no use of the test part"):
         train(easy, tmp_path / "rft")
     assert list(tmp_path.iterdir()) == []
 

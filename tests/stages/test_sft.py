@@ -186,7 +186,7 @@ def test_the_test_part_is_sealed_while_sft_is_fitted(easy, easy_sft, tmp_path, m
     monkeypatch.setattr(
         sft, "select_trials", lambda store, split, part, **more: original(store, split, "test", **more)
     )
-    with pytest.raises(SealedTestError, match="select them after the training"):
+    with pytest.raises(SealedTestError, match="no use of the test part"):
         easy_sft(easy, tmp_path / "sft", FEW_STEPS)
 
 

@@ -195,7 +195,7 @@ def test_a_finished_stage_is_known_and_one_of_other_settings_refused(tmp_path):
     assert not is_finished(tmp_path / "toy", FINGERPRINT)
     run(tmp_path / "toy")
     assert is_finished(tmp_path / "toy", FINGERPRINT)
-    with pytest.raises(TrainingError, match=r"finished with other settings \(seed: 3 → 4\)"):
+    with pytest.raises(TrainingError, match=r"finished .*\(seed: 3 → 4\)"):
         is_finished(tmp_path / "toy", FINGERPRINT | {"seed": 4})
 
 
@@ -261,9 +261,7 @@ def test_a_second_process_in_the_same_folder_is_refused(tmp_path):
     with workspace(tmp_path / "toy", FINGERPRINT, about={}, settings=SETTINGS) as work:
         (work.folder / "log.jsonl").write_text("mine")
         with (
-            pytest.raises(
-                TrainingError, match=r"toy.training: another process is training here; wait for its end"
-            ),
+            pytest.raises(TrainingError, match=r"toy\.training: .*wait for its end"),
             workspace(tmp_path / "toy", FINGERPRINT, about={}, settings=SETTINGS),
         ):
             pass

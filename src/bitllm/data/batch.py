@@ -1,4 +1,4 @@
-"""Trials → tensors: what every stage and every evaluation feeds the encoder."""
+"""Trials → tensors: the input of the encoder in every stage and evaluation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch import Tensor
 from bitllm.data.dataset import TrialSet, anatomy
 from bitllm.data.store import Store
 
-_CHUNK = 1024  # trials read at a time
+_CHUNK = 1024  # trials read and uploaded at a time
 
 
 class BrainInput(NamedTuple):
@@ -39,7 +39,7 @@ class Anatomies:
 
     @classmethod
     def of(cls, store: Store, subjects: Sequence[str], atlases: Sequence[str]) -> "Anatomies":
-        """Read the anatomy of ``subjects`` with the labels of ``atlases``, in that order."""
+        """Read coordinates of ``subjects`` and labels of ``atlases``, in that order."""
         parts = [anatomy(store.subject(subject), atlases) for subject in subjects]
         width = max(len(coords) for coords, _ in parts)
         coords_mm = torch.zeros(len(parts), width, 3)
@@ -54,7 +54,7 @@ class Anatomies:
     def brain_input(
         self, betas: Sequence[Float[np.ndarray, " _"]], subject_index: Sequence[int]
     ) -> BrainInput:
-        """A batch from the betas of each trial and the row of its subject in ``subjects``."""
+        """A batch from the betas of each trial and the index of its subject in ``subjects``."""
         padded = torch.zeros(len(betas), self.coords_mm.shape[1])
         for row, values in enumerate(betas):
             padded[row, : len(values)] = torch.from_numpy(np.asarray(values, dtype=np.float32))
@@ -68,7 +68,7 @@ class Anatomies:
 
 
 def brain_input(trials: TrialSet, anatomies: Anatomies, indices: Sequence[int]) -> BrainInput:
-    """The batch of these trials."""
+    """A batch of the trials ``indices``."""
     rows = [anatomies.subjects.index(subject) for subject in trials.subjects]
     return anatomies.brain_input(
         [trials.betas(int(index)) for index in indices],
@@ -77,15 +77,15 @@ def brain_input(trials: TrialSet, anatomies: Anatomies, indices: Sequence[int]) 
 
 
 class TrialBetas:
-    """Batches of the trials of a set on the device that uses them; nothing in a batch waits for the device.
+    """Batches of a set of trials on a device; making a batch never waits for the device.
 
-    The anatomy goes to the device once. So do the betas, as float16 like those of a store, where they take less than
-    half of a GPU's free memory; otherwise each batch is read from the store and uploaded from pinned memory.
+    The anatomy is uploaded once. So are the betas, as float16 like in the store, if they take less than half of a
+    GPU's free memory; otherwise each batch is read from the store and uploaded from pinned memory.
 
     Parameters
     ----------
     resident
-        Whether the betas may stay on the device; false for a single pass over the trials.
+        Whether to upload all betas if they fit; not worth it for a single pass over the trials.
     """
 
     def __init__(
@@ -97,6 +97,7 @@ class TrialBetas:
         places = (anatomies.coords_mm, anatomies.atlas_labels, anatomies.voxel_mask)
         self.places = tuple(part.to(device) for part in places)
         self.table: Tensor | None = None
+        # Means over repetitions are computed in float32 and would lose precision in float16.
         dtype = torch.float16 if trials.is_single else torch.float32
         n_bytes = len(trials) * self.width * dtype.itemsize
         if resident and device.type == "cuda" and n_bytes < 0.5 * free_bytes(device):
@@ -107,6 +108,7 @@ class TrialBetas:
 
     def batch(self, indices: Sequence[int]) -> dict[str, Any]:
         """The fields of `BrainInput` for these trials, and ``per_subject`` (see `BrainEncoder.forward`)."""
+        # Only the subjects in the batch: the encoder computes a pooling map for each.
         present, own, counts = self.subject_index[list(indices)].unique(
             return_inverse=True, return_counts=True
         )
@@ -132,12 +134,12 @@ class TrialBetas:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Free memory of a GPU."""
+    """Free memory of a GPU, in bytes."""
     return torch.cuda.mem_get_info(device)[0]
 
 
 def describe_images(batch: dict[str, Any]) -> str:
-    """Which images of a batch to look at: the one whose betas are not finite, or the first eight."""
+    """The images of a batch for an error message: the one whose betas are not finite, else the first eight."""
     if "nsd_id" not in batch:
         return ""
     nsd_id = batch["nsd_id"].tolist()

@@ -21,20 +21,20 @@ _IS_SEALED: ContextVar[bool] = ContextVar("is_sealed", default=False)
 
 @dataclass(frozen=True)
 class TrialSet:
-    """Trials of several subjects; each item is one trial, or the mean of an image's repetitions.
+    """Trials of several subjects. Each item is a single trial, or the mean over the repetitions of an image.
 
     Parameters
     ----------
     store
-        Where the betas lie.
+        Store with the betas.
     subjects
-        The subjects, in the order of ``subject_index``.
+        Names of the subjects.
     subject_index
-        For each item, the number of its subject in ``subjects``.
+        Index of each item's subject in ``subjects``.
     rows
-        For each item, its rows of the subject's betas: one for a single trial, several to be averaged.
+        Rows of each item in the subject's betas: one for a single trial, several to be averaged.
     nsd_id
-        For each item, the image.
+        Image of each item.
     """
 
     store: Store
@@ -61,38 +61,37 @@ class TrialSet:
         return self.subjects[self.subject_index[index]]
 
     def betas(self, index: int) -> Float32[np.ndarray, " voxels"]:
-        """Betas of an item: the mean over its rows, in z-scores."""
+        """Betas of an item: the mean over its rows, as z-scores."""
         stored = self.store.subject(self.subject_of(index)).betas
         return stored[list(self.rows[index])].astype(np.float32).mean(axis=0)
 
     @property
     def is_single(self) -> bool:
-        """Whether every item is a single trial, with the float16 betas of the store."""
+        """Whether every item is a single trial, so that its betas are exactly the float16 values of the store."""
         return all(len(rows) == 1 for rows in self.rows)
 
     def n_repetitions(self, index: int) -> int:
-        """How many trials are averaged in an item."""
+        """Number of trials averaged in an item."""
         return len(self.rows[index])
 
 
 def select_trials(
     store: Store, split: Split, part: str, *, averaged: bool, subjects: Sequence[str] | None = None
 ) -> TrialSet:
-    """The trials of one part of a split, by subject and then in the order of the first row.
+    """The trials of one part of a split, sorted by subject, then by the first row.
 
     Parameters
     ----------
     store
         An open store.
     split
-        A split of that store; it is checked for leaks first.
+        A split of that store; it is first checked for leaks.
     part
-        ``train`` and ``validation``: the training subjects with those images; ``test``: the test subjects
-        with the test images.
+        ``train`` or ``validation`` (those images, training subjects), or ``test`` (test images, test subjects).
     averaged
-        Whether all repetitions of an image within a subject become one item, or each trial is its own.
+        Whether to average the repetitions of an image within a subject.
     subjects
-        Some of the part's subjects; all by default.
+        Subjects to select; by default all of the part.
     """
     if part not in PARTS:
         raise SplitError(
@@ -100,8 +99,8 @@ def select_trials(
         )
     if part == "test" and _IS_SEALED.get():
         raise SealedTestError(
-            f"split `{split.name}`: expected no test trial while something is fitted, found a request for "
-            "them; select them after the training"
+            f"split `{split.name}`: expected no use of the test part during training, found a request for its trials; "
+            "select them after training"
         )
     check_split(store, split)
     chosen = _subjects_of_part(split, part, subjects)
@@ -133,7 +132,7 @@ def select_trials(
 
 @contextmanager
 def sealed_test() -> Iterator[None]:
-    """While the block runs, the test part is out of reach: put it around whatever is fitted."""
+    """Make the test part inaccessible within the block, which contains everything that is fitted."""
     token = _IS_SEALED.set(True)
     try:
         yield
@@ -144,7 +143,7 @@ def sealed_test() -> Iterator[None]:
 def anatomy(
     data: SubjectData, atlases: Sequence[str]
 ) -> tuple[Float32[np.ndarray, "voxels 3"], Int64[np.ndarray, "voxels atlases"]]:
-    """MNI coordinates in mm and labels of a subject's voxels, the atlases in the order asked for."""
+    """Coordinates in mm and labels of a subject's voxels, with ``atlases`` in the given order."""
     valid = [
         name for name in data.voxels.columns if name not in ("i", "j", "k", "x_mm", "y_mm", "z_mm", "ncsnr")
     ]
@@ -155,7 +154,7 @@ def anatomy(
 
 
 def n_labels(store: Store, atlases: Sequence[str]) -> tuple[int, ...]:
-    """The highest label of each atlas, in the order asked for; 0, unlabelled, comes on top."""
+    """The largest label of each atlas, with ``atlases`` in the given order; label 0 (unknown) is not counted."""
     for atlas in atlases:
         _require_atlas(atlas, list(store.atlases), str(store.path))
     return tuple(max(store.atlases[atlas], default=0) for atlas in atlases)
@@ -191,22 +190,22 @@ _POOL = 16  # number of batches that are sorted by length together
 
 
 class EpochOrder(Dataset):
-    """Item k is the (epoch, index) of the k-th example of a run.
+    """The order of examples: item k is the (epoch, index) of the k-th example of a run.
 
     Parameters
     ----------
     n_examples
         Size of the training set.
     n_items
-        Number of examples that the run sees in all: steps × batch size.
+        Number of examples of the whole run: steps × batch size.
     seed
-        Seed of the order; each epoch has its own permutation.
+        Seed of the order; each epoch has another permutation.
     batch_size, lengths
-        If ``lengths`` gives the length of each example in an epoch, batches hold examples of similar length: they are
-        sorted within pools of 16 batches, and the batches of a pool come in random order.
+        With ``lengths`` (of the examples in an epoch), batches contain examples of similar length: examples are
+        sorted within pools of 16 batches, and the batches of a pool are in random order.
     groups
-        Group (subject) of each example. Within a batch, examples are sorted by group, so that a process that gets a
-        part of the batch sees few groups and computes little that they do not share.
+        Group (subject) of each example. Examples of a batch are sorted by group, so that each process gets few
+        subjects and computes few pooling maps.
     """
 
     def __init__(

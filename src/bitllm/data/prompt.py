@@ -1,4 +1,4 @@
-"""What the LLM is asked: instructions, the chat template, and the tokens of a prompt and its answer."""
+"""Prompts: instructions, the chat template, and the tokens of a prompt and its answer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +16,11 @@ INSTRUCTIONS: tuple[str, ...] = (
     "what is in the image ?",
     "write a caption of the image .",
 )
-"""Wordings of the instruction; the first is the one used for decoding."""
+"""Wordings of the instruction for training; decoding uses the first."""
 SYSTEM_PROMPT = "You caption brain activity."
-"""System message for chat templates that have one (their default is three times as long)."""
+"""System message, for chat templates with one; their default message is three times as long."""
 PROMPT_DATE = "26 Jul 2024"
-"""Date for chat templates that tell one: that of Llama 3's where there is no clock. Today's would make every day's
-prompts others."""
+"""Fixed date for chat templates that contain one (Llama 3's default); with today's date, prompts would change daily."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +30,10 @@ class Prompter:
     Parameters
     ----------
     tokenizer
-        The LLM's tokenizer; its chat template is used where it has one.
+        The LLM's tokenizer; its chat template is used if it has one.
     n_placeholders, placeholder_id
-        Number of brain tokens that a prefix interface puts in front of the instruction (0 for
-        ``cross_attention``), and the token that keeps their places.
+        Number of placeholder tokens in front of the instruction, which a prefix interface replaces by brain tokens (0
+        for ``cross_attention``), and the id of that token.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -42,7 +41,7 @@ class Prompter:
     placeholder_id: int | None = None
 
     def prompt_ids(self, instruction: str) -> list[int]:
-        """Token ids up to where the answer starts."""
+        """Token ids of the prompt, up to the start of the answer."""
         if self.n_placeholders:
             placeholder = str(self.tokenizer.convert_ids_to_tokens(int(self.placeholder_id or 0)))
             instruction = placeholder * self.n_placeholders + instruction
@@ -62,17 +61,17 @@ class Prompter:
         )
 
     def answer_ids(self, caption: str) -> list[int]:
-        """Token ids of a caption with the end token."""
+        """Token ids of a caption and the end token."""
         return [*_ids(self.tokenizer(caption, add_special_tokens=False)), self.tokenizer.eos_token_id]
 
     def answers_ids(self, captions: Sequence[str]) -> list[list[int]]:
-        """The same of many captions, tokenized in one call."""
+        """`answer_ids` of many captions, tokenized in one call."""
         tokens = _ids(self.tokenizer(list(captions), add_special_tokens=False)) if captions else []
         return [[*ids, self.tokenizer.eos_token_id] for ids in tokens]
 
     @property
     def never_said(self) -> list[int] | None:
-        """Tokens that no caption may hold: a placeholder outside the prompt would ask for a brain token."""
+        """Tokens that must not be generated: a placeholder in a caption would be replaced by a brain token."""
         return [int(self.placeholder_id or 0)] if self.n_placeholders else None
 
     def without_brain(self) -> "Prompter":
@@ -95,7 +94,7 @@ def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Int[Tensor, "B
 def pad_answers(
     prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], pad_id: int
 ) -> dict[str, Int[Tensor, "B T"]]:
-    """Prompt and answer in one row, padded on the right; labels are −100 everywhere but on the answer."""
+    """Prompts with their answers, padded on the right; labels are −100 except on the answer."""
     rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
     width = max(map(len, rows))
     labels = [[-100] * len(prompt) + list(answer) for prompt, answer in zip(prompts, answers, strict=True)]
@@ -107,11 +106,11 @@ def pad_answers(
 
 
 def plain_caption(caption: str) -> str:
-    """A caption in the form that the LLM is trained on: lower-case, without the final full stop, single spaces."""
+    """A caption in the form that the LLM is trained on: lower case, without the final period, single spaces."""
     return " ".join(caption.strip().lower().rstrip(".").split())
 
 
 def choose(n: int, *, seed: int, epoch: int, index: int, purpose: str) -> int:
-    """One of ``n``, as a pure function of (seed, epoch, index), so that a resumed run is the same run."""
+    """A number from 0 to ``n`` − 1 as a pure function of (seed, epoch, index), so that a resumed run draws the same."""
     key = [seed, epoch, index, int.from_bytes(purpose.encode()[:7], "little")]
     return int(np.random.default_rng(key).integers(n))

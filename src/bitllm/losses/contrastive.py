@@ -19,9 +19,10 @@ def same_image(nsd_id: Int[Tensor, " B"]) -> Bool[Tensor, "B B"]:
 def mixed_images(
     first: Int[Tensor, " B"], second: Int[Tensor, " B"], share: Float[Tensor, " B"]
 ) -> Float[Tensor, "B B"]:
-    """How much of brain i's mixture is the image of target j: ``share`` of its first image, the rest its second.
+    """Soft positives: for brain i and target j, the share of image j in the mixture of brain i.
 
-    Targets are those of the first images.
+    Target j is the first image of trial j; ``share`` is the share of the first image, the rest is that of the
+    second.
 
     References
     ----------
@@ -48,21 +49,23 @@ def info_nce(
     scale
         Inverse temperature.
     positives
-        ``positives[i, j]``: brain i and target j show the same image, or how much of it (`mixed_images`). The diagonal
-        is not 0.
+        ``positives[i, j]``: whether brain i and target j are of the same image, or its share in a mixture
+        (`mixed_images`). The diagonal is not 0.
 
     Returns
     -------
     Tensor
-        The mean over both directions of −log p, averaged over the positives of each row. Of mixtures, whose weights
-        are those of each brain, a target counts as much as all brains together hold of it.
+        The mean over both directions of −log p, averaged over the positives of each row. For mixtures, a target is
+        weighted by the sum of its shares in all brains.
     """
     logits = scale * brain @ target.T
     weights = positives.to(logits.dtype)
     brain_to_target = -(weights * logits.log_softmax(dim=1)).sum(1) / weights.sum(1)
     if positives.dtype is torch.bool:
         target_to_brain = -(weights * logits.log_softmax(dim=0)).sum(0) / weights.sum(0)
-    else:  # a target that mixtures hold little of counts little: only repeats of an image are averaged over
+    else:
+        # Normalizing each target by its own sum would give full weight to a target with a tiny share in one mixture.
+        # Normalized by brain, the weights of a repeated image still average over its repeats.
         shares = weights / weights.sum(1, keepdim=True)
         target_to_brain = -(shares * logits.log_softmax(dim=0)).sum(0)
     return torch.cat([brain_to_target, target_to_brain]).mean()

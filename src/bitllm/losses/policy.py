@@ -1,12 +1,11 @@
-"""The rft stage's objective: GRPO on the log-probabilities of sampled captions.
+"""The objective of rft: GRPO on the log-probabilities of sampled captions.
 
 References
 ----------
 Shao et al. 2024 (DeepSeekMath, arXiv 2402.03300), equations 3 and 4: group-relative advantages, clipped ratio and
-the unbiased KL estimate ("k3"). Departures, all named options as in TRL, which is the oracle of the tests:
-``bnpo`` (one mean over all tokens of what a process computes at once, so that it changes with the size of that),
-``dr_grpo`` (Liu et al. 2025: divided by a constant length) and ``dapo`` (Yu et al. 2025: one mean over all tokens of
-the step in all processes; equal to bnpo in one process).
+the unbiased KL estimate ("k3"). Departures are options with the names of TRL, the oracle of the tests: ``bnpo`` (mean
+over all tokens of a micro-batch, so it depends on its size), ``dr_grpo`` (Liu et al. 2025: sum divided by a constant
+length) and ``dapo`` (Yu et al. 2025: mean over all tokens of the step in all processes).
 """
 
 from typing import Literal, NamedTuple
@@ -19,18 +18,19 @@ LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo"]
 
 
 class PolicyLoss(NamedTuple):
-    """The loss with what explains it."""
+    """The loss, with values for the log."""
 
     loss: Float[Tensor, ""]
     kl: Float[Tensor, ""]
-    """Mean KL estimate per token, to the reference; 0 without one."""
+    """Mean KL estimate per token to the reference policy; 0 without one."""
     clipped: Float[Tensor, ""]
     """Share of tokens whose ratio was clipped."""
 
 
 def group_advantages(rewards: Float[Tensor, "groups G"]) -> Float[Tensor, "groups G"]:
-    """Rewards of each group's captions, less the group's mean, over its standard deviation (+1e-4)."""
+    """Rewards minus the mean of their group, divided by its standard deviation."""
     centred = rewards - rewards.mean(dim=1, keepdim=True)
+    # 1e-4 as in TRL: a group of equal rewards gets advantages of 0, not NaN.
     return centred / (rewards.std(dim=1, keepdim=True) + 1e-4)
 
 
@@ -52,11 +52,11 @@ def policy_loss(  # noqa: PLR0913 - the terms of one equation
     Parameters
     ----------
     log_probs, old_log_probs, ref_log_probs
-        Of each sampled token under the learning policy, the one that sampled, and the frozen reference.
+        Log-probability of each sampled token under the trained policy, the policy that sampled, and the reference.
     advantages
-        Of each caption.
+        Advantage of each caption.
     label_mask
-        Which tokens belong to the caption (its end token included).
+        Which tokens belong to the caption, including its end token.
     kl_weight, clip
         β and ε of the paper.
     loss_type
@@ -64,7 +64,7 @@ def policy_loss(  # noqa: PLR0913 - the terms of one equation
     max_length
         The constant length of ``dr_grpo``.
     n_tokens
-        What ``dapo`` divides by: a process's mean number of tokens; those of this batch where it is not given.
+        Divisor of ``dapo``: the mean number of tokens per process; by default the tokens of this batch.
     """
     ratio = (log_probs - old_log_probs).exp()
     gain = torch.minimum(ratio * advantages[:, None], ratio.clamp(1 - clip, 1 + clip) * advantages[:, None])
@@ -73,6 +73,7 @@ def policy_loss(  # noqa: PLR0913 - the terms of one equation
     own_tokens = mask.sum().clamp(min=1.0)
     kl = torch.zeros_like(log_probs)
     if ref_log_probs is not None:
+        # k3 = r − log r − 1 with r = p_ref / p: never negative, and of lower variance than −log r.
         kl = (ref_log_probs - log_probs).exp() - (ref_log_probs - log_probs) - 1
         per_token = per_token + kl_weight * kl
     if loss_type == "grpo":

@@ -1,15 +1,15 @@
-"""Gated cross-attention adapters, by which text states read the brain memory, and the Llama that carries them.
+"""Gated cross-attention adapters, with which text states read the brain memory, and a Llama that contains them.
 
     h ← h + tanh(gate) · W_o · Attention(W_q · RMSNorm(h), K, V)
 
-``K`` and ``V`` are the projected brain tokens of this adapter, in the LLM's own grouped-query shape, without
-biases and without rotary embedding (the memory has no order). They are computed once per input and passed as an
-argument, never kept on the module.
+``K`` and ``V`` are the projected brain tokens of this adapter, in the LLM's grouped-query shape, without biases and
+without rotary embedding (the memory has no order). They are computed once per input and passed as an argument; no
+module stores them.
 
 References
 ----------
-The poster, "BIT-LLM: persistent key-value memory"; the tanh gate is Flamingo's (Alayrac et al. 2022). The
-poster's table of trainable parameters is met exactly by this shape with one RMSNorm per adapter.
+The poster, "BIT-LLM: persistent key-value memory"; the tanh gate is Flamingo's (Alayrac et al. 2022). This shape,
+with one RMSNorm per adapter, gives exactly the trainable parameters of the poster's table.
 """
 
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from bitllm.model.precision import float32_parameters
 
 
 class AttentionShape(NamedTuple):
-    """Sizes of one attention of the LLM, with the defaults of its configuration filled in."""
+    """Sizes of the LLM's attention, with defaults for what its configuration leaves out."""
 
     width: int
     """Width of the hidden states."""
@@ -39,7 +39,7 @@ class AttentionShape(NamedTuple):
 
     @classmethod
     def of(cls, config: LlamaConfig) -> "AttentionShape":
-        """Read them from a configuration."""
+        """Sizes from a configuration."""
         return cls(
             config.hidden_size,
             config.num_attention_heads,
@@ -49,15 +49,15 @@ class AttentionShape(NamedTuple):
 
 
 class CrossAttentionAdapter(nn.Module):
-    """The part of an adapter that belongs to the text: norm, query, output and gate.
+    """The text side of an adapter: norm, query, output and gate.
 
     Parameters
     ----------
     config
-        The LLM's configuration; heads and widths are its own.
+        The LLM's configuration, which determines heads and widths.
     gate_start
-        The gate's first value. 0 closes the adapter. With an open gate ``W_o`` starts at 0: the untrained
-        model is the plain LLM either way, and an open gate learns from the first step.
+        Initial value of the gate. At 0 the adapter is closed. With any other value ``W_o`` starts at 0, so that the
+        untrained model is the plain LLM either way; an open gate passes gradients from the first step.
     """
 
     def __init__(self, config: LlamaConfig, *, gate_start: float) -> None:
@@ -71,9 +71,10 @@ class CrossAttentionAdapter(nn.Module):
         self.initial_range = config.initializer_range
 
     def reset_parameters(self) -> None:
-        """Start values that make the adapter the identity."""
+        """Initialize the adapter as the identity."""
         init.constant_(self.gate, self.gate_start)
         init.normal_(self.q_proj.weight, std=self.initial_range)
+        # Exactly one factor of tanh(gate) · W_o is 0: with both at 0, neither would get a gradient.
         init.normal_(self.o_proj.weight, std=self.initial_range if self.gate_start == 0 else 0.0)
 
     def forward(
@@ -91,8 +92,8 @@ class CrossAttentionAdapter(nn.Module):
 class MemoryProjector(nn.Module):
     """Projected brain tokens → keys and values of every adapter, once per input.
 
-    It is a module of its own, not a part of the decoder layers: a layer's parameters are gathered by FSDP only
-    while that layer runs, and the memory is made before any layer does.
+    This is not part of the decoder layers, because FSDP gathers the parameters of a layer only while that layer
+    runs, and the memory is computed before any layer.
     """
 
     def __init__(self, config: LlamaConfig, *, n_adapters: int) -> None:
@@ -114,7 +115,7 @@ class MemoryProjector(nn.Module):
 
 
 class BitLlmDecoderLayer(LlamaDecoderLayer):
-    """A Llama layer, followed by an adapter where the configuration puts one."""
+    """A Llama layer, followed by an adapter if the configuration has one here."""
 
     def __init__(
         self, config: LlamaConfig, layer_idx: int, *, adapter_slot: int | None, gate_start: float
@@ -122,13 +123,14 @@ class BitLlmDecoderLayer(LlamaDecoderLayer):
         super().__init__(config, layer_idx)
         self.adapter_slot = adapter_slot
         if adapter_slot is not None:
+            # The adapter is trained and so needs float32, even if the frozen layer is bfloat16.
             with float32_parameters():
                 self.adapter = CrossAttentionAdapter(config, gate_start=gate_start)
 
     def forward(  # type: ignore[override]
         self, hidden_states: Tensor, brain_memory: Tensor | None = None, **kwargs: Any
     ) -> Tensor:
-        """The plain layer; then, with a memory, what its adapter reads from it."""
+        """The Llama layer, then its adapter if there is a memory."""
         hidden_states = super().forward(hidden_states, **kwargs)
         if self.adapter_slot is None or brain_memory is None:
             return hidden_states
@@ -136,7 +138,7 @@ class BitLlmDecoderLayer(LlamaDecoderLayer):
 
 
 class BitLlmTextModel(LlamaModel):
-    """A Llama whose layers can carry adapters; without a memory it is the plain Llama, bit for bit."""
+    """A Llama with adapters in some layers; without a memory its outputs are those of the plain Llama, bit for bit."""
 
     def __init__(self, config: LlamaConfig, *, adapter_layers: list[int], gate_start: float) -> None:
         super().__init__(config)
@@ -156,9 +158,9 @@ class BitLlmTextModel(LlamaModel):
 
 @torch.no_grad()
 def start_from_self_attention(layers: Any, memory: Any) -> None:
-    """Let each adapter's norm, query, key and value start as copies of its layer's own self-attention.
+    """Initialize norm, query, key and value of each adapter with those of its layer's self-attention.
 
-    ``W_o`` and the gate keep the first values that make the adapter the identity. Ours; an option.
+    ``W_o`` and the gate are unchanged, so the adapter is still the identity. This is an option of ours.
     """
     with_adapter = [layer for layer in layers if hasattr(layer, "adapter")]
     for layer, keys, values in zip(with_adapter, memory.k_proj, memory.v_proj, strict=True):

@@ -1,4 +1,4 @@
-"""The encoder with the heads of the align stage: brain embeddings in CLIP's spaces of pictures and of captions.
+"""The encoder with the heads of the align stage: brain embeddings in CLIP's image and text spaces.
 
 References
 ----------
@@ -23,19 +23,19 @@ from bitllm.model.checkpoint.weights import read_weights
 from bitllm.model.encoder import BrainEncoder
 from bitllm.model.voxels import Anatomy
 
-_MAX_SCALE = 100.0
+_MAX_SCALE = 100.0  # CLIP's bound of the inverse temperature
 _WEIGHTS, _CARD = "aligner.safetensors", "aligner.json"
 
 
 class BrainAligner(nn.Module):
-    """Betas → one unit vector in the picture space and one in the caption space.
+    """Betas → one unit vector in the image space and one in the text space.
 
     Parameters
     ----------
     encoder
         The brain encoder; its tokens are averaged.
     embedding_width
-        Width of the CLIP's space.
+        Width of the CLIP embeddings.
     """
 
     def __init__(self, encoder: BrainEncoder, *, embedding_width: int) -> None:
@@ -49,7 +49,7 @@ class BrainAligner(nn.Module):
     def embed(
         self, brain_tokens: Float[Tensor, "B N width"]
     ) -> tuple[Float[Tensor, "B d"], Float[Tensor, "B d"]]:
-        """Unit embeddings (picture space, caption space) of brain tokens."""
+        """Unit embeddings of brain tokens in the image space and in the text space."""
         pooled = self.norm(brain_tokens.mean(dim=1))
         return F.normalize(self.image_head(pooled), dim=-1), F.normalize(self.text_head(pooled), dim=-1)
 
@@ -69,9 +69,9 @@ class BrainAligner(nn.Module):
     ) -> dict[str, Tensor]:
         """The align loss: mean of symmetric InfoNCE (brain, image) and (brain, text).
 
-        Under several processes every trial of every process is a negative of every other, with gradient: the loss is
-        that of the whole batch in each of them. Where betas are mixtures of two trials, ``mixture`` holds
-        the second one's image (``mixed_with``) and the ``share`` of the first. For ``per_subject`` see
+        With several processes, the trials of all processes are negatives of each other, with gradients: every
+        process computes the loss of the whole batch. If the betas are mixtures of two trials, ``mixture`` contains
+        the image of the second trial (``mixed_with``) and the ``share`` of the first. For ``per_subject`` see
         `BrainEncoder.forward`.
         """
         anatomy = Anatomy(coords_mm, atlas_labels, voxel_mask)
@@ -93,14 +93,14 @@ class BrainAligner(nn.Module):
 
 
 def _of_all_processes(rows: Shaped[Tensor, "B ..."]) -> Shaped[Tensor, "all ..."]:
-    """The rows of all processes, in their order; gradients flow back to the process that each row came from."""
+    """The rows of all processes in the order of ranks; gradients return to the process of each row."""
     if not (dist.is_available() and dist.is_initialized()):
         return rows
     return _Gathered.apply(rows)  # type: ignore[no-untyped-call]
 
 
 class _Gathered(torch.autograd.Function):
-    """Concatenation over processes; the gradient of a row is the sum of what all processes have for it."""
+    """Concatenation over processes; the gradient of a row is the sum of its gradients in all processes."""
 
     @staticmethod
     def forward(context: Any, rows: Tensor) -> Tensor:
@@ -111,6 +111,7 @@ class _Gathered(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> Tensor:
+        # A sum, not a mean: every process computes the whole loss, and DDP then averages parameter gradients.
         total = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total[dist.get_rank() * context.n_rows :][: context.n_rows]
@@ -124,7 +125,7 @@ def save_aligner(
     about: dict[str, Any],
     state: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write weights (those of ``state`` where it is given) and settings into ``folder``."""
+    """Write weights (by default the aligner's own) and settings into ``folder``."""
     named = aligner.state_dict() if state is None else state
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}, folder / _WEIGHTS)
     write_json(
@@ -148,6 +149,7 @@ def load_aligner(folder: Path) -> BrainAligner:
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"{folder / _WEIGHTS}: does not fit its own settings ({reason}); train the align stage again"
+            f"{folder / _WEIGHTS}: expected the weights that {_CARD} describes, found others ({reason}); train the "
+            "align stage again"
         ) from None
     return aligner

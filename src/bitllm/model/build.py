@@ -1,4 +1,4 @@
-"""Builders: from a base LLM and plain settings to a BIT-LLM, what learns in it, and the checkpoints of the stages."""
+"""Builders: from a base LLM and plain settings to a BIT-LLM; its trainable parameters; the checkpoints of stages."""
 
 from pathlib import Path
 from typing import Any
@@ -22,30 +22,29 @@ from bitllm.model.configuration import BitLlmConfig
 from bitllm.model.modeling import BitLlmForCausalLM
 
 CARD = "bitllm.json"
-"""What is said of a checkpoint's training."""
+"""Describes how a checkpoint was trained."""
 
 
 def build_bit_llm(
     llm: LlamaForCausalLM, *, base_dtype: torch.dtype | None = None, **settings: Any
 ) -> BitLlmForCausalLM:
-    """A BIT-LLM around ``llm``: encoder, interface and adapters with first values, everything frozen.
+    """A BIT-LLM around ``llm``, with newly initialized encoder, interface and adapters, all frozen.
 
-    The LLM's weights are shared with the model, not copied, where the precision is the same: at the poster's size a
-    copy would cost 6 GB.
+    The model shares the LLM's weights if the precision is the same: at the poster's size a copy would take 6 GB.
 
     Parameters
     ----------
     llm
         The base LLM.
     base_dtype
-        Precision that the frozen LLM is kept in, its own by default; encoder and interface stay in float32.
+        Precision of the frozen LLM, by default unchanged; encoder and interface are in float32.
     settings
         Fields of `BitLlmConfig` besides ``text_config``.
 
     Raises
     ------
     CheckpointError
-        If the weights of ``llm`` are not those of its configuration.
+        If the weights of ``llm`` do not match its configuration.
     """
     config = BitLlmConfig(text_config=llm.config, **settings)
     dtype = base_dtype or llm.dtype
@@ -64,12 +63,12 @@ def build_bit_llm(
 
 
 def freeze(model: nn.Module) -> None:
-    """Let nothing of the model learn."""
+    """Freeze all parameters."""
     model.requires_grad_(False)
 
 
 def train_interface(model: BitLlmForCausalLM, *, with_encoder: bool = False) -> None:
-    """Let the interface learn (and the encoder where asked); everything else is frozen."""
+    """Make the interface trainable (and the encoder ``with_encoder``); freeze everything else."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(
             is_interface_parameter(name) or (with_encoder and is_encoder_parameter(name))
@@ -77,7 +76,7 @@ def train_interface(model: BitLlmForCausalLM, *, with_encoder: bool = False) -> 
 
 
 def n_trainable(model: nn.Module) -> int:
-    """Number of parameters that learn."""
+    """Number of trainable parameters."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
@@ -89,16 +88,16 @@ def save_trained(
     about: dict[str, Any] | None = None,
     state: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write encoder and interface with the configuration and the name of the base LLM into ``folder``.
+    """Write encoder, interface, configuration and the reference to the base LLM into ``folder``.
 
-    The folder can be opened with `BitLlmForCausalLM.from_pretrained`.
+    `BitLlmForCausalLM.from_pretrained` opens the folder.
 
     Parameters
     ----------
     about
-        What ``bitllm.json`` says of the training besides the base LLM.
+        Further entries of ``bitllm.json``.
     state
-        Weights to write instead of the model's own.
+        Weights to write; by default the model's own.
     """
     model.config.base_llm = base.reference()
     model.save_pretrained(folder, state_dict=state)
@@ -113,9 +112,9 @@ def load_trained(
     Parameters
     ----------
     base_dtype
-        Precision that the frozen LLM is kept in, its own by default.
+        Precision of the frozen LLM, by default unchanged.
     interface
-        The interface that is expected; any by default.
+        Expected interface; by default any.
 
     Raises
     ------

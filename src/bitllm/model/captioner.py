@@ -1,11 +1,11 @@
-"""A trained model with its prompts: the only place that generates text and scores it.
+"""A trained model with its prompts: the only place that generates and scores text.
 
     load_captioner(folder, base) → Captioner ─ caption(trials)            fMRI trials → text
                                              ─ greedy(brain_tokens)       brain tokens → text, temperature 0
                                              ─ sample(brain_tokens)       brain tokens → `Rollout` for rft
                                              ─ log_probs(answers, memory) log p of the tokens of given answers
 
-Validation, rollouts, evaluation and the local page all call it, so they decode and score in the same way.
+Validation, rollouts, evaluation and the local page all use it, so they decode and score in the same way.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,20 +40,20 @@ _SCORED_AT_ONCE = 128
 
 @dataclass(frozen=True)
 class Captioner:
-    """A `BitLlmForCausalLM` that writes and scores captions of brain input.
+    """A `BitLlmForCausalLM` that generates and scores captions of brain input.
 
     Parameters
     ----------
     model
-        The model; `sample` and `greedy` run it in evaluation mode and restore its mode.
+        The model; `sample` and `greedy` switch it to evaluation mode and restore its mode afterwards.
     prompter
         Turns an instruction into token ids.
     atlases
-        Atlases whose labels its encoder reads, in their order.
+        Atlases of the encoder, in the order of its labels.
     name
-        Of the system, e.g. ``rft``.
+        Name of the system, e.g. ``rft``.
     split_sha256
-        Checksum of the split that it was trained on.
+        Checksum of the split that the model was trained on.
     """
 
     model: Any
@@ -64,7 +64,7 @@ class Captioner:
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, **about: Any) -> "Captioner":
-        """With prompts that hold one placeholder for each brain token where the interface is a prefix."""
+        """A captioner for a model; for a prefix interface its prompts contain one placeholder per brain token."""
         if model.config.interface == "cross_attention":
             return cls(model, Prompter(tokenizer), **about)
         prompter = Prompter(tokenizer, model.model.encoder.n_brain_tokens, model.config.brain_token_id)
@@ -85,7 +85,7 @@ class Captioner:
         trials
             Trials of one or more subjects of a store (`bitllm.Run.trials`).
         instruction
-            What the LLM is asked.
+            Instruction in the prompt.
         max_new_tokens
             Longest caption, in tokens.
         """
@@ -119,18 +119,19 @@ class Captioner:
         brain_tokens
             Output of the encoder; None for the LLM without brain input.
         n
-            Number of captions where ``brain_tokens`` is None. All are the same; one is decoded.
+            Number of captions if ``brain_tokens`` is None. They are all equal, so only one is decoded.
         instruction
-            What the LLM is asked.
+            Instruction in the prompt.
         max_new_tokens
             Longest caption, in tokens.
         on_batch
             Called with the number of captions decoded so far.
         on_text
-            Called with the text so far after each token of a single input; an exception that it raises stops decoding.
+            Called after each token of a single input with the text so far; if it raises, decoding stops.
         """
         if brain_tokens is not None:
             n = len(brain_tokens)
+            # Equal inputs (such as the zero control) give equal captions: decode one.
             if n > 1 and bool((brain_tokens == brain_tokens[:1]).all()):
                 brain_tokens = brain_tokens[:1]
         rows = 1 if brain_tokens is None else len(brain_tokens)
@@ -169,11 +170,11 @@ class Captioner:
         Parameters
         ----------
         seeds
-            One for each brain input; they determine its captions.
+            One seed for each brain input; it determines the captions of that input.
         temperature
-            Of the softmax.
+            Temperature of the softmax.
         synced_gpus
-            Whether every process must run as many steps as the slowest one, as sharded weights require.
+            Whether every process runs as many steps as the slowest one; needed with sharded weights.
         """
         prompts = [self.prompter.prompt_ids(instruction)] * (len(brain_tokens) * n_captions)
         sampling = GumbelSampling(
@@ -190,10 +191,11 @@ class Captioner:
             logits_processor=LogitsProcessorList([sampling]),
             synced_gpus=synced_gpus,
         )
-        out_ids = out.cpu()  # once; labels, captions and ends are found in main memory
+        out_ids = out.cpu()  # a single transfer: labels, captions and end tokens are found on the CPU
         answer = out_ids[:, ids.shape[1] :]
         is_end = torch.isin(answer, torch.tensor(self._ends))
-        # everything up to and including the first end token, also where the padding token is an end token
+        # Labels are the tokens up to and including the first end token. The padding token may itself be an end token,
+        # so count the end tokens before each position instead of looking for padding.
         is_label = is_end.cumsum(-1) - is_end.long() == 0
         labels = torch.full_like(out_ids, -100)
         labels[:, ids.shape[1] :] = answer.masked_fill(~is_label, -100)
@@ -206,7 +208,7 @@ class Captioner:
         *,
         instruction: str = INSTRUCTIONS[0],
     ) -> Float[Tensor, "B L"]:
-        """Natural log p of every token of given answers after the prompt; 0 past the end. Differentiable.
+        """Natural log p of every token of given answers after the prompt; 0 beyond the end. Differentiable.
 
         Parameters
         ----------
@@ -237,7 +239,7 @@ class Captioner:
         instruction: str = INSTRUCTIONS[0],
         on_batch: Callable[[int, int], None] | None = None,
     ) -> Float[np.ndarray, "R L"]:
-        """log2 p of every token of many answers, answers of one length together; 0 past the end.
+        """log2 p of every token of many answers, in batches of similar length; 0 beyond the end.
 
         Parameters
         ----------
@@ -252,6 +254,7 @@ class Captioner:
         """
         lengths = np.array([len(answer) for answer in answers])
         found = np.zeros((len(answers), int(lengths.max())))
+        # Batches of similar length contain little padding.
         order = np.argsort(lengths, kind="stable")
         for start in range(0, len(answers), _SCORED_AT_ONCE):
             chosen = order[start : start + _SCORED_AT_ONCE]
@@ -281,7 +284,7 @@ class Captioner:
     def _generate(
         self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, **options: Any
     ) -> tuple[Tensor, Tensor]:
-        """Prompts padded on the left, and prompts with their continuations."""
+        """Prompts padded on the left, and the same prompts with their continuations."""
         pad = self.prompter.tokenizer.pad_token_id
         ids, mask = pad_left(prompts, pad)
         was_training = self.model.training
@@ -290,7 +293,7 @@ class Captioner:
             out = self.model.generate(
                 input_ids=ids.to(self.model.device),
                 attention_mask=mask.to(self.model.device),
-                do_sample=False,
+                do_sample=False,  # also for samples: `GumbelSampling` makes the argmax a sample
                 use_cache=True,
                 max_new_tokens=max_new_tokens,
                 pad_token_id=pad,
@@ -315,11 +318,11 @@ class Rollout:
 
     input_ids: Int[Tensor, "R T"]
     labels: Int[Tensor, "R T"]
-    """In main memory, like ``has_ended``."""
+    """On the CPU, like ``has_ended``."""
     brain_tokens: Float[Tensor, "B N width"]
     captions: list[str]
     has_ended: Bool[Tensor, " R"]
-    """Whether the caption has an end token within the limit."""
+    """Whether the caption has an end token within ``max_new_tokens``."""
 
     def log_probs(self, model: Any, *, temperature: float = 1.0) -> TokenLogProbs:
         """Log-probabilities of the sampled tokens under ``model``."""
@@ -340,8 +343,8 @@ class GumbelSampling(LogitsProcessor):
     """Noise that turns argmax into sampling from the softmax, with one random generator for each brain input.
 
     argmax(logits / T + g) with g = −log(−log u) is distributed as softmax(logits / T) (Gumbel 1954; Maddison et al.
-    2014). So the captions of an input depend on its seed alone: not on the batch, the number of processes, or where a
-    run was resumed.
+    2014). The captions of an input therefore depend only on its seed: not on the batch, the number of processes, or
+    where a run was resumed.
     """
 
     def __init__(
@@ -355,6 +358,7 @@ class GumbelSampling(LogitsProcessor):
     ) -> Float[Tensor, "R vocabulary"]:
         noise = torch.empty_like(scores, dtype=torch.float32)
         for rows, generator in zip(noise.split(self.n_captions), self.generators, strict=True):
+            # If e is exponential, −log e is Gumbel distributed. This is why the noise is subtracted below.
             rows.exponential_(generator=generator)
         return scores / self.temperature - noise.log_()
 
@@ -374,7 +378,7 @@ class _Streamer:
         self.on_text(self.captioner._texts(torch.tensor([self.ids]))[0])
 
     def end(self) -> None:
-        """Nothing is left to report."""
+        """Part of the interface of `generate`."""
 
 
 def load_captioner(
@@ -400,6 +404,6 @@ def load_captioner(
 
 
 def with_lora_weights(model: Any, folder: Path) -> Any:
-    """The model of an sft checkpoint with the LoRA weights of the rft checkpoint in ``folder``."""
+    """The model of an sft checkpoint with the LoRA weights from the rft checkpoint in ``folder``."""
     with model_loading(folder, "the LoRA weights of rft", error=CheckpointError):
         return PeftModel.from_pretrained(model, str(folder))

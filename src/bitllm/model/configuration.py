@@ -24,18 +24,17 @@ class BitLlmConfig(PreTrainedConfig):
     interface
         ``cross_attention``, ``prefix`` or ``prefix_mlp``.
     adapter_layers
-        Decoder layers (0-based) that are followed by an adapter; the poster's {3, 7, 11, 15}.
+        Decoder layers (0-based) that are followed by an adapter; by default those of the poster.
     gate_start
-        First value of the adapters' gates; 0 closes them (see `CrossAttentionAdapter`).
+        Initial value of the gates; 0 closes the adapters (see `CrossAttentionAdapter`).
     adapter_start
-        First values of the adapters' norm, query, key and value: ``random``, or copies of their layer's own
-        ``self_attention``.
+        Initial norm, query, key and value of the adapters: ``random``, or copies of the layer's ``self_attention``.
     prefix_hidden_width
         Hidden width of ``prefix_mlp``.
     brain_token_id
-        Token whose places in the prompt the prefix interfaces fill; unused by ``cross_attention``.
+        Token in the prompt that the prefix interfaces replace by brain tokens; unused by ``cross_attention``.
     base_llm
-        Name, revision and sha256 of the base LLM whose weights a checkpoint leaves out; None for a whole checkpoint.
+        Name, revision and sha256 of the base LLM if the checkpoint does not contain it, else None.
     """
 
     model_type = "bit_llm"
@@ -60,9 +59,9 @@ class BitLlmConfig(PreTrainedConfig):
             self.text_config = LlamaConfig()
         elif isinstance(self.text_config, dict):
             self.text_config = LlamaConfig(**self.text_config)
-        else:  # a copy: what transformers settles for this model must not reach the LLM's own configuration
+        else:  # a copy, because transformers modifies it (dtype, attention) and the caller's LLM uses the original
             self.text_config = copy.deepcopy(self.text_config)
-        self.text_config._name_or_path = ""  # a path tells of the machine; `base_llm` names the LLM
+        self.text_config._name_or_path = ""  # a path of this machine; `base_llm` names the LLM
         self.adapter_layers = list(self.adapter_layers)
         self.encoder = dict(self.encoder or {})
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
@@ -73,7 +72,7 @@ class BitLlmConfig(PreTrainedConfig):
 
     @property
     def llama(self) -> LlamaConfig:
-        """The LLM's configuration, which is never a plain dictionary after `__post_init__`."""
+        """``text_config`` with its type: `__post_init__` has replaced dictionaries."""
         return cast(LlamaConfig, self.text_config)
 
     def _check(self) -> None:

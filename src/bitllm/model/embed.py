@@ -43,7 +43,7 @@ def brain_tokens_of(
 def brain_tokens_of_betas(
     encoder: BrainEncoder, betas: Sequence[Float[np.ndarray, " voxels"]], subject: str, anatomies: Anatomies
 ) -> Float[Tensor, "n N width"]:
-    """Brain tokens of betas of one subject, e.g. those of a control."""
+    """Brain tokens of betas of one subject, e.g. of a control."""
     row = anatomies.subjects.index(subject)
     return _in_batches(
         encoder,

@@ -1,19 +1,19 @@
 """The subject-agnostic fMRI encoder: any set of voxels of any subject → brain tokens.
 
-Each of ``n_queries`` learned queries pools the betas of a trial with softmax weights that depend on where a
-voxel lies and how atlases name it, never on its beta:
+Each of ``n_queries`` learned queries pools the betas of a trial. The softmax weights depend on the coordinates and
+atlas labels of the voxels, not on the betas:
 
     pooled[q] = Σ_v softmax_v(τ · query[q] · key[v]) · beta[v]
 
-so the weights of one subject are one matrix for all its trials, and pooling a batch of several subjects is one batched
-matrix product. Residual blocks and a head turn the pooled values into brain tokens.
+So one weight matrix serves all trials of a subject, and pooling a batch of several subjects is one batched matrix
+product. Residual blocks and a linear head turn the pooled values into brain tokens.
 
 References
 ----------
 The idea of neuro-informed attention is MindLLM's (Qiu et al. 2025, arXiv 2502.15786, section 3.1); this is a
-clean-room version of it. Ours differs: coordinates in a common space in mm instead of voxel indices, unit-length
-keys and queries with a learned sharpness, queries that can start as keys of real voxels, an "unknown" label in
-every atlas, weights computed once per subject and batch.
+clean-room version of it. Differences: coordinates in mm in a common space instead of voxel indices, unit-length keys
+and queries with a learned inverse temperature, queries optionally initialized with the keys of real voxels, an
+"unknown" label in every atlas, weights computed once per subject and batch.
 """
 
 import math
@@ -28,10 +28,12 @@ from transformers import initialization as init
 from bitllm.model.voxels import Anatomy, VoxelKeys, check_anatomy, check_betas
 
 MAP_LIMIT_BYTES = 256 * 2**20
-"""Largest softmax map of one subject that is held in memory: 1024 queries × 65,000 voxels."""
-_PRODUCT_IN_TRAINING = ("cuda",)  # on a processor the attention kernel takes half of the time
-_SUBJECTS_KEPT = 8
-_CHUNK = 256
+"""Largest pooling map of one subject that is computed as a whole: 1024 queries × 65,000 voxels."""
+_PRODUCT_IN_TRAINING = ("cuda",)  # on a CPU the attention kernel is twice as fast as the explicit product
+_SUBJECTS_KEPT = 8  # NSD's number of subjects
+_CHUNK = (
+    256  # trials per attention call: they are the width of its values, and a wider call needs more memory
+)
 
 
 class ResidualBlock(nn.Module):
@@ -63,7 +65,7 @@ class BrainEncoder(nn.Module):
     n_frequencies, length_mm
         See `FourierPositions`.
     sharpness
-        τ at the start; it is learned.
+        Initial value of the inverse temperature τ, which is learned.
 
     Notes
     -----
@@ -106,17 +108,18 @@ class BrainEncoder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start values of the parameters that are not a layer's own."""
+        """Initialize the parameters that do not belong to a submodule."""
         init.normal_(self.queries)
+        # The logarithm is learned, so that τ stays positive.
         init.constant_(self.log_sharpness, math.log(self.initial_sharpness))
 
     @torch.no_grad()
     def anchor_queries(
         self, coords_mm: Float[Tensor, "V 3"], atlas_labels: Int[Tensor, "V A"], generator: torch.Generator
     ) -> None:
-        """Let the queries start as the keys of random training voxels, so that pooling starts local.
+        """Initialize the queries with the keys of random training voxels, so that pooling is local at the start.
 
-        Ours: a query drawn at random attends to nothing in particular, and learns its place slowly.
+        This is ours: a query drawn at random matches no voxel well and takes long to become local.
         """
         n_queries, n_voxels = self.queries.shape[0], coords_mm.shape[0]
         chosen = torch.randint(n_voxels, (n_queries,), generator=generator).to(coords_mm.device)
@@ -125,7 +128,7 @@ class BrainEncoder(nn.Module):
     def pooling_map(
         self, coords_mm: Float[Tensor, "V 3"], atlas_labels: Int[Tensor, "V A"]
     ) -> Float[Tensor, "queries V"]:
-        """Softmax weights of one subject: how much each query takes from each voxel, whatever the trial."""
+        """Softmax weights of one subject: the weight of each voxel in each query, the same for all trials."""
         return self._weights(Anatomy.of_subject(coords_mm, atlas_labels))[0]
 
     def pool(
@@ -142,12 +145,14 @@ class BrainEncoder(nn.Module):
         *,
         per_subject: int | None = None,
     ) -> Float[Tensor, "B queries"]:
-        """Pooled betas of a batch that may mix subjects: one batched product; see `forward` for the arguments."""
+        """Pooled betas of a batch of one or more subjects, in one batched product; arguments as of `forward`."""
         if per_subject is None:
             check_anatomy(anatomy, self.n_labels)
             check_betas(betas, subject_index, anatomy.voxel_mask)
             padding = ~anatomy.voxel_mask
             betas = betas.masked_fill(padding[subject_index], 0.0)
+            # Drop subjects without a trial, and relabel their padding as 0: label tables may be padded with
+            # other values.
             present, subject_index, counts = subject_index.unique(return_inverse=True, return_counts=True)
             labels = anatomy.atlas_labels.masked_fill(padding[..., None], 0)
             anatomy = Anatomy(*(part[present] for part in (anatomy.coords_mm, labels, anatomy.voxel_mask)))
@@ -156,7 +161,8 @@ class BrainEncoder(nn.Module):
         betas = betas.to(self.queries.dtype)
         if n_subjects == 1:
             return self._pooled(betas[None], anatomy)[0]
-        # a row of the table for each trial, without a host that waits for their numbers
+        # Sort the trials into a table of n_subjects × per_subject rows. Boolean indexing would be simpler, but its
+        # result has a size that only the GPU knows, so the host would wait for it in every step.
         is_own = (subject_index[:, None] == torch.arange(n_subjects, device=betas.device)).long()
         earlier = (is_own.cumsum(0) * is_own).sum(1) - 1
         row = subject_index * per_subject + earlier
@@ -168,9 +174,10 @@ class BrainEncoder(nn.Module):
     ) -> Float[Tensor, "S trials queries"]:
         """Pooled betas of the same number of trials of each subject.
 
-        Weights that fit in memory are kept in evaluation, and on a GPU computed in training too: there the product is
-        faster than the attention kernel, which uses an eighth of the card. Elsewhere, and for whole brains, the kernel
-        works through the voxels in blocks and never holds the weights.
+        Weights that fit in memory are cached in evaluation. On a GPU they are computed explicitly in training too,
+        because the matrix product is faster there than the attention kernel, which uses an eighth of the card.
+        Otherwise (on a CPU, or for whole brains) the kernel processes the voxels in blocks and never stores the
+        weights.
         """
         n_bytes = self.queries.shape[0] * anatomy.voxel_mask.shape[1] * self.queries.element_size()
         is_fixed = not self.training and not torch.is_grad_enabled()
@@ -195,11 +202,13 @@ class BrainEncoder(nn.Module):
         return queries, keys, bias
 
     def _kept_weights(self, anatomy: Anatomy) -> Float[Tensor, "S queries V"]:
-        """The weights of this anatomy under these parameters, from those kept or made now."""
+        """Cached weights of this anatomy under the current parameters, computed if they are not in the cache."""
         parameters = [self.queries, self.log_sharpness, *self.keys.parameters(), *self.keys.buffers()]
         for kept in self._maps:
             if _same([*anatomy, *parameters], kept.made_of):
                 return kept.weights
+        # The cache is compared by value: parameters change in place in training, and an equal anatomy may be
+        # another tensor.
         made_of = [tensor.detach().clone() for tensor in (*anatomy, *parameters)]
         self._maps = [_KeptMap(self._weights(anatomy), made_of), *self._maps]
         while len(self._maps) > 1 and sum(len(kept.weights) for kept in self._maps) > _SUBJECTS_KEPT:
@@ -207,7 +216,7 @@ class BrainEncoder(nn.Module):
         return self._maps[0].weights
 
     def train(self, mode: bool = True) -> "BrainEncoder":
-        """Switch to training (and drop the weights kept in evaluation) or to evaluation."""
+        """Switch to training, which drops the cached weights, or to evaluation."""
         if mode:
             self._maps = []
         return super().train(mode)
@@ -225,18 +234,18 @@ class BrainEncoder(nn.Module):
         Parameters
         ----------
         betas
-            Z-scored betas of each trial; columns past a subject's voxels are padding.
+            Z-scored betas of each trial; columns beyond a subject's voxels are padding.
         subject_index
-            For each trial, the row of ``anatomy`` that holds its subject's voxels.
+            For each trial, the row of ``anatomy`` with its subject's voxels.
         per_subject
-            The largest number of trials of one subject. A batch with this number is trusted: it is not checked, its
-            padding must be 0, and nothing waits for the device. `bitllm.data.batch.brain_input` gives it.
+            The largest number of trials of one subject, from `bitllm.data.batch.brain_input`. If it is given, the
+            batch is not checked (its padding must be 0) and the host does not wait for the device.
 
         Raises
         ------
         DataError
-            Without ``per_subject``: if betas, subjects and anatomy do not fit one another, or hold what is no number or
-            no label.
+            Without ``per_subject``: if the shapes do not match, a beta or coordinate is not finite, or a label is
+            not in its atlas.
         """
         return self.tokens(self.pooled(betas, subject_index, anatomy, per_subject=per_subject))
 
@@ -250,14 +259,14 @@ class BrainEncoder(nn.Module):
 
 
 class _KeptMap(NamedTuple):
-    """A pooling map with everything that it was computed from."""
+    """A cached pooling map with copies of the tensors that it was computed from."""
 
     weights: Tensor
     made_of: list[Tensor]
 
 
 def _same(tensors: list[Tensor], others: list[Tensor]) -> bool:
-    """Whether all are equal; the host waits for the device once."""
+    """Whether all tensors are equal, with a single host-device synchronization."""
     pairs = list(zip(tensors, others, strict=True))
     if any(a.shape != b.shape or a.device != b.device for a, b in pairs):
         return False
@@ -270,12 +279,14 @@ def _attend(
     bias: Float[Tensor, "S 1 V"],
     betas: Float[Tensor, "S trials V"],
 ) -> Float[Tensor, "S trials queries"]:
-    """softmax(queries · keysᵀ + bias) · betasᵀ as attention, with the trials as the width of its values.
+    """softmax(queries · keysᵀ + bias) · betasᵀ as attention, with the trials as the width of the values.
 
-    The kernel that needs little memory takes queries, keys and values of one width, hence the zeros.
+    The memory-efficient kernel requires queries, keys and values of equal width; the narrower ones are padded with
+    zeros.
     """
     n_trials, width = betas.shape[1], max(betas.shape[1], queries.shape[1])
     q, k, v = (_widened(part, width)[:, None] for part in (queries.expand(len(keys), -1, -1), keys, betas.mT))
+    # scale=1.0: the queries are already multiplied by the learned τ.
     pooled = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[:, None], scale=1.0)
     return pooled[:, 0, :, :n_trials].mT
 

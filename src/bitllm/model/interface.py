@@ -1,7 +1,7 @@
 """How brain tokens reach the LLM: ``cross_attention``, ``prefix`` or ``prefix_mlp``.
 
-All three end in one tensor, the *brain memory*: keys and values of the adapters for ``cross_attention``, soft
-tokens of the LLM's width for the prefix interfaces, which take the places of the prompt's placeholder tokens.
+Each produces one tensor, the *brain memory*: keys and values of the adapters for ``cross_attention``, or soft tokens
+of the LLM's width that replace the prompt's placeholder tokens for the prefix interfaces.
 """
 
 from typing import Literal, get_args

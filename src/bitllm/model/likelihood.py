@@ -1,6 +1,6 @@
-"""Log-probabilities of the tokens of a caption, computed only where a token is due.
+"""Log-probabilities of the tokens of a caption; logits are computed only at positions that predict one.
 
-One function for three uses: the sft loss, the policy of rft, and the bits of evidence.
+The sft loss, the policy of rft and the bits of the evaluation use the same function.
 """
 
 from typing import Any, NamedTuple
@@ -18,20 +18,20 @@ class TokenLogProbs(NamedTuple):
     log_probs: Float[Tensor, "B L"]
     """Natural logarithms; 0 where ``label_mask`` is false."""
     label_mask: Bool[Tensor, "B L"]
-    """Which of the columns are labels."""
+    """Which entries are labels; rows with fewer labels are padded."""
 
 
 class Due(NamedTuple):
-    """Where the labels of a batch are, found while it is still in main memory, so that nothing waits for the device."""
+    """Positions of the labels of a batch, found while it is on the CPU, so that the host does not wait for the GPU."""
 
     places: Int[Tensor, "3 n"]
-    """Of each label: its place in the flattened ids, its row, and its number within the row."""
+    """For each label: position in the flattened ids, row, and number within the row."""
     n_columns: int
     """The largest number of labels in a row."""
 
     @classmethod
     def of(cls, labels: Int[Tensor, "B T"]) -> "Due":
-        """The labels that are not −100; one at the start of a row has nothing before it that predicts it."""
+        """Labels other than −100; the first token of a row is left out because no earlier token predicts it."""
         is_due = labels != -100
         is_due[:, 0] = False
         row, column = is_due.nonzero().T
@@ -40,7 +40,7 @@ class Due(NamedTuple):
         return cls(places, int(number.max()) + 1 if len(row) else 0)
 
     def to(self, device: torch.device) -> "Due":
-        """The same on a device."""
+        """The same on another device."""
         return self._replace(places=self.places.to(device))
 
 
@@ -53,30 +53,32 @@ def token_log_probs(
     due: Due | None = None,
     temperature: float = 1.0,
 ) -> TokenLogProbs:
-    """Log p(label | what stands before it, brain memory) for every label that is not −100.
+    """Log p(label | previous tokens, brain memory) for every label other than −100.
 
-    The head over the vocabulary, the costly part, runs on those positions alone. Rows are padded on the right, so the
-    causal attention of a label never reaches padding, and there is no attention mask.
+    The language head, the expensive part, runs only at these positions. Rows are padded on the right, so that under
+    causal attention no label attends to padding and no attention mask is needed.
 
     Parameters
     ----------
     model
         A `BitLlmForCausalLM`, or one under PEFT.
     brain_memory
-        What its adapters read; None for the LLM alone.
+        Keys and values for the adapters; None for the LLM alone.
     due
-        `Due.of` the labels, computed here if it is not given.
+        `Due.of` the labels; computed here by default.
     temperature
-        Of the softmax, as in sampling.
+        Temperature of the softmax, as in sampling.
     """
     (place, row, number), n_columns = Due.of(labels) if due is None else due
     with computing(model):
         hidden = model.model(
             input_ids=input_ids, brain_memory=brain_memory, use_cache=False
         ).last_hidden_state
+        # The hidden state at position t predicts token t + 1, hence place - 1.
         logits = model.lm_head(hidden.flatten(0, 1)[place - 1]).float()
     logits = logits if temperature == 1 else logits / temperature
     chosen = labels.flatten()[place]
+    # log_softmax would allocate a second tensor of labels × vocabulary.
     values = logits.gather(-1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
     label_mask = torch.zeros(len(labels), n_columns, dtype=torch.bool, device=labels.device)
     label_mask = label_mask.index_put((row, number), torch.ones_like(row, dtype=torch.bool))

@@ -1,7 +1,7 @@
-"""BIT-LLM: a frozen Llama that reads brain tokens at every step of decoding.
+"""BIT-LLM: a frozen Llama that reads brain tokens at every decoding step.
 
-The base LLM's parameter names are untouched, so any Llama checkpoint loads; adapters are extra keys. The brain
-memory is an argument of every ``forward``, made once per input.
+Parameters of the base LLM have their original names, so any Llama checkpoint loads; adapters add keys. The brain
+memory is computed once per input and is an argument of every ``forward``.
 
 References
 ----------
@@ -39,7 +39,7 @@ _BRAIN_ARGUMENTS = (
 
 
 class BitLlmPreTrainedModel(ExactCheckpoints):
-    """Loading, saving and first values of all BIT-LLM models."""
+    """Loading, saving and initialization of all BIT-LLM models."""
 
     config_class = BitLlmConfig
     base_model_prefix = "model"
@@ -49,18 +49,19 @@ class BitLlmPreTrainedModel(ExactCheckpoints):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
-    # places of voxels and what is trained stay in float32 whatever the LLM is kept in
+    # coordinates in mm need more than the 8 bits of bfloat16's mantissa, and small updates of trained weights too
     _keep_in_fp32_modules_strict = ["encoder", "interface", "adapter"]
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict | None = None, **kw: Any
     ) -> None:
-        """Compute activations again in the backward pass."""
+        """Recompute activations in the backward pass, which must not be re-entrant."""
         if (gradient_checkpointing_kwargs or {}).get("use_reentrant"):
             raise ConfigError(
-                "gradient checkpointing: expected use_reentrant=False, found True; the re-entrant kind gives no "
-                "gradient to the brain memory"
+                "gradient checkpointing: expected use_reentrant=False, found True; leave it out: the re-entrant kind "
+                "computes no gradient of the brain memory"
             )
+        # Re-entrant checkpointing drops gradients of keyword arguments, and the brain memory is one.
         super().gradient_checkpointing_enable({"use_reentrant": False}, **kw)
 
     @torch.no_grad()
@@ -124,10 +125,10 @@ class BitLlmModel(BitLlmPreTrainedModel):
         voxel_mask: Bool[Tensor, "S V"] | None = None,
         brain_tokens: Float[Tensor, "B N width"] | None = None,
     ) -> Float[Tensor, "B ..."] | None:
-        """What the LLM reads: from brain tokens if they are given, else from betas; None without either.
+        """The tensor that the LLM reads: from brain tokens if they are given, else from betas; None without either.
 
-        Betas need their anatomy, whole or as its three tensors (which a data loader can send to another device).
-        Without ``subject_index`` all trials are of the first subject.
+        Betas need their anatomy, as one object or as its three tensors (which a data loader can move to another
+        device). Without ``subject_index`` all trials belong to the first subject.
         """
         if brain_tokens is None and betas is not None:
             if anatomy is None:
@@ -139,7 +140,7 @@ class BitLlmModel(BitLlmPreTrainedModel):
                 anatomy = Anatomy(coords_mm, atlas_labels, real if voxel_mask is None else voxel_mask)
             if subject_index is None:
                 subject_index = torch.zeros(betas.shape[0], dtype=torch.long, device=betas.device)
-            # the same tokens whatever the LLM's precision: those of float32
+            # without autocast, so that brain tokens do not depend on the precision of the LLM
             with torch.autocast(betas.device.type, enabled=False):
                 brain_tokens = self.encoder(betas, subject_index, anatomy)
         return None if brain_tokens is None else self.interface(brain_tokens)
@@ -152,7 +153,7 @@ class BitLlmModel(BitLlmPreTrainedModel):
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Hidden states of the LLM under a brain memory (or a brain input, or neither: the plain LLM)."""
+        """Hidden states of the LLM under a brain memory or a brain input; without either, those of the plain LLM."""
         brain = {name: kwargs.pop(name, None) for name in _BRAIN_ARGUMENTS}
         if brain_memory is None:
             brain_memory = self.brain_memory(**brain)
@@ -170,9 +171,10 @@ class BitLlmModel(BitLlmPreTrainedModel):
     def _with_prefix(
         self, input_ids: Int[Tensor, "B T"], prefix: Float[Tensor, "B N d"], past_key_values: Cache | None
     ) -> Float[Tensor, "B T d"]:
-        """Token embeddings with the prompt's placeholders replaced by the soft tokens."""
+        """Token embeddings, with soft tokens in place of the prompt's placeholders."""
         embeds = self.get_input_embeddings()(input_ids)
         places = input_ids == self.config.brain_token_id
+        # The checks read values of tensors, which would break the graph of torch.compile.
         if not torch.compiler.is_compiling():
             n_places = places.sum(-1)
             has_begun = past_key_values is not None and bool(past_key_values.get_seq_length() > 0)
@@ -220,7 +222,7 @@ class BitLlmForCausalLM(BitLlmPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits, and the loss where ``labels`` are given (-100 where none is due)."""
+        """Logits, and the loss if ``labels`` are given (-100 at positions without a target)."""
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -243,7 +245,7 @@ class BitLlmForCausalLM(BitLlmPreTrainedModel, GenerationMixin):
             if isinstance(logits_to_keep, int) and logits_to_keep
             else slice(None)
         )
-        # a slice that is not contiguous would make the product copy the whole head once per row
+        # without contiguous() torch multiplies row by row and copies the whole head for each (6.4 GB for 8 prompts)
         hidden = hidden[:, kept if isinstance(logits_to_keep, int) else logits_to_keep].contiguous()
         logits = self.lm_head(hidden)
         loss = None
@@ -264,7 +266,7 @@ class BitLlmForCausalLM(BitLlmPreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         **model_kwargs: Any,
     ) -> tuple[Any, dict]:
-        """Encode the brain once per input; every beam and every sample then shares that memory."""
+        """Encode the brain input once; all beams and samples of it share the memory."""
         brain = {name: model_kwargs.pop(name, None) for name in _BRAIN_ARGUMENTS}
         if model_kwargs.get("brain_memory") is None:
             model_kwargs["brain_memory"] = self.model.brain_memory(**brain)
@@ -276,6 +278,7 @@ class BitLlmForCausalLM(BitLlmPreTrainedModel, GenerationMixin):
         )
 
 
+# Importing this module makes AutoModelForCausalLM.from_pretrained load our checkpoints.
 AutoConfig.register(BitLlmConfig.model_type, BitLlmConfig)
 AutoModel.register(BitLlmConfig, BitLlmModel)
 AutoModelForCausalLM.register(BitLlmConfig, BitLlmForCausalLM)

@@ -1,4 +1,4 @@
-"""Precision of the frozen LLM: bfloat16 where the processor multiplies it faster, float32 elsewhere."""
+"""Precision of the frozen LLM: bfloat16 if its matrix products are faster here, else float32."""
 
 import time
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ _SIDE = 1024
 
 
 def base_dtype(precision: Precision) -> torch.dtype:
-    """The type that the frozen LLM is kept in; ``auto`` measures on a processor and asks on a GPU."""
+    """Precision of the frozen LLM; ``auto`` measures it on a CPU and asks the driver on a GPU."""
     if precision == "auto":
         precision = "bf16" if has_fast_bf16() else "fp32"
     return torch.bfloat16 if precision == "bf16" else torch.float32
@@ -22,8 +22,8 @@ def base_dtype(precision: Precision) -> torch.dtype:
 def has_fast_bf16() -> bool:
     """Whether bfloat16 matrix products are clearly faster than float32 ones here.
 
-    Measured, since a processor that lacks the instructions still computes them, slower than float32. Once in a
-    process, so that all of its stages and judgings agree.
+    Measured, because CPUs without bfloat16 instructions emulate them slowly. Once per process, so that all of its
+    stages use the same precision.
     """
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
@@ -31,16 +31,16 @@ def has_fast_bf16() -> bool:
 
 
 def name_of(dtype: torch.dtype) -> Precision:
-    """The word for a type that a frozen LLM is kept in: what ``auto`` came to."""
+    """Name of a precision: the result of ``auto``."""
     return "bf16" if dtype is torch.bfloat16 else "fp32"
 
 
 @cache
 def _is_faster_in_bf16() -> bool:
-    """The best of several turns of each type, one after the other: other programs disturb both alike."""
+    """Compare the fastest of eight alternating runs, so that other programs slow down both types alike."""
     turns = [(_seconds(torch.bfloat16), _seconds(torch.float32)) for _ in range(8)]
     bf16, fp32 = (min(times) for times in zip(*turns, strict=True))
-    return bf16 < 0.7 * fp32
+    return bf16 < 0.7 * fp32  # a small advantage is not worth less precision
 
 
 def _seconds(dtype: torch.dtype) -> float:
@@ -51,7 +51,7 @@ def _seconds(dtype: torch.dtype) -> float:
 
 
 def computing(model: Any) -> AbstractContextManager[Any]:
-    """The context to run a model in: mixed precision where its LLM is kept in bfloat16."""
+    """Context in which to run a model: autocast if its LLM is in bfloat16."""
     weight = model.lm_head.weight
     if weight.dtype is torch.bfloat16:
         return torch.autocast(weight.device.type, torch.bfloat16)
@@ -60,7 +60,8 @@ def computing(model: Any) -> AbstractContextManager[Any]:
 
 @contextmanager
 def float32_parameters() -> Iterator[None]:
-    """Modules made in this context have float32 parameters, whatever precision the LLM around them is made in."""
+    """Modules created in this context have float32 parameters, whatever the precision of the LLM around them."""
+    # from_pretrained(dtype=...) sets the default dtype while it builds the modules.
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -76,7 +77,9 @@ def has_tf32() -> bool:
 
 @contextmanager
 def tf32() -> Iterator[None]:
-    """On a GPU, float32 matrix products with a mantissa of 10 bits: several times faster, and enough for align."""
+    """On a GPU, use TF32 for float32 matrix products (10-bit mantissa): several times faster, and precise enough for
+    align.
+    """
     before = torch.get_float32_matmul_precision()
     if has_tf32():
         torch.set_float32_matmul_precision("high")

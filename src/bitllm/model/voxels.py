@@ -1,9 +1,9 @@
-"""The voxels of a subject as a network sees them: where each lies and how atlases name it, never its betas.
+"""The voxels of a subject as the encoder sees them: coordinates and atlas labels, never betas.
 
 References
 ----------
 Rahimi & Recht (2007), Random features for large-scale kernel machines: the inner product of two feature vectors
-approximates a Gaussian kernel of the distance, so that voxels nearer than ``length_mm`` have similar features.
+approximates a Gaussian kernel of the distance, so voxels closer than ``length_mm`` have similar features.
 """
 
 import math
@@ -27,15 +27,15 @@ class Anatomy(NamedTuple):
     """
 
     coords_mm: Float[Tensor, "S V 3"]
-    """Place of each voxel in the common space, in mm."""
+    """Coordinates of each voxel in the common space, in mm."""
     atlas_labels: Int[Tensor, "S V A"]
     """Label of each voxel in each atlas; 0 is "unknown"."""
     voxel_mask: Bool[Tensor, "S V"]
-    """Which voxels are real, not padding."""
+    """False for padding."""
 
     @classmethod
     def of_subject(cls, coords_mm: Float[Tensor, "V 3"], atlas_labels: Int[Tensor, "W A"]) -> "Anatomy":
-        """The anatomy of one subject; every voxel is real."""
+        """The anatomy of one subject, without padding."""
         mask = torch.ones(1, len(coords_mm), dtype=torch.bool, device=coords_mm.device)
         return cls(coords_mm[None], atlas_labels[None], mask)
 
@@ -48,7 +48,7 @@ class FourierPositions(nn.Module):
     n_frequencies
         Number of random directions; the features have twice that width (cosine and sine).
     length_mm
-        Distance over which features become dissimilar (the standard deviation of the Gaussian kernel).
+        Standard deviation of the Gaussian kernel: features of voxels further apart are dissimilar.
     """
 
     frequencies: Tensor
@@ -65,17 +65,17 @@ class FourierPositions(nn.Module):
         return 2 * self.frequencies.shape[1]
 
     def reset_parameters(self) -> None:
-        """Draw the directions anew (they are fixed afterwards, and saved with the model)."""
+        """Draw the directions; they are not trained, but saved with the model."""
         init.normal_(self.frequencies, std=1.0 / self.length_mm)
 
     def forward(self, coords_mm: Float[Tensor, "... V 3"]) -> Float[Tensor, "... V features"]:
-        """Features of unit length, so that a voxel's similarity with itself is 1."""
+        """Features of unit length: cos² + sin² over all frequencies sums to their number."""
         phase = coords_mm.to(self.frequencies.dtype) @ self.frequencies
         return torch.cat([phase.cos(), phase.sin()], dim=-1) / math.sqrt(self.frequencies.shape[1])
 
 
 class VoxelKeys(nn.Module):
-    """A unit vector for each voxel from its place and its labels."""
+    """A unit vector for each voxel, from its coordinates and labels."""
 
     def __init__(
         self, *, rank: int, n_frequencies: int, length_mm: float, n_labels: tuple[int, ...], label_width: int
@@ -95,7 +95,7 @@ class VoxelKeys(nn.Module):
 
 
 def check_anatomy(anatomy: Anatomy, n_labels: tuple[int, ...]) -> None:
-    """Refuse places and labels that the encoder cannot read."""
+    """Refuse coordinates and labels that the encoder cannot read."""
     coords_mm, labels, mask = anatomy
     if coords_mm.shape[:2] != labels.shape[:2] or coords_mm.shape[:2] != mask.shape:
         raise DataError(
@@ -134,7 +134,7 @@ def check_anatomy(anatomy: Anatomy, n_labels: tuple[int, ...]) -> None:
 def check_betas(
     betas: Float[Tensor, "B betas"], subject_index: Int[Tensor, " trials"], voxel_mask: Bool[Tensor, "S V"]
 ) -> None:
-    """Refuse betas that do not belong to the voxels, or are not numbers."""
+    """Refuse betas that do not match the voxels, or are not finite."""
     if betas.shape[1] != voxel_mask.shape[1]:
         raise DataError(
             f"betas: expected one beta for each of {voxel_mask.shape[1]} voxels with coordinates, found "

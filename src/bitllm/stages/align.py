@@ -2,8 +2,8 @@
 
     betas → brain tokens → heads → unit vectors;  loss = mean of symmetric InfoNCE (brain, image), (brain, text)
 
-Targets come from a frozen CLIP, once per image; repeats of an image in a batch are positives of each other. Single
-trials are the examples. Output: a checkpoint of encoder and heads.
+The targets are embeddings of a frozen CLIP, computed once per image. The examples are single trials; repetitions of
+an image in a batch are positives of each other. The result is a checkpoint of encoder and heads.
 
 References
 ----------
@@ -55,11 +55,11 @@ class EncoderConfig(StrictConfig):
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout in the residual blocks."""
     sharpness: float = Field(default=12.0, gt=0)
-    """First value of the softmax's sharpness τ."""
+    """Initial inverse temperature τ of the softmax."""
     n_frequencies: int = Field(default=96, gt=0)
     """Number of Fourier directions."""
     length_mm: float = Field(default=12.0, gt=0)
-    """Distance over which voxels become dissimilar, in mm."""
+    """Standard deviation of the Gaussian kernel of the Fourier features, in mm."""
     label_width: int = Field(default=16, gt=0)
     """Width of a label's embedding."""
     atlases: tuple[str, ...] = (
@@ -70,9 +70,9 @@ class EncoderConfig(StrictConfig):
         "floc-words",
         "streams",
     )
-    """Atlases whose labels a voxel's key knows."""
+    """Atlases whose labels are part of a voxel's key."""
     anchored: bool = True
-    """Whether the queries start as keys of random training voxels."""
+    """Whether the queries are initialized with keys of random training voxels."""
 
     def arguments(self, store: Store) -> dict[str, Any]:
         """Arguments of `BrainEncoder` for the atlases of ``store``."""
@@ -93,15 +93,16 @@ class AlignConfig(StrictConfig):
     mix_epochs: int = Field(default=0, ge=0)
     """Number of first epochs in which each trial is mixed with another one of its subject in the batch (MixCo)."""
     validate_every: int = Field(default=50, gt=0)
-    """Steps between two retrievals on validation images."""
+    """Steps between two validations (retrieval of validation images)."""
 
 
 def make_encoder(store: Store, split: Split, config: EncoderConfig, *, seed: int) -> BrainEncoder:
-    """An untrained encoder; if configured, its queries start as the keys of voxels of the training subjects."""
+    """An untrained encoder; if configured, its queries are initialized with keys of the training subjects' voxels."""
     torch.manual_seed(seed)
     encoder = BrainEncoder(
         **{**config.arguments(store), "n_labels": tuple(config.arguments(store)["n_labels"])}
     )
+    # Label embeddings start with norm 0.5, half that of the Fourier features. The projection in the keys has no bias.
     for name, module in encoder.named_modules():
         if isinstance(module, torch.nn.Embedding):
             torch.nn.init.normal_(module.weight, std=0.5 * module.embedding_dim**-0.5)
@@ -149,7 +150,7 @@ def train_align(
         data = TrainingData(
             len(trials),
             collate_align(betas, targets, mix_epochs=config.mix_epochs, seed=seed),
-            groups=trials.subject_index,  # pooling maps belong to subjects: each process computes few of them
+            groups=trials.subject_index,  # a process then computes the pooling maps of few subjects
         )
         validation = TrialBetas(select_trials(store, split, "validation", averaged=True), anatomies, device())
         loop = Loop(
@@ -202,8 +203,8 @@ def _require_several_images(trials: TrialSet, batch_size: int) -> None:
     n_images = len(np.unique(trials.nsd_id))
     if min(n_images, batch_size) < 2:
         raise TrainingError(
-            f"align: expected several images in a batch, found {n_images} training images and batches of {batch_size} "
-            "trials, which leaves nothing to tell an image from; choose a larger align.optimizer.batch_size"
+            f"align: expected several images in a batch, as the contrastive loss needs, found {n_images} training "
+            f"images and batches of {batch_size} trials; increase align.optimizer.batch_size"
         )
 
 
@@ -219,6 +220,7 @@ def collate_align(
 
     def collate(pairs: list[tuple[int, int]]) -> dict[str, Any]:
         indices = [index for _, index in pairs]
+        # Both index tables in one transfer to the device.
         row = torch.from_numpy(np.stack([rows[indices], indices])).to(betas.device)
         batch = {
             **betas.batch(indices),
@@ -232,13 +234,14 @@ def collate_align(
 
 
 def mixco(batch: dict[str, Any], pairs: list[tuple[int, int]], *, seed: int) -> dict[str, Any]:
-    """MixCo: mix the betas of each trial with those of the next trial of its subject in the batch.
+    """MixCo: mix the betas of each trial with those of the next trial of the same subject in the batch.
 
     The share of each trial is drawn from Beta(.15, .15), as published, and is a function of (seed, epoch, index).
     """
     subject, second = batch["subject_index"], torch.arange(len(pairs))
     for row in subject.unique():
         own = (subject == row).nonzero()[:, 0]
+        # Only within a subject: betas of two subjects are of different voxels.
         second[own] = own.roll(-1)
     share = torch.tensor(
         [np.random.default_rng([seed, epoch, index, 5]).beta(0.15, 0.15) for epoch, index in pairs]
@@ -265,7 +268,7 @@ def validate(aligner: BrainAligner, betas: TrialBetas, targets: Targets) -> dict
 
 @torch.no_grad()
 def brain_embeddings(aligner: BrainAligner, betas: TrialBetas) -> Float[np.ndarray, "n d"]:
-    """Unit embeddings of trials in the image space, computed without dropout on the device of the aligner."""
+    """Unit embeddings of trials in the image space, without dropout."""
     pooled = pooled_betas(aligner.encoder, betas)
     rows = [aligner.embed(frozen_brain_tokens(aligner.encoder, part))[0] for part in pooled.split(_BATCH)]
     return torch.cat(rows).cpu().numpy()

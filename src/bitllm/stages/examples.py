@@ -1,4 +1,4 @@
-"""Training examples: trials with pooled betas or betas, an instruction, and one of the image's captions."""
+"""Training examples: trials with betas (or pooled betas), an instruction, and one of the image's captions."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,17 +25,17 @@ _BATCH = 512
 
 @dataclass(frozen=True)
 class CaptionedTrials:
-    """Trials with their pooled betas (or betas), prompts and captions.
+    """Trials with betas (or pooled betas), prompts and captions.
 
     Attributes
     ----------
     betas
         The betas of the trials, on the device of the model.
     pooled
-        Pooled betas of each trial under the frozen encoder, on its device; None if the encoder is trained, and batches
-        hold betas instead.
+        Pooled betas of each trial under the frozen encoder, on its device. None if the encoder is trained; batches
+        then contain betas.
     seed
-        Together with epoch and index it determines the instruction and the caption of an example.
+        Determines, with epoch and index, the instruction and the caption of an example.
     context
         Context length of the LLM, in tokens.
     """
@@ -57,12 +57,12 @@ class CaptionedTrials:
         seed: int,
         train_encoder: bool = False,
     ) -> "CaptionedTrials":
-        """Trials with what the frozen encoder pools from their betas, computed once.
+        """Trials for a model; with a frozen encoder, betas are pooled here, once.
 
         Parameters
         ----------
         train_encoder
-            Whether the encoder is trained: batches then hold betas, because pooled betas change with every step.
+            Whether the encoder is trained. Batches then contain betas, because pooled betas change in every step.
         """
         encoder = model.model.encoder
         anatomies = checked_anatomies(encoder, trials, atlases)
@@ -73,7 +73,7 @@ class CaptionedTrials:
 
     @property
     def trials(self) -> TrialSet:
-        """The trials whose betas these are."""
+        """The trials without captions."""
         return self.betas.trials
 
     @cached_property
@@ -96,9 +96,9 @@ class CaptionedTrials:
         for prompt, answer, (_, index) in zip(prompts, answers, pairs, strict=True):
             if len(prompt) + len(answer) > self.context:
                 raise DataError(
-                    f"captions: expected at most {self.context - len(prompt)} tokens beside the prompt, found "
+                    f"captions: expected at most {self.context - len(prompt)} tokens after the prompt, found "
                     f"{len(answer)} in a caption of image {self.trials.nsd_id[index]}; shorten it in the captions file "
-                    "and prepare again, or take an LLM with a longer context"
+                    "and prepare again, or use an LLM with a longer context"
                 )
         indices = [index for _, index in pairs]
         text = pad_answers(prompts, answers, self.prompter.tokenizer.pad_token_id)
@@ -111,7 +111,7 @@ class CaptionedTrials:
         }
 
     def lengths(self, epoch: int) -> Int[np.ndarray, " n"]:
-        """Number of tokens of each trial's prompt and caption in an epoch."""
+        """Number of tokens of prompt and caption of each trial in an epoch."""
         return np.array(
             [
                 len(self._prompts[self._instruction(epoch, index)]) + len(self._answer(epoch, index))
@@ -145,8 +145,8 @@ def checked_anatomies(encoder: BrainEncoder, trials: TrialSet, atlases: tuple[st
 def pooled_betas(encoder: BrainEncoder, betas: TrialBetas) -> Float[Tensor, "n queries"]:
     """Pooled betas of every trial under a frozen encoder, on its device; each process computes a part.
 
-    1,024 float32 values a trial at the poster's size: 0.7 GB for all training trials, where brain tokens would take
-    91 GB.
+    At the poster's size 1,024 float32 values per trial: 0.7 GB for all training trials of NSD; brain tokens would
+    take 91 GB.
     """
 
     def compute(part: range) -> Float[Tensor, "n queries"]:

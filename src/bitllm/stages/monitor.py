@@ -1,7 +1,7 @@
 """Validation during rft: do captions still depend on the brain, and how do they change?
 
-Reward hacking shows as a falling difference real − permuted while CIDEr rises, or as captions that get longer, repeat
-themselves or become identical.
+Signs of reward hacking: CIDEr rises while the difference real − permuted falls; captions become longer, repetitive
+or identical.
 """
 
 from dataclasses import replace
@@ -20,7 +20,7 @@ from bitllm.model.embed import brain_tokens_of
 
 
 class ValidationMonitor:
-    """CIDEr of greedy captions of validation images, with their own and with permuted betas."""
+    """CIDEr of greedy captions of validation images, with the correct and with permuted betas."""
 
     def __init__(
         self,
@@ -45,10 +45,11 @@ class ValidationMonitor:
         self.captioner, self.max_new_tokens = captioner, max_new_tokens
 
     def measure(self) -> dict[str, float]:
-        """CIDEr with real betas, its difference to that with another image's betas, and caption statistics."""
+        """CIDEr with real betas, its difference from CIDEr with another image's betas, and caption statistics."""
         captions = self.captioner.greedy(self.brain_tokens, max_new_tokens=self.max_new_tokens)
         tokenized = ptb_tokenize(captions)
         real = float(cider_d(tokenized, self.references).mean())
+        # A caption depends on the betas only: that of the next image is what the next image's betas give.
         permuted = float(cider_d(tokenized[1:] + tokenized[:1], self.references).mean())
         return {
             "validation_cider": real,

@@ -2,10 +2,10 @@
 
 References
 ----------
-The poster, "Stage 3". It does not define R_IP, nor the weights, nor the models. Ours: CIDEr-D against the image's
-references with document frequencies frozen from the *training* references (those of a batch alone would score a
-single image 0); BERTScore F1, the best over the references; the inner product of unit CLIP embeddings of caption and
-picture. All are in natural units (CIDEr 0 to 10, BERTScore and inner product at most 1).
+The poster, "Stage 3". It defines neither R_IP nor the weights and models. Ours: CIDEr-D against the image's references
+with document frequencies of the *training* references (with those of a batch, a single image would always score 0);
+BERTScore F1, the best over the references; the inner product of the unit CLIP embeddings of caption and image. All are
+in natural units (CIDEr 0 to 10, BERTScore and inner product at most 1).
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -24,18 +24,18 @@ from bitllm.metrics.cider import Cider, DocumentFrequencies
 from bitllm.metrics.tokenize import ptb_tokenize
 from bitllm.training.loop import StopAfterCheckpointError
 
-_CACHED = 256  # reference vectors in memory, so that it does not grow with the number of images
+_CACHED = 256  # images whose reference vectors are in memory: with all of them rft's memory grew by 25 %
 
 
 class RewardWeights(StrictConfig):
     """Weights of the composite reward."""
 
     cider: float = Field(default=1.0, ge=0)
-    """α, of CIDEr-D."""
+    """α, weight of CIDEr-D."""
     bertscore: float = Field(default=1.0, ge=0)
-    """β, of BERTScore F1."""
+    """β, weight of BERTScore F1."""
     ip: float = Field(default=1.0, ge=0)
-    """γ, of the inner product of caption and picture."""
+    """γ, weight of the inner product of caption and image."""
 
 
 class Rewards(NamedTuple):
@@ -48,11 +48,11 @@ class Rewards(NamedTuple):
 
 
 Reward = Callable[[Sequence[int], Sequence[str], Sequence[bool]], Rewards]
-"""Rewards captions: ``reward(nsd_ids, captions, has_ended)``, with whether each caption ended with an end token."""
+"""``reward(nsd_ids, captions, has_ended)``; ``has_ended`` says whether a caption ended with an end token."""
 
 
 class RewardError(StopAfterCheckpointError):
-    """A reward that raises or is not finite."""
+    """A reward that raised an error or is not finite."""
 
 
 class CompositeReward:
@@ -61,11 +61,11 @@ class CompositeReward:
     Parameters
     ----------
     store
-        Captions of the images.
+        The store with the captions of the images.
     nsd_ids
-        Training images; their references give the document frequencies.
+        Training images; the document frequencies are those of their references.
     targets
-        Embeddings of the images.
+        CLIP embeddings of the images.
     bert_scorer
         None if BERTScore is not rewarded.
     """
@@ -89,8 +89,9 @@ class CompositeReward:
         self.cider = Cider(tokenized, frequencies, max_cached=_CACHED)
 
     def __call__(self, nsd_ids: Sequence[int], captions: Sequence[str], has_ended: Sequence[bool]) -> Rewards:
-        """Rewards of captions of these images; 0 without an end token."""
+        """Rewards of captions of these images; 0 for captions without an end token."""
         ended = np.asarray(has_ended, dtype=np.float64)
+        # Metrics are in points (percent); rewards are in natural units.
         cider = self.cider.score([int(nsd_id) for nsd_id in nsd_ids], ptb_tokenize(captions)) / 100 * ended
         references = [[plain_caption(text) for text in self.references[int(nsd_id)]] for nsd_id in nsd_ids]
         bertscore = np.zeros(len(captions))
@@ -103,9 +104,11 @@ class CompositeReward:
 
 
 def permuted_reward(reward: Reward, nsd_ids: Sequence[int], *, seed: int) -> Reward:
-    """Reward the captions of each image by the references and the picture of another one of ``nsd_ids``."""
+    """Reward the captions of each image by the references and embedding of another image of ``nsd_ids``."""
     order = np.random.default_rng(seed).permutation(sorted(set(nsd_ids))).tolist()
-    other = dict(zip(order, [*order[1:], order[0]], strict=True))  # one cycle: no image has its own
+    other = dict(
+        zip(order, [*order[1:], order[0]], strict=True)
+    )  # a single cycle has no fixed point: no image keeps its own references
 
     def of_another(nsd_ids: Sequence[int], captions: Sequence[str], has_ended: Sequence[bool]) -> Rewards:
         return reward([other[int(nsd_id)] for nsd_id in nsd_ids], captions, has_ended)
@@ -120,18 +123,19 @@ def checked_reward(
     try:
         rewards = reward(nsd_ids, captions, has_ended)
     except Exception as error:
+        # Repeat caption by caption to name the one at fault.
         at = next(
             (row for row in range(len(captions)) if _raises(reward, nsd_ids, captions, has_ended, row)), 0
         )
         raise RewardError(
-            f"reward: failed with {type(error).__name__} ({error}) at the caption {captions[at]!r} of image "
-            f"{nsd_ids[at]}; a checkpoint was written, fix the reward and start again"
+            f"reward: expected a number for the caption {captions[at]!r} of image {nsd_ids[at]}, found "
+            f"{type(error).__name__} ({error}); fix the reward and run the same command, which resumes"
         ) from error
     bad = np.flatnonzero(~np.isfinite(rewards.total))
     if len(bad):
         raise RewardError(
-            f"reward: expected a number, found {rewards.total[bad[0]]} for the caption {captions[bad[0]]!r} of "
-            f"image {nsd_ids[bad[0]]}; a checkpoint was written, look at the reward models"
+            f"reward: expected a finite number for the caption {captions[bad[0]]!r} of image {nsd_ids[bad[0]]}, "
+            f"found {rewards.total[bad[0]]}; check the reward models and run the same command, which resumes"
         )
     return rewards
 

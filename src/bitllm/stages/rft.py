@@ -1,11 +1,12 @@
 """Stage 3, rft: reward fine-tuning with GRPO on LoRA parameters of the LLM.
 
-For each brain input: sample G captions, score each with the composite reward, take advantages within the group, and
-update the LoRA parameters. The reference policy is the same model with LoRA switched off, so there is no second one.
+For each brain input: sample G captions, score each with the composite reward, compute advantages within the group,
+and update the LoRA parameters. The reference policy is the same model with LoRA switched off, so no second model is
+needed.
 
-Departures from GRPO as published (Shao et al. 2024), in addition to those listed in `bitllm.losses.policy`: one
-optimizer step per rollout (on-policy, so the ratio is 1 and clipping has no effect); the reward of a caption without an
-end token is 0; temperature 1 without top-k or top-p, so that the sampled log-probabilities are those of the policy.
+Departures from GRPO as published (Shao et al. 2024), in addition to those in `bitllm.losses.policy`: one optimizer
+step per rollout (on-policy, so the ratio is 1 and clipping has no effect); the reward of a caption without an end
+token is 0; temperature 1 without top-k or top-p, so that the sampled log-probabilities are those of the policy.
 
 References
 ----------
@@ -55,6 +56,7 @@ from bitllm.training.distributed import (
 from bitllm.training.loop import Loop, OptimizerConfig, RunContext, TrainingData, Validation, batch_shares
 
 METRIC = "validation_cider"
+# peft matches these patterns against full module names: plain names like q_proj would also select the adapters
 _LLM_LAYERS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
 _INTERFACE = r".*(\.adapter\.(q|o)_proj|interface\.memory\.(k|v)_proj\.\d+)"
 LORA_TARGETS = {"llm": _LLM_LAYERS, "llm_and_interface": f"({_LLM_LAYERS}|{_INTERFACE})"}
@@ -64,35 +66,35 @@ class RftConfig(StrictConfig):
     """The rft stage."""
 
     n_captions: int = Field(default=8, ge=2)
-    """G, captions sampled for each brain input."""
+    """G, number of captions sampled for each brain input."""
     max_new_tokens: int = Field(default=24, gt=0)
     """Longest caption, in tokens."""
     temperature: float = Field(default=1.0, gt=0)
-    """Of sampling."""
+    """Temperature of sampling."""
     kl_weight: float = Field(default=0.02, ge=0)
     """β of GRPO, weight of the KL to the sft policy."""
     clip: float = Field(default=0.2, gt=0)
     """ε of GRPO."""
     loss_type: LossType = "grpo"
-    """How token losses are averaged. bnpo depends on micro-batch and number of processes; dapo needs whole steps."""
+    """How token losses are averaged. bnpo depends on micro-batches and processes; dapo allows no micro-batches."""
     lora_rank: int = Field(default=16, gt=0)
     """Rank of LoRA; its α is twice the rank."""
     lora_targets: Literal["llm", "llm_and_interface"] = "llm"
     """Which linear layers get LoRA."""
     precision: Precision = "fp32"
-    """Precision of the frozen LLM; auto is bf16 where that is faster."""
+    """Precision of the frozen LLM; auto chooses bf16 if it is faster on this machine."""
     gradient_checkpointing: bool = False
-    """Whether to recompute activations in the backward pass: a fifth of the memory for more time."""
+    """Whether to recompute activations in the backward pass: slower, with a fifth of the memory."""
     rewards: RewardWeights = RewardWeights()
     """α, β, γ of the composite reward."""
     reward_references: Literal["own", "permuted"] = "own"
-    """References and picture that a caption is rewarded by: its image's own or, as a check, another image's."""
+    """Which image's references and embedding reward a caption: its own image's or, as a check, another image's."""
     optimizer: OptimizerConfig = OptimizerConfig(
         steps=60, batch_size=24, learning_rate=1e-3, weight_decay=0.0, warmup_steps=5, log_every=1
     )
     """Steps, batch size (number of brain inputs) and learning rate."""
     validate_every: int = Field(default=20, gt=0)
-    """Steps between two greedy decodings of validation images."""
+    """Steps between two validations (greedy captions of validation images)."""
 
 
 class RftObjective(nn.Module):
@@ -101,9 +103,9 @@ class RftObjective(nn.Module):
     Parameters
     ----------
     policy
-        The model with LoRA; the reference is the same with LoRA switched off.
+        The model with LoRA; the reference policy is the same model with LoRA switched off.
     captioner
-        Around the same model; it samples.
+        Captioner of the same model; it samples.
     """
 
     def __init__(
@@ -119,7 +121,7 @@ class RftObjective(nn.Module):
         nsd_id: Int[np.ndarray, " B"],
         example: Int[np.ndarray, "B 2"],
     ) -> dict[str, Any]:
-        """The GRPO loss of brain inputs with (epoch, index) ``example``, and values for the log."""
+        """The GRPO loss of brain inputs with their (epoch, index) pairs ``example``, and values for the log."""
         config, model = self.settings, self.policy.get_base_model()
         encoder: BrainEncoder = model.model.encoder  # type: ignore[assignment, union-attr]
         brain_tokens = frozen_brain_tokens(encoder, pooled)
@@ -129,7 +131,9 @@ class RftObjective(nn.Module):
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
             seeds=[rollout_seed(self.seed, *pair) for pair in example.tolist()],
-            synced_gpus=is_sharded(model),  # a process that has finished its captions still serves its shards
+            synced_gpus=is_sharded(
+                model
+            ),  # other processes need the shards of one that has finished its captions
         )
         nsd_ids = np.repeat(nsd_id, config.n_captions).tolist()
         rewards = self._rewards(nsd_ids, rollout)
@@ -142,7 +146,7 @@ class RftObjective(nn.Module):
                 ref_log_probs = rollout.log_probs(model, temperature=config.temperature).log_probs
         result = policy_loss(
             log_probs,
-            log_probs.detach(),
+            log_probs.detach(),  # the sampling policy is the current one, so the ratio is 1 but has a gradient
             advantages,
             label_mask,
             ref_log_probs=ref_log_probs,
@@ -164,7 +168,7 @@ class RftObjective(nn.Module):
             failure = error
         if any_rank(failure is not None)[0] or rewards is None:
             raise failure or RewardError(
-                "reward: failed in another process, which names the caption; a checkpoint was written"
+                "reward: expected rewards in all processes, found an error in another process; see its message"
             )
         return rewards
 
@@ -202,16 +206,16 @@ def train_rft(  # noqa: PLR0913 - the parts of the stage
     Parameters
     ----------
     sft_folder
-        Checkpoint to start from.
+        The sft checkpoint to start from.
     make_reward
-        Builds the reward from the training images and the weights.
+        Called with the training images and the weights; returns the reward.
     """
     check_split(store, split)
     micro_batch = context.settings.micro_batch
     _require_whole_steps(config, micro_batch)
     base = load_llm(llm_path, dtype=base_dtype(config.precision))
     model = load_trained(sft_folder, base)
-    model.model.encoder.to(device())  # the rest moves in the loop, sharded under fsdp
+    model.model.encoder.to(device())  # the loop moves the rest, shard by shard with fsdp
     atlases = tuple(read_record(sft_folder / CARD, "atlases")["atlases"])
     fingerprint = rft_fingerprint(store, split, sft=sft_folder, config=config, seed=seed)
     about = config.optimizer.selection(METRIC, split.train_subjects) | {"precision": name_of(base.llm.dtype)}
@@ -245,11 +249,11 @@ def train_rft(  # noqa: PLR0913 - the parts of the stage
 
 
 def _require_whole_steps(config: RftConfig, micro_batch: int | None) -> None:
-    """Refuse ``dapo`` in micro-batches: it divides by a number that is known once the whole step is sampled."""
+    """Refuse ``dapo`` with micro-batches: its divisor is known only when the whole step is sampled."""
     if config.loss_type == "dapo" and batch_shares(config.optimizer.batch_size, micro_batch)[1] > 1:
         raise ConfigError(
-            f"rft.loss_type: expected another than dapo with micro_batch {micro_batch}, because dapo divides by the "
-            "tokens of the whole step; leave micro_batch out, or choose grpo or dr_grpo"
+            f"rft.loss_type: expected grpo, dr_grpo or bnpo with micro_batch {micro_batch}, found dapo, which divides "
+            "by the tokens of the whole step; leave micro_batch out, or choose another"
         )
 
 
@@ -268,7 +272,7 @@ def rft_fingerprint(store: Store, split: Split, *, sft: Path, config: RftConfig,
 def collate_rft(
     trials: TrialSet, pooled: Float[Tensor, "n queries"]
 ) -> Callable[[list[tuple[int, int]]], dict[str, Any]]:
-    """A function from (epoch, index) pairs to a batch; identities stay in main memory, where rewards are computed."""
+    """A function from (epoch, index) pairs to a batch; ids stay on the CPU, where rewards are computed."""
 
     def collate(pairs: list[tuple[int, int]]) -> dict[str, Any]:
         indices = [index for _, index in pairs]
@@ -282,7 +286,7 @@ def collate_rft(
 
 
 def with_lora(model: BitLlmForCausalLM, config: RftConfig) -> PeftModel:
-    """The policy: ``model`` with LoRA parameters, everything else frozen."""
+    """The policy: ``model`` with LoRA parameters; everything else is frozen."""
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=2 * config.lora_rank,
@@ -290,6 +294,6 @@ def with_lora(model: BitLlmForCausalLM, config: RftConfig) -> PeftModel:
         target_modules=LORA_TARGETS[config.lora_targets],
     )
     if config.gradient_checkpointing:
-        # the re-entrant kind gives no gradient to tensors passed by keyword, as the brain memory is
+        # re-entrant checkpointing drops gradients of keyword arguments, and the brain memory is one
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return get_peft_model(model, lora)

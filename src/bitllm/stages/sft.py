@@ -1,17 +1,17 @@
 """Stage 2, sft: brain instruction fine-tuning.
 
-Encoder and LLM are frozen; the interface (projection and adapters, or a prefix) is trained by causal language modeling
-on the tokens of a caption and the end token, after one of several instructions in the LLM's chat template. Because the
-encoder is frozen, betas are pooled once; its blocks and head, which are cheap, run in every step. One of an image's
-captions is chosen by (seed, epoch, index).
+Encoder and LLM are frozen. The interface (projection and adapters, or a prefix) is trained by causal language
+modeling on the tokens of a caption and the end token, after one of several instructions in the LLM's chat template.
+With a frozen encoder, betas are pooled once; its blocks and head, which are cheap, run in every step. One of the
+image's captions is chosen by (seed, epoch, index).
 
-Optionally the encoder is trained too, by the captions alone; brain tokens are then computed in every step. The stage
+Optionally the encoder is trained too, from captions only; brain tokens are then computed in every step. The stage
 can also start from a finished sft instead of an encoder, for example to adapt it to a new subject.
 
 References
 ----------
-The poster, "Stage 2: Brain Instruction Fine-Tuning". Training the encoder together with the interface is MindLLM's
-way (Qiu et al. 2025, arXiv 2502.15786); ours differs in the encoder (see `bitllm.model.encoder`) and in the data.
+The poster, "Stage 2: Brain Instruction Fine-Tuning". MindLLM (Qiu et al. 2025, arXiv 2502.15786) trains encoder and
+interface together; ours differs in the encoder (see `bitllm.model.encoder`) and in the data.
 """
 
 import json
@@ -63,20 +63,20 @@ class SftConfig(StrictConfig):
     adapter_layers: tuple[int, ...] = (3, 7, 11, 15)
     """Decoder layers (0-based) followed by an adapter."""
     gate_start: float = 1.0
-    """First value of the adapters' gates; 0 closes them, otherwise W_o starts at 0."""
+    """Initial value of the gates; 0 closes the adapters, otherwise W_o starts at 0."""
     adapter_start: Literal["random", "self_attention"] = "random"
-    """First values of the adapters: random, or copies of their layer's own self-attention."""
+    """Initial weights of the adapters: random, or copies of the layer's self-attention."""
     prefix_hidden_width: int | None = Field(default=None, gt=0)
-    """Hidden width of prefix_mlp; null for the width that matches cross_attention's number of parameters."""
+    """Hidden width of prefix_mlp; null for the width with as many parameters as cross_attention."""
     precision: Precision = "fp32"
-    """Precision of the frozen LLM; auto is bf16 where that is faster."""
+    """Precision of the frozen LLM; auto chooses bf16 if it is faster on this machine."""
     gate_learning_rate: float | None = None
     """Learning rate of the gates; null for that of the other parameters."""
-    # the next two are recorded only if they are set, so that the records of older runs stay valid
+    # the next two are recorded only if they are set, so that records of runs without them remain valid
     encoder: Literal["frozen", "trained"] = Field(
         default="frozen", exclude_if=lambda encoder: encoder == "frozen"
     )
-    """Whether the encoder is frozen, or trained by the captions together with the interface."""
+    """Whether the encoder is frozen, or trained on captions together with the interface."""
     encoder_learning_rate: float | None = Field(default=None, gt=0, exclude_if=lambda rate: rate is None)
     """Learning rate of a trained encoder; null for that of the other parameters."""
     optimizer: OptimizerConfig = OptimizerConfig(
@@ -84,15 +84,15 @@ class SftConfig(StrictConfig):
     )
     """Steps, batch size and learning rate."""
     group_by_length: bool = False
-    """Whether a step has examples of similar length, so that less is computed on padding."""
+    """Whether the examples of a step have similar lengths, which reduces padding."""
     validate_every: int = Field(default=50, gt=0)
-    """Steps between two losses on validation images."""
+    """Steps between two validations (loss on validation images)."""
 
     @field_validator("encoder_learning_rate")
     @classmethod
     def _has_an_encoder_to_train(cls, rate: float | None, info: Any) -> float | None:
         if rate is not None and info.data.get("encoder") == "frozen":
-            raise ValueError("expected none beside a frozen encoder; set encoder to trained, or leave it out")
+            raise ValueError("expected none with a frozen encoder; set encoder to trained, or leave it out")
         return rate
 
 
@@ -109,14 +109,14 @@ class SftObjective(nn.Module):
 
 
 def n_answer_tokens(batch: dict[str, Any]) -> int:
-    """Number of tokens that `answer_loss` is a mean over."""
+    """Number of tokens over which `answer_loss` averages."""
     return batch["due"].places.shape[1]
 
 
 def answer_loss(model: Any, inputs: dict[str, Any]) -> Float[Tensor, ""]:
-    """Mean negative log-likelihood (nats) per answer token under the brain input of each row.
+    """Mean negative log-likelihood (nats) per answer token, given the brain input of each row.
 
-    That is ``betas`` with their anatomy, ``pooled`` betas of a frozen encoder, or ``brain_tokens``.
+    The input is ``betas`` with their anatomy, ``pooled`` betas of a frozen encoder, or ``brain_tokens``.
     """
     due = inputs["due"] if "due" in inputs else Due.of(inputs["labels"])
     brain_tokens = _brain_tokens(model.model.encoder, inputs)
@@ -134,6 +134,7 @@ def _brain_tokens(encoder: BrainEncoder, inputs: dict[str, Any]) -> Float[Tensor
     if "betas" not in inputs:
         return inputs.get("brain_tokens")
     anatomy = Anatomy(*(inputs[name] for name in Anatomy._fields))
+    # The encoder is trained in float32, whatever the precision of the LLM.
     with torch.autocast(inputs["betas"].device.type, enabled=False):
         return encoder(
             inputs["betas"], inputs["subject_index"], anatomy, per_subject=inputs.get("per_subject")
@@ -158,13 +159,13 @@ def train_sft(  # noqa: PLR0913 - the parts of the stage
     Parameters
     ----------
     start
-        Encoder that produces the brain tokens (copied, and trained if configured), or the folder of a finished sft to
-        initialize encoder and interface from.
+        Encoder of the brain tokens (copied; trained if configured), or the folder of a finished sft with encoder and
+        interface to start from.
 
     Raises
     ------
     CheckpointError
-        If the sft to start from has another interface, encoder or LLM than the configuration.
+        If interface, encoder or LLM of the sft to start from differ from the configuration.
     """
     check_split(store, split)
     base = load_llm(llm_path, dtype=base_dtype(config.precision))
@@ -175,7 +176,7 @@ def train_sft(  # noqa: PLR0913 - the parts of the stage
         torch.manual_seed(seed)
         model = _initial_model(start, base, encoder_arguments, atlases, config)
         train_interface(model, with_encoder=train_encoder)
-        model.model.encoder.to(device())  # the rest moves in the loop, sharded under fsdp
+        model.model.encoder.to(device())  # the loop moves the rest, shard by shard with fsdp
         training, validation = (
             CaptionedTrials.of(
                 select_trials(store, split, part, averaged=False),
@@ -250,7 +251,7 @@ def _initial_model(
 def _untrained(
     base: BaseLlm, encoder: BrainEncoder, encoder_arguments: dict[str, Any], config: SftConfig
 ) -> BitLlmForCausalLM:
-    """Build the model from the given encoder and a newly initialized interface."""
+    """A model with the given encoder and a newly initialized interface."""
     model = build_bit_llm(
         base.llm,
         encoder=encoder_arguments,
@@ -289,7 +290,7 @@ def _init_from(
         if json.dumps(found[name], sort_keys=True) != json.dumps(value, sort_keys=True):
             raise CheckpointError(
                 f"{folder}: expected an sft with the {name} of this configuration and store ({json.dumps(value)}), "
-                f"found {json.dumps(found[name])}; set what it was trained with"
+                f"found {json.dumps(found[name])}; set the value that it was trained with"
             )
     return model
 
@@ -298,7 +299,7 @@ def _init_from(
 def validation_loss(
     model: BitLlmForCausalLM, examples: CaptionedTrials, *, at_once: int = 64
 ) -> dict[str, float]:
-    """Loss on fewer than 512 trials, evenly spaced, always the same; ``at_once`` in one forward pass."""
+    """Loss on fewer than 512 evenly spaced trials, always the same ones, ``at_once`` in a forward pass."""
     n = len(examples.trials)
     chosen = [(0, index) for index in range(0, n, max(1, n // 256))]
     was_training = model.training
@@ -306,6 +307,8 @@ def validation_loss(
     losses, n_tokens = [], 0
     for start in range(0, len(chosen), at_once):
         batch = send_to_device(examples.batch(chosen[start : start + at_once]), model.device)
+        # Sums, so that batches with more tokens have more weight; the transfer to the CPU comes once, at the
+        # end.
         losses.append(answer_loss(model, batch).double() * n_answer_tokens(batch))
         n_tokens += n_answer_tokens(batch)
     model.train(was_training)
@@ -315,7 +318,7 @@ def validation_loss(
 def make_optimizer(model: BitLlmForCausalLM, config: SftConfig) -> torch.optim.Optimizer:
     """AdamW without weight decay on gates, norms and biases; gates and encoder can have their own learning rates.
 
-    A trained encoder has weight decay on its matrices and its sharpness, as in align.
+    In a trained encoder, matrices and the inverse temperature have weight decay, as in align.
     """
     settings = config.optimizer
     every = [(name, p) for name, p in model.named_parameters() if p.requires_grad]

@@ -2,9 +2,9 @@
 
     <stage>.training/  run.json  log.jsonl  runs/  checkpoints/  best.safetensors
 
-is renamed to ``<stage>/`` when the stage is finished. A stage that is started again resumes from its newest intact
-checkpoint if settings, data and versions are the same; otherwise it names the differences and refuses, or starts over
-if ``if_changed`` says so.
+It is renamed to ``<stage>/`` when the stage is finished. A stage that is started again resumes from its newest
+intact checkpoint if settings, data and versions are the same. Otherwise it refuses and names the differences, or
+starts over if ``if_changed`` is ``restart``.
 """
 
 import json
@@ -31,7 +31,7 @@ from bitllm.training.checkpoint import Checkpoints
 from bitllm.training.distributed import barrier, is_main, world_size
 from bitllm.training.loop import TrainerSettings
 
-_CODE = ("torch", "transformers", "peft", "accelerate")
+_CODE = ("torch", "transformers", "peft", "accelerate")  # another version may change the result
 _RUN, _LOCK = "run.json", "lock"
 _LOG = logging.getLogger("bitllm")
 
@@ -50,8 +50,8 @@ def workspace(
 ) -> Iterator[Workspace]:
     """Yield the workspace of a stage; it becomes ``folder`` when the block ends without an error.
 
-    After an error or a kill its checkpoints remain, so that the same command resumes; an error before the first
-    checkpoint leaves nothing.
+    After an error or a kill its checkpoints remain, so that the same command resumes. Without a checkpoint the
+    folder is removed.
 
     Parameters
     ----------
@@ -100,8 +100,8 @@ def is_finished(folder: Path, fingerprint: dict[str, Any]) -> bool:
     )
     if differences:
         raise TrainingError(
-            f"{folder}: finished with other settings ({differences}); delete the folder to train it again, or name "
-            "another run"
+            f"{folder}: expected these settings, found a stage finished with others ({differences}); delete the "
+            "folder to train it again, or name another run"
         )
     return True
 
@@ -128,7 +128,7 @@ def git_revision() -> str | None:
 
 
 def _locked(under_way: Path) -> IO[str]:
-    """Lock the folder for the life of this process: two that train in one folder would mix their files."""
+    """Lock the folder until this process ends: two processes that train in one folder would mix their files."""
     under_way.mkdir(parents=True, exist_ok=True)
     file = (under_way / _LOCK).open("w")
     if fcntl is not None:
@@ -137,11 +137,13 @@ def _locked(under_way: Path) -> IO[str]:
         except BlockingIOError:
             file.close()
             raise TrainingError(
-                f"{under_way}: another process is training here; wait for its end, or stop it (a process of torchrun "
-                "can outlive it)"
+                f"{under_way}: expected no other process, found one that trains here; wait for its end, or stop it "
+                "(workers of a killed torchrun may still run)"
             ) from None
         except OSError:  # a file system without locks
-            _LOG.warning("%s: this file system has no locks; see that only one run trains here", under_way)
+            _LOG.warning(
+                "%s: no locks on this file system; make sure that only one run trains here", under_way
+            )
     return file
 
 
@@ -154,8 +156,8 @@ def _open(under_way: Path, record: dict[str, Any], about: dict[str, Any], settin
             return
         if settings.if_changed == "refuse":
             raise TrainingError(
-                f"{under_way}: started with other settings ({differences}); go back to them, or delete the folder to "
-                "start over"
+                f"{under_way}: expected these settings, found a stage started with others ({differences}); go back "
+                "to them, or delete the folder to start over"
             )
     for old in under_way.iterdir():
         if old.is_dir():
@@ -166,11 +168,11 @@ def _open(under_way: Path, record: dict[str, Any], about: dict[str, Any], settin
 
 
 def _warn_of_rounding(under_way: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Warn about changes that alter the rest of a run although no setting differs."""
+    """Warn about changes other than settings that change the rest of a run."""
     if before["processes"] != now["processes"]:
         _LOG.warning(
-            "%s: started with %s processes, resumes with %s: equal up to rounding, not bit for bit; a trained encoder "
-            "draws other dropout masks",
+            "%s: started with %s processes, resumes with %s: equal up to rounding, not bit for bit, and a trained "
+            "encoder gets other dropout masks",
             under_way,
             before["processes"],
             now["processes"],

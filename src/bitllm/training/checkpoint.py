@@ -3,9 +3,9 @@
     checkpoints/step-00000120/  weights.safetensors  optimizer.safetensors  rank-<rank>.json  state.json
                                 checksums.json
 
-A checkpoint holds the trainable parameters and everything else that the next step depends on, not the frozen LLM. It
-is written to a folder of another name, checksums last, which is then renamed: a killed process never leaves a partial
-checkpoint. One that was damaged later is recognized by its checksums, and the previous one is used.
+A checkpoint contains the trainable parameters and everything else that the next step depends on, but not the frozen
+LLM. It is written to a temporary folder, checksums last, which is then renamed: a killed process never leaves a
+partial checkpoint. Later damage is recognized by the checksums; the previous checkpoint is then used.
 """
 
 import logging
@@ -49,6 +49,8 @@ class Checkpoints:
         place = self.folder / f"step-{step:08d}"
         if not is_main():
             barrier()
+            # Three barriers: the folder exists; all files are written; the checkpoint is renamed and old ones
+            # are deleted.
             yield place.with_name(place.name + ".unfinished")
             barrier()
             barrier()
@@ -61,6 +63,7 @@ class Checkpoints:
             barrier()
             yield unfinished
             barrier()
+            # Without fsync a power failure after the rename could leave a complete name with empty files.
             files = sorted(unfinished.iterdir())
             for file in files:
                 with file.open("rb") as opened:
@@ -92,7 +95,7 @@ class Checkpoints:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with the files of a checkpoint; None if nothing is."""
+    """Description of what is wrong with the files of a checkpoint; None if they are intact."""
     try:
         expected = read_json(checkpoint / _CHECKSUMS)
     except DataError as error:
@@ -106,12 +109,12 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def trainable_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The trainable parameters by name, unsharded, in the main process; every process must call this."""
+    """The trainable parameters by name, unsharded; in the main process only, but every process must call this."""
     return full_tensors((name, p) for name, p in module.named_parameters() if p.requires_grad)
 
 
 def load_trainable(module: nn.Module, path: Path) -> None:
-    """Load the trainable parameters from a file of `trainable_tensors`, sharded where the module is."""
+    """Load the trainable parameters from a file of `trainable_tensors`; they are sharded if the module is."""
     saved = load_file(path)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -130,13 +133,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> di
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, path: Path) -> None:
-    """Load the state from a file of `optimizer_tensors`; settings such as learning rates stay as they are."""
+    """Load the state from a file of `optimizer_tensors`; settings such as learning rates are not changed."""
     saved: dict[str, dict[str, Tensor]] = {}
     for key, value in load_file(path).items():
         name, _, entry = key.rpartition("/")
         saved.setdefault(name, {})[entry] = value
     names = {parameter: name for name, parameter in module.named_parameters()}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    # torch numbers parameters in the order of the groups; names survive a change of that order.
     state = {
         index: {key: shard_like(value, parameter) for key, value in saved.get(names[parameter], {}).items()}
         for index, parameter in enumerate(parameters)
@@ -145,7 +149,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, path: Pa
 
 
 def random_state() -> dict[str, Any]:
-    """The states of all global random generators of this process, as JSON values."""
+    """States of all global random generators of this process, as JSON values."""
     name, words, *rest = np.random.get_state()  # type: ignore[misc]  # noqa: NPY002 - libraries may draw from it
     state = {"python": random.getstate(), "numpy": [name, np.asarray(words).tolist(), *rest]}
     state["torch"] = torch.get_rng_state().tolist()
@@ -165,7 +169,7 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 
 def _discard(checkpoint: Path) -> None:
-    """Delete a checkpoint; it is renamed first, so that a kill leaves no partial one under its name."""
+    """Delete a checkpoint; it is renamed first, so that a kill does not leave a partial one under its name."""
     nameless = checkpoint.with_name(checkpoint.name + ".unfinished")
     checkpoint.rename(nameless)
     shutil.rmtree(nameless)

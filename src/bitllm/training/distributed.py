@@ -1,7 +1,7 @@
-"""Several processes that train together: world size, sums over processes, and sharding with FSDP2.
+"""Training in several processes: world size, sums over processes, and sharding with FSDP2.
 
-FSDP2 is applied by `shard` and not through accelerate, which skips it on CPU: what is tested on two CPU processes is
-the same code that runs on GPUs.
+FSDP2 is applied by `shard` instead of accelerate, which skips it on CPU. So tests with two CPU processes run the
+same code as GPUs.
 """
 
 import os
@@ -16,15 +16,17 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-_TIMEOUT = timedelta(hours=12)
+_TIMEOUT = timedelta(
+    hours=12
+)  # the others wait while the main process computes CLIP embeddings of all images
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
     """Connect the processes that `torchrun` or SLURM started, for the duration of the block.
 
-    Tensors in main memory are exchanged by gloo: flags, and whatever processes wait for, which can take hours. The
-    timeout is long, because the default of NCCL ends all processes after ten minutes of waiting for one.
+    CPU tensors are exchanged with gloo: flags, and everything that processes wait for, possibly for hours. NCCL by
+    default ends all processes after ten minutes of waiting for one.
     """
     if world_size() == 1 or _is_initialized():
         yield
@@ -35,7 +37,7 @@ def process_group() -> Iterator[None]:
     if has_cuda:
         torch.cuda.set_device(device())
     dist.init_process_group("cpu:gloo,cuda:nccl" if has_cuda else "gloo", timeout=_TIMEOUT)
-    PartialState(cpu=not has_cuda, backend="nccl" if has_cuda else "gloo")  # finds the group
+    PartialState(cpu=not has_cuda, backend="nccl" if has_cuda else "gloo")  # accelerate then uses this group
     try:
         yield
     finally:
@@ -65,9 +67,11 @@ def is_main() -> bool:
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait for all processes."""
     if _is_initialized():
-        dist.all_reduce(torch.zeros(1))  # in main memory, so by gloo; `dist.barrier` would take NCCL
+        dist.all_reduce(
+            torch.zeros(1)
+        )  # a CPU tensor, hence gloo; `dist.barrier` would use NCCL and its timeout
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
@@ -95,11 +99,12 @@ def any_rank(*flags: bool) -> list[bool]:
 def rows_of_all_ranks(
     n: int, compute: Callable[[range], Float[Tensor, "part ..."]]
 ) -> Float[Tensor, "n ..."]:
-    """All n rows of a table of which each process computes a part; every process must call this."""
+    """All n rows of a table; each process computes a part of them. Every process must call this."""
     if not _is_initialized():
         return compute(range(n))
     share = -(-n // world_size())
     own = compute(range(min(rank() * share, n), min((rank() + 1) * share, n)))
+    # all_gather needs equal shapes; the last processes may have fewer rows.
     padded = own.new_zeros(share, *own.shape[1:])
     padded[: len(own)] = own
     gathered = [torch.empty_like(padded) for _ in range(world_size())]
@@ -110,7 +115,7 @@ def rows_of_all_ranks(
 def shard(module: nn.Module) -> None:
     """Shard the parameters over all processes (FSDP2): one unit for each decoder layer, one for the rest.
 
-    A model in main memory is moved to the device unit by unit, so that no device ever holds more than its shards and
+    A model in main memory is moved to the device unit by unit, so that a device never holds more than its shards and
     one unit.
     """
     from torch.distributed.device_mesh import init_device_mesh
@@ -141,7 +146,7 @@ def unsharded(module: nn.Module) -> Iterator[None]:
 
 
 def full_tensor(tensor: Tensor) -> Tensor | None:
-    """A copy in main memory of a tensor that may be sharded, in the main process; None in the others.
+    """A copy on the CPU of a tensor that may be sharded, in the main process; None in the others.
 
     Every process must call this.
     """
@@ -158,7 +163,7 @@ def full_tensors(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def shard_like(value: Tensor, parameter: Tensor) -> Tensor:
-    """``value`` sharded as ``parameter`` is; a scalar that belongs to the whole parameter stays as it is."""
+    """``value`` sharded as ``parameter`` is; a scalar of the optimizer (its step count) is not sharded."""
     if isinstance(parameter, DTensor) and value.shape == parameter.shape:
         return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
     return value

@@ -14,7 +14,7 @@ from bitllm.files import file_written_whole
 from bitllm.training.distributed import is_main
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done (and its last loss), the number of steps done, and the number of all steps."""
+"""Called with a description (and the last loss), the number of steps done, and the total number of steps."""
 
 
 def require_trackers(names: Sequence[str]) -> None:
@@ -53,7 +53,7 @@ class StageLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Rows of a log, without a last line that a killed process left incomplete."""
+    """Rows of a log, without an incomplete last line that a killed process may have left."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:

@@ -1,8 +1,8 @@
 """The training loop of all stages, on accelerate: accumulation, clipping, DDP or FSDP2, validation, exact resume.
 
-The order of examples and every random choice about an example are functions of (seed, epoch, index), the learning rate
-is a function of the step, and a checkpoint holds everything else that the next step depends on. So a run that was
-killed and resumed is, bit for bit, the run that was never stopped.
+The order of examples and every random choice about an example are functions of (seed, epoch, index), the learning
+rate is a function of the step, and a checkpoint contains everything else that the next step depends on. A run that
+was killed and resumed therefore gives, bit for bit, the result of an uninterrupted run.
 """
 
 import math
@@ -45,9 +45,8 @@ from bitllm.training.distributed import (
 from bitllm.training.logging import Progress, StageLog, require_trackers
 
 Batch = dict[str, Any]
-_LOSS_AS_IT_IS = GradientAccumulationPlugin(
-    num_steps=1
-)  # the loop scales losses; accelerate must not do so again
+# the loop scales the losses of micro-batches itself; accelerate must not divide them again
+_LOSS_AS_IT_IS = GradientAccumulationPlugin(num_steps=1)
 
 
 class OptimizerConfig(StrictConfig):
@@ -58,7 +57,7 @@ class OptimizerConfig(StrictConfig):
     batch_size: int = Field(gt=0)
     """Examples in a step, over all processes."""
     learning_rate: float = Field(gt=0)
-    """Largest learning rate of AdamW."""
+    """Learning rate of AdamW after the warmup."""
     weight_decay: float = Field(default=0.05, ge=0)
     """AdamW's weight decay."""
     warmup_steps: int = Field(default=20, ge=0)
@@ -68,17 +67,17 @@ class OptimizerConfig(StrictConfig):
     log_every: int = Field(default=10, gt=0)
     """Steps between two rows of the log."""
     keep: Literal["last", "best"] = "last"
-    """Which weights to keep: those of the last step, or those with the best validation value."""
+    """Which weights to save: those of the last step, or those with the best validation value."""
     patience: int | None = Field(default=None, gt=0)
-    """Validations without a better value after which a stage stops; null to never stop early."""
+    """Number of validations without improvement after which a stage stops; null to never stop early."""
 
     def selection(self, metric: str, subjects: Sequence[str]) -> dict[str, Any]:
-        """Entry of ``run.json``: the leak audit reads there that no test data was used to select weights."""
+        """Entry of ``run.json`` on how the weights are selected, which the leak audit reads."""
         found = {"part": "validation", "subjects": list(subjects), "metric": metric, "rule": self.keep}
         return {"selection": found | {"patience": self.patience}}
 
     def rate_factor(self, step: int) -> float:
-        """Share of the learning rate at a step, counted from 0: linear warmup, then half a cosine to 0."""
+        """Learning rate of a step (from 0) as a fraction of the largest: linear warmup, then half a cosine to 0."""
         if step < self.warmup_steps:
             return step / max(1, self.warmup_steps)
         progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
@@ -89,7 +88,7 @@ class TrainerSettings(StrictConfig):
     """How a stage is run. None of it changes the result, except micro_batch with ``rft.loss_type=bnpo``."""
 
     save_minutes: float | None = Field(default=10.0, gt=0)
-    """Minutes between two checkpoints; null to count steps alone."""
+    """Minutes between two checkpoints; null to save by steps only."""
     save_every: int | None = Field(default=None, gt=0)
     """Steps between two checkpoints, in addition to ``save_minutes``; if both are null, there are none."""
     keep_checkpoints: int = Field(default=2, gt=0)
@@ -118,7 +117,7 @@ class RunContext:
 
 
 class TrainingData(NamedTuple):
-    """Training examples; ``collate`` makes the arguments of ``forward`` from a list of (epoch, index) pairs."""
+    """Training examples; ``collate`` turns a list of (epoch, index) pairs into arguments of ``forward``."""
 
     n_examples: int
     collate: Callable[[list[tuple[int, int]]], Batch]
@@ -127,16 +126,16 @@ class TrainingData(NamedTuple):
     groups: Int[np.ndarray, " n"] | None = None
     """See `EpochOrder`; used with several processes only."""
     n_targets: Callable[[Batch], int] | None = None
-    """Number of targets (tokens) that the loss of a batch is a mean over. If given, the loss of a step is the mean over
-    the targets of all its micro-batches and processes; otherwise micro-batches count equally."""
+    """Number of targets (tokens) over which the loss of a batch is averaged. If given, the loss of a step is the mean
+    over the targets of all its micro-batches and processes; otherwise micro-batches have equal weight."""
 
 
 class Validation(NamedTuple):
-    """A measurement on validation images, every n steps and after the last one."""
+    """A measurement on validation images, every ``every`` steps and after the last one."""
 
     every: int
     measure: Callable[[], dict[str, float]]
-    """Called in every process; gives a row of the log."""
+    """Called in every process; returns a row of the log."""
     metric: str
     """Key of the value that decides which weights are best (`OptimizerConfig.keep` and ``patience``)."""
     greater_is_better: bool = True
@@ -148,16 +147,16 @@ class StopAfterCheckpointError(TrainingError):
 
 @dataclass
 class Loop:
-    """Trains a module; its ``forward`` returns ``loss`` and, optionally, other numbers for the log.
+    """Trains a module whose ``forward`` returns ``loss`` and, optionally, further numbers for the log.
 
     Attributes
     ----------
     folder
-        Receives ``log.jsonl``, ``runs`` (TensorBoard), ``checkpoints`` and ``best.safetensors``.
+        Folder for ``log.jsonl``, ``runs`` (TensorBoard), ``checkpoints`` and ``best.safetensors``.
     name
-        What progress calls this training.
+        Name of this training in the progress bar.
     micro_batch
-        Examples per forward pass of one process; None for its whole share of the batch.
+        Examples per forward pass of one process; None for its full share of the batch.
     make_optimizer
         Called after sharding; by default AdamW without weight decay on biases and norms.
     """
@@ -177,7 +176,7 @@ class Loop:
     best_value: float | None = field(default=None, init=False)
 
     def fit(self) -> None:
-        """Train from the newest intact checkpoint to the last step; leave the selected weights in the module."""
+        """Train from the newest intact checkpoint to the last step; the module then has the selected weights."""
         self._prepare()
         saves = self.context.settings.saves
         checkpoint = self.checkpoints.newest_intact() if saves else None
@@ -187,6 +186,7 @@ class Loop:
         with self.log.opened(self.step), _sigterm_as_request(saves) as stop_request:
             while self.step < self.config.steps and not self._patience_is_over():
                 self._train_step()
+                # Clocks and signals differ between processes, but all must stop or save at the same step.
                 must_stop, is_time = any_rank(bool(stop_request), is_main() and self._minutes_are_over())
                 self._after_step(must_stop=must_stop, is_time_to_save=is_time)
             self._settle()
@@ -217,6 +217,7 @@ class Loop:
         self.log = StageLog(self.folder / "log.jsonl", self.accelerator)
         self.since_last_row: dict[str, list[float | Tensor]] = defaultdict(list)
         self.last_loss = ""
+        # Seeds the dropout; examples and captions have generators of their own.
         set_seed(self.seed)
         # The DataLoader of version 0.1 drew one number here: with it, dropout masks are those of published runs.
         torch.empty((), dtype=torch.int64).random_()
@@ -225,24 +226,29 @@ class Loop:
             self.model = self.module
         else:
             self.model = self.accelerator.prepare_model(self.module.to(device()), device_placement=False)
+        # After sharding, because FSDP2 replaces the parameters.
         self.optimizer = self.make_optimizer() if self.make_optimizer else adamw(self.module, self.config)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
 
     def _micro_batch(self, step: int, number: int) -> Batch:
-        """Micro-batch ``number`` of this process in the step that comes after ``step`` steps."""
+        """Micro-batch ``number`` of this process in the step that follows ``step`` steps."""
+        # Micro-batches are dealt to processes in turn, so a step has the same examples however many processes
+        # there are.
         first = step * self.config.batch_size + (number * world_size() + rank()) * self.n_at_once
         return self.data.collate([self.order[item] for item in range(first, first + self.n_at_once)])
 
     def _train_step(self) -> None:
-        """One optimizer step. Losses stay on the device until `_settle`, so that the host need not wait."""
+        """One optimizer step. Losses stay on the device until `_settle`, so that the host does not wait for it."""
         self.model.train()
         batches = [self._micro_batch(self.step, number) for number in range(self.accumulate)]
         for number, (batch, share) in enumerate(zip(batches, self._shares(batches), strict=True)):
             is_last = number == self.accumulate - 1
+            # Gradients are exchanged once per step, in the backward pass of the last micro-batch.
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
                 outputs = self._forward(send_to_device(batch, device(), non_blocking=True))
                 loss = outputs["loss"] * share
                 self.accelerator.backward(loss)
+            # The mean of these over micro-batches is the loss of the step.
             self.since_last_row["loss"].append(loss.detach() * self.accumulate)
             for name, value in outputs.items():
                 is_number = isinstance(value, float) or (torch.is_tensor(value) and value.ndim == 0)
@@ -257,7 +263,7 @@ class Loop:
         self.step += 1
 
     def _shares(self, batches: list[Batch]) -> list[float]:
-        """What the loss of each micro-batch is multiplied by in the loss of the step."""
+        """Factor of each micro-batch's loss in the loss of the step."""
         if self.data.n_targets is None:
             return [1 / len(batches)] * len(batches)
         own = [self.data.n_targets(batch) for batch in batches]
@@ -274,10 +280,10 @@ class Loop:
             raise
 
     def _settle(self) -> None:
-        """Fetch the values of the steps since the last call, all at once, and require finite losses.
+        """Fetch the values of the steps since the last call in one transfer, and require finite losses.
 
-        Called before anything is logged, measured or saved, by every process: weights after a loss that is not finite
-        are never saved.
+        Every process calls this before anything is logged, validated or saved, so that weights after a loss that is
+        not finite are never saved.
         """
         rows, n_steps = self.since_last_row, self.step - self.settled_step
         on_device = [value for values in rows.values() for value in values if torch.is_tensor(value)]
@@ -294,8 +300,8 @@ class Loop:
         step += self.step - n_steps
         at = describe_images(self._micro_batch(step, number)) if bad else " in another process"
         raise TrainingError(
-            f"step {step + 1}: the loss is {losses[bad[0]] if bad else math.nan}{at}; the last checkpoint is kept: "
-            "lower the learning rate, or look at these betas with `bitllm inspect`"
+            f"step {step + 1}: expected a finite loss, found {losses[bad[0]] if bad else math.nan}{at}; lower the "
+            "learning rate, or look at these betas with `bitllm inspect` (the last checkpoint is intact)"
         )
 
     def _minutes_are_over(self) -> bool:
@@ -325,6 +331,7 @@ class Loop:
         with unsharded(self.module):
             row = validation.measure()
         self.log.write(self.step, row)
+        # Only a strictly better value counts: of equal ones the earliest is selected.
         sign = 1 if validation.greater_is_better else -1
         value = row[validation.metric]
         if self.best_value is None or sign * value > sign * self.best_value:
@@ -381,7 +388,7 @@ class Loop:
 
 
 def batch_shares(batch_size: int, micro_batch: int | None) -> tuple[int, int]:
-    """Examples of one forward pass of one process, and the number of passes in a step."""
+    """Examples per forward pass of one process, and number of passes in a step."""
     n = world_size()
     share, left = divmod(batch_size, n)
     if left or share == 0:
@@ -392,7 +399,7 @@ def batch_shares(batch_size: int, micro_batch: int | None) -> tuple[int, int]:
     micro = min(micro_batch or share, share)
     if share % micro:
         raise ConfigError(
-            f"micro_batch: expected a divisor of the {share} examples of each process, found {micro_batch}"
+            f"micro_batch: expected a divisor of the {share} examples of each process, found {micro_batch}; change it"
         )
     return micro, share // micro
 
@@ -415,7 +422,9 @@ def adamw(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
 
 @contextmanager
 def _sigterm_as_request(listens: bool) -> Iterator[list[int]]:
-    """Yield a list that receives SIGTERM (which SLURM sends before it kills) instead of the process being ended."""
+    """Yield a list that receives SIGTERM (which SLURM sends before it kills), so that the signal does not end the
+    process.
+    """
     request: list[int] = []
     try:
         before = signal.signal(signal.SIGTERM, lambda number, _: request.append(number)) if listens else None

@@ -148,7 +148,7 @@ def test_missing_and_unexpected_weights_are_an_error_that_lists_them(model, trai
     damage(tmp_path / {"trained": "sft", "whole": "whole"}[kind], rename)
     with pytest.raises(
         CheckpointError,
-        match=r"missing weights: model\.encoder\.queries; unexpected weights: model\.encoder\.query; the",
+        match=r"missing weights: model\.encoder\.queries; unexpected weights: model\.encoder\.query;",
     ):
         BitLlmForCausalLM.from_pretrained(tmp_path / {"trained": "sft", "whole": "whole"}[kind])
 
@@ -156,14 +156,12 @@ def test_missing_and_unexpected_weights_are_an_error_that_lists_them(model, trai
 def test_a_weight_of_another_shape_is_named_in_a_whole_checkpoint_too(model, trained, tmp_path):
     model.save_pretrained(tmp_path / "whole", with_base_llm=True)
     damage(tmp_path / "whole", lambda tensors: tensors.update({"model.encoder.queries": torch.zeros(17, 8)}))
-    with pytest.raises(CheckpointError, match=r"queries has shape \(17, 8\), expected \(16, 8\)"):
+    with pytest.raises(CheckpointError, match=r"\(16, 8\) of the weight .*queries, found \(17, 8\)"):
         BitLlmForCausalLM.from_pretrained(tmp_path / "whole")
 
 
 def test_a_checkpoint_of_another_interface_is_refused(trained, base):
-    with pytest.raises(
-        CheckpointError, match=r"unexpected weights: .*memory\.k_proj.* of another model or interf"
-    ):
+    with pytest.raises(CheckpointError, match=r"unexpected weights: .*memory\.k_proj"):
         BitLlmForCausalLM.from_pretrained(trained, interface="prefix", brain_token_id=4)
     with pytest.raises(CheckpointError, match=r"of the interface prefix, found cross_attention; name the"):
         load_trained(trained, base, interface="prefix")
@@ -182,9 +180,7 @@ def test_another_base_llm_is_refused_with_both_names(trained, base, tmp_path):
 
 def test_a_base_llm_that_is_nowhere_is_asked_for(trained, tmp_path):
     (tmp_path / "llm").rename(tmp_path / "elsewhere")
-    with pytest.raises(
-        ConfigError, match=r"expected its base LLM llm, found it neither beside.*base_llm=PATH"
-    ):
+    with pytest.raises(ConfigError, match=r"base LLM llm .*base_llm=PATH"):
         BitLlmForCausalLM.from_pretrained(trained)
     loaded = BitLlmForCausalLM.from_pretrained(trained, base_llm=tmp_path / "elsewhere")
     assert loaded.config.base_llm["name"] == "llm"

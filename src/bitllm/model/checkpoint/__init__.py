@@ -1,1 +1,1 @@
-"""Where weights come from and go to: the base LLM, and checkpoints that load exactly or not at all."""
+"""The base LLM, and checkpoints that load exactly or not at all."""

@@ -1,4 +1,4 @@
-"""The base LLM: any Llama from a local folder, a GGUF file or a hub id, with what names it."""
+"""The base LLM: any Llama from a local folder, a GGUF file or a hub id, with its name and checksum."""
 
 import hashlib
 from collections.abc import Collection, Iterable
@@ -22,23 +22,24 @@ from transformers.utils.quantization_config import GgufConfig
 from bitllm.data.io.models import model_loading
 from bitllm.errors import ConfigError
 
+# a special token that captions never contain: of the demo's Llama, of Llama 3, of SmolLM2, and of older Llamas
 _PLACEHOLDERS = ("<brain>", "<|reserved_special_token_0|>", "<file_sep>", "<unk>")
 
 
 class BaseLlm(NamedTuple):
-    """A frozen Llama with what names it."""
+    """A frozen Llama with its tokenizer, name and checksum."""
 
     llm: LlamaForCausalLM
     tokenizer: PreTrainedTokenizerBase
     name: str
-    """Hub id that it came from, or the name of its folder."""
+    """Hub id, or the name of the local folder."""
     sha256: str
     """Checksum of its weights (`weights_hash`)."""
     revision: str | None = None
     """Commit of a hub model."""
 
     def reference(self) -> dict[str, Any]:
-        """What a checkpoint says of its base LLM."""
+        """The entry of a checkpoint that identifies its base LLM."""
         return {"name": self.name, "revision": self.revision, "sha256": self.sha256}
 
 
@@ -50,9 +51,9 @@ def load_llm(
     Parameters
     ----------
     path_or_hub_id
-        Where it is.
+        Folder, GGUF file or hub id.
     dtype
-        Precision to keep it in; None for the one that it is stored in. The checksum is that of the stored weights.
+        Precision of the loaded LLM; None for the stored one. The checksum is always that of the stored weights.
     revision
         Branch, tag or commit of a hub model.
 
@@ -66,7 +67,7 @@ def load_llm(
     how: dict[str, Any] = {"dtype": "auto"}
     if source.suffix == ".gguf":
         place = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
-        # packed weights can neither be saved nor trained around
+        # quantized weights cannot be saved, and adapters cannot be trained through them
         how = {"dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
     elif revision is not None:
         place["revision"] = revision
@@ -79,7 +80,7 @@ def load_llm(
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     llm.generation_config = token_ids_of_generation(llm, tokenizer)
-    # a local folder is named without its path: checkpoints tell nothing of the machine they were made on
+    # only the name of a local folder: a checkpoint must not contain a path of this machine
     name = source.name if source.exists() else str(path_or_hub_id)
     sha256, commit = weights_hash(llm), getattr(llm.config, "_commit_hash", None)
     return BaseLlm(llm.eval().to(dtype or llm.dtype), tokenizer, name, sha256, commit)
@@ -94,7 +95,7 @@ def _require_llama(model_type: str, where: str) -> None:
 
 
 def placeholder_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token whose places prefix interfaces fill: a special token that no caption contains."""
+    """The token whose embeddings a prefix interface replaces: a special token that no caption contains."""
     vocabulary = tokenizer.get_vocab()
     found = [vocabulary[token] for token in _PLACEHOLDERS if token in vocabulary]
     if not found:
@@ -106,33 +107,34 @@ def placeholder_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def weights_hash(llm: nn.Module) -> str:
-    """A checksum of a model's weights that does not depend on how they were stored."""
+    """Checksum of a model's weights that does not depend on the file format."""
     digest = hashlib.sha256()
     for name, tensor in sorted(llm.state_dict().items()):
         digest.update(name.encode())
+        # float32, so that a bfloat16 checkpoint and its exact float32 copy have the same checksum.
         digest.update(tensor.detach().float().contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
 def end_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token that ends a caption: the tokenizer's own and those that ``generation_config`` of the LLM names."""
+    """All end tokens of a caption: the tokenizer's, and those in the LLM's ``generation_config``."""
     found = model.generation_config
-    # `transformers` writes the default of `LlamaConfig` into every config.json, whatever token has that id
+    # `transformers` fills in the default id of `LlamaConfig` (2), which may be an ordinary token of this tokenizer
     is_default = found._from_model_config and found.eos_token_id == LlamaConfig.eos_token_id
     named = [] if is_default else _ids(found.eos_token_id)
     return sorted({*named, *_ids(tokenizer.eos_token_id)})
 
 
 def before_end(ids: Iterable[int], ends: Collection[int]) -> list[int]:
-    """The generated tokens up to the first end token, without it: not every end token is a special token."""
+    """The generated tokens before the first end token. Not every end token is a special token that decoding skips."""
     return list(takewhile(lambda token: token not in ends, ids))
 
 
 def token_ids_of_generation(llm: Any, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """The token ids of the LLM's ``generation_config``, with all its end tokens, and nothing else of it.
+    """The token ids of the LLM's ``generation_config``, with all end tokens, and none of its other settings.
 
-    Captions are greedy, or sampled from the plain softmax: a temperature or repetition penalty of the LLM's must not
-    reach them.
+    Captions are greedy or sampled from the plain softmax: the LLM's temperature or repetition penalty must not
+    apply.
     """
     return GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,

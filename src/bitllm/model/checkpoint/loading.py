@@ -1,8 +1,8 @@
 """`from_pretrained` and `save_pretrained` of BIT-LLM: exact, and without a copy of the base LLM.
 
-A checkpoint in the Hugging Face layout (``config.json``, ``model.safetensors``) is of one of two kinds. Where its
-configuration names a ``base_llm``, it holds only what was trained (encoder and interface), and the base LLM is loaded
-from where it lies and checked by its hash. Otherwise it is whole.
+A checkpoint in the Hugging Face layout (``config.json``, ``model.safetensors``) is of one of two kinds. If its
+configuration names a ``base_llm``, it contains only the trained part (encoder and interface); the base LLM is loaded
+from its own place and its checksum compared. Otherwise it contains all weights.
 """
 
 from collections.abc import Iterator
@@ -40,26 +40,25 @@ class ExactCheckpoints(PreTrainedModel):
         pretrained_model_name_or_path
             Folder or hub id of the checkpoint.
         base_llm
-            Where the base LLM lies (folder, GGUF file or hub id), or the LLM itself, for a checkpoint that holds only
-            what was trained. By default the folder of that name beside the checkpoint, or else the hub id that the
-            checkpoint names.
+            For a checkpoint of the trained part: the base LLM (folder, GGUF file, hub id, or a loaded `BaseLlm`). By
+            default the folder of that name next to the checkpoint, else the hub id in the checkpoint.
         kwargs
-            As of `transformers.PreTrainedModel.from_pretrained`. ``dtype`` (or its older name ``torch_dtype``) is the
+            Arguments of `transformers.PreTrainedModel.from_pretrained`. ``dtype`` (or ``torch_dtype``) is the
             precision of the LLM: a torch.dtype, its name, or ``"auto"`` for the stored one. Encoder and interface
-            stay in float32.
+            are always in float32.
 
         Raises
         ------
         CheckpointError
-            If a weight is missing, unexpected, damaged or of another shape, or the base LLM is another one.
+            If a weight is missing, unexpected, damaged or of another shape, or it is not the same base LLM.
         ConfigError
-            If the base LLM is not found, or ``dtype`` is no floating-point type.
+            If the base LLM is not found, or ``dtype`` is not a floating-point type.
         """
         source = str(pretrained_model_name_or_path)
         hub = {key: kwargs[key] for key in _HUB if key in kwargs}
         config, dtype = kwargs.pop("config", None), _dtype_in(kwargs)
         with model_loading(source, "a checkpoint", error=CheckpointError):
-            pass  # the files of a local folder, before `transformers` opens them
+            pass  # checks the files of a local folder before `transformers` opens them
         if config is None:
             config_class: Any = cls.config_class
             config, kwargs = config_class.from_pretrained(source, return_unused_kwargs=True, **kwargs)
@@ -85,7 +84,7 @@ class ExactCheckpoints(PreTrainedModel):
 
     @classmethod
     def assemble(cls, config: Any, state_dict: dict[str, Any], *, source: str, **kwargs: Any) -> Any:
-        """A model of ``config`` with these weights of the base LLM; encoder and interface get first values."""
+        """A model of ``config`` with these weights of the base LLM; encoder and interface are newly initialized."""
         return cls._load_exactly(
             None, config=config, state_dict=state_dict, source=source, ours_may_lack=True, **kwargs
         )
@@ -96,11 +95,13 @@ class ExactCheckpoints(PreTrainedModel):
     ) -> Any:
         wants_info = kwargs.pop("output_loading_info", False)
         with _quiet():
+            # ignore_mismatched_sizes, because transformers' own error lists no names: require_exact reports
+            # them all.
             loaded: Any = super().from_pretrained(
                 place, *arguments, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
             )
         model, info = loaded
-        model.name_or_path = model.config._name_or_path = ""  # peft writes it into what it saves
+        model.name_or_path = model.config._name_or_path = ""  # a path of this machine, which peft would save
         is_headless = not hasattr(model, "lm_head")
         require_exact(
             missing=[name for name in info["missing_keys"] if not (ours_may_lack and cls.is_ours(name))],
@@ -112,7 +113,7 @@ class ExactCheckpoints(PreTrainedModel):
 
     @classmethod
     def is_ours(cls, name: str) -> bool:
-        """Whether a parameter is encoder's or interface's, under its name in this class."""
+        """Whether a parameter belongs to encoder or interface, by its name in this class."""
         return "encoder." in name or "interface." in name or ".adapter." in name
 
     def save_pretrained(  # type: ignore[override]
@@ -128,12 +129,12 @@ class ExactCheckpoints(PreTrainedModel):
         Parameters
         ----------
         with_base_llm
-            Whether to write the base LLM's weights too, although the configuration names where they are. A model
-            whose configuration names no base LLM is always written whole.
+            Whether to write the base LLM's weights too. They are always written if the configuration names no base
+            LLM.
         state_dict
-            Weights to write instead of the model's own.
+            Weights to write; by default the model's own.
         kwargs
-            As of `transformers.PreTrainedModel.save_pretrained`.
+            Arguments of `transformers.PreTrainedModel.save_pretrained`.
         """
         named = self.config.base_llm
         if named is not None and not with_base_llm:
@@ -163,7 +164,7 @@ def _dtype_in(kwargs: dict[str, Any]) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the library's own bars and report of loading away: what it would warn of is an error here."""
+    """Silence the progress bars and loading reports of `transformers`: what they warn about is an error here."""
     verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -186,13 +187,13 @@ def _resolve_base(
             given = load_llm(place, dtype=dtype, revision=wanted.get("revision") if place == name else None)
         except ConfigError as error:
             raise ConfigError(
-                f"{source}: expected its base LLM {name}, found it neither beside the checkpoint nor where it was "
-                f"looked for ({error}); say where it is with base_llm=PATH"
+                f"{source}: expected its base LLM {name} next to the checkpoint or at {place}, found none ({error}); "
+                f"name it with base_llm=PATH"
             ) from None
     if given.sha256 != wanted["sha256"]:
         raise CheckpointError(
-            f"{source}: trained on the base LLM {name} (sha256 {wanted['sha256'][:12]}…), found "
-            f"{given.name} ({given.sha256[:12]}…); load that LLM"
+            f"{source}: expected the base LLM that it was trained with, {name} (sha256 {wanted['sha256'][:12]}…), "
+            f"found {given.name} ({given.sha256[:12]}…); load that LLM"
         )
     return given
 

@@ -1,7 +1,7 @@
-"""Which weights are ours and which are the base LLM's, reading them, and the sft checkpoint under an rft checkpoint.
+"""Which weights are ours and which belong to the base LLM; reading them; the sft checkpoint of an rft checkpoint.
 
-Freezing, saving and loading use the same predicates. An rft checkpoint has LoRA weights only; it is loaded on the sft
-checkpoint that its card names.
+Freezing, saving and loading use the same predicates. An rft checkpoint contains LoRA weights only and is loaded on
+top of the sft checkpoint that its card names.
 """
 
 import os
@@ -28,17 +28,17 @@ def is_encoder_parameter(name: str) -> bool:
 
 
 def is_interface_parameter(name: str) -> bool:
-    """Whether a parameter belongs to the interface: projection, memory or adapters (what sft trains)."""
+    """Whether a parameter belongs to the interface (projection, memory, adapters), which sft trains."""
     return name.startswith("model.interface.") or ".adapter." in name
 
 
 def is_ours(name: str) -> bool:
-    """Whether a parameter is not the base LLM's: what a checkpoint holds."""
+    """Whether a parameter belongs to encoder or interface, the content of a checkpoint."""
     return is_encoder_parameter(name) or is_interface_parameter(name)
 
 
 def base_weights(llm: LlamaForCausalLM) -> dict[str, Tensor]:
-    """The weights of a plain Llama under the names that they have in `BitLlmForCausalLM`."""
+    """The weights of a plain Llama under their names in `BitLlmForCausalLM`."""
     named = {f"model.language_model.{name}": tensor for name, tensor in llm.model.state_dict().items()}
     if not llm.config.tie_word_embeddings:
         named["lm_head.weight"] = llm.lm_head.weight.detach()
@@ -59,14 +59,14 @@ def require_exact(
     """Refuse weights that are not exactly those of the model."""
     for name, found, expected in sorted(mismatched):
         raise CheckpointError(
-            f"{source}: weight {name} has shape {tuple(found)}, expected {tuple(expected)}; the checkpoint is "
-            "of another size"
+            f"{source}: expected shape {tuple(expected)} of the weight {name}, found {tuple(found)}; use a "
+            "checkpoint of the same size"
         )
     lacking, foreign = _listed(missing), _listed(unexpected)
     if lacking != "none" or foreign != "none":
         raise CheckpointError(
-            f"{source}: missing weights: {lacking}; unexpected weights: {foreign}; the checkpoint is of another "
-            "model or interface"
+            f"{source}: expected exactly the weights of the model, found missing weights: {lacking}; unexpected "
+            f"weights: {foreign}; use a checkpoint of the same model and interface"
         )
 
 
@@ -77,27 +77,27 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def sft_of_rft(sft: Path, folder: Path) -> dict[str, str]:
-    """What the card of an rft checkpoint in ``folder`` says of the sft that it starts from.
+    """Entry of the card of an rft checkpoint in ``folder``: the sft checkpoint that it starts from.
 
-    Its place is kept relative to the run, so that a run can be moved.
+    The path is relative to the run, so that a run can be moved.
     """
     place = Path(os.path.relpath(sft.resolve(), folder.resolve().parent))
     return {"sft": place.as_posix(), "sft_sha256": sha256_of_file(sft / WEIGHTS)}
 
 
 def sft_beneath(folder: Path) -> Path:
-    """The folder of the sft checkpoint that an rft checkpoint was trained on."""
+    """The sft checkpoint that an rft checkpoint was trained on."""
     card = read_record(folder / RFT_CARD, "sft")
     sft = folder.parent / str(card["sft"])
     if not (sft / WEIGHTS).is_file():
         raise CheckpointError(
-            f"{folder}: expected the sft that it was trained on at {sft}, found none; put it back there, or train "
-            "rft again"
+            f"{folder}: expected the sft checkpoint that it was trained on at {sft}, found none; move it back, or "
+            "train rft again"
         )
-    # absent from cards of before it was written
+    # cards of earlier versions have no checksum
     if "sft_sha256" in card and sha256_of_file(sft / WEIGHTS) != card["sft_sha256"]:
         raise CheckpointError(
-            f"{folder}: expected the sft that it was trained on at {sft}, found one with other weights; put the old "
-            "one back, or train rft again"
+            f"{folder}: expected the sft checkpoint that it was trained on at {sft}, found other weights; restore "
+            "them, or train rft again"
         )
     return sft
