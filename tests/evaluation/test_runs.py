@@ -45,7 +45,7 @@ def test_a_model_path_that_does_not_exist_is_refused(easy, tmp_path):
     with pytest.raises(CheckpointError, match="gone: expected the folder of a base LLM, found none"):
         find_llm(easy.folder / "sft", given=str(tmp_path / "gone"))
     shutil.copytree(easy.folder / "sft", tmp_path / "sft")
-    with pytest.raises(CheckpointError, match=r"expected its base LLM `llm` beside it, .* with --llm PATH"):
+    with pytest.raises(CheckpointError, match=r"base LLM `llm` .* --llm PATH"):
         find_llm(tmp_path / "sft", given=None)
     assert find_llm(tmp_path / "sft", given="meta-llama/Llama-3.2-3B-Instruct").startswith("meta")
 

@@ -25,8 +25,8 @@ def test_an_image_is_of_a_category_that_half_of_its_people_name(easy):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], "expected .*category.* found something else"),
-        ({"animals": "dog"}, "expected .*category.* found something else"),
+        ([], "category"),
+        ({"animals": "dog"}, "category"),
         ({"animals": ["dog"], "pets": ["Dog"]}, "found `dog` in animals and pets; take it out of one"),
     ],
 )

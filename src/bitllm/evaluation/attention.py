@@ -1,7 +1,7 @@
-"""Which brain tokens each word read: the attention weights of the adapters while the caption was written.
+"""Which brain tokens each word attends to: attention weights of the adapters during decoding.
 
-They say where an adapter looked, not what it took from there or whether that changed the word: for that, see the bits
-and silence something. How far an adapter is open at all is tanh of its gate.
+They show where an adapter attended, not what it read there or whether that changed the word; for that, use bits or
+silence a region. tanh of an adapter's gate says how much it contributes at all.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from bitllm.model.precision import computing
 
 
 class AdapterReading(NamedTuple):
-    """What one adapter read."""
+    """What one adapter attended to."""
 
     layer: int
     """Decoder layer that it stands behind, 0-based."""
@@ -34,14 +34,14 @@ class AdapterReading(NamedTuple):
 def adapter_readings(
     system: Captioner, caption: str, brain_tokens: Float[Tensor, "1 N width"]
 ) -> list[AdapterReading]:
-    """Attention of every adapter on the brain tokens at each word of a caption; none for a prefix interface.
+    """Attention of every adapter over the brain tokens at each word of a caption; empty for a prefix interface.
 
     Parameters
     ----------
     caption
-        What is read through, as in decoding: each word is written from the place before it.
+        Its words; as in decoding, each is predicted at the position before it.
     brain_tokens
-        The input.
+        Brain tokens of one input.
     """
     tokens = reference_tokens(system.prompter, [[caption]])
     n_words = len(tokens.words[0])
@@ -66,7 +66,7 @@ def attention_weights(
     hidden: Float[Tensor, "B T d"],
     memory: Float[Tensor, "B 2 kv_heads N head"],
 ) -> Float[Tensor, "B heads T N"]:
-    """The weights that an adapter's attention gives to the brain tokens, which its fast kernel keeps to itself."""
+    """Attention weights of an adapter over the brain tokens, which its fused kernel does not return."""
     normed = adapter.norm(hidden).to(adapter.q_proj.weight.dtype)
     query = adapter.q_proj(normed).unflatten(-1, (-1, adapter.head_dim)).transpose(1, 2)
     keys = memory[:, 0].to(query.dtype)
@@ -76,7 +76,7 @@ def attention_weights(
 
 @contextmanager
 def _watched(model: Any) -> Iterator[list[tuple[int, float, Tensor]]]:
-    """While the block runs, every adapter's weights (layer, openness, tokens × brain tokens) are kept."""
+    """Within the block, record the weights of every adapter (layer, openness, tokens × brain tokens)."""
     seen: list[tuple[int, float, Tensor]] = []
     handles = []
     for number, layer in enumerate(model.model.language_model.layers):

@@ -1,15 +1,16 @@
-"""Which voxels moved the model on which trial: gradient × input, with a check against a randomised model.
+"""Which voxels influenced the model on which trial: gradient × input, with a check against a randomized model.
 
     attribution[voxel] = beta[voxel] · ∂ log2 p(references | betas) / ∂ beta[voxel]
 
-A first-order estimate of what the references would lose with that voxel at 0. The check: a model whose trained weights
-are replaced by random ones of the same mean and spread must give other maps, or the map shows the input rather than
-what was learned. The *size* of gradient × input can not pass it wholly: both maps have the factor |beta|, which alone
-makes them correlate. So the gradients are compared too, which have no such factor.
+This is a first-order estimate of the bits that the references lose if the voxel is set to 0. The check: a model
+whose trained weights are replaced by random ones of the same mean and standard deviation must give other maps,
+otherwise the map shows the input instead of what was learned. Absolute values of gradient × input cannot pass it
+completely, because both maps contain the factor |beta| and are correlated by it alone. Absolute gradients, without
+this factor, are therefore compared too.
 
 References
 ----------
-Adebayo et al. (2018), "Sanity checks for saliency maps", NeurIPS: the model parameter randomisation test.
+Adebayo et al. (2018), "Sanity checks for saliency maps", NeurIPS: the model parameter randomization test.
 """
 
 from collections.abc import Callable, Iterator
@@ -39,26 +40,26 @@ _ROWS_AT_ONCE = 32
 
 @dataclass(frozen=True)
 class Attribution:
-    """Gradient × input of every row and voxel, in bits per reference, of the model and of a randomised one."""
+    """Gradient × input of every row and voxel, in bits per reference, for the model and for a randomized one."""
 
     betas: Float[np.ndarray, "n voxels"]
     gradient: Float[np.ndarray, "n voxels"]
-    """Of the mean log2 p of a row's references, by its betas."""
+    """Gradient of the mean log2 p of a row's references with respect to its betas."""
     gradient_randomised: Float[np.ndarray, "n voxels"]
-    """The same of the randomised model."""
+    """The same for the randomized model."""
 
     @property
     def trained(self) -> Float[np.ndarray, "n voxels"]:
-        """Attribution by the model."""
+        """Attribution of the model."""
         return self.betas * self.gradient
 
     @property
     def randomised(self) -> Float[np.ndarray, "n voxels"]:
-        """Attribution by the randomised model."""
+        """Attribution of the randomized model."""
         return self.betas * self.gradient_randomised
 
     def summary(self, rois: list[Roi]) -> dict[str, Any]:
-        """Rank correlation of both models' maps over rows, and the share of each ROI in the absolute attribution."""
+        """Rank correlations of both models' maps over voxels, and the share of each ROI in the absolute attribution."""
         size, size_randomised = np.abs(self.trained), np.abs(self.randomised)
         total = size.sum()
         shares = {
@@ -88,9 +89,9 @@ def attribution(
     Parameters
     ----------
     found
-        What came out for the real betas; its references are what is attributed.
+        Outcomes for the real betas; the log-probabilities of their references are attributed.
     seed
-        Of the random weights.
+        Seed of the random weights.
     """
     trained = gradients(system, found, what="attribution", progress=progress)
     with random_weights(system.model, seed=seed):
@@ -101,7 +102,7 @@ def attribution(
 def gradients(
     system: Captioner, found: Outcomes, *, what: str = "attribution", progress: Progress | None = None
 ) -> Float[np.ndarray, "n voxels"]:
-    """Of each row, the gradient of the mean log2 p of its references by its betas."""
+    """Gradient of the mean log2 p of each row's references with respect to its betas."""
     held_out, tokens = found.held_out, found.tokens
     anatomies = Anatomies.of(held_out.store, [held_out.subject], system.atlases)
     device = system.model.device
@@ -117,6 +118,7 @@ def gradients(
         log_probs = system.log_probs(answers, memory[owner])
         n_references = torch.bincount(owner)[owner]
         bits = (log_probs.sum(-1) / np.log(2) / n_references).sum()
+        # Rows are independent, so the gradient of their sum contains the gradient of each row.
         (gradient,) = torch.autograd.grad(bits, brain.betas)
         rows.append(gradient.numpy()[:, : betas.shape[1]])
         if progress is not None:
@@ -126,11 +128,12 @@ def gradients(
 
 @contextmanager
 def random_weights(model: Any, *, seed: int) -> Iterator[None]:
-    """While the block runs, the trained weights are random ones of each tensor's own mean and spread; scalars stay."""
+    """Within the block, replace trained weights by random ones with each tensor's mean and standard deviation."""
     generator = torch.Generator().manual_seed(seed)
     trained = {
         parameter: parameter.detach().clone()
         for name, parameter in model.named_parameters()
+        # Gates and temperatures (one number each) have no spread to draw from; they are not changed.
         if (is_ours(name) or "lora_" in name) and parameter.numel() > 1
     }
     try:
@@ -180,7 +183,7 @@ def write_maps(system: Captioner, held_out: HeldOut, found: Attribution, folder:
 def pooling_map(
     encoder: BrainEncoder, held_out: HeldOut, atlases: tuple[str, ...]
 ) -> Float[np.ndarray, "queries voxels"]:
-    """The encoder's weight of each voxel in each query, for one subject."""
+    """The pooling weight of each voxel in each query, for one subject."""
     anatomies = Anatomies.of(held_out.store, [held_out.subject], atlases)
     device = encoder.queries.device
     return (

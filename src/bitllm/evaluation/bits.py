@@ -1,18 +1,18 @@
-"""Evidence in bits: how much more probable a text is under the betas of its image than under a control.
+"""Evidence in bits: how much more probable a text is with the betas of its image than with a control.
 
 References (`evidence`):
 
     bits = log2 p(reference | betas of its image) − log2 p(reference | control)
 
-This does not depend on what was decoded, and is 0 on average for a model that does not use its input.
+They do not depend on what was decoded, and are 0 on average for a model that ignores its input.
 
 Words of a decoded caption (`word_evidence`):
 
     bits of a word = Σ over its tokens of log2 p(token | betas of its image) − mean over other images of
                      log2 p(token | betas of another image)
 
-Each token is conditioned on the caption up to it. A word that the language model would predict anyway has about 0
-bits; a high value means that these betas, more than other images' betas, predict the word.
+Each token is conditioned on the preceding caption. A word that the language model would predict anyway has about 0
+bits; a high value means that these betas predict the word better than other images' betas do.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -32,33 +32,33 @@ UNITS = ("per_caption", "per_token", "per_word")
 
 @dataclass(frozen=True)
 class ReferenceTokens:
-    """The tokens of all references of all rows, one row after another.
+    """The tokens of the references of all rows.
 
-    Legend: R references of all rows together, L tokens of the longest.
+    Legend: R references (of all rows, in order), L tokens of the longest one.
     """
 
     row: Int[np.ndarray, " R"]
-    """Which input (row of the held-out trials) a reference belongs to."""
+    """Row (of the held-out trials) of each reference."""
     answers: list[list[int]]
     """Token ids with the end token."""
     words: list[list[str]]
-    """Words of the reference as the model learns to say it."""
+    """Words of each reference, in the form that the model is trained on (`plain_caption`)."""
     word: Int[np.ndarray, "R L"]
-    """Number of the word that a token belongs to; −1 for the end token and padding."""
+    """Index of the word of each token; −1 for the end token and padding."""
 
     @property
     def n_tokens(self) -> Int[np.ndarray, " R"]:
-        """Tokens of each reference, the end token counted."""
+        """Number of tokens of each reference, including the end token."""
         return np.array([len(answer) for answer in self.answers])
 
     @property
     def n_words(self) -> Int[np.ndarray, " R"]:
-        """Words of each reference."""
+        """Number of words of each reference."""
         return np.array([len(words) for words in self.words])
 
 
 def reference_tokens(prompter: Prompter, references: Sequence[Sequence[str]]) -> ReferenceTokens:
-    """Tokenise the references of each row."""
+    """Tokenize the references of each row."""
     texts = [(row, plain_caption(text)) for row, group in enumerate(references) for text in group]
     answers = [prompter.answer_ids(text) for _, text in texts]
     word = np.full((len(texts), max(map(len, answers))), -1)
@@ -71,7 +71,7 @@ def reference_tokens(prompter: Prompter, references: Sequence[Sequence[str]]) ->
 
 
 def _word_of_each_token(prompter: Prompter, text: str) -> list[int]:
-    """Number of the word in which each token ends: a token may begin with the space before its word."""
+    """Index of the word in which each token ends; a token often starts with the space before its word."""
     offsets = prompter.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)[
         "offset_mapping"
     ]
@@ -85,14 +85,14 @@ def token_log2_probs(
     *,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> Float[np.ndarray, "R L"]:
-    """log2 p of every token of every reference given what stands before it; 0 past the end.
+    """log2 p of every token of every reference, given the preceding tokens; 0 beyond the end.
 
     Parameters
     ----------
     brain_tokens
-        Of each row; a single one serves all rows. None is the LLM alone.
+        Brain tokens of each row, or a single one for all rows; None for the LLM alone.
     on_batch
-        Called with the number of references done and of all.
+        Called with the number of references done and the total.
     """
     return system.log2_probs(tokens.answers, tokens.row, brain_tokens, on_batch=on_batch)
 
@@ -115,6 +115,8 @@ def evidence(
         Image of each row; the trials of one image are resampled together.
     """
     n_rows = len(image_ids)
+    # per_caption: mean over the references of a row, then over rows. Per token and word: ratio of sums, so that
+    # long references have more weight.
     per_row = np.bincount(tokens.row, minlength=n_rows)
     units = {
         "per_caption": (1 / per_row[tokens.row], np.ones(n_rows)),
@@ -137,15 +139,16 @@ def evidence_on(
     *,
     seed: int,
 ) -> Estimate | None:
-    """Bits per word on the chosen tokens alone, e.g. those of colour words; None if there are fewer than two images.
+    """Bits per word of the chosen tokens only, e.g. those of color words; None for fewer than two images.
 
-    The conditional probabilities of these tokens: what stands before them is given.
+    These are conditional probabilities: the tokens before the chosen ones are given.
     """
     n_rows = len(image_ids)
     n_words = np.array(
         [len(set(word[mask].tolist())) for word, mask in zip(tokens.word, chosen, strict=True)]
     )
     counts = _by_row(n_words, tokens, n_rows)
+    # A ratio needs a nonzero denominator in every subset of images, so rows without a chosen word are left out.
     has = counts > 0
     if len({image for image, kept in zip(image_ids, has, strict=True) if kept}) < 2:
         return None
@@ -179,7 +182,7 @@ def _by_row(values: np.ndarray, tokens: ReferenceTokens, n_rows: int) -> Float[n
 
 
 class Word(NamedTuple):
-    """A word of a caption with its brain evidence."""
+    """A word of a caption with its bits."""
 
     word: str
     bits: float
@@ -196,11 +199,11 @@ def word_evidence(
     Parameters
     ----------
     captions
-        One caption of each input.
+        One caption for each input.
     brain_tokens
-        Of the inputs that are to speak for the captions.
+        Brain tokens of the images' own betas.
     others
-        Of other images' betas, one or more draws, each with one row for every caption.
+        Brain tokens of other images' betas: one or more draws, each with one row per caption.
     """
     tokens = reference_tokens(system.prompter, [[caption] for caption in captions])
     real = token_log2_probs(system, tokens, brain_tokens)

@@ -1,21 +1,21 @@
-"""Controls: inputs that carry no, or less, evidence about the image.
+"""Controls: inputs with no, or less, evidence about the image.
 
 zero
-    All betas are 0. With greedy decoding that is one caption for all images.
+    All betas are 0. With greedy decoding this gives one caption for all images.
 shuffle
-    The betas of the trial, moved to random voxels of the same brain: the distribution stays, the places do not.
+    The betas of the trial at random voxels of the same brain: the same distribution of values, other locations.
 permuted
-    The betas of another image of the same subject (see the module `pairing`): real brain data of the wrong image; the
-    cleanest null.
+    The betas of another image of the same subject (see `bitllm.evaluation.pairing`): real data of the wrong image.
+    This is the cleanest null.
 noise
-    Random betas with the covariance over voxels that the subject's own training trials have.
+    Random betas with the covariance over voxels of the subject's own training trials.
 other_subject
-    What another subject's brain did for the *same* image, put on this subject's voxels: each takes the beta of that
-    subject's voxel which is nearest in mm. No null: it shows how much any brain that saw the image gives.
+    The betas of another subject for the *same* image; each voxel takes the beta of the nearest voxel (in mm) of
+    that subject. Not a null: it shows what any brain that saw the image provides.
 
 References
 ----------
-The poster, "Voxel perturbations". Its Zero and Shuffle are the first two.
+The poster, "Voxel perturbations", has zero and shuffle.
 """
 
 from typing import Any, NamedTuple
@@ -31,14 +31,14 @@ from bitllm.errors import ConfigError, DataError
 from bitllm.evaluation.held_out import HeldOut, betas_of
 
 BETAS_CONTROLS = ("zero", "shuffle", "noise", "other_subject")
-"""Controls that are betas of their own; *permuted* is an order of the real ones."""
+"""Controls that need other betas; *permuted* only reorders the real ones."""
 
 _COORDS = ["x_mm", "y_mm", "z_mm"]
 _MOST_TRAINING_TRIALS = 2000
 
 
 class ControlBetas(NamedTuple):
-    """What goes in instead of the real betas, and how it was made."""
+    """Betas that replace the real ones, and how they were made."""
 
     betas: Float[np.ndarray, "n voxels"]
     about: dict[str, Any]
@@ -52,7 +52,7 @@ def control_betas(control: str, held_out: HeldOut, *, seed: int) -> ControlBetas
     control
         One of `BETAS_CONTROLS`.
     seed
-        Of shuffle and noise; the shuffle of a row depends on (seed, row) alone.
+        Seed of shuffle and noise; the shuffle of a row depends only on (seed, row).
     """
     if control == "zero":
         return ControlBetas(np.zeros_like(held_out.betas), {})
@@ -71,7 +71,7 @@ def control_betas(control: str, held_out: HeldOut, *, seed: int) -> ControlBetas
 
 
 def shuffled(betas: Float[np.ndarray, "n voxels"], *, seed: int) -> Float[np.ndarray, "n voxels"]:
-    """The values of each row in an order of its own."""
+    """The values of each row in random order, another one for each row."""
     return np.stack(
         [np.random.default_rng([seed, row]).permutation(values) for row, values in enumerate(betas)]
     )
@@ -82,8 +82,8 @@ def covariance_matched(
 ) -> Float[np.ndarray, "n voxels"]:
     """Gaussian noise with the mean and exactly the sample covariance of training betas.
 
-    A random combination of the centred training rows, weighted by 1/√(t − 1): its covariance is theirs, of rank t − 1
-    at most, and no voxels × voxels matrix is ever made.
+    Each noise trial is a random combination of the centered training rows with weights N(0, 1/(t − 1)). Its
+    covariance is that of the training rows (rank at most t − 1), without a voxels × voxels matrix.
     """
     if len(training) < 2:
         raise DataError(
@@ -97,16 +97,18 @@ def covariance_matched(
 def training_betas(held_out: HeldOut) -> Float[np.ndarray, "t voxels"]:
     """Betas of the subject's own trials of training images, averaged over repetitions if the held-out ones are.
 
-    A held-out subject has them too: nothing was trained on them, and none is of a test image. At most 2,000, evenly
-    spread.
+    A held-out subject has such trials too: they were not used for training, and none is of a test image. At most
+    2,000, evenly spaced.
     """
     store, subject = held_out.store, held_out.subject
     of_part = store.stimuli.index[store.stimuli["part"] == "train"].to_numpy()
     nsd_id = store.subject(subject).trials["nsd_id"].to_numpy()
-    allowed = np.setdiff1d(of_part, held_out.nsd_id)  # validation images were once training images elsewhere
+    allowed = np.setdiff1d(of_part, held_out.nsd_id)  # never a held-out image, whatever the split
     rows = np.flatnonzero(np.isin(nsd_id, allowed))
     if not len(rows):
-        raise DataError(f"noise: expected trials of {subject} on training images in {store.path}, found none")
+        raise DataError(
+            f"noise: expected trials of {subject} on training images in {store.path}, found none; leave it out"
+        )
     items: list[tuple[int, ...]] = [(int(row),) for row in rows]
     if int(held_out.n_repetitions.max()) > 1:
         of_image: dict[int, list[int]] = {}
@@ -118,7 +120,7 @@ def training_betas(held_out: HeldOut) -> Float[np.ndarray, "t voxels"]:
 
 
 def betas_of_another_subject(held_out: HeldOut) -> ControlBetas:
-    """The same images in the brain of another subject, the first that saw all of them."""
+    """Betas of another subject for the same images; the first subject that saw all of them."""
     store = held_out.store
     images = np.unique(held_out.nsd_id)
     seen = {
@@ -130,7 +132,7 @@ def betas_of_another_subject(held_out: HeldOut) -> ControlBetas:
     if donor is None or seen[donor] < len(images):
         found = "none" if donor is None else f"{donor} who saw {seen[donor]}"
         raise DataError(
-            f"other_subject: expected another subject who saw all {len(images)} images, found {found}"
+            f"other_subject: expected another subject who saw all {len(images)} images, found {found}; leave it out"
         )
     items, nsd_id = _same_images(held_out, donor)
     voxel, distance = nearest_voxels(store, held_out.subject, donor)
@@ -141,19 +143,20 @@ def betas_of_another_subject(held_out: HeldOut) -> ControlBetas:
 def nearest_voxels(
     store: Store, subject: str, donor: str
 ) -> tuple[Int[np.ndarray, " voxels"], Float[np.ndarray, " voxels"]]:
-    """For each voxel of ``subject`` the voxel of ``donor`` nearest in the common space, and the distance in mm."""
+    """For each voxel of ``subject``, the nearest voxel of ``donor`` in the common space and its distance in mm."""
     tree = KDTree(store.subject(donor).voxels[_COORDS].to_numpy())
     distance, voxel = tree.query(store.subject(subject).voxels[_COORDS].to_numpy())
     return voxel.astype(np.int64), distance.astype(np.float64)
 
 
 def _same_images(held_out: HeldOut, donor: str) -> tuple[list[tuple[int, ...]], Int[np.ndarray, " trials"]]:
-    """For each held-out row as many of the donor's trials of its image, as far as there are."""
+    """For each held-out row, trials of the donor for the same image: as many as were averaged, if there are enough."""
     nsd_id = held_out.store.subject(donor).trials["nsd_id"].to_numpy()
     rows_of = {int(image): np.flatnonzero(nsd_id == image) for image in np.unique(held_out.nsd_id)}
     used: dict[int, int] = {}
     items = []
     for image, n in zip(held_out.nsd_id.tolist(), held_out.n_repetitions.tolist(), strict=True):
+        # Single trials of one image get different trials of the donor, in turn.
         rows = np.roll(rows_of[image], -used.get(image, 0))[:n]
         used[image] = used.get(image, 0) + n
         items.append(tuple(int(row) for row in rows))

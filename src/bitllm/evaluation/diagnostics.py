@@ -1,8 +1,8 @@
-"""Encoder diagnostics: does the embedding depend on the betas, and does it hold the image?
+"""Encoder diagnostics: does the embedding depend on the betas, and does it identify the image?
 
 References
 ----------
-The poster, "Encoder diagnostics": cosine similarity of real and all-zero input; brain → image retrieval.
+The poster, "Encoder diagnostics": cosine similarity of real and zero betas; brain → image retrieval.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +34,7 @@ _ITEMS_AT_ONCE = 1024
 
 @torch.no_grad()
 def embeddings(aligner: BrainAligner | None, brain_tokens: Tensor) -> Float[np.ndarray, "n d"]:
-    """Unit embeddings in the picture space; without an aligner, the mean brain token as a unit vector."""
+    """Unit embeddings in the image space; without an aligner, the mean brain token as a unit vector."""
     if aligner is not None:
         return aligner.embed(brain_tokens)[0].cpu().numpy()
     mean = brain_tokens.mean(dim=1)
@@ -60,32 +60,32 @@ def encoder_table(
     trials: str,
     seed: int,
 ) -> tuple[pd.DataFrame, Float[np.ndarray, "n d"], dict[str, str]]:
-    """Rows of the encoder for the evaluation's table: rank of the right image under each input.
+    """Rows of the encoder for the evaluation's table: rank of the correct image under each input.
 
     Parameters
     ----------
     aligner
-        The encoder with its heads in the image space; without one no image is retrieved.
+        The encoder with its heads; without it there is no retrieval.
     encoder
         The encoder.
     atlases
-        Atlases whose labels it reads.
+        Atlases of the encoder.
     held_out
         The trials.
     images
-        Embeddings of the test images, in the order of their nsd_ids.
+        CLIP embeddings of the test images, sorted by nsd_id.
     inputs
-        Controls; real is always used. Shuffle and permuted are drawn 20 times, because queries without information
-        crowd around the same few images.
+        Controls, in addition to the real betas. Shuffle and permuted are drawn 20 times, because uninformative
+        embeddings cluster around the same few images.
     trials
         ``averaged`` or ``single``.
     seed
-        Of the controls, and of the order of ties (a zero input is equally similar to equal images only).
+        Seed of the controls and of the order of ties.
 
     Returns
     -------
     tuple
-        The rows, the embeddings of the real betas, and why controls were left out.
+        The rows, the embeddings of the real betas, and the controls that were left out with their reasons.
     """
 
     def embed(betas: Float[np.ndarray, "n voxels"] | None = None) -> Float[np.ndarray, "n d"]:
@@ -126,7 +126,7 @@ def _draws_of(
     *,
     seed: int,
 ) -> list[Float[np.ndarray, "n d"]]:
-    """Embeddings under a control, one array for each draw; none for an input that is no betas."""
+    """Embeddings under a control, one array for each draw; none if the control has no betas."""
     if name == "permuted":
         return [real[other_images(held_out, seed=seed + draw).order] for draw in range(_DRAWS)]
     if name not in BETAS_CONTROLS:
@@ -138,7 +138,7 @@ def _draws_of(
 def nearest_rows(
     queries: Float[np.ndarray, "n d"], candidates: Float[np.ndarray, "m d"]
 ) -> Int[np.ndarray, " n"]:
-    """For each query the candidate with the largest inner product."""
+    """For each query, the index of the candidate with the largest inner product."""
     return np.argmax(queries @ candidates.T, axis=1)
 
 
@@ -151,7 +151,7 @@ def nearest_training_captions(
     *,
     queries: Float[np.ndarray, "n d"],
 ) -> list[str]:
-    """For each query the first caption of the training image whose brain embedding is nearest."""
+    """For each query, the first caption of the training image with the nearest brain embedding."""
     training = select_trials(store, split, "train", averaged=True)
     anatomies = Anatomies.of(store, training.subjects, atlases)
     # a thousand items at a time: the brain tokens of a whole NSD would not fit in memory

@@ -1,11 +1,11 @@
-"""Evaluate checkpoints on held-out trials: the parts of one table, each written into a folder of its own.
+"""Evaluate checkpoints on held-out trials: the parts of one table, each in its own folder.
 
     encoder      retrieval, cosine to zero betas, and the captions that need no LLM: constant and nearest
     SYSTEM       answers to every input, their scores, bits of the references and of each decoded word
-    regions      the final system without each region and from it alone, and its attribution
+    regions      the final system without each region and with each region alone, and its attribution
 
-`assemble` joins the parts to ``evaluation.parquet`` and ``evaluation.json``; `bitllm.pipeline.evaluate` runs them as
-steps that are skipped when they are finished.
+`assemble` joins the parts into ``evaluation.parquet`` and ``evaluation.json``; `bitllm.pipeline.evaluate` runs them
+as steps and skips finished ones.
 """
 
 from collections.abc import Callable
@@ -50,15 +50,15 @@ class Evaluator:
     Parameters
     ----------
     checkpoints
-        What is evaluated.
+        Checkpoints to evaluate.
     options
-        Settings; ``seed`` and ``max_new_tokens`` are set.
+        Settings; ``seed`` and ``max_new_tokens`` must be set.
     averaged, single
         The trials of one subject, averaged over repetitions and single.
     categories
-        Words by category, if there are any.
+        Words by category, or None.
     rois
-        Regions to silence and to use alone.
+        Regions to silence, and to use alone.
     progress
         Called as ``progress(what, done, total)``.
     """
@@ -80,7 +80,7 @@ class Evaluator:
         rois: list[Roi],
         progress: Progress | None = None,
     ) -> "Evaluator":
-        """Read the trials of the subject and part that the options name."""
+        """Read the trials of the subject and part in the options."""
         averaged, single = (
             read_held_out(
                 checkpoints.store,
@@ -134,7 +134,7 @@ class Evaluator:
         )
 
     def evaluate_system(self, name: str, folder: Path, encoder_part: Path) -> None:
-        """Write the part of one system; the part of the encoder has to be finished."""
+        """Write the part of one system; the part of the encoder must be finished."""
         system, options = self.checkpoints.load(name), self.options
         found = outcomes(
             system,
@@ -191,7 +191,7 @@ class Evaluator:
         _write_part(folder, None, {"regions": to_json(regions), "attribution": voxels.summary(self.rois)})
 
     def assemble(self, parts: dict[str, Path]) -> Evaluation:
-        """The table, and what belongs to no row but is known from the parts.
+        """Join the parts into the table and the content of ``evaluation.json``.
 
         Parameters
         ----------
@@ -231,7 +231,7 @@ class Evaluator:
         )
 
     def _images(self) -> tuple[Float[np.ndarray, "m d"] | None, dict[str, float]]:
-        """Embeddings of the test images, and the similarity of each to its nearest training image."""
+        """CLIP embeddings of the test images, and the similarity of each to its nearest training image."""
         run = self.checkpoints
         if run.targets is None:
             return None, {}
@@ -262,7 +262,7 @@ class Evaluator:
         return [{"kind": kind, "name": name, "nsd_ids": ids.tolist()} for kind, name, ids in groups]
 
     def _words(self, system: Captioner, found: Outcomes) -> dict[str, list[list[list[Any]]]]:
-        """Each word with its bits, in the captions from real and permuted betas: given the betas of the image."""
+        """Bits of each word in the captions from real and permuted betas, given the betas of the row's image."""
         if self.options.likelihood == "none":
             return {}
         real = self.averaged.brain_tokens(system.encoder, system.atlases)

@@ -1,4 +1,4 @@
-"""Who is judged on what: the trials of one subject in one part of a split, with references and their scorer."""
+"""The held-out trials: those of one subject in one part of a split, with references and a scorer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class HeldOut:
 
     @cached_property
     def n_repetitions(self) -> Int[np.ndarray, " n"]:
-        """How many trials are averaged in each row."""
+        """Number of trials averaged in each row."""
         return np.array([self.trials.n_repetitions(row) for row in range(len(self.trials))])
 
     @cached_property
@@ -53,7 +53,7 @@ class HeldOut:
         atlases: Sequence[str],
         betas: Float[np.ndarray, "m voxels"] | None = None,
     ) -> Float[Tensor, "m N width"]:
-        """Brain tokens of the subject's own betas, or of others on its voxels."""
+        """Brain tokens of the rows, or of other betas of the same voxels."""
         anatomies = Anatomies.of(self.store, [self.subject], atlases)
         return brain_tokens_of_betas(
             encoder, list(self.betas if betas is None else betas), self.subject, anatomies
@@ -82,9 +82,9 @@ def read_held_out(
     Parameters
     ----------
     part
-        ``test``, or ``validation`` for choosing settings without opening the test.
+        ``test``, or ``validation`` to choose settings without opening the test part.
     subject
-        Needed where the part has several subjects.
+        Needed if the part has several subjects.
     """
     of_part = split.test_subjects if part == "test" else split.train_subjects
     if subject is None and len(of_part) != 1:
@@ -99,7 +99,7 @@ def read_held_out(
 
 
 def first_trials(held_out: HeldOut) -> HeldOut:
-    """The first single trial of every image: what one look at each gives, with as many rows as averages have."""
+    """The first single trial of every image, so that there are as many rows as averages."""
     _, first = np.unique(held_out.nsd_id, return_index=True)
     return _of_trials(held_out.trials[np.sort(first)], held_out.part)
 

@@ -1,4 +1,4 @@
-"""Options of `bitllm evaluate`, light enough to be imported by the command line."""
+"""Options of `bitllm evaluate`, in a module that the command line imports quickly."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,4 @@
-"""Answers of a system to every input: the real betas and each control.
-
-For each input the captions and the log-probabilities of the references.
-"""
+"""Answers of a system to every input (the real betas and each control): captions, log-probabilities of references."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,20 +20,20 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Answers under "real" and every control that ran."""
+    """Answers under "real" and every control that was run."""
 
     held_out: HeldOut
     order: Int[np.ndarray, " n"]
-    """For each row the row whose betas it gets under "permuted"."""
+    """For each row, the row that provides its betas under "permuted"."""
     tokens: ReferenceTokens
     captions: dict[str, list[str]] = field(default_factory=dict)
     """One caption for each row."""
     log2_probs: dict[str, Float[np.ndarray, "R L"]] = field(default_factory=dict)
-    """Of the tokens of all references."""
+    """log2 p of the tokens of all references."""
     about: dict[str, dict[str, Any]] = field(default_factory=dict)
     """How the controls were made."""
     not_run: dict[str, str] = field(default_factory=dict)
-    """Controls that could not be made, and why."""
+    """Controls that could not be made, with the reason."""
 
 
 def outcomes(
@@ -49,14 +46,14 @@ def outcomes(
     likelihood_of: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> Outcomes:
-    """Decode, and score the references, under real betas, permuted ones, every control, and without a brain.
+    """Decode and score the references under real and permuted betas, the controls, and without a brain.
 
     Parameters
     ----------
     controls
-        Which of `BETAS_CONTROLS`; permuted and the LLM alone always run.
+        A selection of `BETAS_CONTROLS`; permuted and the LLM alone are always run.
     likelihood_of
-        Inputs whose log-probabilities of the references are computed; all by default, permuted wherever real.
+        Inputs for which the references are scored; by default all. Permuted is scored if real is.
     progress
         Called as ``progress(what, done, total)``.
     """
@@ -80,7 +77,7 @@ def outcomes(
 
     real = held_out.brain_tokens(system.encoder, system.atlases)
     take("real", real)
-    # greedy decoding is a function of the betas: those of another image give the caption of that image
+    # Greedy decoding is a function of the betas, so the betas of another row give the caption of that row.
     found.captions["permuted"] = [found.captions["real"][row] for row in others.order]
     if "real" in found.log2_probs:
         found.log2_probs["permuted"] = token_log2_probs(

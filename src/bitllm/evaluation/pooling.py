@@ -1,6 +1,6 @@
-"""The encoder's pooling map of every subject: how much weight each voxel has, whatever the trial.
+"""The encoder's pooling map of every subject: the weight of each voxel, the same for all trials.
 
-``evaluation_maps.npz`` holds one array for each subject of the store. The report draws it without running a model.
+``evaluation_maps.npz`` contains one array per subject of the store, so that the report needs no model.
 """
 
 import zipfile
@@ -40,7 +40,7 @@ def write_maps(folder: Path, maps: dict[str, Float[np.ndarray, " voxels"]]) -> N
 
 
 def read_maps(folder: Path) -> dict[str, Float[np.ndarray, " voxels"]]:
-    """Read the maps of an evaluation; empty where it has none."""
+    """Read the maps of an evaluation; empty if it has none."""
     path = folder / MAPS
     if not path.is_file():
         return {}

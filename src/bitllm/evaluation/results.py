@@ -1,7 +1,8 @@
-"""The results of an evaluation as plain dataclasses: what the terminal, the HTML page and the model card read.
+"""The results of an evaluation as plain dataclasses, which the terminal, the HTML page and the model card read.
 
-`results_of` (in `bitllm.evaluation.table`) derives them from ``evaluation.parquet``; ``results.json`` is their JSON.
-Scores are in points, as the COCO tools print them (CIDEr 61.1). A number that was not computed is None or absent.
+`results_of` (in `bitllm.evaluation.table`) derives them from ``evaluation.parquet``; ``results.json`` is their JSON
+form. Scores are in points, as the COCO tools print them (CIDEr 61.1). A number that was not computed is None or
+absent.
 """
 
 import types
@@ -50,18 +51,18 @@ class SystemResult:
 
     @property
     def real(self) -> InputResult:
-        """Under the real betas, averaged."""
+        """With real betas, averaged over repetitions."""
         return self.averaged["real"]
 
     @property
     def controls(self) -> dict[str, InputResult]:
-        """Every other input, averaged."""
+        """All other inputs, averaged over repetitions."""
         return {name: found for name, found in self.averaged.items() if name != "real"}
 
 
 @dataclass(frozen=True)
 class RetrievalResult:
-    """Brain → image retrieval under one input, among the pictures of the test images."""
+    """Brain → image retrieval among the test images, under one input."""
 
     r_at: dict[int, float]
     """k → share of queries with the right picture among the first k, for 1, 5 and 10."""
@@ -75,7 +76,7 @@ class RetrievalResult:
 
 @dataclass(frozen=True)
 class Identification:
-    """Right picture chosen among N: one point of the N-way curve."""
+    """Accuracy of choosing the correct image among N: one point of the N-way curve."""
 
     ways: int
     correct: Estimate
@@ -84,7 +85,7 @@ class Identification:
 
 @dataclass(frozen=True)
 class EncoderResult:
-    """What the encoder holds of the image, without an LLM."""
+    """What the encoder's embedding reveals about the image, without an LLM."""
 
     retrieval: dict[str, RetrievalResult] = field(default_factory=dict)
     """By input; ``single_trial`` for single trials under the real betas."""
@@ -100,7 +101,7 @@ class EncoderResult:
 
 @dataclass(frozen=True)
 class GroupResult:
-    """The final system within one group of test images."""
+    """The final system on one group of test images."""
 
     kind: str
     """``repetitions``, ``category`` or ``similarity_to_training``."""
@@ -114,7 +115,7 @@ class GroupResult:
 
 @dataclass(frozen=True)
 class RegionResult:
-    """A region silenced (its betas 0), against as many random voxels outside of it, and the region alone."""
+    """A region silenced (betas 0), as many random other voxels silenced, and the region alone."""
 
     name: str
     """``ATLAS`` or ``ATLAS:LABEL``."""
@@ -133,7 +134,7 @@ class RegionResult:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the captions of a system depend on the betas; None where the differences cannot tell."""
+    """Whether the captions of a system depend on the betas; None if the differences do not decide it."""
 
     is_evidence: bool | None
     sentence: str
@@ -183,7 +184,7 @@ class About:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything that an evaluation found."""
+    """All results of an evaluation."""
 
     about: About
     systems: dict[str, SystemResult]
@@ -203,12 +204,12 @@ class Results:
 
     @property
     def final(self) -> str:
-        """Name of the system that the headline is about."""
+        """Name of the system of the headline."""
         return next((name for name in ("rft", "sft") if name in self.systems), next(iter(self.systems), ""))
 
 
 def to_json(value: Any) -> Any:
-    """JSON value of a dataclass of this module; a field that has its default value is left out."""
+    """JSON value of a dataclass of this module, without fields at their defaults."""
     if isinstance(value, Estimate):
         return {name: part for name, part in value._asdict().items() if part is not None}
     if is_dataclass(value) and not isinstance(value, type):
@@ -224,16 +225,16 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(kind: type[T], content: Any, where: str) -> T:
-    """Read what `to_json` wrote.
+    """Read the output of `to_json`.
 
     Parameters
     ----------
     kind
-        Dataclass of this module.
+        A dataclass of this module.
     content
         The JSON value.
     where
-        File and place in it, for errors.
+        File and position in it, for errors.
     """
     return cast(T, _read(kind, content, where))
 

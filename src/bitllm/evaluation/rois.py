@@ -1,16 +1,16 @@
-"""Regions of interest: which voxels belong to a region, and what the model loses without it or gets from it alone.
+"""Regions of interest: their voxels, and what the model loses without a region or gets from it alone.
 
 silenced
-    The betas of the region are 0, the mean of every voxel's z-scores. Lost: log2 p(reference | all betas) −
-    log2 p(reference | without the region), and the same difference in CIDEr.
+    The betas of the region are 0, the mean of every voxel's z-scores. Lost: log2 p(reference | all betas) − log2
+    p(reference | without the region), and the same difference in CIDEr.
 same size
-    As many random voxels outside of the region are 0 instead: the loss of that many voxels anywhere.
+    As many random voxels outside the region are 0 instead: the loss from that many voxels anywhere.
 alone
     All other betas are 0. Gained: log2 p(reference | region of its image) − log2 p(reference | region of another
-    image). Both inputs are equally unusual, so this cancels out.
+    image). Both inputs are equally out of distribution, so this cancels.
 
-Silencing shows what the *model* takes from a region given all others: information that is also elsewhere is not
-missed. So losses and gains are not shares of a whole.
+Silencing shows what the *model* takes from a region given all others: information that other regions carry too is
+not lost. Losses and gains are therefore not shares of a total.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,12 +40,12 @@ class Roi(NamedTuple):
 
 
 def find_rois(store: Store, subject: str, wanted: Sequence[str]) -> list[Roi]:
-    """The regions asked for, those without a voxel in this subject left out.
+    """The requested regions, without those that have no voxel in this subject.
 
     Parameters
     ----------
     wanted
-        An atlas stands for itself (all its labels together) and for each of its labels; ``ATLAS:LABEL`` for one.
+        ``ATLAS`` for all its labels together and each of them, ``ATLAS:LABEL`` for one label.
     """
     rois: dict[str, Roi] = {}
     for word in wanted:
@@ -59,7 +59,9 @@ def find_rois(store: Store, subject: str, wanted: Sequence[str]) -> list[Roi]:
             rois[roi.name] = roi
     found = [roi for roi in rois.values() if roi.voxels.any()]
     if wanted and not found:
-        raise DataError(f"{store.path}: expected voxels of {subject} in {', '.join(wanted)}, found none")
+        raise DataError(
+            f"{store.path}: expected voxels of {subject} in {', '.join(wanted)}, found none; name another region"
+        )
     return found
 
 
@@ -89,7 +91,7 @@ def evaluate_regions(
     max_new_tokens: int,
     progress: Progress | None = None,
 ) -> list[RegionResult]:
-    """Loss without and gain from every region, in bits per word, by category of words, and in CIDEr.
+    """Losses without, and gains from, every region: bits per word (also by category of words) and CIDEr.
 
     Parameters
     ----------
@@ -98,7 +100,7 @@ def evaluate_regions(
     rois
         Regions of the subject.
     categories
-        Words by category, if there are any.
+        Words by category, or None.
     progress
         Called as ``progress(what, done, total)``.
     """
@@ -112,7 +114,7 @@ def evaluate_regions(
 
 
 class _Regions:
-    """The same measurements for one region after another."""
+    """The same measurements for each region."""
 
     def __init__(
         self,
@@ -131,7 +133,7 @@ class _Regions:
         self.masks = {name: categories.tokens_of(name, found.tokens) for name in names if categories}
 
     def result(self, roi: Roi) -> RegionResult:
-        """Everything about one region."""
+        """All results of one region."""
         betas, real = self.held_out.betas, self.found.log2_probs["real"]
         without = np.where(roi.voxels, 0.0, betas).astype(betas.dtype)
         alone = np.where(roi.voxels, betas, 0.0).astype(betas.dtype)
@@ -177,8 +179,9 @@ class _Regions:
         return self.held_out.scorer.per_caption(captions).cider
 
     def _random_voxels_outside(self, roi: Roi) -> np.ndarray:
-        """As many voxels as the ROI has, or as there are outside of it."""
+        """As many random voxels outside the region as it has (or all, if there are fewer)."""
         candidates = np.flatnonzero(~roi.voxels)
+        # Seeded by the size, so that the draw does not depend on which other regions are evaluated.
         rng = np.random.default_rng([self.seed, int(roi.voxels.sum())])
         chosen = rng.permutation(candidates)[: int(roi.voxels.sum())]
         return np.isin(np.arange(len(roi.voxels)), chosen)

@@ -1,4 +1,4 @@
-"""Find what belongs to a run: its checkpoint, its base LLM, its split, and the aligner and targets beside it."""
+"""Find the parts of a run: checkpoints, base LLM, split, aligner and targets."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ CARDS = (RFT_CARD, CARD)
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Checkpoints to evaluate on one store and split, with what belongs to them."""
+    """Checkpoints to evaluate on one store and split, with the other parts of their run."""
 
     folders: dict[str, Path]
     """System → folder."""
@@ -57,7 +57,7 @@ class Checkpoints:
         return final_of(self.folders)
 
     def load(self, name: str) -> Captioner:
-        """Load a system, on the GPU if there is one."""
+        """Load a system, onto the GPU if there is one."""
         folder = self.folders[name]
         precision = self.precision or precision_of(folder)
         found = load_captioner(folder, load_llm(self.llm), name=name, precision=precision)
@@ -65,14 +65,14 @@ class Checkpoints:
         return found
 
     def was_trained_on(self, subject: str) -> bool | None:
-        """Whether trials of a subject were trained on; None if that is not known."""
+        """Whether trials of a subject were used for training; None if that is not known."""
         if not self.is_own_store:
             return None
         return True if subject in self.split.train_subjects else None if self.is_continued else False
 
     @property
     def encoder_sha256(self) -> list[str]:
-        """Checksums of the weights of the encoder, and of its heads if found."""
+        """Checksums of the weights of the encoder, and of its heads if there are any."""
         return [weights_hash(self.encoder), "" if self.aligner is None else weights_hash(self.aligner)]
 
     def weights_sha256(self, name: str) -> list[str]:
@@ -87,16 +87,16 @@ def open_checkpoints(
     store: Store,
     options: EvaluateOptions = EvaluateOptions(),  # noqa: B008 - frozen
 ) -> Checkpoints:
-    """Find what belongs to checkpoints of one run: base LLM, split, aligner and targets.
+    """Find the base LLM, split, aligner and targets of checkpoints of one run.
 
     Parameters
     ----------
     folders
-        System → folder of its checkpoint; all were trained on one split.
+        Folder of each system's checkpoint; all must be trained on the same split.
     store
         The store to evaluate on.
     options
-        Where the parts are if not next to the checkpoints; the split, if the store is not that of the training.
+        Places of parts that are not next to the checkpoints, and the split if the store is not that of the training.
     """
     final = final_of(folders)
     folder = folders[final]
@@ -146,7 +146,7 @@ def final_of(names: Iterable[str]) -> str:
 
 
 def checkpoint_folder(run: Path, system: str | None) -> Path:
-    """The checkpoint: ``run`` itself, or the system of that name in it."""
+    """Folder of a checkpoint: ``run`` itself, or the system of that name in it."""
     if not run.is_dir():
         raise CheckpointError(f"{run}: expected the folder of a run, found none; check the path")
     names = system_names(run)
@@ -189,12 +189,12 @@ def find_llm(folder: Path, *, given: str | None) -> str:
     if _is_hub_id(name):  # the user named it when the run was trained
         return name
     raise CheckpointError(
-        f"{folder}: expected its base LLM `{name}` beside it, found no such folder; name it with --llm PATH"
+        f"{folder}: expected its base LLM `{name}` next to it, found no such folder; name it with --llm PATH"
     )
 
 
 def find_split(folder: Path, store: Store, sha256: str, *, given: Path | None) -> Split:
-    """The split that the run was trained on, if it is one of this store, and the store that of the run."""
+    """The split that the run was trained on; refused if the store is not that of the run."""
     trained_on = store_of(folder)
     if trained_on not in (None, store.sha256):
         raise SplitError(
@@ -227,24 +227,24 @@ def find_split(folder: Path, store: Store, sha256: str, *, given: Path | None) -
 
 
 def store_of(folder: Path) -> str | None:
-    """Checksum of the store that a checkpoint was trained on; None where it does not say."""
+    """Checksum of the store that a checkpoint was trained on; None if it is not recorded."""
     return _learnt_from(folder).get("store")
 
 
 def precision_of(folder: Path) -> Precision:
-    """Precision of the LLM that a checkpoint was trained with, as its ``run.json`` says; float32 if it does not."""
+    """Precision of the LLM that a checkpoint was trained with, from its ``run.json``; float32 if it is not recorded."""
     run = folder / "run.json"
     return read_record(run).get("precision", "fp32") if run.is_file() else "fp32"
 
 
 def _learnt_from(folder: Path) -> dict[str, Any]:
-    """What decided what a stage learnt, as its ``run.json`` has it; empty where there is none."""
+    """The inputs of a stage as recorded in its ``run.json``; empty without one."""
     run = folder / "run.json"
     return read_record(run).get("learnt_from", {}) if run.is_file() else {}
 
 
 def split_to_judge_on(store: Store, name: str) -> Split:
-    """A split of a store that the run was not trained on: a preset, or a file."""
+    """The split of a store that the run was not trained on: a preset, or a file."""
     if name in PRESETS:
         return make_split(store, name)
     if not Path(name).is_file():
@@ -262,7 +262,7 @@ def _aligner(
 ) -> tuple[BrainAligner | None, dict[str, str]]:
     place = given or folder.parent / "align"
     if given is None and not place.is_dir():
-        return None, {"retrieval": f"no aligner beside {folder.name}; name one with --align"}
+        return None, {"retrieval": f"no aligner next to {folder.name}; name one with --align"}
     aligner = load_aligner(place).eval().to(device())
     if not same_encoder(aligner.encoder, system.encoder):
         return None, {"retrieval": f"the encoder of {folder.name} is not that of {place.name}"}
@@ -272,20 +272,20 @@ def _aligner(
 def _targets(
     folder: Path, store: Store, *, given: Path | None, is_own_store: bool
 ) -> tuple[Targets | None, str | None]:
-    """The embeddings of the store's pictures, or why there are none."""
+    """CLIP embeddings of the store's images, or the reason why there are none."""
     place = given or folder.parent / "targets.safetensors"
     if given is None and not is_own_store:
         return (
             None,
-            f"{place.name} beside {folder.name} is of another store; name that of this one with --targets",
+            f"{place.name} next to {folder.name} is of another store; name that of this store with --targets",
         )
     if given is None and not place.is_file():
-        return None, f"no embeddings of pictures beside {folder.name}; name them with --targets"
+        return None, f"no embeddings of images next to {folder.name}; name them with --targets"
     return load_targets(place, store=store), None
 
 
 def card_of(folder: Path) -> dict[str, Any]:
-    """What is said of the training of a checkpoint of sft or rft."""
+    """The card of a checkpoint of sft or rft, which describes its training."""
     return read_record(next(folder / card for card in CARDS if (folder / card).is_file()), "split")
 
 

@@ -1,25 +1,26 @@
-"""The tidy table of an evaluation, ``evaluation.parquet``, and the results that follow from it.
+"""The tidy table of an evaluation, ``evaluation.parquet``, and the results derived from it.
 
-A row of ``evaluation.parquet`` is one answer: of a system, to one input (the real betas or a control), for one image.
+A row is one answer: of one system, to one input (the real betas or a control), for one image.
 
 ====================  ==================================================================================================
 system                name of the system; ``encoder`` for rows of the encoder without an LLM
 trials                ``averaged`` over repetitions, or ``single``
-subject, task         whose betas; ``caption``
+subject, task         subject; ``caption``
 input                 ``real``, or the control
-nsd_id, row           image (0-based), and place among the rows of the same subject and trials
-n_repetitions         trials that were averaged
+nsd_id, row           image (0-based), and index among the rows of the same subject and trials
+n_repetitions         number of trials averaged
 answer                the caption
 cider, rouge_l        in points
 bleu_counts           counts that corpus BLEU sums over images (`bitllm.metrics.bleu.bleu_counts`)
-length                words, as the scorer's tokenizer counts them
-log2_p                Σ over the references of the image of log2 p(reference | input); NaN where it was not computed
-n_references          of the image; n_tokens, n_words: their tokens (end token included) and words in the model's form
-ranks                 encoder: rank of the right image among the test images, one for each draw of the control
-cosine_zero           encoder, real betas: cosine of the embeddings of real and all-zero betas
+length                number of words after the scorer's tokenization
+log2_p                Σ over the references of the image of log2 p(reference | input); NaN if not computed
+n_references          number of references of the image
+n_tokens, n_words     number of tokens (with end tokens) and words of these references in the form of `plain_caption`
+ranks                 encoder: rank of the correct image among the test images, one per draw of the control
+cosine_zero           encoder, real betas: cosine of the embeddings of real and zero betas
 ====================  ==================================================================================================
 
-``evaluation.json`` holds what belongs to no row (`ABOUT_KEYS`).
+``evaluation.json`` contains everything that belongs to no row (`ABOUT_KEYS`).
 """
 
 from collections.abc import Mapping
@@ -74,7 +75,7 @@ _WAYS = (2, 10, 50, 300)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A finished evaluation as it lies on the disk."""
+    """A finished evaluation, as stored on disk."""
 
     rows: pd.DataFrame
     about: dict[str, Any]
@@ -91,18 +92,18 @@ def rows_of(
     trials: str = "averaged",
     baselines: Mapping[str, list[str]] | None = None,
 ) -> pd.DataFrame:
-    """Rows of one system: one for each input and image.
+    """Rows of one system, one for each input and image.
 
     Parameters
     ----------
     found
-        Answers to every input, and log-probabilities of the references.
+        Answers to every input, with log-probabilities of the references.
     system
         Name of the system.
     trials
         ``averaged`` or ``single``.
     baselines
-        Further answers to every row that need no system: ``constant``, ``nearest``.
+        Captions for every row that need no LLM: ``constant``, ``nearest``.
     """
     held_out, tokens, n = found.held_out, found.tokens, len(found.held_out.trials)
 
@@ -137,7 +138,7 @@ def encoder_rows(
     ranks: Int[np.ndarray, "n draws"] | None = None,
     cosine_zero: Float[np.ndarray, " n"] | None = None,
 ) -> pd.DataFrame:
-    """Rows of the encoder under one input: ranks of the right image, cosine to the embedding of zero betas."""
+    """Rows of the encoder under one input: ranks of the correct image, cosine to the embedding of zero betas."""
     n = len(held_out.trials)
     part = _place(held_out, ENCODER, trials, name) | {
         "ranks": [None] * n if ranks is None else ranks.tolist(),
@@ -201,7 +202,7 @@ def read_evaluation(folder: Path) -> Evaluation:
 
 
 def results_of(found: Evaluation, where: str = ABOUT) -> Results:
-    """Derive every number of the results from the table.
+    """Derive all results from the table.
 
     Parameters
     ----------
@@ -247,7 +248,7 @@ def results_of(found: Evaluation, where: str = ABOUT) -> Results:
 
 @dataclass(frozen=True)
 class _Input:
-    """The rows of one system under one input, in the order of ``row``."""
+    """Rows of one system under one input, sorted by ``row``."""
 
     rows: pd.DataFrame
     numbers: PerCaption
@@ -258,7 +259,7 @@ class _Input:
 
 
 def _inputs_of(rows: pd.DataFrame) -> dict[str, dict[str, _Input]]:
-    """By trials and input, in the order of the table."""
+    """Inputs by kind of trials and name, in the order of the table."""
     found: dict[str, dict[str, _Input]] = {}
     for (trials, name), part in rows.groupby(["trials", "input"], sort=False):
         ordered = part.sort_values("row")
@@ -292,9 +293,12 @@ def _input_result(one: _Input, real: _Input, seed: int) -> InputResult:
 
 def _bits(real: _Input, control: _Input, seed: int) -> Scores:
     """log2 p(references | real) − log2 p(references | control) per caption, token and word."""
+    # NaN marks inputs without likelihoods (`--likelihood`).
     if np.isnan(real.log2_p).any() or np.isnan(control.log2_p).any():
         return {}
     rows, ids = real.rows, real.rows["nsd_id"].tolist()
+    # The table has sums over references. The same units as `bitllm.evaluation.bits.evidence`, which has the
+    # tokens.
     per_caption = 1 / rows["n_references"].to_numpy()
     units = {
         "per_caption": (per_caption, np.ones(len(rows))),
@@ -354,7 +358,7 @@ def _encoder(rows: pd.DataFrame, content: dict[str, Any], seed: int) -> EncoderR
 
 @dataclass(frozen=True)
 class _Ranks:
-    """Ranks of the right image under one input."""
+    """Ranks of the correct image under one input."""
 
     ranks: Int[np.ndarray, "n draws"]
     nsd_id: list[int]
@@ -382,7 +386,7 @@ class _Ranks:
         )
 
     def identification(self, seed: int) -> tuple[Identification, ...]:
-        """The N-way curve: share of choices among N images that are right."""
+        """The N-way curve: accuracy of choosing the correct image among N."""
         curve = []
         for ways in sorted({*(ways for ways in _WAYS if ways < self.n_pictures), self.n_pictures}):
             correct = bootstrap_of_sums(self.sums(self.chances(ways)), _ratio, seed=seed)
@@ -393,7 +397,7 @@ class _Ranks:
         return identification_chances(self.ranks.ravel(), self.n_pictures, ways).reshape(self.ranks.shape)
 
     def minus(self, control: "_Ranks", seed: int) -> dict[str, Estimate]:
-        """Paired difference from a control, its draws averaged."""
+        """Paired difference from a control; the draws of a control are averaged."""
         found = {}
         for name in ("R@10", "2-way"):
             a, b = (
@@ -406,7 +410,7 @@ class _Ranks:
 
 
 class _Groups:
-    """Numbers within groups of the test images, real betas against another image's."""
+    """Results on groups of test images, with real and with another image's betas."""
 
     def __init__(self, inputs: dict[str, _Input], seed: int) -> None:
         self.seed, self.nsd_id = seed, inputs["real"].rows["nsd_id"].to_numpy()

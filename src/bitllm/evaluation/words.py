@@ -1,7 +1,7 @@
-"""Categories of words: which words of the references are of animals, colours, numbers, places, …
+"""Categories of words in the references: animals, colors, numbers, places, …
 
-A simulated store has the simulation's own vocabulary. For real data the user gives a JSON file
-``{"animals": ["dog", "dogs", …], "colours": ["red", …]}``.
+For a simulated store these come from the simulation's vocabulary. For real data the user gives a JSON file
+``{"animals": ["dog", "dogs", …], "colors": ["red", …]}``.
 """
 
 import re
@@ -38,7 +38,7 @@ _NOT_CONTENT = frozenset(
         "modern",
     }
 )
-"""Words in the simulation's phrases that say nothing by themselves, or too many things."""
+"""Words in the simulation's phrases without a category: function words and ambiguous ones."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class WordCategories:
     """Words by category."""
 
     source: str
-    """Where they come from."""
+    """``simulation``, or the name of the user's file."""
     words: dict[str, frozenset[str]]
-    """Lower-case words of each category; no word is in two."""
+    """Lower-case words of each category; no word is in two categories."""
     nouns: tuple[str, ...]
-    """Categories that images are grouped by."""
+    """Categories for groups of images."""
 
     def tokens_of(self, category: str, tokens: ReferenceTokens) -> Bool[np.ndarray, "R L"]:
         """Which tokens belong to words of a category."""
@@ -63,10 +63,7 @@ class WordCategories:
     def images_of(self, category: str, references: Sequence[Sequence[str]]) -> Bool[np.ndarray, " n"]:
         """Which rows have a word of the category in at least half of their references."""
         return np.array(
-            [
-                np.mean([self._names(category, text) for text in group]) >= 0.5  # half of the people said so
-                for group in references
-            ]
+            [np.mean([self._names(category, text) for text in group]) >= 0.5 for group in references]
         )
 
     def _names(self, category: str, text: str) -> bool:
@@ -74,7 +71,7 @@ class WordCategories:
 
 
 def word_categories(store: Store, path: Path | None) -> WordCategories | None:
-    """Categories from the user's file, else the simulation's where the store is simulated, else none."""
+    """Categories from the user's file, else from the vocabulary of a simulated store, else None."""
     if path is not None:
         return read_words(path)
     return simulated_words() if store.manifest.source == "simulated" else None
@@ -88,7 +85,7 @@ def read_words(path: Path) -> WordCategories:
         for words in content.values()
     )
     if not content or not is_lists:
-        raise DataError(f'{path}: expected {{"category": ["word", …]}}, found something else; see the docs')
+        raise DataError(f'{path}: expected {{"category": ["word", …]}}, found another form; correct it')
     words = {name: frozenset(_bare(word) for word in of_name) for name, of_name in content.items()}
     owner: dict[str, str] = {}
     for name, of_name in words.items():
@@ -102,7 +99,7 @@ def read_words(path: Path) -> WordCategories:
 
 
 def simulated_words() -> WordCategories:
-    """The simulation's vocabulary: ten categories of things, and colours, counts, settings, actions, relations."""
+    """The simulation's vocabulary: ten categories of things, and colors, counts, settings, actions, relations."""
     words: dict[str, set[str]] = {category: set() for category in vocabulary.CATEGORIES}
     for thing in vocabulary.THINGS.values():
         words[thing.category] |= {name for pair in thing.names for name in pair}
@@ -115,7 +112,7 @@ def simulated_words() -> WordCategories:
         "relations": [text for pair in vocabulary.RELATIONS.values() for text in pair],
     }
     taken = set().union(*words.values()) | _NOT_CONTENT
-    for name, texts in phrases.items():  # a word belongs to the first category that has it: green is a colour
+    for name, texts in phrases.items():  # a word belongs to the first category that has it: green is a color
         words[name] = {word for text in texts for word in text.split()} - taken
         taken |= words[name]
     return WordCategories("simulation", {name: frozenset(of_name) for name, of_name in words.items()}, nouns)

@@ -40,9 +40,7 @@ def test_captions_of_several_controls_are_not_mixed(tmp_path):
 
 def test_plain_captions_without_references_are_refused(tmp_path):
     (tmp_path / "c.json").write_text('{"1": "a"}')
-    with pytest.raises(
-        DataError, match=r"expected references beside captions .* give them with --references"
-    ):
+    with pytest.raises(DataError, match=r"give them with --references"):
         read_input(tmp_path / "c.json", None)
 
 

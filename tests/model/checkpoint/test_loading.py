@@ -173,7 +173,7 @@ def test_another_base_llm_is_refused_with_both_names(trained, base, tmp_path):
     make_word_tokenizer(["a dog"], wrap=False).save_pretrained(tmp_path / "other")
     with pytest.raises(
         CheckpointError,
-        match=r"base LLM llm \(sha256 [0-9a-f]{12}…\), found other \([0-9a-f]{12}…\); load that LLM",
+        match=r"llm \(sha256 [0-9a-f]{12}…\), found other \([0-9a-f]{12}…\);",
     ):
         BitLlmForCausalLM.from_pretrained(trained, base_llm=tmp_path / "other")
 

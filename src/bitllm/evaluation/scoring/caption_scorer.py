@@ -38,19 +38,19 @@ _PACKAGES = ("bitllm", "numpy", "nltk")
 
 
 class CaptionScorer:
-    """Scores any number of systems against one set of references, whose vectors are computed once.
+    """Scores any number of systems against one set of references, which are processed once.
 
     Parameters
     ----------
     references
-        Raw references, one set for each caption that will be scored.
+        Raw references, one set per caption.
     image_ids
-        Which image each set belongs to; captions with one id (single trials) are resampled together and
-        their references counted once in CIDEr's idf. By default every caption has its own image.
+        Image of each set. Captions with the same id (single trials) are resampled together, and their references
+        count once in CIDEr's document frequencies. By default every caption has its own image.
     tokenizer
         ``"python"``, or ``"java"`` for the jar of the COCO tools.
     extras
-        Other metrics. One that fails is left out from then on, and said so in ``not_run``.
+        Other metrics. If one fails, it is skipped from then on and listed in ``not_run``.
     """
 
     def __init__(
@@ -65,7 +65,8 @@ class CaptionScorer:
         self.image_ids = tuple(range(len(references)) if image_ids is None else image_ids)
         if len(self.image_ids) != len(references):
             raise DataError(
-                f"image ids: expected {len(references)}, one for each set, found {len(self.image_ids)}"
+                f"image ids: expected {len(references)}, one for each set, found {len(self.image_ids)}; "
+                "give an id for each"
             )
         first = list({image: place for place, image in reversed(list(enumerate(self.image_ids)))}.values())
         if len(first) < 2:
@@ -86,7 +87,7 @@ class CaptionScorer:
         self.references_sha256 = sha256_of_json(sorted(sorted(references[place]) for place in first))
 
     def tokenized(self, texts: Sequence[str]) -> list[str]:
-        """Tokenise texts in one go, which for Java is one process; those already seen are remembered."""
+        """Tokenize texts in one call (for Java, one process); results are cached."""
         # in the order given, repeats included: the jar looks at the next line to tell an abbreviation from an end
         new = [text for text in texts if text not in self._known_words]
         if new:
@@ -94,12 +95,12 @@ class CaptionScorer:
         return [self._known_words[text] for text in texts]
 
     def tokenized_sets(self, sets: Sequence[Sequence[str]]) -> list[list[str]]:
-        """Tokenise sets of texts in one go."""
+        """Tokenize sets of texts in one call."""
         flat = iter(self.tokenized([text for texts in sets for text in texts]))
         return [[next(flat) for _ in texts] for texts in sets]
 
     def metrics(self, captions: Sequence[str]) -> dict[str, float]:
-        """Corpus metrics of raw captions alone, without intervals; of the extra ones those for floors."""
+        """Corpus metrics of raw captions without intervals, and those extra metrics that are computed for floors."""
         per_caption = self.per_caption(captions)
         return per_caption.metrics(per_caption.by_image().sum(axis=0))
 
@@ -123,14 +124,14 @@ class CaptionScorer:
         )
 
     def per_caption(self, captions: Sequence[str], *, is_floor: bool = True) -> PerCaption:
-        """The numbers of each raw caption; of the extra metrics only those for floors, unless told otherwise."""
+        """Numbers of each raw caption; with ``is_floor`` only the extra metrics that are computed for floors."""
         require_references(captions, self.references)
         batch = Batch(captions, self.tokenized(captions), self.raw_references, self.references)
         cider = self._cider.score(range(len(captions)), batch.words)
         return self._numbers(batch, cider, self._bleu.counts(batch.words), is_floor=is_floor)
 
     def per_held_out_reference(self, k: int) -> PerCaption:
-        """The numbers of each image's reference ``k``, scored as a caption against the others of its image."""
+        """Numbers of each image's reference ``k``, scored as a caption against the other references of the image."""
         sets = [(raw, words) for raw, words in zip(self.raw_references, self.references, strict=True)]
         batch = Batch(
             [raw[k] for raw, _ in sets],

@@ -1,4 +1,4 @@
-"""The record of a system's caption scores, and the numbers of each caption from which they follow.
+"""The scores of a system's captions, and the per-caption numbers from which they are computed.
 
 Scores are in the points of the COCO caption tools (BLEU-1 59.44, CIDEr 61.06).
 """
@@ -25,7 +25,7 @@ _N_BASE = 3 + 10  # columns of the sums that METRICS follow from: captions, ROUG
 
 
 class Batch(NamedTuple):
-    """Captions to be scored, each with the references of its image."""
+    """Captions to score, each with the references of its image."""
 
     captions: Sequence[str]
     """Raw text."""
@@ -39,7 +39,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ExtraMetric:
-    """A metric beside BLEU, ROUGE-L and CIDEr: summable numbers of each caption, and a score from their sums."""
+    """A metric other than BLEU, ROUGE-L and CIDEr: summable numbers per caption, and a score from their sums."""
 
     name: str
     """What the results call it."""
@@ -52,7 +52,7 @@ class ExtraMetric:
 
 
 class ExtraNumbers(NamedTuple):
-    """What an extra metric found."""
+    """The per-caption numbers of an extra metric."""
 
     metric: ExtraMetric
     numbers: np.ndarray
@@ -61,7 +61,7 @@ class ExtraNumbers(NamedTuple):
 
 @dataclass(frozen=True)
 class PerCaption:
-    """What each caption contributes, in the order of the captions."""
+    """Summable numbers of each caption, in the order of the captions."""
 
     cider: Float[np.ndarray, " n"]
     """CIDEr-D in points."""
@@ -75,7 +75,7 @@ class PerCaption:
     """The numbers of other metrics."""
 
     def by_image(self) -> Float[np.ndarray, "images m"]:
-        """Sums over the captions of each image, from which :meth:`metrics` follow."""
+        """Sums over the captions of each image, the input of :meth:`metrics`."""
         return sum_by_image(self._columns(), self.image_ids)
 
     def metrics(self, sums: Float[np.ndarray, " m"]) -> dict[str, float]:
@@ -89,7 +89,7 @@ class PerCaption:
         return found
 
     def of_each(self) -> dict[str, Float[np.ndarray, " n"]]:
-        """Every metric of each caption by itself, as the COCO tools give it per image."""
+        """Every metric of each single caption, as the COCO tools report it per image."""
         rows = [self.metrics(row) for row in self._columns()]
         return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
@@ -100,7 +100,7 @@ class PerCaption:
 
 @dataclass(frozen=True)
 class CaptionScores:
-    """The scores of one system on one set of images, with what is needed to judge and repeat them."""
+    """The scores of one system on one set of images, with what is needed to interpret and reproduce them."""
 
     metrics: dict[str, float]
     """BLEU-1 to BLEU-4, ROUGE-L, CIDEr and whatever else was asked for, in points."""
@@ -136,7 +136,7 @@ class CaptionScores:
     """What the floors say about the captions, in a sentence."""
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the numbers of each caption, as JSON values."""
+        """JSON values of everything except the per-caption numbers."""
         content = {name: value for name, value in vars(self).items() if name != "per_image"}
         differences = {
             pair: {name: difference._asdict() for name, difference in of_pair.items()}
@@ -147,7 +147,7 @@ class CaptionScores:
 
 
 def corpus_metrics(sums: Float[np.ndarray, " m"]) -> dict[str, float]:
-    """BLEU-1 to BLEU-4, ROUGE-L and CIDEr in points, from the first sums of :meth:`PerCaption.by_image`."""
+    """BLEU-1 to BLEU-4, ROUGE-L and CIDEr in points, from sums of the first columns of :meth:`PerCaption.by_image`."""
     bleu = bleu_from_counts(sums[3:_N_BASE])
     values = [*bleu, float(sums[1] / sums[0]), float(sums[2] / sums[0])]
     return dict(zip(METRICS, values, strict=True))
@@ -173,9 +173,9 @@ def score_differences(
     n_draws: int = 1000,
     seed: int = 0,
 ) -> dict[str, Estimate]:
-    """Paired differences a − b of the metrics named that both have; both are of the same images in the same order.
+    """Paired differences a − b of the named metrics that both have; both must be of the same images in the same order.
 
-    Random halves of the images are drawn, the same ones for both; BLEU is computed from the counts of each half.
+    Both sides use the same random halves of the images; BLEU is computed from the counts of each half.
     """
     draws, values = [], []
     for one in (a, b):
@@ -202,9 +202,9 @@ def compare_captions(
     n_draws: int = 1000,
     seed: int = 0,
 ) -> dict[str, Estimate]:
-    """Paired differences a − b on the same images, of the metrics named that both have.
+    """Paired differences a − b on the same images, for the named metrics that both have.
 
-    Random halves of the images are drawn, the same ones for both; BLEU is recomputed from the counts of each.
+    Both sides use the same random halves of the images; BLEU is computed from the counts of each half.
     """
     images_a, images_b = (tuple(dict.fromkeys(scores.per_image.image_ids)) for scores in (a, b))
     if images_a != images_b or a.references_sha256 != b.references_sha256:

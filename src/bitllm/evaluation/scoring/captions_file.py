@@ -1,7 +1,7 @@
-"""Files of captions: our JSON lines, and the plain JSON of other decoders.
+"""Files of captions: our JSON lines, and the JSON of other decoders.
 
-``captions.jsonl`` has one JSON object a line: ``{"nsd_id", "subject", "caption", "references",
-"n_repetitions", "control"}``. Captions of other decoders, and references, are read by `bitllm.data.io.captions`.
+``captions.jsonl`` has one JSON object per line: ``{"nsd_id", "subject", "caption", "references", "n_repetitions",
+"control"}``. `bitllm.data.io.captions` reads references and the captions of other decoders.
 """
 
 import json
@@ -18,7 +18,7 @@ from bitllm.files import file_written_whole, parse_json, read_text
 
 
 class CaptionRecord(BaseModel):
-    """One decoded caption: a line of ``captions.jsonl``."""
+    """One decoded caption, a line of ``captions.jsonl``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -37,7 +37,7 @@ class CaptionRecord(BaseModel):
 
 
 class CaptionPairs(NamedTuple):
-    """Captions and the references of their images, in one order."""
+    """Captions and the references of their images, in the same order."""
 
     ids: tuple[str, ...]
     """Of the image; the rows of single trials share one."""
@@ -79,18 +79,18 @@ def read_captions(path: Path) -> list[CaptionRecord]:
 def read_caption_pairs(
     captions_path: Path, references_path: Path, notes: list[str] | None = None
 ) -> CaptionPairs:
-    """Read captions of any decoder and their references, in the forms of `bitllm.data.io.captions`.
+    """Read captions of any decoder and their references, in the formats of `bitllm.data.io.captions`.
 
-    Captions are given in the order of their file. Ids are text and compared as such, unless a file is COCO's: then
-    they are compared as numbers, and names with COCO's file names. Images of COCO's annotations without a caption are
-    left out, with a note; all other references must have one.
+    Captions are returned in the order of their file. Ids are compared as text; if a file is COCO's they are compared
+    as numbers, and names with COCO's file names. Images of COCO's annotations without a caption are left out, with a
+    note; all other references must have one.
 
     Parameters
     ----------
     captions_path, references_path
         The files.
     notes
-        Gets a line on each thing that is no mistake but should be known.
+        Receives a line about each peculiarity of the file that is not an error.
     """
     captions, references = read_caption_file(captions_path), read_caption_file(references_path)
     several = [image for image, texts in captions.captions.items() if len(texts) != 1]
@@ -126,16 +126,16 @@ def read_caption_pairs(
 def read_references(
     path: Path, notes: list[str] | None = None, *, ids_are_nsd: bool = False
 ) -> dict[str, tuple[str, ...]]:
-    """Read the references of each image, in the forms of `bitllm.data.io.captions`.
+    """Read the references of each image, in the formats of `bitllm.data.io.captions`.
 
     Parameters
     ----------
     path
         The file.
     notes
-        Gets a line on each thing that is no mistake but should be known.
+        Receives a line about each peculiarity of the file that is not an error.
     ids_are_nsd
-        Whether the ids are to be NSD's; COCO's are then refused.
+        Whether the ids must be NSD's; COCO's are then refused.
     """
     file = read_caption_file(path)
     if ids_are_nsd and file.form != "map":
@@ -150,7 +150,7 @@ def read_references(
 
 
 def is_json_lines(path: Path) -> bool:
-    """Whether a file of captions is ours (one JSON object a line with ``"nsd_id"``) or of another form."""
+    """Whether a file of captions is ours: one JSON object with ``"nsd_id"`` per line."""
     first = _read_text(path).lstrip().split("\n", 1)[0]
     try:
         return "nsd_id" in json.loads(first)
@@ -161,7 +161,7 @@ def is_json_lines(path: Path) -> bool:
 def require_same_ids(
     captions_path: Path, captions: Iterable[str], references_path: Path, references: Mapping[str, Any]
 ) -> None:
-    """Refuse captions whose images are not those of the references."""
+    """Refuse captions and references of different images."""
     captions = dict.fromkeys(captions)
     alone = [i for i in captions if i not in references]
     if alone:
@@ -218,19 +218,19 @@ def _first_three(ids: Sequence[str]) -> str:
 def read_input(captions: Path, references: Path | None, notes: list[str] | None = None) -> CaptionPairs:
     """Captions with their references: our ``captions.jsonl``, or captions of any decoder.
 
-    References that are given take the place of those that our captions carry (ids are then NSD numbers).
+    Given references replace those in our captions; their ids are then NSD ids.
 
     Parameters
     ----------
     captions, references
         The files.
     notes
-        Gets a line on each thing that is no mistake but should be known.
+        Receives a line about each peculiarity of the file that is not an error.
     """
     if not is_json_lines(captions):
         if references is None:
             raise DataError(
-                f"{captions}: expected references beside captions that carry none, found none; give "
+                f"{captions}: expected references for captions without their own, found none; give "
                 'them with --references FILE ({"id": ["reference", …]})'
             )
         return read_caption_pairs(captions, references, notes)
@@ -251,7 +251,7 @@ def read_input(captions: Path, references: Path | None, notes: list[str] | None 
 
 
 def in_order_of(path: Path, pairs: CaptionPairs, ids: Sequence[str]) -> CaptionPairs:
-    """The same captions, with their images in the order of ``ids``."""
+    """The same captions, sorted in the order of ``ids``."""
     places = {image: place for place, image in enumerate(dict.fromkeys(ids))}
     others = list(dict.fromkeys(image for image in pairs.ids if image not in places))
     own = set(pairs.ids)

@@ -1,4 +1,4 @@
-"""Metrics beside BLEU, ROUGE-L and CIDEr, as the scorer of captions takes them: METEOR, SPICE, BERTScore, CLIP-S."""
+"""Metrics other than BLEU, ROUGE-L and CIDEr for the caption scorer: METEOR, SPICE, BERTScore, CLIP-S."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ _PROMPT = "A photo depicts "  # put before every text by the authors of CLIPScor
 
 
 def meteor_metric(meteor: Meteor) -> ExtraMetric:
-    """METEOR by a running process."""
+    """METEOR, computed by a running Java process."""
     return ExtraMetric(
         "METEOR",
         lambda batch: meteor.statistics(batch.words, batch.reference_words),
@@ -26,7 +26,7 @@ def meteor_metric(meteor: Meteor) -> ExtraMetric:
 
 
 def spice_metric() -> ExtraMetric:
-    """SPICE; not on floors, each of which would take as long as the captions themselves."""
+    """SPICE; not computed for floors, each of which would take as long as the captions."""
     return ExtraMetric(
         "SPICE", lambda batch: spice(batch.words, batch.reference_words)[:, None], _mean, is_on_floors=False
     )
@@ -47,7 +47,7 @@ def bertscore_metric(path_or_hub_id: str, layer: int | None = None) -> ExtraMetr
 
 
 def clip_metrics(path_or_hub_id: str, images: Path, ids: Sequence[str]) -> list[ExtraMetric]:
-    """CLIP-S and RefCLIP-S with any CLIP, of the pictures of ``ids`` in a folder or a store."""
+    """CLIP-S and RefCLIP-S with any CLIP; images are found by ``ids`` in a folder or a store."""
     from bitllm.data.targets import load_clip
     from bitllm.metrics.clipscore import clip_score, ref_clip_score
 
@@ -88,7 +88,7 @@ def clip_metrics(path_or_hub_id: str, images: Path, ids: Sequence[str]) -> list[
 
 
 def model_place(path_or_hub_id: str) -> str:
-    """A model's own folder where it is on this machine (a path, or kept by the hub), else its hub id."""
+    """The local folder of a model (a path, or the hub's cache), else its hub id."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 

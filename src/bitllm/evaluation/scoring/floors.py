@@ -1,4 +1,4 @@
-"""Captions without a brain, against which a decoder's scores are read: constant, permuted, human."""
+"""Reference points for a decoder's scores that need no brain: constant, permuted and human captions."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -20,20 +20,19 @@ takes 0.2 ms for each."""
 
 
 def human_ceiling(scorer: CaptionScorer, *, seed: int = 0) -> dict[str, Any]:
-    """How people score: each reference in turn against the other ones of its image.
+    """Score of people: each reference in turn against the others of its image, averaged over rounds.
 
-    There are as many rounds as the image with the fewest references has; if it has more than 20, there are 5 to 20,
-    for which references are drawn. The result is their mean; if references were drawn, its ``drawn`` says how many,
-    and with which seed. CIDEr's idf is that of all references, the one with
-    which systems are scored. A caption has one reference fewer here, which lowers BLEU, so that a system may come out
-    above people.
+    There are as many rounds as the image with the fewest references has. If it has more than 20, references are
+    drawn for 5 to 20 rounds; ``drawn`` then records how many and with which seed. CIDEr uses the document
+    frequencies of all references, as for systems. Each caption here has one reference fewer than a system's, which
+    lowers BLEU, so a system may score above people.
 
     Parameters
     ----------
     scorer
-        Holds the references.
+        Scorer with the references.
     seed
-        Of the draw, where an image has more than 20 references.
+        Seed of the draw of references.
     """
     n_rounds = min(len(texts) for texts in scorer.references)
     if n_rounds < 2:
@@ -67,11 +66,11 @@ def best_constant_caption(
     tokenize: Callable[[Sequence[str]], list[str]] = ptb_tokenize,
     seed: int = 0,
 ) -> str:
-    """Find the training caption which, said for every image, has the best mean CIDEr on training references.
+    """The training caption with the best mean CIDEr if it is used for every training image.
 
-    A search in a sample, so that it takes a few seconds at any size: at most ``n_candidates`` different
-    captions, scored against the references (and with the idf) of at most ``n_images`` images. No test image
-    is involved, so the floor is one that a decoder could have known.
+    The search uses samples, so that it takes a few seconds for any data set: at most ``n_candidates`` different
+    captions, scored against the references (with their document frequencies) of at most ``n_images`` images. It uses
+    no test image, so a decoder could have known this caption.
 
     Parameters
     ----------
@@ -82,9 +81,9 @@ def best_constant_caption(
     n_candidates, n_images
         Sizes of the samples.
     tokenize
-        Makes the words that are counted.
+        Tokenizer of the metrics.
     seed
-        Of the samples.
+        Seed of the samples.
     """
     images = [texts for texts in training_references if texts]
     rng = np.random.default_rng(seed)
@@ -106,9 +105,9 @@ def best_constant_caption(
 def permuted_captions(
     captions: Sequence[str], image_ids: Sequence[Hashable], *, n_permutations: int = 5, seed: int = 0
 ) -> list[list[str]]:
-    """Captions dealt out again so that no image keeps one of its own, ``n_permutations`` times.
+    """Captions reassigned so that no image has one of its own, ``n_permutations`` times.
 
-    The captions stay as fluent and as varied as they were; only their link to the images is cut.
+    The captions are as fluent and varied as before; only the assignment to images is random.
     """
     rng = np.random.default_rng(seed)
     orders = [derangement(image_ids, rng) for _ in range(n_permutations)]
@@ -116,14 +115,14 @@ def permuted_captions(
 
 
 def derangement(groups: Sequence[Hashable], rng: np.random.Generator) -> Int[np.ndarray, " n"]:
-    """Draw a permutation that gives every place the place of another group.
+    """A random permutation in which every position gets an element of another group.
 
     Parameters
     ----------
     groups
-        The group (image, say) of each place.
+        Group (such as the image) of each position.
     rng
-        Source of randomness.
+        Random generator.
     """
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     group = np.array([numbers[name] for name in groups], dtype=np.int64)
@@ -142,7 +141,7 @@ def derangement(groups: Sequence[Hashable], rng: np.random.Generator) -> Int[np.
 
 
 def mean_metrics(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Mean over rounds of every metric that all of them have."""
+    """Mean over rounds of every metric that all rounds have."""
     names = [name for name in rounds[0] if all(name in metrics for metrics in rounds)]
     return {name: float(np.mean([metrics[name] for metrics in rounds])) for name in names}
 

@@ -1,4 +1,4 @@
-"""Score a file of captions beside its floors, for the command line."""
+"""Score a file of captions and its floors, for the command line."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import ExitStack
@@ -35,7 +35,7 @@ _ORACLE_SEARCH = 5000  # captions and images among which the oracle's constant c
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """What to compute beside BLEU, ROUGE-L and CIDEr, and with what."""
+    """Options of `bitllm score`: further metrics and their models."""
 
     tokenizer: Literal["auto", "java", "python"] = "python"
     """``"auto"`` is Java where it runs, else Python."""
@@ -68,16 +68,16 @@ def score_file(
     Parameters
     ----------
     captions
-        Our ``captions.jsonl``, or one of the forms of `bitllm.data.io.captions`.
+        Our ``captions.jsonl``, or one of the formats of `bitllm.data.io.captions`.
     references
-        One of these forms, needed where the captions do not have their references.
+        References in one of these formats, if the captions do not contain them.
     training_references
-        The same of training images, from which the constant caption is chosen; without them it is chosen on
-        the references of the test and called an oracle.
+        References of training images, to choose the constant caption; without them it is chosen on the test
+        references and labeled oracle.
     compare
         Captions of another system on the same images.
     options
-        What else to compute.
+        Further metrics and their models.
     """
     require_number("--seed", options.seed, least=0, most=LARGEST_SEED)
     notes: list[str] = []
@@ -151,9 +151,7 @@ def _extras(
 
 def _require_pictures(options: ScoreOptions, pairs: CaptionPairs) -> None:
     if options.clip is not None and options.images is None:
-        raise DataError(
-            "--clip: expected the pictures beside a CLIP, found none; give them with --images FOLDER"
-        )
+        raise DataError("--clip: expected images for CLIP-S, found none; give them with --images FOLDER")
     if pairs.are_coco_ids and options.images is not None and (options.images / "manifest.json").is_file():
         raise DataError(
             f"{options.images}: expected a folder of pictures named for COCO's ids, as the captions have them, found a "
@@ -164,7 +162,7 @@ def _require_pictures(options: ScoreOptions, pairs: CaptionPairs) -> None:
 def _scorer(
     pairs: CaptionPairs, extras: list[ExtraMetric], options: ScoreOptions
 ) -> tuple[CaptionScorer, list[str]]:
-    """The scorer, and what must be said about its tokenizer."""
+    """The scorer, and a note about its tokenizer."""
     sets, ids = [list(texts) for texts in pairs.references], list(pairs.ids)
     if options.tokenizer != "auto":
         return CaptionScorer(sets, image_ids=ids, tokenizer=options.tokenizer, extras=extras), []
@@ -185,7 +183,7 @@ def _floors(
     training: list[tuple[str, ...]] | None,
     seed: int,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Scores of the floors, and CIDEr of the captions less that of each."""
+    """Scores of the floors, and the difference in CIDEr between the captions and each floor."""
     captions = list(pairs.captions)
     constant = best_constant_caption(
         scorer.image_references if training is None else training,
@@ -247,18 +245,18 @@ def cider_differences(
     *,
     seed: int = 0,
 ) -> dict[str, dict[str, Estimate]]:
-    """CIDEr of the captions less that of each floor, paired over images.
+    """CIDEr of the captions minus that of each floor, paired over images.
 
     Parameters
     ----------
     own
         CIDEr of each caption.
     floors
-        CIDEr of what each floor says in its place ("permuted": the mean over the permutations).
+        CIDEr of each floor's caption for the same row ("permuted": mean over the permutations).
     image_ids
-        Whose caption it is.
+        Image of each caption.
     seed
-        Of the bootstrap.
+        Seed of the random halves.
     """
 
     def sums(values: np.ndarray) -> np.ndarray:
@@ -276,10 +274,9 @@ def cider_differences(
 def summary_of(
     scores: CaptionScores, floors: Mapping[str, Any], differences: Mapping[str, Mapping[str, Estimate]]
 ) -> str:
-    """Say whether the captions fit their own images better than others, and beat one constant sentence.
+    """A sentence: whether captions fit their own images better than others, and beat one constant sentence.
 
-    Captions alone can show no more than that: whether a fit comes from the betas or from a leak, the controls
-    of the decoder show.
+    Captions alone cannot show whether a fit comes from the betas or from a leak; the controls of the decoder can.
     """
     permuted, constant = (differences[f"real - {name}"]["CIDEr"] for name in ("permuted", "constant"))
     if not permuted.is_above_zero:

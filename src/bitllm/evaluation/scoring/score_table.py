@@ -1,4 +1,4 @@
-"""Scores for a reader: tables in the terminal, and one row per caption in a Parquet file."""
+"""Scores for people: tables for the terminal, and a Parquet file with one row per caption."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ _FLOORS = ("real - permuted", "real - constant")
 
 
 def render_scores(scores: CaptionScores) -> Group:
-    """The metrics with intervals and floors, differences from another system, and what is to be known of them."""
+    """Tables of metrics with intervals and floors, differences from another system, and notes."""
     parts: list[RenderableType] = [_metrics(scores)]
     parts += [_difference(scores, name) for name in scores.differences if name not in _FLOORS]
     parts += [Text(line) for line in _lines(scores)]
@@ -23,7 +23,7 @@ def render_scores(scores: CaptionScores) -> Group:
 
 
 def write_per_image(path: Path, scores: CaptionScores, ids: list[str], captions: list[str]) -> None:
-    """Write a row per caption as Parquet: ``id``, ``caption`` and every metric of it by itself."""
+    """Write a Parquet file with one row per caption: ``id``, ``caption`` and every metric."""
     import pandas as pd
 
     table = pd.DataFrame({"id": ids, "caption": captions, **scores.per_image.of_each()})
