@@ -1,4 +1,4 @@
-"""BERTScore F1 of captions with any encoder, the references' embeddings kept."""
+"""BERTScore F1 of captions with any encoder; embeddings of references are cached."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -27,24 +27,22 @@ class _Tokens(NamedTuple):
 
 
 class BertScorer:
-    """BERTScore F1 as bert-score computes it, without idf weights and without rescaling by a baseline.
+    """BERTScore F1 as bert-score computes it, without idf weights and without baseline rescaling.
 
-    Special tokens are treated as bert-score does: they may be matched by a token of the other text, but do
-    not count in the means.
+    As in bert-score, special tokens may be matched by tokens of the other text, but do not count in the means.
 
     Parameters
     ----------
     model
-        An encoder with ``last_hidden_state``, or a CLIP, whose text model is used. It is put into evaluation.
+        An encoder with ``last_hidden_state``, or a CLIP, of which the text model is used. It is set to evaluation mode.
     tokenizer
         The model's tokenizer, with a padding token.
     layer
-        Which of the hidden states (0 the embeddings, 1 the first layer, …); by default the last one.
+        Index of the hidden states (0 for the embeddings, 1 for the first layer, …); by default the last one.
     batch_size
         Texts encoded at a time.
     max_cached
-        Images whose references' embeddings are kept, the newest ones (five captions of 12 tokens at width
-        384 take 90 kB).
+        Number of images with cached reference embeddings (five captions of 12 tokens at width 384 take 90 kB).
 
     References
     ----------
@@ -102,9 +100,9 @@ class BertScorer:
         return 100 * best
 
     def remember(self, texts: Iterable[str]) -> None:
-        """Embed texts now, and keep them: for an evaluation that scores the same texts in many pairs.
+        """Embed texts and cache the embeddings, for evaluations that score the same texts in many pairs.
 
-        A reward must not (see ``max_cached``): what is kept grows with every new text.
+        Not for rewards (see ``max_cached``): this cache grows with every new text.
         """
         self._kept.update(self._encode(set(texts)))
 

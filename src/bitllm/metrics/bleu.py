@@ -18,25 +18,25 @@ _TINY = 1e-15
 
 
 class Bleu:
-    """What corpus BLEU sums over a corpus, against references whose n-grams are counted once.
+    """Counts for corpus BLEU, against references whose n-grams are counted once.
 
     Parameters
     ----------
     references
-        Tokenised references (words separated by spaces), one set for each caption that will be counted.
+        Tokenized references (words separated by spaces), one set per caption.
     """
 
     def __init__(self, references: Sequence[Sequence[str]]) -> None:
         self._images = [_Image(texts) for texts in references]
 
     def counts(self, captions: Sequence[str]) -> Int[np.ndarray, "n 10"]:
-        """Count each tokenised caption against the references in its place; see :func:`bleu_counts`."""
+        """Counts of each tokenized caption against its references; see :func:`bleu_counts`."""
         require_references(captions, [image.texts for image in self._images])
         found = [image.counts(text) for text, image in zip(captions, self._images, strict=True)]
         return np.array(found, dtype=np.int64).reshape(-1, 2 + 2 * _ORDERS)
 
     def counts_of_reference(self, k: int) -> Int[np.ndarray, "n 10"]:
-        """Count each image's reference ``k`` as a caption against the others of its image."""
+        """Counts of each image's reference ``k``, as a caption, against the other references of its image."""
         others = [[*image.texts[:k], *image.texts[k + 1 :]] for image in self._images]
         require_references([""] * len(others), others)
         found = [image.counts(image.texts[k], without=k) for image in self._images]
@@ -44,22 +44,22 @@ class Bleu:
 
 
 def bleu_counts(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Int[np.ndarray, "n 10"]:
-    """Count, per caption, what corpus BLEU sums over a corpus.
+    """Counts of each caption that corpus BLEU sums over a corpus.
 
-    Of the lengths of the references the nearest to the caption's is kept, the shorter one of two equally near.
+    The reference length is that of the reference closest in length to the caption, of two the shorter one.
 
     Parameters
     ----------
     captions
-        Tokenised captions (words separated by spaces).
+        Tokenized captions (words separated by spaces).
     references
-        Tokenised references of each caption, at least one.
+        Tokenized references of each caption, at least one.
 
     Returns
     -------
     array
-        Columns: words of the caption, words of the nearest reference, then for n = 1..4 the n-grams of the
-        caption that a reference holds (clipped), then for n = 1..4 its n-grams.
+        Columns: words of the caption, words of the reference closest in length, matched (clipped) n-grams for
+        n = 1..4, n-grams of the caption for n = 1..4.
 
     Raises
     ------
@@ -71,9 +71,9 @@ def bleu_counts(captions: Sequence[str], references: Sequence[Sequence[str]]) ->
 
 
 def bleu_from_counts(counts_sum: Shaped[np.ndarray, " k"]) -> list[float]:
-    """BLEU-1, BLEU-2, … of a corpus in points (0 to 100) from the sum of :func:`bleu_counts` over its images.
+    """BLEU-1, BLEU-2, … of a corpus in points (0 to 100), from the sum of :func:`bleu_counts` over its images.
 
-    The same arithmetic as the COCO caption tools, the constants that keep it from dividing by 0 included.
+    The same arithmetic as in the COCO caption tools, including the constants that prevent division by 0.
 
     References
     ----------
@@ -92,7 +92,7 @@ def bleu_from_counts(counts_sum: Shaped[np.ndarray, " k"]) -> list[float]:
 
 
 def ngrams(text: str) -> list[Ngram]:
-    """Every n-gram (n = 1..4) of a tokenised text, as often as it occurs."""
+    """All n-grams (n = 1..4) of a tokenized text, with repetitions."""
     words = text.split()
     second, third, fourth = words[1:], words[2:], words[3:]
     return [
@@ -104,7 +104,7 @@ def ngrams(text: str) -> list[Ngram]:
 
 
 def require_references(captions: Sequence[str], references: Sequence[Sequence[object]]) -> None:
-    """Refuse captions that do not have one non-empty set of references each."""
+    """Refuse captions that do not have exactly one non-empty set of references each."""
     if len(captions) != len(references):
         raise DataError(
             f"references: expected one set for each of {len(captions)} captions, found {len(references)}; "
@@ -119,10 +119,10 @@ def require_references(captions: Sequence[str], references: Sequence[Sequence[ob
 
 
 class _Image:
-    """The references of one image, with the count of each n-gram in the references that have it most often.
+    """N-gram counts of the references of one image.
 
-    Beside the largest count stands the reference that has it and the largest count of the others, so that any
-    reference can be left out; a caption costs the same however many references there are.
+    Stored for each n-gram are the largest count in a reference, that reference, and the largest count in the others.
+    So any reference can be left out, and the cost of a caption does not depend on the number of references.
     """
 
     def __init__(self, references: Sequence[str]) -> None:
@@ -138,7 +138,7 @@ class _Image:
                     self._most[ngram] = (most, owner, count)
 
     def counts(self, caption: str, without: int = -1) -> list[int]:
-        """What :func:`bleu_counts` counts of one caption, against all references but that at ``without``."""
+        """:func:`bleu_counts` of one caption, against all references except that with index ``without``."""
         n_words = len(caption.split())
         lengths = [n for place, n in enumerate(self._n_words) if place != without]
         nearest = min((abs(length - n_words), length) for length in lengths)[1]

@@ -1,8 +1,8 @@
 """CIDEr-D, the consensus of a caption with its references: what the COCO caption tools call CIDEr.
 
-Fast enough to be a reward: document frequencies are frozen, and what concerns the references of an image is
-computed once. Kept as the COCO tools have it, for equal numbers: the "length" of the penalty counts bigrams;
-the mean runs over n = 1..4 even where a caption is too short for n-grams of that order.
+Fast enough for a reward: document frequencies are fixed, and the references of an image are processed once. For
+equal numbers it follows two peculiarities of the COCO tools: the length penalty compares numbers of bigrams, and the
+mean is over n = 1..4 even if a caption is too short for n-grams of some order.
 """
 
 import math
@@ -24,22 +24,22 @@ _POINTS = 1000.0 / _ORDERS  # mean over the orders, × 10 (CIDEr-D's scale) × 1
 
 @dataclass(frozen=True)
 class DocumentFrequencies:
-    """In how many images' references each n-gram occurs: frozen, so that a reward is not its batch's."""
+    """Number of images in which each n-gram occurs; fixed, so that a reward does not depend on its batch."""
 
     counts: Mapping[Ngram, int]
     """Number of images with the n-gram in at least one reference."""
     n_images: int
-    """Number of images that were counted."""
+    """Number of images."""
     _idf: dict[Ngram, float] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Take the logarithms once."""
+        """Compute the logarithms once."""
         log_n = math.log(self.n_images)
         self._idf.update({ngram: log_n - math.log(max(1, count)) for ngram, count in self.counts.items()})
 
     @classmethod
     def fit(cls, references: Sequence[Sequence[str]]) -> "DocumentFrequencies":
-        """Count the n-grams (n = 1..4) of tokenised references, one set per image."""
+        """Count the n-grams (n = 1..4) of tokenized references, one set per image."""
         if not references:
             raise DataError("document frequencies: expected references of at least one image, found none")
         counts: Counter[Ngram] = Counter()
@@ -49,28 +49,28 @@ class DocumentFrequencies:
 
     @property
     def idf(self) -> Mapping[Ngram, float]:
-        """Logarithm of (images / images with the n-gram), of the n-grams that were seen."""
+        """log(images / images with the n-gram) of all counted n-grams."""
         return self._idf
 
     @property
     def idf_of_unseen(self) -> float:
-        """The idf of any other n-gram."""
+        """The idf of any other n-gram: as if it occurred in one image, like in the COCO tools."""
         return math.log(self.n_images)
 
 
 class Cider:
-    """CIDEr-D against references whose vectors are computed once.
+    """CIDEr-D against references that are processed once.
 
     Parameters
     ----------
     references
-        Tokenised references: a sequence (then an image's key is its place) or a mapping from keys.
+        Tokenized references: a mapping from image keys, or a sequence (the key is then the index).
     df
-        Document frequencies; by default those of ``references``, as the COCO tools do. A reward gives those
-        of all training references: with its own 16 images the idf would be another at every step, and with
-        one image every score would be 0.
+        Document frequencies; by default those of ``references``, as in the COCO tools. A reward needs those of all
+        training references: with those of a batch they would change in every step, and a single image would always
+        score 0.
     max_cached
-        Number of images whose vectors are kept; those of all where it is not given.
+        Number of images with cached vectors; by default all.
     """
 
     def __init__(
@@ -87,13 +87,13 @@ class Cider:
         self._max_cached = len(self._references) if max_cached is None else max_cached
 
     def score(self, keys: Sequence[Hashable], captions: Sequence[str]) -> Float[np.ndarray, " n"]:
-        """CIDEr-D in points of each tokenised caption against the references of its image."""
+        """CIDEr-D in points of each tokenized caption against the references of its image."""
         if len(keys) != len(captions):
             raise DataError(f"CIDEr: expected a key for each of {len(captions)} captions, found {len(keys)}")
         return np.array([self._image(key).score(text) for key, text in zip(keys, captions, strict=True)])
 
     def score_of_reference(self, k: int) -> Float[np.ndarray, " n"]:
-        """CIDEr-D in points of each image's reference ``k`` against the others of its image."""
+        """CIDEr-D in points of each image's reference ``k`` against the other references of its image."""
         sets = list(self._references.items())
         require_references([""] * len(sets), [[*texts[:k], *texts[k + 1 :]] for _, texts in sets])
         found = np.zeros(len(sets))
@@ -120,12 +120,12 @@ class Cider:
 def cider_d(
     captions: Sequence[str], references: Sequence[Sequence[str]], df: DocumentFrequencies | None = None
 ) -> Float[np.ndarray, " n"]:
-    """CIDEr-D of each caption in points; their mean is the corpus score (61.06, say).
+    """CIDEr-D of each caption in points; the mean is the corpus score (such as 61.06).
 
     Parameters
     ----------
     captions, references
-        Tokenised captions and the tokenised references of each, at least one.
+        Tokenized captions, and the tokenized references of each (at least one).
     df
         Document frequencies; by default those of ``references``.
 
@@ -140,17 +140,17 @@ def cider_d(
 def mean_cider(
     captions: Sequence[str], references: Sequence[Sequence[str]], df: DocumentFrequencies
 ) -> Float[np.ndarray, " n"]:
-    """CIDEr-D in points of each caption, said for every image: its mean over all images.
+    """Mean CIDEr-D over all images, in points, of each caption if it were used for every image.
 
-    All pairs at once: clipping is linear once an n-gram that occurs k times is counted as k features, so the
-    references of one length (the penalty depends on it) can be added up before any caption is compared.
+    All pairs are computed at once. Clipping becomes linear if an n-gram that occurs k times counts as k features. So
+    the references of one length (on which the penalty depends) can be summed before any caption is compared.
 
     Parameters
     ----------
     captions
-        Tokenised captions.
+        Tokenized captions.
     references
-        Tokenised references of each image, at least one.
+        Tokenized references of each image, at least one.
     df
         Document frequencies.
     """
@@ -192,7 +192,7 @@ def _mean_of(
 
 
 class _Image:
-    """The references of one image as an index from n-grams to their weights in each reference."""
+    """The references of one image, as an index from n-grams to their weights in each reference."""
 
     def __init__(self, references: Sequence[str], df: DocumentFrequencies) -> None:
         self._idf, self._unseen = df.idf, df.idf_of_unseen
@@ -207,27 +207,29 @@ class _Image:
             inverse = _inverse_norms(weights)
             for ngram, weight in weights.items():
                 order = len(ngram) - 1
+                # (slot of reference and order, tf-idf weight, the same divided by the norm of the reference)
                 triple = (place * _ORDERS + order, weight, weight * inverse[order])
                 index.setdefault(ngram, []).extend(triple)
-        # flat tuples of numbers, which the garbage collector need not follow: three times as quick to build
+        # flat tuples of numbers are not tracked by the garbage collector: three times as fast to build
         self._index: dict[Ngram, tuple[Any, ...]] = {
             ngram: tuple(triples) for ngram, triples in index.items()
         }
 
     def score(self, caption: str) -> float:
-        """CIDEr-D in points of one tokenised caption."""
+        """CIDEr-D in points of one tokenized caption."""
         return sum(self.similarities(caption)) * self._scale
 
     def similarities(self, caption: str) -> list[float]:
-        """Sum over the orders of the penalised cosine of one tokenised caption with each reference."""
+        """Sum over n of the penalized cosine similarity of a tokenized caption with each reference."""
         idf, unseen, index = self._idf, self._unseen, self._index
         products = [0.0] * (_ORDERS * len(self._n_bigrams))
         weights = {ngram: count * idf.get(ngram, unseen) for ngram, count in Counter(ngrams(caption)).items()}
         for ngram, weight in weights.items():
             triples = index.get(ngram)
             if triples is not None:
-                numbers = iter(triples)
+                numbers = iter(triples)  # zip takes from one iterator three times: it yields the triples
                 for slot, theirs, scaled in zip(numbers, numbers, numbers, strict=True):
+                    # CIDEr-D clips the caption's weight at that of the reference, against repeated n-grams.
                     products[slot] += (weight if weight < theirs else theirs) * scaled
         first, second, third, fourth = _inverse_norms(weights)
         n_bigrams = max(0, len(caption.split()) - 1)
@@ -246,6 +248,7 @@ def _inverse_norms(weights: dict[Ngram, float]) -> list[float]:
     return [1 / math.sqrt(square) if square > 0 else 0.0 for square in squares]
 
 
+# captions rarely differ by more than 63 bigrams; the table saves most calls of exp
 _PENALTIES = [math.exp(-(delta**2) / (2 * _SIGMA**2)) for delta in range(64)]
 
 

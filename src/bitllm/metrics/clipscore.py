@@ -1,4 +1,4 @@
-"""CLIPScore and RefCLIPScore from embeddings that some CLIP made."""
+"""CLIPScore and RefCLIPScore from the embeddings of any CLIP."""
 
 import numpy as np
 from jaxtyping import Float
@@ -16,7 +16,7 @@ def clip_score(
     Parameters
     ----------
     image_embeddings, caption_embeddings
-        Projected embeddings of one CLIP, row by row; they need not have unit length.
+        Projected embeddings of the same CLIP, row by row; they need not have unit length.
 
     References
     ----------
@@ -33,7 +33,7 @@ def ref_clip_score(
 ) -> Float[np.ndarray, " n"]:
     """RefCLIPScore in points: harmonic mean of CLIPScore and the best cosine (at least 0) with a reference.
 
-    As in the paper only the image's part carries the weight 2.5.
+    As in the paper, only the image's part has the factor 2.5.
 
     References
     ----------

@@ -1,10 +1,10 @@
-"""How varied a set of captions is: what tells one repeated sentence from decoding."""
+"""Diversity of a set of captions, which distinguishes decoding from one repeated sentence."""
 
 from collections.abc import Sequence
 
 
 def distinct_n(captions: Sequence[str], n: int) -> float:
-    """Different n-grams as a fraction (0 to 1) of all n-grams of tokenised captions; 0 where there are none.
+    """Different n-grams as a fraction (0 to 1) of all n-grams of tokenized captions; 0 without any.
 
     References
     ----------
@@ -20,10 +20,10 @@ def distinct_n(captions: Sequence[str], n: int) -> float:
 
 
 def n_distinct_captions(captions: Sequence[str]) -> int:
-    """Number of different captions, an empty one included."""
+    """Number of different captions, including an empty one."""
     return len(set(captions))
 
 
 def mean_length(captions: Sequence[str]) -> float:
-    """Mean number of words of tokenised captions; 0 without captions."""
+    """Mean number of words of tokenized captions; 0 without captions."""
     return sum(len(caption.split()) for caption in captions) / len(captions) if captions else 0.0

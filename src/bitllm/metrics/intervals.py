@@ -1,14 +1,14 @@
 """Intervals over images: the bootstrap for a score, random halves of the images for a difference of two systems.
 
-Everything works on per-image numbers that may be summed: one drawing of images is one row of counts, and a corpus
-score is a function of the sums. So BLEU, which is no mean, costs no more than a mean.
+Everything is computed from per-image numbers that can be summed: a sample of images is a row of counts, and a corpus
+score is a function of the sums. So BLEU, which is not a mean, costs no more than a mean.
 
-A difference is judged by its values on random subsets of the images, each image in or out by the toss of a coin. Where
-there is no difference and the sign of each image's difference is a matter of chance, zero is as likely to lie between
-any two neighbours among these values (Hartigan's typical values; the test by random exchange of the two systems on
-each image, turned into an interval). So an interval of 95 % leaves out 0 one time in twenty however the images'
-differences are distributed. A percentile bootstrap promises that for many images only: of 48 images' CIDEr, mostly
-zeros and a few large numbers, it leaves out 0 about one time in eleven (``benchmarks/coverage.py``).
+The interval of a difference consists of its values on random subsets of the images, in which each image is included
+with probability one half. If there is no difference and the sign of each image's difference is random, zero is
+equally likely to lie between any two adjacent values (Hartigan's typical values). This inverts the exchange test,
+which swaps the two systems on random images. A 95 % interval therefore excludes 0 one time in twenty, whatever the
+distribution of the differences. For the percentile bootstrap this holds only with many images: for the CIDEr of 48
+images (mostly zeros, a few large numbers) it excludes 0 about one time in eleven (``benchmarks/coverage.py``).
 """
 
 import math
@@ -20,19 +20,19 @@ from jaxtyping import Float, Int, Shaped
 
 from bitllm.errors import DataError
 
-_ROWS_AT_ONCE = 128  # resamplings held in memory at a time
+_ROWS_AT_ONCE = 128  # resamplings in memory at a time
 
 Statistic = Callable[[np.ndarray], float]
 
 
 class Estimate(NamedTuple):
-    """A number with its 95 % interval over images and its p-value, as far as they are known."""
+    """A number with its 95 % interval over images and its p-value, if they are known."""
 
     value: float
     low: float | None = None
     high: float | None = None
     p: float | None = None
-    """Two-sided, of no difference."""
+    """Two-sided p-value of no difference."""
 
     @property
     def has_interval(self) -> bool:
@@ -60,9 +60,9 @@ def _shown(value: float, digits: int) -> str:
 def sum_by_image(
     values: Shaped[np.ndarray, "n k"], image_ids: Sequence[Hashable] | None
 ) -> Float[np.ndarray, "images k"]:
-    """Sums over the rows of each image, so that its trials are resampled together.
+    """Sums over the rows of each image, so that trials of one image are resampled together.
 
-    ``None`` says that every row is an image of its own.
+    Without ``image_ids`` every row is its own image.
     """
     if image_ids is None:
         return values.astype(np.float64)
@@ -89,20 +89,20 @@ def bootstrap_of_sums(
     seed: int = 0,
     level: float = 0.95,
 ) -> Estimate:
-    """A statistic of the sums over images, with its percentile bootstrap interval.
+    """A statistic of sums over images, with its percentile bootstrap interval.
 
     Parameters
     ----------
     per_image
         One row of summable numbers per image.
     statistic
-        From the sums of the columns over the images of a sample to the statistic.
+        Function of the column sums over the images of a sample.
     n_boot
         Number of resamplings.
     seed
-        Of the resampling; the same seed and number of images give the same resamplings.
+        Seed; the same seed and number of images give the same resamplings.
     level
-        Coverage that is asked for.
+        Nominal coverage.
 
     References
     ----------
@@ -116,7 +116,7 @@ def bootstrap_of_sums(
 def resampled_sums(
     per_image: Shaped[np.ndarray, "n k"], *, n_boot: int, seed: int
 ) -> Float[np.ndarray, "n_boot k"]:
-    """Sums of the columns over images drawn with replacement, one row per resampling."""
+    """Column sums over images drawn with replacement, one row per resampling."""
 
     def weights(rng: np.random.Generator, rows: int, n: int) -> Int[np.ndarray, "rows n"]:
         return _times_drawn(rng.integers(0, n, size=(rows, n)), n)
@@ -127,7 +127,7 @@ def resampled_sums(
 def sums_over_halves(
     per_image: Shaped[np.ndarray, "n k"], *, n_draws: int, seed: int
 ) -> Float[np.ndarray, "n_draws k"]:
-    """Sums of the columns over random subsets, each image in or out with probability ½; the empty one is left out.
+    """Column sums over random subsets that contain each image with probability ½; the empty subset is never drawn.
 
     The same seed and number of images give the same subsets.
     """
@@ -148,7 +148,7 @@ def _weighted_sums(
     n_draws: int,
     seed: int,
 ) -> Float[np.ndarray, "n_draws k"]:
-    """Sums of the columns under random weights of the images, some rows of them at a time."""
+    """Column sums with random weights of the images, computed in blocks of draws."""
     n = _count_images(per_image)
     rng = np.random.default_rng(seed)
     values = per_image.astype(np.float64)
@@ -160,7 +160,7 @@ def _weighted_sums(
 def paired_difference(
     a: Shaped[np.ndarray, " n"], b: Shaped[np.ndarray, " m"], n_draws: int = 1000, seed: int = 0
 ) -> Estimate:
-    """Difference of the means of two systems that have one number per image each, with a 95 % interval.
+    """Difference between the means of two systems with one number per image each, with a 95 % interval.
 
     Raises
     ------
@@ -179,13 +179,13 @@ def paired_difference_of_sums(
     seed: int = 0,
     level: float = 0.95,
 ) -> Estimate:
-    """Difference of a statistic of sums between two systems; every draw takes the same images of both.
+    """Difference of a statistic of sums between two systems; each draw uses the same images for both.
 
     References
     ----------
-    Hartigan (1969), "Using subsample values as typical values", JASA 64. Exact for a mean of differences that are as
-    likely to have one sign as the other, image by image; for a ratio of sums alike where both systems have the same
-    counts below the line; an approximation for BLEU.
+    Hartigan (1969), "Using subsample values as typical values", JASA 64. Exact for a mean if the difference of each
+    image has either sign with equal probability, and for a ratio of sums if both systems have the same denominators;
+    an approximation for BLEU.
     """
     if len(a) != len(b):
         raise DataError(
@@ -193,6 +193,7 @@ def paired_difference_of_sums(
             "score both on the same images"
         )
     sums_a = sums_over_halves(a, n_draws=n_draws, seed=seed)
+    # The same seed gives the same subsets for both systems: this makes the difference paired.
     sums_b = sums_over_halves(b, n_draws=n_draws, seed=seed)
     draws = np.array([statistic(x) - statistic(y) for x, y in zip(sums_a, sums_b, strict=True)])
     observed = statistic(a.sum(axis=0)) - statistic(b.sum(axis=0))
@@ -204,10 +205,11 @@ def difference_from_draws(
 ) -> Estimate:
     """Interval and p-value of an observed difference from its values on the subsets of :func:`sums_over_halves`.
 
-    Few images (five at 95 %) or few draws allow no interval of the level, as the p-value cannot be so small. Then the
-    interval is that of all draws, and reaches to 0.
+    With few images (five at 95 %) or few draws the p-value cannot be small enough for an interval of this level. The
+    interval then contains all draws, and is extended to 0.
     """
-    # the empty subset, which is never drawn, would count on both sides
+    # The empty subset has no mean and is never drawn. It belongs to the 2^n subsets of the exact test, where it
+    # counts in both tails, so it is added to the tail probability.
     empty = 0.5**n_images
     tail = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
     p = min(1.0, 2 * (empty + (1 - empty) * (tail + 1) / (len(draws) + 1)))
@@ -220,9 +222,7 @@ def difference_from_draws(
 
 def _count_images(per_image: Shaped[np.ndarray, "n k"]) -> int:
     if len(per_image) < 2:
-        raise DataError(
-            f"interval: expected at least 2 images, found {len(per_image)}; an interval over images needs more"
-        )
+        raise DataError(f"interval: expected at least 2 images, found {len(per_image)}; evaluate more images")
     return len(per_image)
 
 

@@ -1,9 +1,9 @@
-"""What the COCO caption tools run in Java: the Penn-Treebank tokenizer, METEOR and SPICE (extra ``[eval]``).
+"""The Java parts of the COCO caption tools: the Penn Treebank tokenizer, METEOR and SPICE (extra ``[eval]``).
 
-The jars are those of pycocoevalcap. Its Python wrappers are not called, because they wait for Java without a
-timeout, write next to their jars (often a read-only folder), ignore ``JAVA_HOME``, download SPICE's parser on
-first use, and METEOR's returns scores only, where the bootstrap needs the counts of each caption. The tests
-compare the results with those of the wrappers.
+The jars are those of pycocoevalcap. Its Python wrappers are not used, because they wait for Java without a timeout,
+write next to their jars (often a read-only folder), ignore ``JAVA_HOME``, download SPICE's parser on first use, and
+return only scores of METEOR, while the bootstrap needs the counts of each caption. The tests compare the results
+with those of the wrappers.
 """
 
 import json
@@ -51,7 +51,7 @@ _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
 
 
 def ptb_tokenize_by_jar(captions: Sequence[str]) -> list[str]:
-    """Lower-case Penn-Treebank words of each caption without punctuation, joined by spaces.
+    """Lower-case Penn Treebank words of each caption without punctuation, joined by spaces.
 
     One Java process tokenizes all captions. Only the temporary folder is written to.
 
@@ -80,11 +80,11 @@ def ptb_tokenize_by_jar(captions: Sequence[str]) -> list[str]:
 
 
 class Meteor:
-    """METEOR 1.5 by its authors' jar, in one Java process that starts at once and ends with the context.
+    """METEOR 1.5 with its authors' jar, in one Java process for the duration of the context.
 
-    Java needs some seconds to read its table of paraphrases; only the first call waits for it. The jar's line
-    protocol is spoken here because its counts of each caption are needed: a resampled corpus is scored from the
-    sum of its captions' counts, which pycocoevalcap does not return.
+    Java needs some seconds to read its table of paraphrases; only the first call waits for it. This class uses the
+    jar's line protocol to get the counts of each caption: a resampled corpus is scored from the sum of the counts of
+    its captions, which pycocoevalcap does not return.
 
     References
     ----------
@@ -112,11 +112,11 @@ class Meteor:
             ) from None
 
     def __enter__(self) -> "Meteor":
-        """Give the running process."""
+        """Return the running process."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the process, whatever it is doing."""
+        """Kill the process, whatever it is doing."""
         _kill(self._process)
         for pipe in (self._process.stdin, self._process.stdout, self._stderr):
             with suppress(BrokenPipeError):  # what was still to be written to a process that had died
@@ -125,9 +125,9 @@ class Meteor:
     def statistics(
         self, captions: Sequence[str], references: Sequence[Sequence[str]]
     ) -> Float[np.ndarray, "n 23"]:
-        """The jar's counts for each tokenized caption, of the reference that fits best.
+        """The jar's counts for each tokenized caption, with the best-matching reference.
 
-        They may be summed over captions; :func:`meteor_from_statistics` makes a score of them.
+        They can be summed over captions; :func:`meteor_from_statistics` computes a score from them.
         """
         require_references(captions, references)
         _require_short("caption", captions)
@@ -183,10 +183,10 @@ class Meteor:
 
 
 def meteor_from_statistics(sums: Shaped[np.ndarray, "23"]) -> float:
-    """METEOR in points (0 to 100) of one caption, or of a corpus from the sum of its captions' statistics.
+    """METEOR in points (0 to 100) of a caption, or of a corpus from the sum of its captions' statistics.
 
-    The jar's own arithmetic, so that a resampled corpus needs no Java: weighted precision and recall, their
-    harmonic mean, and a penalty for matches that lie scattered.
+    This is the arithmetic of the jar, so that a resampled corpus needs no Java: weighted precision and recall, their
+    harmonic mean, and a penalty for fragmented matches.
     """
     lengths, function_words = sums[_LENGTHS], sums[2:4]
     stages = sums[4:20].reshape(4, 4)  # a row for each matcher: content words of both sides, function words
@@ -203,8 +203,8 @@ def meteor_from_statistics(sums: Shaped[np.ndarray, "23"]) -> float:
 def spice(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Float[np.ndarray, " n"]:
     """SPICE (F-score of scene-graph tuples) of each tokenized caption, in points (0 to 100).
 
-    Every text is parsed, so a thousand captions with their references take minutes. Only the temporary folder
-    is written to.
+    Every text is parsed, so a thousand captions with references take minutes. Only the temporary folder is written
+    to.
 
     References
     ----------
@@ -234,17 +234,17 @@ def spice(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Float
 
 
 def why_no_ptb() -> str | None:
-    """What keeps the Java tokenizer from running here, or None."""
+    """Reason why the Java tokenizer cannot run here, or None."""
     return _why_not("tokenizer", _PTB_JAR)
 
 
 def why_no_meteor() -> str | None:
-    """What keeps METEOR from running here, or None."""
+    """Reason why METEOR cannot run here, or None."""
     return _why_not("meteor", _METEOR_JAR)
 
 
 def why_no_spice() -> str | None:
-    """What keeps SPICE from running here, or None."""
+    """Reason why SPICE cannot run here, or None."""
     problem = _why_not("spice", _SPICE_JAR)
     if problem is not None:
         return problem
@@ -259,13 +259,13 @@ def why_no_spice() -> str | None:
 
 
 def java_command() -> str | None:
-    """Path of the ``java`` to run: that of ``JAVA_HOME`` where it is set, else the one on the path."""
+    """Path of ``java``: that in ``JAVA_HOME`` if it is set, else the one on the path."""
     home = os.environ.get("JAVA_HOME")
     return (shutil.which("java", path=str(Path(home) / "bin")) if home else None) or shutil.which("java")
 
 
 def java_version() -> str | None:
-    """Version of that Java, from the file ``release`` of its installation; None where there is none."""
+    """Java's version, from the file ``release`` of its installation; None without that file."""
     java = java_command()
     release = Path(java).resolve().parent.parent / "release" if java else None
     if release is None or not release.is_file():
@@ -286,7 +286,7 @@ def last_words(stderr: bytes) -> str:
 
 
 def _jar(part: str, name: str) -> Path:
-    """Where a jar of pycocoevalcap should be, without importing the package."""
+    """Expected path of a jar of pycocoevalcap, without importing the package."""
     package = find_spec("pycocoevalcap")
     folders = list(package.submodule_search_locations or []) if package else []
     return Path(*folders[:1]) / part / name
@@ -307,7 +307,7 @@ def _start_java(arguments: Sequence[str], **pipes: Any) -> subprocess.Popen[byte
 
 
 def _run_java(arguments: Sequence[str], timeout_s: float, **options: Any) -> tuple[bytes, str | None]:
-    """What Java printed, and what went wrong if something did."""
+    """What Java printed, and a description of the failure if there was one."""
     try:
         process = _start_java(arguments, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, **options)
     except OSError as error:
@@ -325,7 +325,7 @@ def _run_java(arguments: Sequence[str], timeout_s: float, **options: Any) -> tup
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process, if it still runs, with all that it started, and collect its exit status."""
+    """Kill a process (if it still runs) and everything that it started, and collect its exit status."""
     if process.poll() is None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -336,7 +336,7 @@ def _require_short(kind: str, texts: Sequence[str]) -> None:
     n_words = max((text.count(" ") + 1 for text in texts), default=0)
     if n_words > MAX_METEOR_WORDS:
         raise BitLlmError(
-            f"METEOR: {kind} of {n_words:,} words, expected at most {MAX_METEOR_WORDS:,}; shorten it"
+            f"METEOR: expected at most {MAX_METEOR_WORDS:,} words, found {kind} of {n_words:,} words; shorten it"
         )
 
 

@@ -1,4 +1,4 @@
-"""Retrieval and N-way identification from a matrix of similarities, with chance beside every number."""
+"""Retrieval and N-way identification from a matrix of similarities, with chance levels."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from bitllm.metrics.intervals import Estimate, resampled_sums, sum_by_image
 
 
 class Retrieval(NamedTuple):
-    """How high the right item ranks among the gallery for each query."""
+    """Rank of the correct item in the gallery, over all queries."""
 
     r_at_1: float
     """Fraction (0 to 1) of queries whose target comes first."""
@@ -40,9 +40,10 @@ def target_ranks(
     target: Int[np.ndarray, " targets"],
     rng: np.random.Generator,
 ) -> Int[np.ndarray, " queries"]:
-    """Rank of each query's target, 1 the best; items as similar as the target are put in random order.
+    """Rank of each query's target, 1 for the best. Ties are broken at random.
 
-    Without that a query that carries nothing (all similarities equal) would rank its target first or last.
+    Otherwise a query without information (all similarities equal) would always rank its target first, or always
+    last.
     """
     n_queries, n_gallery = similarity.shape
     if n_queries == 0 or len(target) != n_queries:
@@ -76,14 +77,14 @@ def retrieval(
     Parameters
     ----------
     similarity
-        Similarity of every query (a trial, say) with every item of the gallery; larger is more similar.
+        Similarity of every query (such as a trial) to every item of the gallery; larger is more similar.
     target
-        Place in the gallery of each query's target. Queries with one target (trials of one image) are
+        Index of each query's target in the gallery. Queries with the same target (trials of one image) are
         resampled together for the interval.
     rng
-        Puts ties in random order.
+        Random generator for the order of ties.
     n_boot, seed
-        Of the bootstrap over images.
+        Number of resamplings and seed of the bootstrap over images.
 
     Raises
     ------
@@ -110,16 +111,16 @@ def retrieval(
 def identification_curve(
     ranks: Int[np.ndarray, " queries"], n_gallery: int, ways: Sequence[int] = (2, 10, 50, 300)
 ) -> dict[int, float]:
-    """Probability that the target beats N − 1 distractors drawn from the gallery, for each N; chance is 1/N.
+    """Probability that the target beats N − 1 distractors from the gallery, for each N; chance is 1/N.
 
-    Exact: the mean over all draws without replacement, not a sample of them.
+    Exact: the mean over all draws without replacement, not over a sample of them.
 
     Parameters
     ----------
     ranks
         From :func:`target_ranks`.
     n_gallery
-        Size of the gallery; N = all of it is added to the curve, larger N are left out.
+        Size of the gallery. It is added to the values of N; larger N are left out.
     ways
         The values of N.
     """
@@ -132,7 +133,7 @@ def identification_curve(
 def identification_chances(
     ranks: Int[np.ndarray, " queries"], n_gallery: int, n_ways: int
 ) -> Float[np.ndarray, " queries"]:
-    """For each query the probability that its target beats ``n_ways`` − 1 distractors drawn from the gallery.
+    """For each query, the probability that its target beats ``n_ways`` − 1 distractors from the gallery.
 
     Parameters
     ----------
@@ -141,7 +142,7 @@ def identification_chances(
     n_gallery
         Size of the gallery.
     n_ways
-        Number of items to choose among, the target counted; at most ``n_gallery``.
+        Number of items to choose among, including the target; at most ``n_gallery``.
     """
     drawn = np.arange(n_ways - 1)[None, :]
     n_worse = n_gallery - ranks[:, None]

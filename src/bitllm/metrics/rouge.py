@@ -11,18 +11,18 @@ _BETA = 1.2  # weight of recall, the value of the COCO caption tools
 
 
 def rouge_l(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Float[np.ndarray, " n"]:
-    """F-measure of the longest common subsequence of each caption with its references, in points (0 to 100).
+    """ROUGE-L F-measure (longest common subsequence) of each caption with its references, in points (0 to 100).
 
-    Precision and recall are each the best over the references, even where two references give them; recall
-    weighs more (β = 1.2). As in the COCO tools an empty text counts as one empty word, so that an empty
-    caption scores 0 unless a reference is empty too.
+    Precision and recall are each the best over the references, possibly of two different references; recall has more
+    weight (β = 1.2). As in the COCO tools an empty text counts as one empty word, so an empty caption scores 0
+    unless a reference is empty too.
 
     Parameters
     ----------
     captions
-        Tokenised captions (words separated by single spaces).
+        Tokenized captions (words separated by single spaces).
     references
-        Tokenised references of each caption, at least one.
+        Tokenized references of each caption, at least one.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def _score(caption: str, references: Sequence[str]) -> float:
 
 
 def longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
-    """Length of the longest common subsequence, a row of the table at a time as the bits of one integer.
+    """Length of the longest common subsequence; a row of the dynamic programming table is the bits of one integer.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""Penn-Treebank words of captions as the COCO caption tools count them, in Python."""
+"""Penn Treebank tokenization of captions as in the COCO caption tools, in Python."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -34,11 +34,10 @@ _BEYOND_BASIC_PLANE = re.compile("[\U00010000-\U0010ffff]")
 
 
 def ptb_tokenize(captions: Sequence[str]) -> list[str]:
-    """Lower-case Penn-Treebank words of each caption without punctuation, joined by spaces.
+    """Lower-case Penn Treebank words of each caption without punctuation, joined by spaces.
 
-    Pure Python: nltk's Treebank tokenizer, brought nearer to the Stanford tokenizer of the COCO tools where
-    the two differ on captions. Numbers to be published should use
-    :func:`bitllm.metrics.java.ptb_tokenize_by_jar`.
+    Pure Python: nltk's Treebank tokenizer, adapted to the Stanford tokenizer of the COCO tools where the two differ
+    on captions. For numbers to be published use :func:`bitllm.metrics.java.ptb_tokenize_by_jar`.
 
     Parameters
     ----------
@@ -48,7 +47,7 @@ def ptb_tokenize(captions: Sequence[str]) -> list[str]:
     Returns
     -------
     list of str
-        One tokenised caption each; the empty string where no word is left.
+        Tokenized captions; an empty string if no word is left.
     """
     return [_tokenize(caption) for caption in captions]
 
@@ -76,5 +75,5 @@ def _tokenize(caption: str) -> str:
 
 
 def without_punctuation(words: Sequence[str]) -> str:
-    """Join words by spaces, without those that the COCO tools take for punctuation."""
+    """Join words by spaces, without those that the COCO tools treat as punctuation."""
     return " ".join(word for word in words if word not in _PUNCTUATION)
