@@ -66,7 +66,7 @@ def test_one_process_answers_more_than_its_pipes_hold(meteor):
 def test_a_text_too_long_for_the_jar_is_refused_with_its_number_of_words(meteor, kind):
     long = " ".join(["dog"] * 15_000)
     caption, reference = (long, "a dog") if kind == "caption" else ("a dog", long)
-    with pytest.raises(BitLlmError, match=f"METEOR: {kind} of 15,000 words"):
+    with pytest.raises(BitLlmError, match=f"found {kind} of 15,000 words"):
         meteor.statistics(["a cat", caption], [["a cat"], ["a dog", reference]])
     assert meteor.statistics(["a cat"], [["a cat"]])[0, 0] == 2, "the process is still there"
 
