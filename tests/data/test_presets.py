@@ -60,7 +60,7 @@ def test_within_subjects_the_images_are_disjoint(store):
 def test_a_named_test_set_that_the_store_has_not_is_refused(store):
     with pytest.raises(SplitError, match="expected 1000 images of the test set 1000, found 4"):
         named_test_images(store, "1000")
-    with pytest.raises(SplitError, match="expected 8 subjects, of whom the test set 515"):
+    with pytest.raises(SplitError, match="expected 8 subjects for the test set 515"):
         named_test_images(store, "515")
     with pytest.raises(SplitError, match="expected a test set, found `983`; did you mean `982`"):
         named_test_images(store, "983")

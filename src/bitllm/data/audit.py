@@ -1,4 +1,4 @@
-"""Audit of a store, a split and a run: leaks, files that changed, and what cannot be checked."""
+"""Audit of a store, a split and a run: leaks, changed files, and what cannot be checked."""
 
 import hashlib
 import json
@@ -20,20 +20,20 @@ from bitllm.errors import DataError
 from bitllm.files import sha256_of_file
 
 RECORD = "run.json"
-"""How a stage was trained: ``split`` (checksum; or under ``learnt_from``) and ``selection`` (``part``, ``metric``,
-``subjects`` and perhaps ``nsd_ids``: by what its checkpoint or its settings were chosen)."""
+"""Record of a stage: ``split`` (checksum, possibly under ``learnt_from``), and ``selection`` (``part``, ``metric``,
+``subjects``, optionally ``nsd_ids``), the data with which its checkpoint or settings were chosen."""
 
-_SIDE = 16
-_SAME_PICTURE = 0.998
-_SAME_WORDS = 0.9
-_FEWEST_WORDS = 8
-_BLOCK = 1024
+_SIDE = 16  # pixels of a thumbnail
+_SAME_PICTURE = 0.998  # correlation of thumbnails
+_SAME_WORDS = 0.9  # share of common words
+_FEWEST_WORDS = 8  # short captions often have the same words by chance
+_BLOCK = 1024  # images compared at a time
 _FEWEST_VOXELS, _FEWEST_TRIALS = 5, 10
-"""With fewer, the distributions of different trials look alike."""
+"""With fewer voxels or trials, different trials have similar distributions."""
 _N_POWERS = 6
 _SAME_SHAPE = 0.01
-"""Distance of two trials in sampling errors. Rounding to float16 moves a trial by up to 0.002; other trials are
-0.02 and more away, measured for 5 to 15,000 voxels."""
+"""Largest distance between copies, in sampling errors. Rounding to float16 moves a trial by up to 0.002; different
+trials are at least 0.02 apart (measured for 5 to 15,000 voxels)."""
 
 
 def audit(store: Store, *, split: Split | None = None, run: Path | None = None) -> dict[str, Any]:
@@ -44,11 +44,11 @@ def audit(store: Store, *, split: Split | None = None, run: Path | None = None) 
     store
         An open store.
     split
-        A split to audit together with the store; by default the run's own ``split.json``.
+        A split to audit together with the store; by default the run's ``split.json``.
     run
-        A folder with results, and perhaps ``split.json``: every ``split_sha256`` in its JSON files and every
-        ``split`` of a ``run.json`` must be that split's; nothing may have been chosen on test images or test
-        subjects (``run.json``), nor the test part been looked at while training went on (``log.jsonl``).
+        A folder with results, usually with ``split.json``. Every ``split_sha256`` in its JSON files and every
+        ``split`` in a ``run.json`` must be the checksum of that split. No selection in a ``run.json`` may use test
+        images or test subjects, and no ``log.jsonl`` may contain a test measure during training.
 
     Returns
     -------
@@ -87,7 +87,7 @@ def audit(store: Store, *, split: Split | None = None, run: Path | None = None) 
 
 
 def verify_store(store: Store) -> int:
-    """Compare the checksum of every file with the manifest; returns how many files were compared."""
+    """Compare the checksum of every file with the manifest; returns the number of files."""
     expected = {store.path / file: checksum for file, checksum in store.manifest.sha256.items()}
     for subject, record in store.manifest.subjects.items():
         folder = store.path / "subjects" / subject
@@ -103,7 +103,7 @@ def verify_store(store: Store) -> int:
 
 
 def _split_leaks(store: Store, split: Split) -> Iterator[str]:
-    """Subjects and images that are on two sides, and statistics that saw them."""
+    """Subjects and images on two sides, and test images in the statistics."""
     train, validation, test = split.train_images, split.validation_images, split.test_images
     seen = {s: set(store.subject(s).trials["nsd_id"]) for s in store.subjects}
     both = sorted(set(split.train_subjects) & set(split.test_subjects))
@@ -131,7 +131,7 @@ def _split_leaks(store: Store, split: Split) -> Iterator[str]:
 
 
 def _store_leaks(store: Store) -> Iterator[str]:
-    """What the store itself gives away, whatever the split."""
+    """Leaks of the store itself, whatever the split."""
     if store.manifest.statistics == "session":
         yield "test trials in the statistics of the z-scores: normalization `session` sees all trials"
     stimuli = store.stimuli
@@ -150,7 +150,7 @@ def _store_leaks(store: Store) -> Iterator[str]:
 
 
 def _store_notes(store: Store) -> list[str]:
-    """What cannot be checked since the store does not say it."""
+    """What cannot be checked because the store does not record it."""
     notes = []
     for subject in store.subjects:
         sessions = sessions_of_zeros(store.subject(subject))
@@ -182,7 +182,7 @@ def _trial_leaks(store: Store, subject: str) -> Iterator[str]:
     betas = store.subject(subject).betas
     sides: dict[bool, set[bytes]] = {True: set(), False: set()}
     for row, of_test in enumerate(is_test.tolist()):
-        values = betas[row] + np.float16(0)  # -0 becomes 0
+        values = betas[row] + np.float16(0)  # -0 becomes 0, so that equal betas have equal bytes
         if values.min() < values.max():
             sides[of_test].add(hashlib.blake2b(values.tobytes(), digest_size=16).digest())
     same = sides[True] & sides[False]
@@ -198,9 +198,9 @@ def _copied_test_subjects(copies: list[tuple[str, str, str]], split: Split) -> I
 
 
 def _copies(store: Store) -> Iterator[tuple[str, str, str]]:
-    """Pairs of subjects with the same betas, and one line that says so.
+    """Pairs of subjects with the same betas, and a line about each.
 
-    Found whatever the order of trials or voxels, and where each voxel of a session was scaled and shifted.
+    They are found whatever the order of trials or voxels, and if each voxel of a session was scaled and shifted.
     """
     by_width: dict[int, list[str]] = {}
     for name in store.subjects:
@@ -216,9 +216,10 @@ def _copies(store: Store) -> Iterator[tuple[str, str, str]]:
 
 
 def _trial_shapes(data: SubjectData) -> Float[np.ndarray, "2 trials 6"]:
-    """What each trial's distribution of betas over voxels looks like: as stored, and scaled by voxel and session."""
+    """A description of each trial's distribution of betas over voxels: as stored, and z-scored by voxel and session."""
     shapes = np.full((2, len(data.trials), _N_POWERS), np.nan)
     for of_session in data.trials.groupby("session").indices.values():
+        # Sessions are contiguous. Blocks of rows keep a float64 copy of a whole session out of memory.
         rows = of_session[-1] + 1 - of_session[0]
         blocks = [slice(n, min(n + 64, rows)) for n in range(0, rows, 64)]
         betas, found = data.betas[of_session[0] :][:rows], shapes[:, of_session[0] :][:, :rows]
@@ -236,14 +237,15 @@ def _trial_shapes(data: SubjectData) -> Float[np.ndarray, "2 trials 6"]:
 
 
 def _shape_of_rows(values: Float[np.ndarray, "trials voxels"]) -> Float[np.ndarray, "trials 6"]:
-    """Mean powers of each row's standardized values, drawn into -1 to 1: no order of voxels, no scale matters.
+    """Moments of the z-scored values of each row; they do not depend on the order or the scale of the voxels.
 
-    In units of their own sampling error; NaN for a row that does not vary.
+    Values are mapped into −1 to 1 first, so that outliers do not dominate. In units of the sampling error; NaN for a
+    constant row.
     """
     values = values - values.mean(axis=1, keepdims=True)
     deviation = values.std(axis=1, keepdims=True)
     standard = values / np.where(deviation > 0, deviation, np.nan)
-    drawn_in = 2 * standard / (1 + standard**2)
+    drawn_in = 2 * standard / (1 + standard**2)  # bounded, smooth and odd: the sign of a value counts
     powers, power = [], np.ones_like(drawn_in)
     for _ in range(_N_POWERS):
         power = power * drawn_in
@@ -254,7 +256,7 @@ def _shape_of_rows(values: Float[np.ndarray, "trials voxels"]) -> Float[np.ndarr
 def _has_neighbour(
     shapes: Float[np.ndarray, "2 n 6"], others: Float[np.ndarray, "2 m 6"]
 ) -> Bool[np.ndarray, " n"]:
-    """Which trials look like one of the others, as stored or scaled by voxel and session."""
+    """Which trials have nearly the same description as one of the others, as stored or z-scored."""
     found = np.zeros(shapes.shape[1], bool)
     for of_one, of_others in zip(shapes, others, strict=True):
         rows = np.flatnonzero(np.isfinite(of_one).all(axis=1))
@@ -265,6 +267,7 @@ def _has_neighbour(
 
 
 def _is_most_of_a_session(is_copy: Bool[np.ndarray, " trials"], sessions: pd.Series) -> bool:
+    # One session may be copied alone; a few trials that look like others are no evidence.
     by_session = pd.Series(is_copy).groupby(sessions.to_numpy()).agg(["mean", "sum"])
     return bool(((by_session["mean"] > 0.5) & (by_session["sum"] >= 5)).any() or is_copy.mean() > 0.5)
 
@@ -287,12 +290,13 @@ def _caption_leaks(store: Store) -> Iterator[str]:
 
 
 def _near_captions(store: Store) -> Iterator[str]:
-    """Long captions whose words are nearly all the same, through an index of rare words."""
+    """Long captions with nearly the same words, found through an index of rare words."""
     part = store.stimuli["part"]
     by_start: dict[frozenset[str], int] = {}
     tests: list[tuple[int, frozenset[str]]] = []
     postings: dict[str, list[frozenset[str]]] = {}
     for nsd_id, captions in store.captions.items():
+        # Words are tagged with the rank of their caption, so that all captions must agree, not their union.
         words = frozenset(f"{n}:{word}" for n, c in enumerate(sorted(captions)) for word in _plain(c).split())
         if part[nsd_id] == "test":
             tests.append((nsd_id, words))
@@ -301,6 +305,7 @@ def _near_captions(store: Store) -> Iterator[str]:
             for word in words:
                 postings.setdefault(word, []).append(words)
     for nsd_id, words in tests:
+        # Sets that share 90 % of their words share at least one of the rarest quarter: only those are compared.
         rare = sorted(words, key=lambda word: len(postings.get(word, ())))[: max(1, len(words) // 4)]
         for other in {one for word in rare for one in postings.get(word, ())[:200]}:
             if len(words & other) / len(words | other) >= _SAME_WORDS:
@@ -332,7 +337,7 @@ def _first_pair(store: Store, tests: np.ndarray, others: np.ndarray) -> tuple[in
 
 
 def _thumbnails(store: Store, nsd_ids: np.ndarray) -> tuple[Float[np.ndarray, "n d"], Bool[np.ndarray, " n"]]:
-    """Small pictures as unit vectors without their mean, and which of them are one plain color."""
+    """Thumbnails as unit vectors after subtracting their mean, and which of them have a single color."""
     pictures = store.pictures(nsd_ids)
     rows = np.linspace(0, pictures.shape[1] - 1, min(_SIDE, pictures.shape[1])).astype(int)
     columns = np.linspace(0, pictures.shape[2] - 1, min(_SIDE, pictures.shape[2])).astype(int)
@@ -351,7 +356,7 @@ def _some(images: set[int] | frozenset[int]) -> str:
 
 
 def _run_leaks(store: Store, run: Path, split: Split) -> Iterator[str]:
-    """What the files of a run give away: JSON results, records of choices, logs of training."""
+    """Leaks in the files of a run: JSON results, records of choices, training logs."""
     for path in sorted(run.rglob("*.json")):
         content = _read(path)
         written = content.get("split_sha256")
@@ -364,7 +369,7 @@ def _run_leaks(store: Store, run: Path, split: Split) -> Iterator[str]:
 
 
 def _run_notes(store: Store, run: Path) -> list[str]:
-    """What cannot be checked: the run does not record it, or was trained on another store."""
+    """What cannot be checked because the run does not record it, or was trained on another store."""
     records = sorted(run.rglob(RECORD))
     if not records:
         return [f"{run}: no record of how this run was chosen ({RECORD})"]
@@ -401,7 +406,7 @@ def _record_leaks(store: Store, path: Path, record: dict[str, Any], split: Split
 
 
 def _log_leaks(path: Path) -> Iterator[str]:
-    """A measure of the test part that was logged while training went on after it."""
+    """Measures of the test part that were logged before the end of training."""
     rows = [_parsed(line) for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
     last = max((number for number, row in enumerate(rows) if "loss" in row), default=-1)
     end = max((row["step"] for row in rows if isinstance(row.get("step"), int)), default=None)

@@ -1,4 +1,4 @@
-"""What is inside a store: a dictionary for programs, tables for people."""
+"""Contents of a store: a dictionary for programs, tables for people."""
 
 import io
 from typing import Any
@@ -17,16 +17,16 @@ _UNKNOWN = "–"
 
 
 def inspect_store(store: Store) -> dict[str, Any]:
-    """Everything worth knowing of a store, as JSON values.
+    """Summary of a store, as JSON values.
 
     Returns
     -------
     dict
-        ``path``, ``source``, ``beta_version``, ``roi``, ``normalization``; ``subjects`` (sessions, their names by
-        number if they have names, trials, voxels, sessions whose betas are all 0, voxels out of view in some session,
-        images by part, mean noise ceiling in percent for one trial and for the mean of three (``None`` if it is not
-        known), voxels of each label, bytes, checksums); ``images`` by part; ``captions`` (number, and least, mean and
-        most per image); ``bytes`` and ``sha256`` of the shared files.
+        ``path``, ``source``, ``beta_version``, ``roi``, ``normalization``; ``subjects`` (sessions with names, trials,
+        voxels, sessions with only zeros, voxels out of view in some session, images by part, mean noise ceiling in
+        percent for one trial and for the mean of three (``None`` if unknown), voxels of each label, bytes, checksums);
+        ``images`` by part; ``captions`` (number; minimum, mean and maximum per image); ``bytes`` and ``sha256`` of the
+        shared files.
     """
     manifest = store.manifest
     per_image = np.array([len(captions) for captions in store.captions.values()])
@@ -56,12 +56,12 @@ def inspect_store(store: Store) -> dict[str, Any]:
 
 
 def render_inspection(inspection: dict[str, Any]) -> RenderableType:
-    """The tables of an inspection: where the store came from, its subjects, the voxels of every label."""
+    """Tables of an inspection: origin of the store, its subjects, voxels of every label."""
     return Group(_overview(inspection), _subject_table(inspection), _label_table(inspection))
 
 
 def inspect_text(inspection: dict[str, Any], *, width: int = 110) -> str:
-    """The tables of an inspection as plain text."""
+    """Tables of an inspection as plain text."""
     console = Console(file=io.StringIO(), width=width, color_system=None, record=True)
     console.print(render_inspection(inspection))
     return console.export_text()
@@ -100,7 +100,7 @@ def _inspect_subject(store: Store, subject: str) -> dict[str, Any]:
 
 
 def _session_names(trials: pd.DataFrame) -> dict[str, str]:
-    """The name of each session by its number; empty where sessions have no names."""
+    """Name of each session by its number; empty if sessions have no names."""
     if "session_name" not in trials:
         return {}
     named = trials.drop_duplicates("session")
@@ -195,7 +195,7 @@ def _table(title: str) -> Table:
 
 
 def _keep_numbers_whole(table: Table) -> None:
-    """Give every column of numbers the width of its longest one, also where the window is narrow; the rest folds."""
+    """Give columns of numbers the width of their longest number; in narrow windows only the others are folded."""
     for column in table.columns:
         if column.justify == "right":
             column.min_width = max((len(str(cell)) for cell in column.cells), default=1)

@@ -1,4 +1,4 @@
-"""From an NSD release to a store: every subject's betas as z-scores, with the images that they respond to."""
+"""From an NSD release to a store: z-scored betas of every subject, with the images that they respond to."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ _MAX_PICTURE_PX = 4096
 
 @dataclass(frozen=True)
 class VolumeSessions:
-    """Reads the sessions of one subject's voxels, in percent signal change; picklable, for worker processes."""
+    """Reads sessions of one subject's voxels, in percent signal change; picklable, for worker processes."""
 
     files: tuple[Path, ...]
     """One a session, from the first."""
@@ -47,7 +47,7 @@ class VolumeSessions:
 
 @dataclass(frozen=True)
 class SurfaceSessions:
-    """Reads the sessions of one subject's vertices, in percent signal change; picklable too."""
+    """Reads sessions of one subject's vertices, in percent signal change; picklable, for worker processes."""
 
     files: tuple[tuple[Path, ...], ...]
     """Both hemispheres of each session, from the first."""
@@ -77,10 +77,11 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
     progress: Progress | None = None,
     note: Callable[[str], None] | None = None,
 ) -> None:
-    """Write the store of an NSD release, whole or not at all.
+    """Write the store of an NSD release, completely or not at all.
 
-    Everything but the betas is read and checked for all subjects first (of the pictures the file and the first of
-    them), so a missing file is reported at once. The betas follow session by session, in the memory of one.
+    First everything except the betas is read and checked for all subjects (of the images the file and the first of
+    them), so that a missing file is reported at once. Then the betas are read session by session; only one session
+    is in memory.
 
     Parameters
     ----------
@@ -89,45 +90,44 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
     out
         The store's folder, new or empty.
     space
-        ``func1pt8mm``, the subject's own volume, or ``fsaverage``, the vertices that all subjects have in
-        common.
+        ``func1pt8mm``, the subject's own volume, or ``fsaverage``, vertices that all subjects have in common.
     roi
-        The region whose voxels or vertices are kept.
+        Region of the voxels or vertices to read.
     subjects
-        The subjects to prepare; all that are there by default.
+        Subjects to prepare; by default all in the release.
     n_sessions
-        Only the first so many sessions of every subject; all that are there by default. -3 leaves out the
-        last three, as NSD did until August 2023 (37 sessions of 40).
+        Number of sessions of every subject, from the first; by default all. -3 leaves out the last three, as NSD did
+        until August 2023 (37 sessions of 40).
     validation_fraction
-        Share of the images that are not shared which is set aside for choices.
+        Share of the non-shared images that become validation images.
     seed
-        Of the choice of those images.
+        Seed of the choice of validation images.
     beta_version
         ``b1``, ``b2`` or ``b3``.
     normalization
-        Whose trials the statistics of the z-scores see.
+        Normalization of the betas: which trials determine mean and standard deviation.
     picture_px
-        Side to which the pictures are resized; as they are by default (NSD's have 425 pixels).
+        Side to which images are resized, in pixels; by default not resized (NSD's have 425 pixels).
     workers
-        How many processes read sessions at the same time.
+        Number of processes that read sessions in parallel.
     progress
-        Called with what is being done, how many steps are done and how many there are.
+        Called as ``progress(what, done, total)``.
     note
-        Called with one line about each thing that is no mistake but should be known.
+        Called with a line about each peculiarity of the data that is not an error.
 
     Raises
     ------
     ConfigError
         If a setting is out of its range.
     DataError
-        If a file of the release is missing, damaged or not what its name says.
+        If a file of the release is missing, damaged or has other content than its name says.
     OutputError
-        If ``out`` holds files already, or the disk is full.
+        If ``out`` contains files, or the disk is full.
 
     References
     ----------
-    NSD Data Manual; Allen et al. 2022. Test images are NSD's shared images; z-scores leave them and the
-    validation images out of their statistics.
+    NSD Data Manual; Allen et al. 2022. Test images are NSD's shared images. By default neither they nor the validation
+    images are part of the statistics of the z-scores.
     """
     _require_in_range(
         seed=(seed, 0, math.inf),
@@ -172,7 +172,7 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
 
 
 def _require_in_range(**settings: tuple[int | float, int | float, int | float]) -> None:
-    """Check settings given as (value, least, most); NaN is out of every range."""
+    """Check settings, given as (value, minimum, maximum); NaN is out of every range."""
     for name, (value, least, most) in settings.items():
         if not least <= value <= most:
             limit = f"at least {least}" if most == math.inf else f"{least} to {most}"

@@ -17,7 +17,7 @@ from bitllm.files import read_json, sha256_of_json, write_json
 PRESETS = ("poster", "develop")
 
 WITHIN_SUBJECT = "within-subject"
-"""The name with which a split may test the subjects that it trains on, with images that no subject is trained on."""
+"""Start of the name of splits that test the training subjects, with images that are not used for training."""
 
 _SUBJECTS = ("train_subjects", "test_subjects")
 _IMAGES = ("train_images", "validation_images", "test_images")
@@ -32,12 +32,12 @@ _PARTS_UNSEEN = {
     "not-shared": ("test",),
     "session": (),
 }
-"""Parts whose trials the z-scores' statistics did not see, by the store's ``statistics``."""
+"""Parts of which no trial is in the statistics of the z-scores, by the store's ``statistics``."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Subjects and images (``nsd_id``) by their use, and the checksum of all of it."""
+    """Subjects and images (``nsd_id``) for training, validation and test, with a checksum."""
 
     name: str
     train_subjects: tuple[str, ...]
@@ -49,16 +49,16 @@ class Split:
 
 
 def make_split(store: Store, preset: str) -> Split:
-    """A split of a store by subject and by image at once.
+    """A split of a store by subjects and by images.
 
     Parameters
     ----------
     store
         An open store.
     preset
-        ``poster``: all subjects but the last are for training, the last is the test subject, and NSD's shared
-        images are the test images. ``develop``: all but the last two are for training, the last but one is
-        tested, on its validation images; the last subject and the shared images stay sealed.
+        ``poster``: trains on all subjects but the last, tests the last subject on NSD's shared images. ``develop``:
+        trains on all but the last two, tests the second to last on its validation images; the last subject and the
+        shared images are not used.
 
     References
     ----------
@@ -103,7 +103,7 @@ def load_split(path: Path) -> Split:
 
 
 def check_split(store: Store, split: Split) -> None:
-    """Refuse a split that leaks, or that is not of this store."""
+    """Refuse a split that leaks, or that does not belong to this store."""
     _check_subjects(store, split)
     for one, other in (("train_images", "test_images"), ("train_images", "validation_images")):
         both = getattr(split, one) & getattr(split, other)
@@ -132,7 +132,7 @@ def _check_subjects(store: Store, split: Split) -> None:
     if len(everyone) > 1 and is_subjects_own(store.manifest.space):
         raise SplitError(
             f"{store.path}: expected coordinates in a space common to {', '.join(sorted(everyone))}, found each "
-            f"subject's own (`{store.manifest.space}`): one encoder reads the places of all; prepare the store with "
+            f"subject's own (`{store.manifest.space}`), which one encoder cannot compare; prepare the store with "
             "coordinates in MNI, or train and test on one subject (`--preset within-subject`)"
         )
     both = set(split.train_subjects) & set(split.test_subjects)
@@ -160,16 +160,16 @@ def _check_parts(store: Store, split: Split, use: str) -> None:
 
 
 def images_seen(store: Store, subjects: tuple[str, ...], part: str) -> frozenset[int]:
-    """The images of a part of the store that at least one of these subjects saw."""
+    """Images of a part of the store that at least one of these subjects saw."""
     of_part = store.stimuli.index[store.stimuli["part"] == part]
     seen = np.concatenate([store.subject(subject).trials["nsd_id"].to_numpy() for subject in subjects])
     return frozenset(np.intersect1d(of_part, seen).tolist())
 
 
 def images_in_statistics(store: Store, split: Split) -> frozenset[int]:
-    """The test images of a split whose trials the statistics of the store's z-scores saw.
+    """Test images of a split with trials in the statistics of the store's z-scores.
 
-    None where the betas were not z-scored, or were delivered as z-scores, where this is unknown.
+    None if the betas were not z-scored, or were delivered as z-scores (then this is unknown).
     """
     unseen = _PARTS_UNSEEN.get(store.manifest.statistics)
     if unseen is None:
@@ -193,16 +193,16 @@ def _content(split: Split) -> dict[str, Any]:
 
 
 TEST_SETS = ("1000", "982", "907", "766", "515")
-"""NSD's shared images: all; those a subject sees in 37 of 40 sessions; seen by all subjects at least once, at
+"""NSD's shared images: all; those seen in the first 37 of 40 sessions; those that all subjects saw at least once, at
 least twice, three times."""
 
-_WITHHELD_SESSIONS = 3
+_WITHHELD_SESSIONS = 3  # of every subject, until August 2023
 _ALL_SUBJECTS = 8
 _BLOCK = 4096
 
 
 def leave_one_subject_out(store: Store, subject: str) -> Split:
-    """Train on all other subjects, test on this one with the shared images."""
+    """Train on all other subjects; test this one on the shared images."""
     if subject not in store.subjects:
         raise SplitError(
             f"{store.path}: expected a subject of the store to be held out, found `{subject}`; "
@@ -217,7 +217,7 @@ def leave_one_subject_out(store: Store, subject: str) -> Split:
 
 
 def within_subject(store: Store, subjects: tuple[str, ...] | None = None) -> Split:
-    """Train and test on the same subjects; the shared images, on which no subject is trained, are the test images."""
+    """Train and test on the same subjects; the test images are the shared images, which are not used for training."""
     chosen = subjects or store.subjects
     if unknown := sorted(set(chosen) - set(store.subjects)):
         raise SplitError(
@@ -228,7 +228,7 @@ def within_subject(store: Store, subjects: tuple[str, ...] | None = None) -> Spl
 
 
 def with_few_trials(store: Store, split: Split, n_trials: int, *, seed: int = 0) -> Split:
-    """The same split with about ``n_trials`` training trials, on images drawn by ``seed`` with all their trials."""
+    """The same split with about ``n_trials`` training trials: all trials of images drawn with ``seed``."""
     images = few_images(store, split.train_subjects, split.train_images, n_trials, seed=seed)
     return with_checksum(replace(split, name=f"{split.name} {n_trials} trials", train_images=images))
 
@@ -236,7 +236,7 @@ def with_few_trials(store: Store, split: Split, n_trials: int, *, seed: int = 0)
 def few_images(
     store: Store, subjects: tuple[str, ...], images: frozenset[int], n_trials: int, *, seed: int
 ) -> frozenset[int]:
-    """Some of ``images``, drawn by ``seed``, of which ``subjects`` have ``n_trials`` trials or barely more."""
+    """Images drawn with ``seed`` of which ``subjects`` have ``n_trials`` trials, or slightly more."""
     order = np.random.default_rng(seed).permutation(sorted(images))
     seen = pd.concat([store.subject(subject).trials["nsd_id"] for subject in subjects])
     total = np.cumsum(seen.value_counts().reindex(order, fill_value=0).to_numpy())
@@ -250,10 +250,10 @@ def few_images(
 
 
 def named_test_images(store: Store, name: str) -> frozenset[int]:
-    """The test images of a named set, worked out from the trials.
+    """The images of a named test set, determined from the trials.
 
-    ``982`` asks which shared images a subject with all 40 sessions sees in the first 37; ``907``, ``766`` and
-    ``515`` which ones all eight subjects see one, two or three times.
+    ``982``: shared images that a subject with all 40 sessions saw in the first 37. ``907``, ``766``, ``515``: images
+    that all eight subjects saw at least once, twice, three times.
     """
     if name not in TEST_SETS:
         raise SplitError(f"split: expected a test set, found `{name}`; {nearest(name, list(TEST_SETS))}")
@@ -263,7 +263,7 @@ def named_test_images(store: Store, name: str) -> frozenset[int]:
     else:
         if len(counts) < _ALL_SUBJECTS:
             raise SplitError(
-                f"{store.path}: expected 8 subjects, of whom the test set {name} is what all have seen, found "
+                f"{store.path}: expected 8 subjects for the test set {name} (images that all have seen), found "
                 f"{len(counts)}; prepare all subjects"
             )
         least = {"907": 1, "766": 2, "515": 3}[name]
@@ -279,7 +279,7 @@ def named_test_images(store: Store, name: str) -> frozenset[int]:
 
 
 def with_test_images(split: Split, images: frozenset[int], *, name: str) -> Split:
-    """The same split, tested on those of its test images that are among ``images``."""
+    """The same split with only those test images that are among ``images``."""
     kept = split.test_images & images
     if not kept:
         raise SplitError(
@@ -291,17 +291,17 @@ def with_test_images(split: Split, images: frozenset[int], *, name: str) -> Spli
 def without_neighbours(
     split: Split, nsd_ids: Int[np.ndarray, " n"], embeddings: Float[np.ndarray, "n d"], *, cosine: float
 ) -> Split:
-    """The same split with similar images on one side only.
+    """The same split without images that are similar to images of another part.
 
-    The test images stay. A validation image that is like a test image is taken out, then a training image that is
-    like a test image or like a validation image that stayed.
+    All test images remain. First validation images similar to a test image are removed, then training images similar
+    to a test image or to a remaining validation image.
 
     Parameters
     ----------
     nsd_ids, embeddings
         An embedding of every image of the split.
     cosine
-        Two images with a higher cosine than this are alike.
+        Images with a higher cosine than this are similar.
     """
     if not -1 <= cosine <= 1:
         raise SplitError(f"--max-cosine: expected -1 to 1, found {cosine}; change it")
@@ -355,6 +355,7 @@ def _shared_counts(store: Store, subject: str, *, early: bool) -> dict[int, int]
     trials = trials[trials["shared"]]
     if early:
         n_sessions = store.manifest.subjects[subject].n_sessions
+        # NSD's complete subjects have 40, 32 or 30 sessions; with other numbers the last three are already missing
         last = n_sessions - _WITHHELD_SESSIONS if n_sessions in (40, 32, 30) else n_sessions
         trials = trials[trials["session"] <= last]
     return {int(i): int(n) for i, n in zip(*np.unique(trials["nsd_id"], return_counts=True), strict=True)}

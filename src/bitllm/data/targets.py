@@ -1,7 +1,7 @@
-"""What the align stage aims at: embeddings of pictures and captions by a frozen CLIP, computed once per image.
+"""Targets of the align stage: embeddings of images and captions by a frozen CLIP, computed once per image.
 
-Any checkpoint that `transformers.CLIPModel` loads will do (``openai/clip-vit-large-patch14``, a local folder, the
-demo's small one).
+Any checkpoint that `transformers.CLIPModel` loads can be used (``openai/clip-vit-large-patch14``, a local folder,
+the small one of the demo).
 """
 
 import hashlib
@@ -30,7 +30,7 @@ _MADE_FROM = "made_from"
 
 @dataclass(frozen=True)
 class ClipEmbedder:
-    """A frozen CLIP with its tokenizer and its picture processor."""
+    """A frozen CLIP with its tokenizer and image processor."""
 
     clip: CLIPModel
     tokenizer: PreTrainedTokenizerBase
@@ -38,7 +38,7 @@ class ClipEmbedder:
 
     @torch.no_grad()
     def pictures(self, pictures: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n d"]:
-        """Unit embeddings of pictures."""
+        """Unit embeddings of images."""
         rows = []
         for start in range(0, len(pictures), _BATCH):
             images = [Image.fromarray(picture) for picture in pictures[start : start + _BATCH]]
@@ -48,7 +48,7 @@ class ClipEmbedder:
 
     @torch.no_grad()
     def captions(self, captions: Sequence[str]) -> Float[np.ndarray, "n d"]:
-        """Unit embeddings of captions; longer ones are cut at the model's context."""
+        """Unit embeddings of captions; longer ones are truncated to the model's context."""
         rows = []
         limit = self.clip.text_model.config.max_position_embeddings
         for start in range(0, len(captions), _BATCH):
@@ -89,9 +89,9 @@ class Targets:
     nsd_id
         Image of each row, ascending.
     image, text
-        Embedding of the picture; mean embedding of its captions, unit again.
+        Embedding of the image; normalized mean embedding of its captions.
     made_from
-        Checksum of the pictures and captions (`pictures_and_captions`); None where it is not known.
+        Checksum of the images and captions (`pictures_and_captions`), or None.
     """
 
     nsd_id: Int[np.ndarray, " n"]
@@ -101,26 +101,26 @@ class Targets:
 
     @cached_property
     def sha256(self) -> str:
-        """Checksum of the embeddings, whatever they were made from."""
+        """Checksum of the embeddings."""
         digest = hashlib.sha256()
         for array in (self.nsd_id, self.image, self.text):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
     def rows(self, nsd_id: Int[np.ndarray, " m"]) -> Int[np.ndarray, " m"]:
-        """Rows of these images."""
+        """Row of each of these images."""
         rows = np.searchsorted(self.nsd_id, nsd_id).clip(max=len(self.nsd_id) - 1)
         wrong = np.asarray(nsd_id)[self.nsd_id[rows] != nsd_id]
         if len(wrong):
             raise DataError(
-                f"targets: no embedding of image {wrong[0]} ({len(wrong)} missing); "
+                f"targets: expected an embedding of image {wrong[0]}, found none ({len(wrong)} missing); "
                 "make the targets of this store again"
             )
         return rows
 
 
 def make_targets(store: Store, embedder: ClipEmbedder) -> Targets:
-    """Embed every picture and every caption of a store."""
+    """Embed every image and every caption of a store."""
     nsd_id = np.sort(store.stimuli.index.to_numpy())
     image = np.concatenate([embedder.pictures(store.pictures(chunk)) for chunk in _chunks(nsd_id)])
     captions = [store.captions[int(image_id)] for image_id in nsd_id]
@@ -133,9 +133,9 @@ def make_targets(store: Store, embedder: ClipEmbedder) -> Targets:
 
 
 def pictures_and_captions(store: Store) -> str:
-    """Checksum of what targets are made from: a store's images with their pictures and captions, and no betas.
+    """Checksum of the input of targets: the ids, images and captions of a store, without betas.
 
-    Not of the tables' files, whose bytes depend on who wrote them and on which images were set aside.
+    It does not use the files of the tables, which also depend on the writer's version and on the choice of parts.
     """
     images = store.stimuli.index.tolist()
     captions = [store.captions[image] for image in images]
@@ -143,7 +143,7 @@ def pictures_and_captions(store: Store) -> str:
 
 
 def save_targets(targets: Targets, path: Path) -> None:
-    """Write targets as safetensors, whole or not at all."""
+    """Write targets as safetensors, completely or not at all."""
     arrays = {"nsd_id": targets.nsd_id, "image": targets.image, "text": targets.text}
     about = None if targets.made_from is None else {_MADE_FROM: targets.made_from}
     with file_written_whole(path) as unfinished:
@@ -153,7 +153,7 @@ def save_targets(targets: Targets, path: Path) -> None:
 def load_targets(path: Path, *, store: Store | None = None) -> Targets:
     """Read targets that `save_targets` wrote.
 
-    With ``store``, targets of other pictures or captions are refused; files that do not record theirs are accepted.
+    With ``store``, targets of other images or captions are refused; files without a record of them are accepted.
     """
     what = "the embeddings of pictures and captions"
     with open_tensors(path, what, framework="numpy") as file:

@@ -52,7 +52,7 @@ def test_a_voxel_said_to_be_invalid_is_zero_in_that_session_and_one_line_says_so
     data, notes = prepared(release, tmp_path / "store", workers=workers)
     assert len(notes) == 1 and "\n" not in notes[0]
     assert notes[0].startswith(
-        f"{path_of(release, 2)}: expected it to fit the betas, found 1 voxels that vary"
+        f"{path_of(release, 2)}: expected it to agree with the betas, found 1 voxels that vary"
     )
     assert (data.betas[12:24, 0] == 0).all() and (data.betas[:12, 0] != 0).any()
     assert data.voxels["valid"].iloc[0] == pytest.approx(2 / 3)

@@ -1,4 +1,4 @@
-"""Checks of what goes into a store, and the columns that follow from others."""
+"""Checks of the contents of a store, and columns that are derived from others."""
 
 import hashlib
 import re
@@ -35,7 +35,7 @@ _VOXEL_TYPES = dict.fromkeys("ijk", "int32") | dict.fromkeys(("x_mm", "y_mm", "z
 
 
 def part_of_image(nsd_id: int, *, is_shared: bool, validation_fraction: float, seed: int) -> str:
-    """``test`` if the image is shared, else ``validation`` or ``train`` by seed and ``nsd_id`` alone."""
+    """``test`` for a shared image, else ``validation`` or ``train`` as a function of seed and ``nsd_id`` only."""
     if is_shared:
         return "test"
     return "validation" if _lot(nsd_id, seed) < validation_fraction * 2**64 else "train"
@@ -44,15 +44,14 @@ def part_of_image(nsd_id: int, *, is_shared: bool, validation_fraction: float, s
 def with_validation_images(
     stimuli: pd.DataFrame, *, validation_fraction: float, seed: int
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """The same images, some of the part ``train`` moved to ``validation`` where a format has no such part.
+    """The same images; if the format names no validation images, some of the part ``train`` become validation images.
 
-    The images that ``part_of_image`` would take, or the next one where it takes none. No test image is moved, and no
-    shared one.
+    They are those that ``part_of_image`` would select, at least one. Test images and shared images are not changed.
 
     Returns
     -------
     tuple
-        The table, and a line that says so, if images were moved.
+        The table, and a note if images were moved.
     """
     is_train = ((stimuli["part"] == "train") & ~stimuli["shared"].astype(bool)).to_numpy()
     if (stimuli["part"] == "validation").any() or is_train.sum() < 2:
@@ -79,7 +78,7 @@ def _lot(nsd_id: int, seed: int) -> int:
 
 
 def complete(contents: StoreContents, settings: StoreSettings) -> StoreContents:
-    """The same contents with all columns a store has, checked."""
+    """The same contents, checked, with all columns of a store."""
     if not contents.subjects:
         raise DataError(f"{contents.origin}: expected at least one subject, found none; check the input")
     _require_distinct_names(contents)
@@ -225,10 +224,10 @@ def _check_normalization(subject: SubjectContents, settings: StoreSettings) -> N
 def require_numbers(
     table: pd.DataFrame, types: Mapping[str, str], where: str, what: str, *, advice: str = "fix that row"
 ) -> None:
-    """Refuse a table that cannot be cast: numpy wraps numbers that are too large.
+    """Refuse a table with values that cannot be cast: numpy would wrap numbers that are too large.
 
-    ``types`` maps a column to numpy's type; whole numbers must be whole and fit, others may be missing. Errors name
-    ``where`` (the file), ``what`` (the table) and the row, counted from 1 without the heading.
+    ``types`` maps columns to numpy types. Integers must be whole and in range; other numbers may be missing. Errors
+    name ``where`` (the file), ``what`` (the table) and the row, counted from 1 without the heading.
     """
     for column, dtype in types.items():
         values = table[column]
@@ -253,7 +252,7 @@ def require_numbers(
 def _require_trials_for_statistics(
     subject: SubjectContents, stimuli: pd.DataFrame, normalization: Normalization
 ) -> None:
-    """Refuse sessions of which no deviation can be worked out, before any betas are read."""
+    """Refuse sessions with too few trials for a standard deviation, before any betas are read."""
     counts = _trials_in_statistics(subject, stimuli, normalization)
     where = f"{subject.origin} ({subject.name})"
     if counts.sum() < FEWEST_TRIALS and normalization in SCORED_BY_US:
@@ -273,7 +272,7 @@ def _require_trials_for_statistics(
 def few_training_trials(
     subject: SubjectContents, stimuli: pd.DataFrame, normalization: Normalization
 ) -> Iterator[str]:
-    """One line about sessions of which mean and deviation are inexact, if there are any."""
+    """A note about sessions with so few training trials that mean and standard deviation are imprecise."""
     counts = _trials_in_statistics(subject, stimuli, normalization)
     few = counts[counts < _FEW_TRIALS]
     if len(few) and normalization in _BY_SESSION:
@@ -292,14 +291,14 @@ def part_of_trials(subject: SubjectContents, stimuli: pd.DataFrame) -> pd.Series
 def _trials_in_statistics(
     subject: SubjectContents, stimuli: pd.DataFrame, normalization: Normalization
 ) -> pd.Series:
-    """How many trials of each session the statistics see, by the session's label where it has one."""
+    """Number of trials of each session in the statistics, by the session's name if it has one."""
     label = "session_name" if "session_name" in subject.trials else "session"
     seen = pd.Series(sees(part_of_trials(subject, stimuli), normalization))
     return seen.groupby(subject.trials[label].to_numpy(), sort=False).sum()
 
 
 def _require_distinct_names(contents: StoreContents) -> None:
-    """Refuse names of subjects that a person or a file system may take for one."""
+    """Refuse names of subjects that people or file systems may confuse."""
     found: dict[str, str] = {}
     for subject in contents.subjects:
         other = found.get(_folded(subject.name))

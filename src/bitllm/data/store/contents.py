@@ -1,4 +1,4 @@
-"""What a store is made of, whatever format it came from: plain tables, and betas that are read by session."""
+"""Contents of a store, whatever the input format: plain tables, and betas that are read by session."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ _CODES_AGAINST_OWN = frozenset({"talairach", "mni", "template"})
 
 
 def contradicts(space: str, code: str) -> bool:
-    """Whether the code of a NIfTI affine says that the coordinates are in another space."""
+    """Whether the code of a NIfTI affine contradicts the stated space of the coordinates."""
     if is_subjects_own(space):
         return code in _CODES_AGAINST_OWN
     return space.lower().removeprefix("space-").startswith("mni") and code in _CODES_AGAINST_MNI
@@ -46,7 +46,7 @@ SessionReader = Callable[[int], np.ndarray]
 
 
 class StoreSettings(StrictConfig):
-    """Where a store's data came from, and what is done with them on the way."""
+    """Origin of a store's data, and how they are processed."""
 
     source: str
     """``nsd``, ``simulated``, or the name of another format."""
@@ -63,7 +63,7 @@ class StoreSettings(StrictConfig):
 
 @dataclass(frozen=True)
 class View:
-    """Which voxels were in the field of view of a session, as a file says."""
+    """Voxels in the field of view of a session, according to a file."""
 
     origin: str
     """The file that notes name."""
@@ -72,27 +72,27 @@ class View:
 
 @dataclass(frozen=True)
 class SubjectContents:
-    """One subject on the way into a store.
+    """One subject of a store to be written.
 
     Parameters
     ----------
     name
         For example ``subj01``.
     trials
-        One row a trial, in the order of the betas, sessions ascending: ``session`` and ``nsd_id`` at least;
-        ``run``, ``trial``, ``repetition`` where they are known.
+        One row per trial, in the order of the betas, with ascending sessions. Columns: ``session``, ``nsd_id``;
+        optionally ``run``, ``trial``, ``repetition``.
     voxels
-        One row a voxel, in the order of the betas: ``x_mm``, ``y_mm``, ``z_mm`` at least, and one column for
-        each atlas (0 = unlabelled); ``i``, ``j``, ``k``, ``ncsnr`` where they are known.
+        One row per voxel, in the order of the betas. Columns: ``x_mm``, ``y_mm``, ``z_mm``, one for each atlas (0 =
+        unlabeled); optionally ``i``, ``j``, ``k``, ``ncsnr``.
     read_session
-        Betas of a session [trials, voxels], in percent signal change or any other unit, or in z-scores.
+        Returns the betas of a session [trials, voxels], in any unit or as z-scores.
     origin
-        The file or folder that errors name.
+        File or folder to name in errors.
     is_z_scored
-        Whether the betas are z-scores already; they are then stored as delivered, never z-scored twice.
+        Whether the betas are z-scores; they are then stored unchanged.
     fingerprint
-        Changes when the files behind ``read_session`` change; an unfinished store with another is not gone
-        on with.
+        Identifies the content of the files that ``read_session`` reads. An unfinished store with another fingerprint
+        is not resumed.
     """
 
     name: str
@@ -107,24 +107,23 @@ class SubjectContents:
 
 @dataclass(frozen=True)
 class StoreContents:
-    """All that a store will hold.
+    """All contents of a store to be written.
 
     Parameters
     ----------
     subjects
         At least one.
     stimuli
-        One row an image: ``nsd_id`` and ``shared`` (whether it is a test image) at least; ``coco_id`` where
-        it is known; ``part`` (train, validation, test) where the format fixes it; ``stimulus_name`` where
-        images have names.
+        One row per image. Columns: ``nsd_id``, ``shared`` (whether it is a test image); optionally ``coco_id``,
+        ``part`` (train, validation, test; if the format determines it), ``stimulus_name``.
     captions
-        ``nsd_id`` and ``caption``, one or more for each image.
+        Columns ``nsd_id`` and ``caption``; one or more rows for each image.
     pictures
-        Makes an iterator of blocks of pictures, in the order of ascending ``nsd_id``; ``None`` without.
+        Returns an iterator over blocks of images, sorted by ``nsd_id``; ``None`` if there are no images.
     atlases
-        Name of every label, by atlas; every atlas is a column of each subject's voxels.
+        Names of the labels of each atlas; each atlas is a column of every subject's voxels.
     origin
-        The file or folder that errors about images and captions name.
+        File or folder to name in errors about images and captions.
     """
 
     subjects: list[SubjectContents]

@@ -1,4 +1,4 @@
-"""Z-scores: per voxel and session or across sessions, with statistics that see training trials only."""
+"""Z-scores per voxel and session, or across sessions, with statistics from training trials only."""
 
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -8,7 +8,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, Float16, Float64
 
 Normalization = Literal["training", "not-shared", "session", "across-sessions", "none", "as-delivered"]
-"""How betas become what the store holds; see `NORMALIZATIONS`."""
+"""How betas are normalized; see `NORMALIZATIONS`."""
 
 NORMALIZATIONS: dict[str, str] = {
     "training": (
@@ -22,23 +22,23 @@ NORMALIZATIONS: dict[str, str] = {
     "none": "no z-score: the betas in the unit of the input (NSD: percent signal change)",
     "as-delivered": "the values as they were delivered; whoever made them chose the normalization",
 }
-"""What the store says about its betas, by the name of the normalization."""
+"""Description of each normalization in the store's manifest."""
 
 SCORED_BY_US = frozenset({"training", "not-shared", "session", "across-sessions"})
-"""The normalizations that make z-scores, which must not be made twice."""
+"""Normalizations that compute z-scores, and so must not be applied to z-scores."""
 
 FEWEST_TRIALS = 2
-"""Of fewer trials there is no deviation: all betas would become 0."""
+"""With fewer trials there is no standard deviation: all betas would become 0."""
 
 Moments = Float64[np.ndarray, "5 voxels"]
-"""Of each voxel: number of trials, sum, sum of squares, least and greatest value."""
+"""Of each voxel: number of trials, sum, sum of squares, minimum, maximum."""
 
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 _BLOCK_VALUES = 4 * 2**20
 
 
 def sees(part: pd.Series, normalization: Normalization) -> Bool[np.ndarray, " trials"]:
-    """Which trials the statistics see, by the part (train, validation, test) of each trial's image."""
+    """Which trials are part of the statistics, given the part (train, validation, test) of each trial's image."""
     if normalization in ("training", "across-sessions"):
         return np.asarray(part == "train")
     if normalization == "not-shared":
@@ -49,25 +49,25 @@ def sees(part: pd.Series, normalization: Normalization) -> Bool[np.ndarray, " tr
 def z_scores(
     betas: Float[np.ndarray, "trials voxels"], is_training: Bool[np.ndarray, " trials"]
 ) -> Float16[np.ndarray, "trials voxels"]:
-    """Betas of one session in standard deviations of its training trials.
+    """Betas of one session, z-scored with mean and standard deviation of its training trials.
 
     Parameters
     ----------
     betas
         Betas of all trials of the session, in any unit.
     is_training
-        Which trials the statistics see; the others are scaled, but not looked at.
+        Which trials determine the statistics.
 
     Returns
     -------
     numpy.ndarray
-        Zero for voxels that do not vary in the training trials (outside the field of view, for example) or
-        are no number in any trial, never NaN, and within the range of float16.
+        0 for voxels that are constant in the training trials (such as those out of view) or NaN in all trials. Never
+        NaN, and within the range of float16.
 
     References
     ----------
-    ``mean`` and ``std`` with ddof 0, as scikit-learn's StandardScaler, which published NSD pipelines fit on
-    whole sessions; here test and validation trials are left out of the statistics.
+    ``mean`` and ``std`` with ddof 0, as in scikit-learn's StandardScaler, which published NSD pipelines fit on whole
+    sessions. Here test and validation trials are not part of the statistics.
     """
     if is_training.sum() < FEWEST_TRIALS:
         raise ValueError(
@@ -84,7 +84,7 @@ def moments(
     is_training: Bool[np.ndarray, " trials"],
     is_in_view: Bool[np.ndarray, " voxels"],
 ) -> Moments:
-    """Sums over a session's training trials, for statistics across sessions; nothing for voxels out of view."""
+    """Sums over a session's training trials, for statistics across sessions; 0 for voxels out of view."""
     found = np.zeros((5, betas.shape[1]))
     found[3], found[4] = np.inf, -np.inf
     columns = np.flatnonzero(is_in_view)
@@ -96,12 +96,12 @@ def moments(
 
 
 def pooled(sessions: Sequence[Moments]) -> Float64[np.ndarray, "2 voxels"]:
-    """Mean and deviation (ddof 0) of all sessions' training trials; 0 and infinity where a voxel never varies."""
+    """Mean and standard deviation (ddof 0) of all sessions' training trials; 0 and infinity for constant voxels."""
     stacked = np.stack(list(sessions))
     n, total, squares = stacked[:, :3].sum(axis=0)
     varies = stacked[:, 4].max(axis=0) > stacked[:, 3].min(axis=0)
     mean = total / np.maximum(n, 1)
-    # Plain sums are exact enough in float64: betas are float32, within a few thousand deviations of 0.
+    # Sums of squares are precise enough in float64: means of betas are within a few thousand deviations of 0.
     deviation = np.sqrt(np.maximum(squares / np.maximum(n, 1) - mean**2, 0))
     varies &= deviation > 0
     return np.stack([np.where(varies, mean, 0), np.where(varies, deviation, np.inf)])
@@ -110,7 +110,7 @@ def pooled(sessions: Sequence[Moments]) -> Float64[np.ndarray, "2 voxels"]:
 def scaled_by(
     betas: Float[np.ndarray, "trials voxels"], statistics: Float64[np.ndarray, "2 voxels"]
 ) -> Float16[np.ndarray, "trials voxels"]:
-    """Betas in standard deviations from a mean that were worked out elsewhere."""
+    """Betas z-scored with given mean and standard deviation."""
     mean, deviation = statistics
     scaled = np.empty(betas.shape, np.float16)
     for columns in _blocks(betas):
@@ -119,13 +119,13 @@ def scaled_by(
 
 
 def in_float16(betas: Float[np.ndarray, "trials voxels"]) -> Float16[np.ndarray, "trials voxels"]:
-    """The same values within the range of float16, zero where they are no number."""
+    """The same values within the range of float16, 0 for NaN."""
     return np.clip(np.nan_to_num(betas, nan=0.0), -_FLOAT16_MAX, _FLOAT16_MAX).astype(np.float16)
 
 
 def looks_z_scored(betas: Float[np.ndarray, "trials voxels"]) -> bool:
-    """Whether nearly every voxel that varies has mean 0 and deviation 1 already."""
-    if len(betas) < _FEWEST_TRIALS:  # by chance, or because the trials were averaged, few trials may look so
+    """Whether nearly every voxel that varies already has mean 0 and standard deviation 1."""
+    if len(betas) < _FEWEST_TRIALS:  # a few trials may look like z-scores by chance
         return False
     values = np.asarray(betas[:, :: max(1, betas.shape[1] // 512)], dtype=np.float64)
     deviation = values.std(axis=0)
@@ -148,8 +148,9 @@ def _z_scores(betas: np.ndarray, is_training: np.ndarray) -> np.ndarray:
     training = betas[is_training]
     mean = training.mean(axis=0, dtype=np.float64)
     deviation = training.std(axis=0, dtype=np.float64, ddof=0)
-    # By its range and not by its deviation, which rounding makes tiny rather than zero.
+    # By the range, not by the deviation, which rounding errors make tiny instead of zero.
     is_constant = ~(training.max(axis=0) > training.min(axis=0))
+    # Division by infinity gives 0, without a warning.
     deviation[is_constant] = np.inf
     mean[is_constant] = 0
     return in_float16((betas - mean) / deviation)

@@ -23,7 +23,7 @@ SHARED_FILES = ("stimuli.parquet", "captions.parquet", "pictures.npy")
 
 
 class SubjectRecord(StrictConfig):
-    """What the manifest says about one subject."""
+    """Entry of the manifest for one subject."""
 
     n_trials: int
     n_voxels: int
@@ -33,7 +33,7 @@ class SubjectRecord(StrictConfig):
 
 
 class StoreManifest(StrictConfig):
-    """What a store holds and where it came from."""
+    """Contents of a store and their origin."""
 
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
@@ -61,7 +61,7 @@ class StoreManifest(StrictConfig):
 
 @dataclass(frozen=True)
 class SubjectData:
-    """One subject's betas with the tables of their rows and columns."""
+    """One subject's betas with tables of their rows and columns."""
 
     subject: str
     betas: Float16[np.ndarray, "trials voxels"]
@@ -70,7 +70,7 @@ class SubjectData:
 
 
 def sessions_of_zeros(data: SubjectData) -> list[int]:
-    """Sessions without a single beta but 0; earlier versions stored sessions with one training trial so."""
+    """Sessions in which all betas are 0; earlier versions wrote them for sessions with one training trial."""
     # The first trial with another value ends the search, so a whole store is read in one trial a session.
     sessions = data.trials.groupby("session").indices
     return [
@@ -79,7 +79,7 @@ def sessions_of_zeros(data: SubjectData) -> list[int]:
 
 
 class Store:
-    """An open store; betas and pictures stay on disk until they are asked for."""
+    """An open store; betas and images are memory-mapped."""
 
     def __init__(self, path: Path, manifest: StoreManifest) -> None:
         self.path = path
@@ -97,12 +97,12 @@ class Store:
 
     @cached_property
     def sha256(self) -> str:
-        """Checksum of the manifest, which holds those of all files."""
+        """Checksum of the manifest, which contains those of all files."""
         return sha256_of_json(self.manifest.model_dump(mode="json"))
 
     @cached_property
     def stimuli(self) -> pd.DataFrame:
-        """``coco_id``, ``shared`` and ``part`` of every image that a subject saw, by ``nsd_id``."""
+        """``coco_id``, ``shared`` and ``part`` of every image that a subject saw, indexed by ``nsd_id``."""
         return _read_table(self.path / "stimuli.parquet").set_index("nsd_id")
 
     @cached_property
@@ -126,7 +126,7 @@ class Store:
         return self._opened[name]
 
     def pictures(self, nsd_ids: Sequence[int] | Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w 3"]:
-        """The pictures of some images, in the order asked for."""
+        """The images with these ids, in the given order."""
         if "pictures.npy" not in self.manifest.sha256:
             raise DataError(
                 f"{self.path}: expected pictures, found a store without; its format ({self.manifest.source}) "
@@ -169,7 +169,7 @@ def open_store(path: Path | str) -> Store:
     Raises
     ------
     DataError
-        If there is no store, or it is of another version or incomplete.
+        If there is no store, or it has another version or is incomplete.
     """
     path = Path(path)
     manifest_path = path / "manifest.json"

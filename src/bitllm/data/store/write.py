@@ -1,6 +1,7 @@
-"""Write a store from any format: checked, normalized, checksummed, and atomic.
+"""Write a store from any format: checked, normalized, with checksums, and atomically.
 
-Sessions of betas are read, normalized and appended to `betas.npy` one by one; a killed run resumes after the last one.
+Sessions of betas are read, normalized and written to `betas.npy` one by one; a killed run resumes after the last
+one.
 """
 
 import os
@@ -47,44 +48,44 @@ from bitllm.files import (
 
 _STATISTICS = "statistics.npy"
 _IN_VIEW, _CONTRADICTED = 1, 2
-"""Bits of a voxel in the mark of a finished session."""
+"""Bit flags of each voxel in the mark of a finished session."""
 Betas = Num[np.ndarray, "trials voxels"]
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many steps are done, and how many there are."""
+"""Called as ``progress(what, done, total)``."""
 
 
 @dataclass(frozen=True)
 class SessionJob:
-    """One session to be read, normalized and written at its place in the file of the subject's betas."""
+    """One session to be read, normalized and written at its position in the subject's ``betas.npy``."""
 
     subject: SubjectContents
     session: int
     folder: Path
     first_row: int
     is_seen: np.ndarray
-    """Which trials the statistics see."""
+    """Which trials are part of the statistics."""
     normalization: Normalization
 
     @property
     def done_mark(self) -> Path:
-        """The file that says that this session is written, and which voxels were in view in it."""
+        """File that marks this session as written, and records which voxels were in view."""
         return self.folder / f"session{self.session:04d}.done"
 
     @property
     def moments(self) -> Path:
-        """What this session adds to the statistics across sessions."""
+        """File with the sums of this session for the statistics across sessions."""
         return self.folder / f"session{self.session:04d}.moments.npy"
 
     @property
     def label(self) -> str:
-        """What progress calls it."""
+        """Name in the progress bar."""
         return f"{self.subject.name} session {self.session}"
 
 
 def session_jobs(
     subject: SubjectContents, stimuli: pd.DataFrame, folder: Path, normalization: Normalization
 ) -> list[SessionJob]:
-    """The sessions of a subject; ``betas.npy`` is made at its full length, unless it is there."""
+    """The sessions of a subject; ``betas.npy`` is allocated in full length, unless it exists."""
     path = folder / "betas.npy"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -98,12 +99,12 @@ def session_jobs(
 
 
 def run_jobs(jobs: list[SessionJob], *, workers: int, done: Callable[[str], None]) -> None:
-    """Write every session that is not written yet; several at a time with more than one worker."""
+    """Write every session that is not yet written, with ``workers`` processes."""
     _run_left(jobs, write_session, lambda job: job.done_mark, workers=workers, done=done)
 
 
 def run_statistics(jobs: list[SessionJob], *, workers: int, done: Callable[[str], None]) -> None:
-    """Work out mean and deviation across the sessions of each subject, reading every session once."""
+    """Compute mean and standard deviation across the sessions of each subject, reading every session once."""
     _run_left(jobs, write_moments, lambda job: job.moments, workers=workers, done=done)
     for folder in dict.fromkeys(job.folder for job in jobs):
         of_subject = [job for job in jobs if job.folder == folder]
@@ -111,13 +112,13 @@ def run_statistics(jobs: list[SessionJob], *, workers: int, done: Callable[[str]
 
 
 def remove_marks(folder: Path) -> None:
-    """Take away what only an unfinished store needs."""
+    """Delete the files that only an unfinished store needs."""
     for path in (*folder.glob("session*.done"), *folder.glob("session*.moments.npy"), folder / _STATISTICS):
         path.unlink(missing_ok=True)
 
 
 def allocate_rows(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """Make an ``.npy`` file of its full length, so that a full disk shows before the work and not after."""
+    """Create an ``.npy`` file in its full length, so that a full disk is noticed before the work starts."""
     with path.open("wb") as file:
         header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
@@ -145,12 +146,13 @@ def write_session(job: SessionJob) -> str:
             "session out"
         )
     _write_at(job.folder / "betas.npy", job.first_row, scaled)
+    # After the betas are on disk: a kill in between repeats the session.
     write_mark(job.done_mark, seen, contradicted(betas, view))
     return job.label
 
 
 def write_moments(job: SessionJob) -> str:
-    """Read one session and write what it adds to the statistics across sessions."""
+    """Read one session and write its sums for the statistics across sessions."""
     betas = _read(job)
     seen = seen_in_both(betas, job.subject.views.get(job.session))
     with file_written_whole(job.moments) as unfinished, unfinished.open("wb") as file:
@@ -180,6 +182,7 @@ def _run(jobs: list[SessionJob], work: Callable[[SessionJob], str], workers: int
     if workers <= 1 or len(jobs) <= 1:
         yield from map(work, jobs)
         return
+    # spawn, because a forked process may inherit locks of HDF5 or torch threads and hang.
     with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(work, job) for job in jobs]
         try:
@@ -199,6 +202,7 @@ def _read(job: SessionJob) -> np.ndarray:
             f"{where}: expected betas of {expected[0]} trials × {expected[1]} voxels (from the tables), "
             f"found the shape {betas.shape}; check that betas, trials and mask belong together"
         )
+    # NaN in all trials of a session means out of view (on surfaces); NaN in some trials is damage.
     is_number = np.isfinite(betas)
     partly = is_number.any(axis=0) & ~is_number.all(axis=0)
     if partly.any():
@@ -226,17 +230,17 @@ def _write_at(path: Path, first_row: int, rows: np.ndarray) -> None:
 
 
 def in_view(betas: Betas) -> Bool[np.ndarray, " voxels"]:
-    """Which voxels were in the field of view: NSD writes 0 for all trials of a session (NaN on surfaces)."""
+    """Which voxels were in the field of view; NSD writes 0 (NaN on surfaces) in all trials of a session otherwise."""
     return (np.isfinite(betas) & (betas != 0)).any(axis=0)
 
 
 def seen_in_both(betas: Betas, view: View | None) -> Bool[np.ndarray, " voxels"]:
-    """Which voxels were in view by the betas and, where there is one, by the file too."""
+    """Which voxels were in view according to the betas and, if there is one, the file of views."""
     return in_view(betas) if view is None else in_view(betas) & view.voxels
 
 
 def contradicted(betas: Betas, view: View | None) -> Bool[np.ndarray, " voxels"]:
-    """Which voxels vary though the file says they were out of view, or do not though it says they were in view."""
+    """Which voxels vary although the file says that they were out of view, or do not vary although it says in view."""
     if view is None:
         return np.zeros(betas.shape[1], bool)
     return view.voxels != (in_view(betas) & (betas.max(axis=0) > betas.min(axis=0)))
@@ -245,26 +249,26 @@ def contradicted(betas: Betas, view: View | None) -> Bool[np.ndarray, " voxels"]
 def write_mark(
     path: Path, seen: Bool[np.ndarray, " voxels"], contradicted: Bool[np.ndarray, " voxels"]
 ) -> None:
-    """Write the file that says that a session is finished, and what was found out about its voxels."""
+    """Write the file that marks a session as finished, with the flags of its voxels."""
     with file_written_whole(path) as unfinished:
         unfinished.write_bytes((seen * _IN_VIEW + contradicted * _CONTRADICTED).astype(np.uint8).tobytes())
 
 
 def share_in_view(folder: Path) -> Float32[np.ndarray, " voxels"]:
-    """In which share of a subject's written sessions each voxel was in view, as NSD's ``valid.nii.gz``."""
+    """Share of a subject's sessions in which each voxel was in view, as in NSD's ``valid.nii.gz``."""
     seen = np.stack([mark & _IN_VIEW for mark in _read_marks(folder).values()])
     return np.asarray(seen.mean(axis=0), np.float32)
 
 
 def contradictions(subject: SubjectContents, folder: Path) -> Iterator[str]:
-    """One line about voxels of a subject where the file of views contradicts the betas, if there are any."""
+    """A note about voxels of a subject for which the file of views contradicts the betas."""
     counts = {session: int((mark & _CONTRADICTED > 0).sum()) for session, mark in _read_marks(folder).items()}
     sessions = [session for session, count in counts.items() if count]
     if sessions:
         yield (
-            f"{subject.views[sessions[0]].origin}: expected it to fit the betas, found {counts[sessions[0]]} voxels "
-            f"that vary though said to be out of view, or the reverse ({len(sessions)} sessions of {subject.name} "
-            "have such voxels); a voxel is taken as in view where both say so"
+            f"{subject.views[sessions[0]].origin}: expected it to agree with the betas, found {counts[sessions[0]]} "
+            f"voxels that vary although marked as out of view, or the reverse ({len(sessions)} sessions of "
+            f"{subject.name} have such voxels); only voxels in view by both are used"
         )
 
 
@@ -284,23 +288,23 @@ def write_store(
 ) -> None:
     """Write a store from plain tables and betas, session by session.
 
-    After a kill, the same call resumes after the last finished session; a mistake in the data leaves
-    nothing behind. The first pictures are read before any betas: hours of those are not lost to a wrong file.
+    After a kill, the same call resumes after the last finished session; an error in the data leaves nothing behind.
+    The first images are read before any betas, so that a wrong file does not cost hours.
 
     Parameters
     ----------
     out
         The store's folder, new or empty.
     contents
-        Subjects, images, captions, pictures.
+        Subjects, images, captions.
     settings
-        Where they came from, the normalization, the choice of validation images.
+        Origin of the data, normalization, choice of validation images.
     workers
-        How many processes read sessions at the same time.
+        Number of processes that read sessions in parallel.
     progress
-        Called with what is being done, how many steps are done and how many there are.
+        Called as ``progress(what, done, total)``.
     note
-        Called with one line about each thing that is no mistake but should be known.
+        Called with a line about each peculiarity of the data that is not an error.
     """
     contents = complete(contents, settings)
     require_empty(Path(out))
@@ -351,10 +355,10 @@ def _remarks(store: Path, contents: StoreContents, settings: StoreSettings) -> I
 
 
 def write_rows(path: Path, n_rows: int, blocks: Iterable[np.ndarray]) -> int:
-    """Write blocks of rows as one ``.npy`` file, in bounded memory.
+    """Write blocks of rows as one ``.npy`` file, in bounded memory; returns the number of rows, which should be
+    ``n_rows``.
 
-    By plain writes and not through a memory map, which a full disk answers with a signal that kills the
-    process. The number of rows that were written is returned; it should be ``n_rows``.
+    With plain writes instead of a memory map, because a full disk kills a process that writes to a map (SIGBUS).
     """
     n_written = 0
     with path.open("wb") as file:
@@ -372,7 +376,7 @@ def write_rows(path: Path, n_rows: int, blocks: Iterable[np.ndarray]) -> int:
 
 
 class _Steps:
-    """Counts the steps and reports them."""
+    """Counts finished steps and reports them."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:
         self._progress, self._done, self._total = progress, 0, total
@@ -441,4 +445,5 @@ def _views(subject: SubjectContents) -> dict[str, str]:
 
 
 def _hash(table: pd.DataFrame) -> str:
+    # hash_pandas_object includes the index, so the xor still depends on the order of the rows.
     return str(np.bitwise_xor.reduce(pd.util.hash_pandas_object(table).to_numpy()))
