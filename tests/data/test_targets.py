@@ -143,7 +143,7 @@ def test_targets_from_before_they_told_their_store_are_taken_and_have_the_same_c
 def test_an_image_without_an_embedding_is_named(missing):
     embeddings = np.eye(4, dtype=np.float32)
     targets = Targets(np.array([2, 5, 9, 40]), embeddings, embeddings)
-    with pytest.raises(DataError, match=rf"no embedding of image {missing} \(1 missing\); make the targets"):
+    with pytest.raises(DataError, match=rf"embedding of image {missing}, found none \(1 missing\)"):
         targets.rows(np.array([5, missing]))
 
 

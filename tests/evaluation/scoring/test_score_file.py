@@ -138,7 +138,7 @@ def test_a_caption_of_15_000_words_leaves_out_meteor_alone(files):
     """METEOR's jar takes minutes or its whole heap for it; the other metrics do not mind."""
     (files / "captions.json").write_text(json.dumps({**CAPTIONS, "3": "dog " * 15_000}))
     scores = plain(files, options=ScoreOptions("python", meteor=True))
-    assert scores.not_run["METEOR"].startswith("caption of 15,000 words")
+    assert "caption of 15,000 words" in scores.not_run["METEOR"]
     assert scores.metrics == plain(files).metrics
     assert set(METRICS) <= set(scores.metrics)
 
