@@ -89,7 +89,7 @@ def test_a_long_table_with_mixed_names_has_its_1000_images(tmp_path):
     assert found["stimulus_name"].tolist() == sorted({*names})
     assert len(notes) == 1  # of the missing column `split`
     write(tmp_path / "t.tsv", [*names[:500], "7"])
-    with pytest.raises(DataError, match=r"t\.tsv: .*`7` beside `0007`"):
+    with pytest.raises(DataError, match=r"t\.tsv: .*found `7` and `0007`"):
         stimuli(tmp_path / "t.tsv")
 
 

@@ -74,7 +74,7 @@ def test_coco_annotations_go_through_the_table_of_nsd_ids(mindeye, tmp_path, pre
     table.write_text(f"nsdId,cocoId,shared1000\n{rows}\n".replace("10,990,True", "10,990,False"))
     refused(mindeye, r"NSD ids are 0-based, these look 1-based", captions=(coco,), stimulus_table=table)
     table.write_text("nsdId,cocoId,shared1000\n1,5,False\n")
-    refused(mindeye, r"expected the NSD id 0 .*are these COCO ids", stimulus_table=table)
+    refused(mindeye, r"expected the NSD id 0 ", stimulus_table=table)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_an_ordering_shorter_than_the_sessions_is_named(release):
 
 
 def test_more_sessions_than_planned_are_refused(written_release):
-    message = r"nsd_expdesign.mat: expected 4 sessions or more, as there are beta files"
+    message = r"nsd_expdesign.mat: expected at least 4 sessions"
     with pytest.raises(DataError, match=message):
         trials_of(written_release, "subj01", 4)
 

@@ -1,4 +1,4 @@
-"""The Algonauts 2023 challenge: averaged, z-scored responses of fsaverage vertices."""
+"""Reader of the Algonauts 2023 challenge: averaged, z-scored responses at fsaverage vertices."""
 
 import re
 from pathlib import Path
@@ -49,15 +49,15 @@ def read_algonauts(
     Parameters
     ----------
     root
-        The folder that holds subj01 and so on.
+        The folder with subj01 and so on.
     sidecar
         Captions and NSD's stimulus table.
     surfaces
-        FreeSurfer's folder ``fsaverage/surf`` with ``lh.white`` and ``rh.white``: the coordinates of the vertices.
+        FreeSurfer's folder ``fsaverage/surf`` with the coordinates of the vertices (``lh.white``, ``rh.white``).
     labels
         JSON ``{atlas: {number: name}}`` instead of NSD's own names.
     subjects
-        Some of the subjects; all by default.
+        Subjects to read; by default all.
     """
     folders = [path for path in sorted(root.glob("subj0[1-8]")) if subjects is None or path.name in subjects]
     if not folders or (subjects and len(folders) != len(subjects)):

@@ -1,4 +1,4 @@
-"""The general contract: betas, mask, trials table and captions of any lab, described by one header file."""
+"""The general format: betas, mask, trials table and captions of any lab, described by a header file."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +41,7 @@ class SubjectFiles(StrictConfig):
 
 
 class Header(StrictConfig):
-    """What the files do not say of themselves."""
+    """What the files themselves do not state."""
 
     subjects: dict[str, SubjectFiles]
     trials: Path
@@ -165,7 +165,7 @@ def _subject(
 
 
 def store_columns(trials: pd.DataFrame) -> pd.DataFrame:
-    """What a store has of the trials table."""
+    """The columns of the trials table that a store needs."""
     return trials[["session", "run", "nsd_id", *(name for name in TRIAL_OPTIONAL if name in trials)]]
 
 
@@ -174,8 +174,8 @@ def session_reader(
 ) -> Callable[[int], np.ndarray]:
     """Check the betas [trials, voxels] against header and trials; return a function that reads them by session.
 
-    ``trials`` has ``session`` and ``trial_row`` of the stored trials; betas of other rows are left out. ``n_betas`` is
-    the number of rows by the trials table, trials without an image counted.
+    ``trials`` has ``session`` and ``trial_row`` of the trials to store; betas of other rows are ignored. ``n_betas``
+    is the number of rows according to the trials table, including trials without an image.
     """
     n_trials = sum(series.n_trials)
     if n_trials != n_betas:

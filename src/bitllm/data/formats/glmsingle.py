@@ -1,4 +1,4 @@
-"""GLMsingle's outputs: ``betasmd`` of TYPEB, TYPEC or TYPED, with a trials table."""
+"""Reader of GLMsingle's outputs: ``betasmd`` of TYPEB, TYPEC or TYPED, with a trials table."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -45,18 +45,18 @@ def read_glmsingle(
     betas
         ``TYPED_FITHRF_GLMDENOISE_RR.hdf5`` (or ``.npy``, or MATLAB's v7.3 ``.mat``), TYPEC or TYPEB.
     trials
-        The trials table of the general contract, in the chronological order of GLMsingle.
+        The trials table of the general format, in GLMsingle's chronological order.
     captions
         JSON files.
     subject
         Name of the subject, as in the trials table.
     places
-        Where the voxels lie: a volume on the grid of the betas, whose values above 0 are the voxels; or a table
-        (x_mm, y_mm, z_mm), where the betas are a list of voxels.
+        Coordinates of the voxels: a mask on the grid of the betas (values above 0 are voxels), or a table (x_mm, y_mm,
+        z_mm) if the betas are a list of voxels.
     design
-        DESIGNINFO, whose ``stimorder`` is checked against the trials.
+        DESIGNINFO; its ``stimorder`` is compared with the trials.
     pictures
-        Folder of pictures.
+        Folder with images.
     trust_pickle
         Consent to read ``.npy``.
     """
@@ -143,7 +143,7 @@ def _array(path: Path, keys: tuple[str, ...], trust_pickle: bool) -> np.ndarray:
 
 
 def _variable(path: Path, keys: tuple[str, ...], content: Mapping[str, Any]) -> np.ndarray:
-    """The first of some variables that there is."""
+    """The first of ``keys`` that exists."""
     key = next((key for key in keys if content.get(key) is not None), None)
     if key is None:
         found = ", ".join(map(str, content)) or "nothing"
@@ -154,7 +154,7 @@ def _variable(path: Path, keys: tuple[str, ...], content: Mapping[str, Any]) -> 
 
 
 def _read_old_matlab(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
-    """Variables in MATLAB's format before 7.3, which is no HDF5; those not asked for are None."""
+    """Variables of a MATLAB file older than version 7.3, which is not HDF5; those not in ``keys`` are None."""
     try:
         names = [name for name, *_ in scipy.io.whosmat(path)]
         content = scipy.io.loadmat(path, variable_names=[*keys])

@@ -1,6 +1,6 @@
-"""NSD as MindEye, MindEye2 and MindLLM distribute it: one reader, and a table of how their files differ.
+"""Reader of NSD as MindEye, MindEye2 and MindLLM distribute it, with a table of their differences.
 
-UMBRAE, MindBridge and others read MindEye's tars too.
+UMBRAE, MindBridge and others use MindEye's tars too.
 """
 
 import io
@@ -38,7 +38,7 @@ _NO_SESSIONS = "sessions and runs are not in this format: all trials are of sess
 
 @dataclass(frozen=True)
 class _Subject:
-    """One subject's files, read."""
+    """Contents of one subject's files."""
 
     trials: pd.DataFrame
     """``session``, an image (``nsd_id`` or ``coco_id``), and ``shared`` or ``part``; ``run`` and ``trial`` if known."""
@@ -52,7 +52,7 @@ class _Subject:
 
 @dataclass(frozen=True)
 class _Format:
-    """How the files of one format are found, read and described."""
+    """How to find, read and describe the files of one format."""
 
     patterns: tuple[str, ...]
     """Globs of files, at least one a subject; the first that finds any is used."""
@@ -84,11 +84,11 @@ def read_processed(
     name
         ``mindeye``, ``mindeye2`` or ``mindllm``.
     root
-        The folder of the format's files.
+        The folder with the files.
     sidecar
         Captions, coordinates and the stimulus table, which these formats lack.
     subjects
-        Some of the subjects; all by default.
+        Subjects to read; by default all.
     """
     how = FORMATS[name]
     files = _files(how, root, subjects)
@@ -168,7 +168,7 @@ def _require_one_part(seen: pd.DataFrame, image: str, root: Path) -> None:
 
 
 def _stimuli_by_coco_id(seen: pd.DataFrame, sidecar: Sidecar, root: Path, notes: list[str]) -> pd.DataFrame:
-    """The images by NSD ids where the stimulus table is named, else by COCO ids."""
+    """The images by NSD ids if there is a stimulus table, else by COCO ids."""
     stimuli = seen.drop_duplicates("coco_id")[["coco_id", "shared"]].reset_index(drop=True)
     stimuli["nsd_id"] = stimuli["coco_id"]
     stimuli["stimulus_id"] = stimuli["coco_id"].astype(str)
@@ -181,7 +181,7 @@ def _stimuli_by_coco_id(seen: pd.DataFrame, sidecar: Sidecar, root: Path, notes:
     if missing.size:
         raise DataError(
             f"{sidecar.stimulus_table}: expected the COCO id {missing[0]} of {root}, found none ({missing.size} "
-            "missing); are these NSD ids? MindLLM counts by COCO ids"
+            "missing); use COCO ids, as MindLLM does (these may be NSD ids)"
         )
     stimuli["nsd_id"] = by_coco.loc[stimuli["coco_id"]].to_numpy()
     return stimuli
@@ -219,9 +219,9 @@ _MINDEYE_MEMBERS = ("nsdgeneral.npy", "num_uniques.npy", "coco73k.npy", "jpg", "
 
 
 def _read_mindeye(root: Path, name: str, _: Path) -> _Subject:
-    """The split is the tars' own. ``coco73k`` is the 0-based NSD id in spite of its name.
+    """The tars determine the split. In spite of its name, ``coco73k`` is the 0-based NSD id.
 
-    Rows of a sample beyond ``num_uniques`` repeat earlier ones and are left out.
+    Rows of a sample beyond ``num_uniques`` repeat earlier ones and are ignored.
     """
     tars = [
         (part, path) for split, part in _MINDEYE_PARTS.items() for path in _mindeye_tars(root, split, name)
@@ -301,7 +301,7 @@ _MINDEYE2_PICTURES = "coco_images_224_float16.hdf5"
 
 
 def _read_mindeye2(root: Path, name: str, path: Path) -> _Subject:
-    """``test`` is the older version of ``new_test`` and is read only where the newer one is missing."""
+    """``test`` is an older version of ``new_test``; it is read only if the newer one is missing."""
     trials = _mindeye2_trials(root / "wds" / name)
     with open_hdf5(path, "betas") as file:
         shape = hdf5_dataset(file, "betas").shape
@@ -375,7 +375,7 @@ def _mindeye2_pictures(
 
 
 def _read_mindllm(_: Path, __: str, path: Path) -> _Subject:
-    """Groups ``train`` and ``test`` hold one group a trial; ``coco_id`` is COCO's id, not NSD's."""
+    """Groups ``train`` and ``test`` contain one group per trial; ``coco_id`` is COCO's id, not NSD's."""
     what = "MindLLM's trials"
     rows = []
     with open_hdf5(path, what) as file:

@@ -1,4 +1,4 @@
-"""Betas of one subject as trials x voxels, from one file or several, at the voxels of a mask or of a table."""
+"""Betas of one subject (trials × voxels) from one or several files, at the voxels of a mask or of a table."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ _ON_A_GRID = ("xyz-trials", "trials-zyx")
 
 @dataclass(frozen=True)
 class Axes:
-    """How the values of a file are laid out."""
+    """Axes of the values in a file."""
 
     axis_order: AxisOrder | None = None
     """``None``: by the kind of file."""
@@ -36,7 +36,7 @@ class Axes:
 
 @dataclass(frozen=True)
 class Series:
-    """Betas of one subject, trials x voxels in the C order of the mask; files are read when they are asked for."""
+    """Betas of one subject, trials × voxels in C order of the mask; files are read on demand."""
 
     n_trials: tuple[int, ...]
     """By file."""
@@ -46,7 +46,7 @@ class Series:
     """Reads trials x voxels of a file, given its number."""
 
     def rows(self, trials: np.ndarray) -> np.ndarray:
-        """The betas of some trials, counted over all files; one file after the other is in memory."""
+        """Betas of some trials, counted over all files; only one file at a time is in memory."""
         first = np.concatenate([[0], np.cumsum(self.n_trials)])
         file = np.searchsorted(first, trials, side="right") - 1
         found = np.empty((len(trials), self.n_voxels), np.float32)
@@ -58,7 +58,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Voxels:
-    """The voxels of the betas: a mask on their grid, a table of their coordinates, or both."""
+    """Voxels of the betas: a mask on their grid, a table of coordinates, or both."""
 
     mask: np.ndarray | None
     grid: Grid | None
@@ -67,14 +67,14 @@ class Voxels:
 
     @property
     def count(self) -> int | None:
-        """How many; ``None`` where neither mask nor table is given."""
+        """Number of voxels; ``None`` without mask and table."""
         if self.table is not None:
             return len(self.table)
         return None if self.mask is None else int(self.mask.sum())
 
 
 def read_mask(path: Path) -> tuple[np.ndarray, Grid]:
-    """The voxels of a mask or atlas whose labels are above 0, and its grid."""
+    """Voxels of a mask or atlas (labels above 0), and its grid."""
     values, grid = read_volume(path, "a mask")
     mask = whole_labels(values, path, "a mask") > 0
     if mask.ndim != 3 or not mask.any():
@@ -86,7 +86,7 @@ def read_mask(path: Path) -> tuple[np.ndarray, Grid]:
 
 
 def resampled_mask(path: Path, target: Grid) -> np.ndarray:
-    """A mask on another grid, by nearest neighbor."""
+    """A mask resampled to another grid by nearest neighbor."""
     try:
         import nibabel as nib
         from nilearn.image import resample_img
@@ -133,21 +133,21 @@ def read_series(
     Parameters
     ----------
     files
-        At least one; their trials follow one another.
+        One or more; their trials are concatenated.
     axes
-        How the values are laid out.
+        Axes of the values.
     n_trials
-        How many trials the trials table has: it decides the axes of a plain array where the header does not.
+        Number of trials in the trials table, which determines the axes of a plain array if the header does not.
     notes
-        Gets a line about each thing in the table of coordinates that is worth knowing but no error.
+        Receives a line about each peculiarity of the table of coordinates that is not an error.
     mask
-        A volume whose labels above 0 are the voxels.
+        A volume; voxels are its labels above 0.
     table
-        A table of coordinates, one row per voxel in the order of the betas; it replaces those of the mask.
+        A table of coordinates, one row per voxel in the order of the betas; it replaces the coordinates of the mask.
     resample
-        Whether a mask on another grid is brought to the one of the betas.
+        Whether to resample a mask on another grid to that of the betas.
     space
-        The space that the coordinates are said to be in.
+        The stated space of the coordinates.
     """
     grid = files[0].grid
     for file in files[1:]:
@@ -196,7 +196,7 @@ def _require_places(file: BetasFile, voxels: Voxels) -> None:
     if voxels.count is None:
         surface = file.kind == "cifti" and (cifti_places(file.path) < 0).any()
         raise DataError(
-            f"{file.path}: expected the places of the voxels, found neither `mask` nor `voxels` in the header"
+            f"{file.path}: expected coordinates of the voxels, found neither `mask` nor `voxels` in the header"
             f"{' (CIFTI does not hold the coordinates of surface vertices)' if surface else ''}; add one"
         )
 
@@ -273,7 +273,7 @@ def _axis_order(
 
 
 def _possible(file: BetasFile, voxels: Voxels) -> dict[AxisOrder, int]:
-    """The orders that the voxels allow for the shape of a plain array, and how many trials each would mean."""
+    """Axis orders that are possible for a plain array, given the voxels, with the number of trials under each."""
     possible: dict[AxisOrder, int] = {}
     shape = file.shape
     if len(shape) == 2:
@@ -309,12 +309,12 @@ def _require_axes(file: BetasFile, order: AxisOrder, voxels: Voxels) -> None:
 
 
 def _two_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape without the two empty axes of surfaces in MGH and of GLMsingle's V x 1 x 1."""
+    """The shape without the two axes of length 1 of surfaces in MGH and of GLMsingle's V × 1 × 1."""
     return (shape[0], shape[3]) if len(shape) == 4 and shape[1:3] == (1, 1) else shape
 
 
 def _flat_shape(file: BetasFile, order: AxisOrder, voxels: Voxels) -> tuple[int, int]:
-    """Trials and voxels of a file, by its header."""
+    """Numbers of trials and voxels of a file, from its header."""
     if order in _ON_A_GRID:
         assert voxels.mask is not None, "required above"
         n_voxels = int(voxels.mask.sum())

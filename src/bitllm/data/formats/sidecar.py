@@ -1,4 +1,4 @@
-"""Sidecar files that a betas format lacks: coordinates, captions, images."""
+"""Sidecar files for what a betas format lacks: coordinates, captions, images."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class Sidecar:
 
 @dataclass(frozen=True)
 class ParsedDataset:
-    """Contents and settings of the store, and notes on what the format lacks."""
+    """Contents and settings of a store, with notes on what the format lacks."""
 
     contents: StoreContents
     settings: StoreSettings
@@ -59,7 +59,7 @@ def coordinates_of(
         return read_voxels(release, subject, mask, atlases)
     if sidecar.voxels is None:
         raise DataError(
-            f"{source}: expected to know where the {n_voxels} voxels of {subject} lie, found no coordinates in this "
+            f"{source}: expected coordinates of the {n_voxels} voxels of {subject}, found none in this "
             "format; name an NSD root with --nsd, or a folder of tables (x_mm, y_mm, z_mm) with --voxels"
         )
     candidates = [
@@ -72,7 +72,7 @@ def coordinates_of(
 
 
 def read_voxel_table(path: Path, notes: list[str]) -> pd.DataFrame:
-    """``x_mm``, ``y_mm``, ``z_mm`` of every voxel; ``i``, ``j``, ``k`` and ``ncsnr`` where they are known."""
+    """``x_mm``, ``y_mm``, ``z_mm`` of every voxel; ``i``, ``j``, ``k`` and ``ncsnr`` if the table has them."""
     numbers = dict.fromkeys("ijk", "int32") | dict.fromkeys((*COORDINATES, "ncsnr"), "float64")
     return read_table(
         path,
@@ -85,7 +85,7 @@ def read_voxel_table(path: Path, notes: list[str]) -> pd.DataFrame:
 
 
 def nsd_stimuli(sidecar: Sidecar, nsd_ids: np.ndarray, shared: np.ndarray, source: Path) -> pd.DataFrame:
-    """``nsd_id``, ``coco_id`` (-1 where unknown), ``stimulus_id`` and ``shared``, ascending."""
+    """``nsd_id`` (ascending), ``coco_id`` (-1 if unknown), ``stimulus_id`` and ``shared`` of every image."""
     if nsd_ids.min() < 0:
         raise DataError(f"{source}: expected 0-based NSD ids, found {nsd_ids.min()}; download the file again")
     rows = pd.DataFrame({"nsd_id": nsd_ids, "shared": shared})
@@ -98,7 +98,7 @@ def nsd_stimuli(sidecar: Sidecar, nsd_ids: np.ndarray, shared: np.ndarray, sourc
     if missing.size:
         raise DataError(
             f"{sidecar.stimulus_table}: expected the NSD id {missing[0]} of {source}, found none "
-            f"({missing.size} missing); are these COCO ids? `coco73k` holds 0-based NSD ids"
+            f"({missing.size} missing); use 0-based NSD ids, as in `coco73k` (these may be COCO ids)"
         )
     stimuli["coco_id"] = table["cocoId"].loc[stimuli["nsd_id"]].to_numpy()
     known = table["shared1000"].loc[stimuli["nsd_id"]].to_numpy(bool)
@@ -114,7 +114,7 @@ def nsd_stimuli(sidecar: Sidecar, nsd_ids: np.ndarray, shared: np.ndarray, sourc
 
 
 def read_stimulus_table(path: Path) -> pd.DataFrame:
-    """``cocoId`` and ``shared1000`` by 0-based NSD id."""
+    """``cocoId`` and ``shared1000``, indexed by 0-based NSD id."""
     numbers = {"nsdId": "int64", "cocoId": "int64", "shared1000": "bool"}
     table = read_table(path, needed=tuple(numbers), numbers=numbers, what="NSD's table of stimuli")
     return table.set_index("nsdId")[["cocoId", "shared1000"]]
@@ -128,7 +128,7 @@ def caption_rows(
     source: Path,
     numbers_are_coco_ids: bool = False,
 ) -> pd.DataFrame:
-    """``nsd_id`` and ``caption`` of every image; ``source`` is the dataset that errors name."""
+    """``nsd_id`` and ``caption`` of every image; errors name the dataset ``source``."""
     if not paths:
         raise DataError(
             f"{source}: expected captions, found none in this format; name a JSON file with --captions"
@@ -139,7 +139,7 @@ def caption_rows(
 
 
 def blocks(nsd_ids: np.ndarray, picture: Callable[[int], np.ndarray]) -> Blocks:
-    """Pictures in ascending order of id, all of the first one's size; others are cropped square and resized."""
+    """Images in blocks, sorted by id, of the size of the first one; others are cropped to a square and resized."""
 
     def read() -> Iterator[np.ndarray]:
         size: tuple[int, int] | None = None
@@ -153,7 +153,7 @@ def blocks(nsd_ids: np.ndarray, picture: Callable[[int], np.ndarray]) -> Blocks:
 
 
 def fingerprint(*paths: Path) -> str:
-    """Changes when a file changes."""
+    """A value that changes when one of the files changes."""
     stats = [(str(path), path.stat()) for path in paths]
     return ";".join(f"{name}:{stat.st_size}:{stat.st_mtime_ns}" for name, stat in stats)
 

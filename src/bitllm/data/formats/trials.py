@@ -1,4 +1,4 @@
-"""The trials table of the general contract: which image each beta is a response to, and the parts of the images."""
+"""The trials table of the general format: the image of each beta, and the parts of the images."""
 
 import re
 from collections.abc import Sequence
@@ -29,17 +29,17 @@ _CONVENTION = 50
 
 @dataclass(frozen=True)
 class Trials:
-    """The trials table, read.
+    """Contents of a trials table.
 
     Parameters
     ----------
     table
-        The trials with an image, in the order of the file: ``subject`` as the header names it, ``session`` as a
-        number, ``session_name`` where the labels are no plain numbers.
+        The trials with an image, in the order of the file: ``subject`` as in the header, ``session`` as a number, and
+        ``session_name`` if sessions have other labels.
     n_betas
-        How many betas each subject has; trials without an image count, since the array holds them.
+        Number of betas of each subject, including those of trials without an image.
     notes
-        A line on each thing that is no mistake but should be known.
+        A line about each peculiarity of the table that is not an error.
     """
 
     table: pd.DataFrame
@@ -47,16 +47,16 @@ class Trials:
     notes: tuple[str, ...]
 
     def of(self, subject: str) -> pd.DataFrame:
-        """The trials of one subject by session, in each session in the order of the betas."""
+        """The trials of one subject, sorted by session, within a session in the order of the betas."""
         own = self.table[self.table["subject"] == subject]
         return own.sort_values(["session", "trial_row"], ignore_index=True)
 
 
 def read_trials(path: Path, *, subjects: tuple[str, ...]) -> Trials:
-    """The trials table, checked: every subject's rows are 0 to n - 1, once each.
+    """Read and check the trials table: every subject must have each row from 0 to n - 1 exactly once.
 
-    Names are text. ``01`` and ``sub-01`` are one subject, ``run-01`` is the run 1. Sessions are labels: see
-    `_numbered_sessions`. A trial without an image (blank, fixation) counts as a row of the betas and is left out.
+    Names are text. ``01`` and ``sub-01`` are the same subject, ``run-01`` is run 1. Sessions are labels (see
+    `_numbered_sessions`). A trial without an image (blank, fixation) has a row of the betas, but is left out.
     """
     notes: list[str] = []
     table = read_table(
@@ -84,7 +84,7 @@ def read_trials(path: Path, *, subjects: tuple[str, ...]) -> Trials:
 
 
 def _as_in_header(written: pd.Series, subjects: Sequence[str], path: Path) -> pd.Series:
-    """The table's subjects by the names of the header."""
+    """The table's subjects, with their names in the header."""
     keys: dict[str, str] = {}
     for name in subjects:
         if (other := keys.setdefault(_subject_key(name), name)) != name:
@@ -134,11 +134,11 @@ def _with_images(table: pd.DataFrame, subjects: Sequence[str], path: Path, notes
 
 
 def _numbered_sessions(table: pd.DataFrame, path: Path, notes: list[str]) -> pd.DataFrame:
-    """Sessions as numbers, which the store counts by.
+    """Sessions as numbers, which the store needs.
 
-    Plain numbers (also ``01``, ``ses-01``) that ascend in every subject stay as they are. All other labels, such as
-    ``20230101`` and ``ses-pre``, are numbered from 1 in the order of the subject's trials (``trial_row``), and stay as
-    ``session_name``.
+    Plain numbers (including ``01`` and ``ses-01``) that ascend in every subject are not changed. All other labels,
+    such as ``20230101`` or ``ses-pre``, are numbered from 1 in the order of the subject's trials (``trial_row``) and
+    stored as ``session_name``.
     """
     labels: dict[str, list[str]] = {}
     in_order = table.sort_values("trial_row")  # a table may be shuffled, the betas are in the order of time
@@ -178,11 +178,11 @@ def _plain_session(label: str) -> int | None:
 
 
 def stimuli_of(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """The images of a trials table: their numbers, which are shared, and the part given by `split`.
+    """The images of a trials table: numbers, which are shared, and the part according to `split`.
 
-    Names that all are plain whole numbers are the numbers of the images; other names are numbered in sorted order,
-    and stay as ``stimulus_name``. ``coco_id`` is that of the table, or -1. Where `split` names no image for
-    validation, some of the training images are.
+    If all names are plain whole numbers, these are the numbers of the images. Otherwise images are numbered in
+    sorted order, and names are stored as ``stimulus_name``. ``coco_id`` comes from the table, or is -1. If `split`
+    names no validation images, some training images become validation images.
     """
     names = sorted(set(table["stimulus_id"]))
     alike = _names_alike(names, path)
@@ -197,7 +197,7 @@ def stimuli_of(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, tuple[str
 
 
 def _coco_ids(table: pd.DataFrame, names: Sequence[str], path: Path) -> list[int]:
-    """The COCO id of each image by the column of that name; -1 without such a column."""
+    """COCO id of each image from the column of that name; -1 without the column."""
     if "coco_id" not in table:
         return [-1] * len(names)
     ids = table["coco_id"].groupby(table["stimulus_id"]).agg(["nunique", "first"]).loc[list(names)]
@@ -217,12 +217,11 @@ def _is_whole_number(name: str) -> bool:
 
 
 def _names_alike(names: Sequence[str], path: Path) -> tuple[str, ...]:
-    """Refuse two names that are one image written in two ways; a note for those that may be.
+    """Refuse two spellings of the same name; add a note about names that may be the same.
 
-    Names that differ in spaces alone are refused. Names of digits that differ in zeros at the front, ``7`` beside
-    ``0007``, are two images where names of digits have many lengths or are few, and a note says so. They are refused
-    where all other names of digits (at least 50) are as long as the longer one: then a program has read the shorter
-    one as a number.
+    Names that differ only in spaces are refused. All-digit names that differ only in leading zeros, such as ``7``
+    and ``0007``, are two images, and a note says so. They are refused if there are at least 50 other all-digit
+    names, all as long as the longer one: then a program has probably read the shorter one as a number.
     """
     without_spaces: dict[str, str] = {}
     for name in names:
@@ -242,7 +241,7 @@ def _names_alike(names: Sequence[str], path: Path) -> tuple[str, ...]:
     others = {name for name in digits if name not in {one for found in pairs for one in found}}
     if len(others) >= _CONVENTION and {len(name) for name in others} == {len(full)}:
         raise DataError(
-            f"{path}: expected names of {len(full)} digits, as the other {len(others)} have, found `{short}` beside "
+            f"{path}: expected names of {len(full)} digits, as the other {len(others)} have, found `{short}` and "
             f"`{full}`, as if read as a number ({len(pairs)} such pairs); write `{full}` in both places"
         )
     return (f"{path}: `{short}` and `{full}` are two images ({len(pairs)} such pairs): names are text",)

@@ -1,4 +1,4 @@
-"""Betas from files of several kinds, none of which may run code: described by their headers, read when asked for."""
+"""Betas from files of several formats, none of which can execute code; headers first, values on demand."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ Kind = Literal["npy", "hdf5", "volume", "cifti"]
 
 @dataclass(frozen=True)
 class BetasFile:
-    """A file of betas, known by its header; ``read`` reads the values."""
+    """Header of a file of betas; ``read`` reads the values."""
 
     path: Path
     kind: Kind
@@ -41,7 +41,7 @@ class BetasFile:
     """For volumes."""
 
     def read(self, *, trial_axis: int = 0) -> np.ndarray:
-        """The values (a memory map for ``.npy``); CIFTI's are trials x grayordinates."""
+        """The values (a memory map for ``.npy``); those of CIFTI are trials × grayordinates."""
         if self.kind == "npy":
             return read_npy(self.path, "betas")
         if self.kind == "hdf5":
@@ -51,7 +51,7 @@ class BetasFile:
 
 
 def read_npy(path: Path, what: str) -> np.ndarray:
-    """Memory-map a ``.npy`` file of real numbers; a pickle in it is refused."""
+    """Memory-map a ``.npy`` file of real numbers; a pickle is refused."""
     require_file(path, what)
     try:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -69,7 +69,7 @@ def read_npy(path: Path, what: str) -> np.ndarray:
 
 
 def open_betas(path: Path, *, key: str = "betas") -> BetasFile:
-    """Betas of any kind of file that is read, described by the header alone."""
+    """A file of betas in any supported format, described by its header."""
     name = path.name.lower()
     if not name.endswith(_SUFFIXES):
         raise DataError(
@@ -104,7 +104,7 @@ def _scaled_dtype(image: nib.Nifti1Image | nib.MGHImage | nib.Cifti2Image) -> np
 
 
 def cifti_places(path: Path) -> np.ndarray:
-    """Voxel indices (i, j, k) of CIFTI's grayordinates; -1 for vertices of the surface."""
+    """Voxel indices (i, j, k) of CIFTI's grayordinates; -1 for surface vertices."""
     return np.asarray(_brain_models(path).voxel)
 
 
@@ -127,7 +127,7 @@ def cifti_order(path: Path, mask: np.ndarray, grid: Grid) -> np.ndarray:
 
 
 def require_same_grayordinates(path: Path, first: Path) -> None:
-    """Refuse two CIFTI files that would be put together column by column although their columns lie elsewhere."""
+    """Refuse CIFTI files with different columns, which would be concatenated column by column."""
     found, expected = _brain_models(path), _brain_models(first)
     if found == expected:
         return
@@ -142,7 +142,7 @@ def require_same_grayordinates(path: Path, first: Path) -> None:
 
 
 def require_sides(path: Path, x_mm: np.ndarray, table: Path) -> None:
-    """Refuse a table of coordinates in which CIFTI's left structures lie to the right of its right ones."""
+    """Refuse a table of coordinates in which CIFTI's left structures lie to the right of the right ones."""
     names = np.asarray(_brain_models(path).name, str)
     left, right = (x_mm[np.char.endswith(names, ending)] for ending in ("_LEFT", "_RIGHT"))
     if left.size and right.size and left.mean() > right.mean():
@@ -170,6 +170,6 @@ def _brain_models(path: Path) -> nib.cifti2.BrainModelAxis:
     if not isinstance(axis, nib.cifti2.BrainModelAxis):
         raise DataError(
             f"{path}: expected CIFTI whose columns are grayordinates, found {type(axis).__name__}; parcels have no "
-            "places, write the dense file"
+            "coordinates, write the dense file"
         )
     return axis

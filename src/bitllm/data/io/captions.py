@@ -1,7 +1,7 @@
-"""Captions and references in JSON: one reader for stores, for NSD's COCO files and for captions to be scored.
+"""Captions and references in JSON: one reader for stores, NSD's COCO files and captions to be scored.
 
-It reads ``{image: [caption, …]}``, ``{image: caption}``, COCO's annotations, COCO's results list
-``[{"image_id": 1, "caption": "…"}]``, and JSON lines of either.
+It reads ``{image: [caption, …]}``, ``{image: caption}``, COCO's annotations, COCO's results list ``[{"image_id": 1,
+"caption": "…"}]``, and JSON lines of either.
 """
 
 import html
@@ -29,21 +29,21 @@ _FORMS = '{"image": ["caption", …]}, COCO\'s annotations, or a list or JSON li
 
 @dataclass(frozen=True)
 class CaptionFile:
-    """A file of captions, read.
+    """Contents of a file of captions.
 
     Parameters
     ----------
     path
         The file.
     captions
-        The captions of each image, by the id that the file gives it, as text; none where the file has an empty list.
+        The captions of each image, by its id in the file, as text; may be empty.
     form
         ``map`` for ``{image: captions}``, ``rows`` for a list or lines with ``image_id`` and ``caption``,
         ``annotations`` for COCO's annotations.
     file_names
         File name and id of each image, from COCO's ``images``.
     notes
-        A line on each thing that is no mistake but should be known.
+        A line about each peculiarity of the file that is not an error.
     """
 
     path: Path
@@ -54,21 +54,21 @@ class CaptionFile:
 
     @property
     def is_coco(self) -> bool:
-        """Whether the ids are COCO's: rows of which all ids are numbers."""
+        """Whether the ids are COCO's: rows with only numeric ids."""
         return self.form != "map" and all(_is_number(image) for image in self.captions)
 
     @cached_property
     def by_coco_id(self) -> dict[str, tuple[str, ...]]:
-        """The captions by ids that are compared as COCO's tools do: numbers without zeros at the front."""
+        """Captions by ids as COCO's tools compare them: numbers without leading zeros."""
         ids = {image: str(int(image)) if _is_number(image) else image for image in self.captions}
         _require_once(self.path, ids.values(), "as a number ")
         return {coco_id: self.captions[image] for image, coco_id in ids.items()}
 
     @cached_property
     def by_file_name(self) -> dict[str, tuple[str, ...]]:
-        """The captions by COCO's file names, without folder; with and without their endings.
+        """Captions by COCO's file names, without folder, both with and without extension.
 
-        A name that several images have holds the captions of none.
+        A name that several images have is mapped to no captions.
         """
         return {
             name: self.captions.get(next(iter(images)), ()) if len(images) == 1 else ()
@@ -77,7 +77,7 @@ class CaptionFile:
 
     @cached_property
     def ids_by_file_name(self) -> dict[str, set[str]]:
-        """The ids of the images of each of COCO's file names, without folder; with and without their endings."""
+        """Ids of the images with each of COCO's file names, without folder, both with and without extension."""
         ids: dict[str, set[str]] = {}
         for file_name, image in self.file_names:
             whole = normalized_name(re.split(r"[/\\]", file_name)[-1])
@@ -88,7 +88,7 @@ class CaptionFile:
 
 @dataclass
 class _Counts:
-    """What is put right while a file is read."""
+    """Counts of what is corrected while a file is read."""
 
     entities: int = 0
     renamed: set[str] = field(default_factory=set)
@@ -104,10 +104,10 @@ class _Counts:
 
 
 def read_caption_file(path: Path, what: str = "captions in JSON") -> CaptionFile:
-    """Read a file of captions in any of the forms.
+    """Read a file of captions in any of the formats.
 
-    Texts stay as they are, but for HTML entities, which are replaced. Ids are text, composed and without spaces
-    around them.
+    Texts are not changed, except that HTML entities are replaced. Ids are text in composed form (NFC), without
+    surrounding spaces.
     """
     path = Path(path)
     content = _content(path, what)
@@ -142,22 +142,22 @@ def captions_by_nsd_id(
     *,
     numbers_are_coco_ids: bool = False,
 ) -> dict[int, tuple[str, ...]]:
-    """The captions of every image in ``stimuli``, with single spaces, of all files together.
+    """The captions of every image in ``stimuli``, from all files, with single spaces.
 
-    Images are joined by name or by COCO id, never by their order. A map is joined by ``stimulus_id``. COCO's
-    annotations and lists are joined by ``coco_id`` where it is known; else by the file names in COCO's ``images``;
-    else by names that are COCO ids (``000000000139``).
+    Images are joined by name or by COCO id, never by order. A map is joined by ``stimulus_id``. COCO's annotations
+    and lists are joined by ``coco_id`` if it is known; else by the file names in COCO's ``images``; else by names
+    that are COCO ids (``000000000139``).
 
     Parameters
     ----------
     paths
-        Files in the forms of `read_caption_file`.
+        Files in the formats of `read_caption_file`.
     stimuli
-        ``nsd_id``, ``stimulus_id`` (the name) and ``coco_id`` (-1 where it is unknown).
+        ``nsd_id``, ``stimulus_id`` (the name) and ``coco_id`` (-1 if unknown).
     notes
-        Gets a line on each thing that is no mistake but should be known.
+        Receives a line about each peculiarity of the files that is not an error.
     numbers_are_coco_ids
-        Whether names that are whole numbers are COCO ids; they are not where they are NSD's.
+        Whether names that are whole numbers are COCO ids (and not NSD's).
     """
     nsd_ids, names = stimuli["nsd_id"].tolist(), [normalized_name(str(n)) for n in stimuli["stimulus_id"]]
     captions: dict[int, tuple[str, ...]] = dict.fromkeys(nsd_ids, ())
@@ -183,7 +183,7 @@ def captions_by_nsd_id(
 def _joined(
     file: CaptionFile, stimuli: pd.DataFrame, names: Sequence[str], *, numbers_are_coco_ids: bool
 ) -> Callable[[int], tuple[str, ...]]:
-    """The captions of an image, by its place in ``stimuli``."""
+    """Captions of images, by row of ``stimuli``."""
     coco_ids = [int(coco_id) for coco_id in stimuli["coco_id"].tolist()]
     if not file.is_coco:
         return lambda place: file.captions.get(names[place], ())
@@ -219,7 +219,7 @@ def _require_agreement(file: CaptionFile, names: Sequence[str], coco_ids: Sequen
 
 
 def _coco_id_of(name: str, *, is_any_number: bool) -> int:
-    """The COCO id that a name is, or -1."""
+    """The COCO id in a name, or -1."""
     if is_any_number and _is_number(name):
         return int(name)
     found = _COCO_NAME.fullmatch(name)
@@ -227,7 +227,7 @@ def _coco_id_of(name: str, *, is_any_number: bool) -> int:
 
 
 def _content(path: Path, what: str) -> Any:
-    """The JSON of a file; JSON lines as a list of their objects, or as one object where they are maps."""
+    """JSON of a file. JSON lines become a list of their objects, or one object if they are maps."""
     text = read_text(path, what)
     lines = _json_lines(text)
     if lines is None:
@@ -250,7 +250,7 @@ def _content(path: Path, what: str) -> Any:
 
 
 def _json_lines(text: str) -> list[tuple[int, str]] | None:
-    """The lines that are not empty, if the first one is a JSON object and there are more."""
+    """Non-empty lines, if there are several and the first is a JSON object."""
     start = text.lstrip()
     first, _, rest = start.partition("\n") if "\n" in start else start.partition("\r")
     if not first.rstrip().endswith("}") or not rest.strip():
@@ -336,7 +336,7 @@ def _with_words(path: Path, name: str, text: str) -> str:
 
 
 def _file_names(path: Path, images: Any) -> list[tuple[str, str]]:
-    """File name and id of COCO's ``images``; those without a file name are left out."""
+    """File name and id of COCO's ``images``; those without a file name are ignored."""
     rows = [row for row in images if isinstance(row, dict)] if isinstance(images, list) else []
     named = [(row["file_name"], row["id"]) for row in rows if {"id", "file_name"} <= row.keys()]
     return [(name, _image_id(path, image, _Counts())) for name, image in named if isinstance(name, str)]

@@ -1,8 +1,8 @@
 """HDF5 files, read with errors that name the file, the dataset and the trials.
 
-The attributes of the CF conventions (``scale_factor``, ``add_offset``, ``_FillValue``, ``missing_value``), which netCDF
-and xarray write, are applied. Other attributes that look like a scale are refused: no convention says what they mean.
-``units`` changes no number and is ignored.
+The attributes of the CF conventions (``scale_factor``, ``add_offset``, ``_FillValue``, ``missing_value``), which
+netCDF and xarray write, are applied. Other attributes that suggest a scale are refused, because no convention
+defines them. ``units`` is ignored.
 """
 
 import errno
@@ -23,7 +23,7 @@ _OFFSETS = frozenset({"offset", "intercept", "inter", "scl_inter"})
 
 @dataclass(frozen=True)
 class Packing:
-    """How a dataset's stored numbers become values, by the CF conventions: ``stored * factor + offset``."""
+    """Conversion of a dataset's stored numbers by the CF conventions: ``stored * factor + offset``."""
 
     factor: float = 1.0
     offset: float = 0.0
@@ -31,7 +31,7 @@ class Packing:
     """Stored numbers that mean a missing value and become NaN."""
 
     def unpacked(self, stored: np.ndarray) -> np.ndarray:
-        """The values, in float64 unless nothing changes."""
+        """The values, as float64 unless nothing changes."""
         if self == Packing():
             return stored
         values = stored * np.float64(self.factor) + self.offset
@@ -40,7 +40,7 @@ class Packing:
 
 
 def packing_of(dataset: h5py.Dataset) -> Packing:
-    """The packing that a dataset's attributes state."""
+    """The packing in a dataset's attributes."""
     numbers: dict[str, tuple[float, ...]] = {}
     for name in dataset.attrs:
         key = name.lower()
@@ -80,7 +80,7 @@ def open_hdf5(path: Path, what: str, **options: Any) -> h5py.File:
 
 
 def hdf5_dataset(file: h5py.File, key: str) -> h5py.Dataset:
-    """A dataset of an open file, whose values can be unpacked here."""
+    """A dataset of an open file; refused if this machine cannot decompress it."""
     found = file.get(key)
     if not isinstance(found, h5py.Dataset) or found.shape is None:
         raise DataError(
@@ -101,16 +101,16 @@ def hdf5_dataset(file: h5py.File, key: str) -> h5py.Dataset:
 
 
 def read_dataset(dataset: h5py.Dataset, where: Any = (), *, trial_axis: int | None = 0) -> np.ndarray:
-    """Values of a dataset, all by default, scaled as its attributes say.
+    """Values of a dataset (by default all), scaled according to its attributes.
 
     Parameters
     ----------
     dataset
-        Of an open file.
+        A dataset of an open file.
     where
-        Which values, as an index.
+        Index of the values.
     trial_axis
-        The axis of the trials, which an error about damage names; ``None`` if there is none.
+        Axis of the trials, to name a damaged trial; ``None`` if there is none.
     """
     packing = packing_of(dataset)
     try:

@@ -1,4 +1,4 @@
-"""Files of weights and model folders, opened so that every failure names the file and its remedy."""
+"""Weights and model folders, opened so that every failure is an error with the file and its remedy."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,7 +34,7 @@ def read_tensors(path: Path, what: str, *, framework: str = "pt") -> dict[str, A
 def require_model_files(place: str | Path) -> None:
     """Check the files of a local model folder (or a GGUF file) before `transformers` opens them.
 
-    Does nothing where ``place`` is a hub id.
+    Does nothing if ``place`` is a hub id.
     """
     place = Path(place).expanduser()
     files = _files_of_model(place) if place.is_dir() else [place] if place.is_file() else []
@@ -48,7 +48,7 @@ def require_model_files(place: str | Path) -> None:
 
 @contextmanager
 def model_loading(place: str | Path, what: str, *, error: type[BitLlmError] = DataError) -> Iterator[None]:
-    """Turn any failure to load the model at ``place`` into one line."""
+    """Turn any failure to load the model at ``place`` into a one-line error."""
     try:
         require_model_files(place)
         yield
@@ -66,7 +66,7 @@ def model_loading(place: str | Path, what: str, *, error: type[BitLlmError] = Da
 
 @contextmanager
 def model_running(place: str | Path, purpose: str) -> Iterator[None]:
-    """Turn any failure of a loaded model into one line."""
+    """Turn any failure of a loaded model into a one-line error."""
     try:
         yield
     except (BitLlmError, MemoryError):
@@ -79,7 +79,7 @@ def model_running(place: str | Path, purpose: str) -> Iterator[None]:
 
 
 def _files_of_model(folder: Path) -> list[Path]:
-    """The files that `transformers` opens: a clone may leave other formats of the same weights as pointers."""
+    """Files that `transformers` opens; a clone may contain git-lfs pointers for other formats of the same weights."""
     weights = [*folder.glob("model*.safetensors"), *folder.glob("adapter_model.safetensors")]
     weights = weights or [*folder.glob("pytorch_model*.bin"), *folder.glob("adapter_model.bin")]
     words = [*folder.glob("*.json"), *folder.glob("merges.txt"), *folder.glob("vocab.txt")]

@@ -25,9 +25,9 @@ class _Restricted(pickle.Unpickler):
 
 
 def read_pickled_dict(path: Path, *, is_trusted: bool) -> dict[str, Any]:
-    """The dictionary in a ``.npy`` file that ``np.save`` pickled, if the user consents (``is_trusted``).
+    """The dictionary in a ``.npy`` file pickled by ``np.save``, if the user consents (``is_trusted``).
 
-    Even then nothing but arrays, numbers, text and plain containers is made.
+    Even then only arrays, numbers, text and plain containers are created.
     """
     require_file(path, "GLMsingle's output")
     if not is_trusted:

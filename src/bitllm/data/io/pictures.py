@@ -1,4 +1,4 @@
-"""Pictures of the stimuli, found by name in a folder and decoded to RGB."""
+"""Images of the stimuli, found by name in a folder and decoded to RGB."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,10 +19,10 @@ _COCO_DIGITS = 12
 
 
 class PictureFolder:
-    """The pictures of a folder by their names, without their endings.
+    """The images of a folder by their names, without extension.
 
-    Names are compared in Unicode's composed form. Endings are those of every format that Pillow reads, in any case.
-    Hidden files are ignored.
+    Names are compared in Unicode's composed form. Extensions are those of all formats that Pillow reads, in upper or
+    lower case. Hidden files are ignored.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -36,13 +36,14 @@ class PictureFolder:
                 self._files.setdefault(normalized_name(path.stem), []).append(path)
 
     def find(self, names: Sequence[str]) -> Path:
-        """The picture that has one of these names, the first name that there is; a name may include the ending."""
+        """The image with one of these names, in order of preference; a name may include the extension."""
         return self._find_each([names])[0]
 
     def find_all(self, names: Iterable[Sequence[str]], notes: list[str] | None = None) -> list[Path]:
-        """The picture of each of these, found by `find`; only headers are read, and the values of 16-bit gray.
+        """The image of each stimulus, found by `find`; only headers are read, and the values of 16-bit grayscale
+        images.
 
-        ``notes`` gets a line if pictures of 16-bit gray come out almost black.
+        ``notes`` receives a line if 16-bit grayscale images are almost black.
         """
         found = self._find_each(names)
         dark = []
@@ -85,7 +86,7 @@ class PictureFolder:
 
 
 def names_of(identity: str, coco_id: int = -1) -> list[str]:
-    """Names that the picture of a stimulus may have: its own, and those that COCO gives to a number (-1: none)."""
+    """Possible names of a stimulus's image: its own name, and those that COCO gives to an id (-1: none)."""
     numbers = (
         [int(identity)]
         if identity.isascii() and identity.isdigit() and str(int(identity)) == identity
@@ -99,10 +100,10 @@ def names_of(identity: str, coco_id: int = -1) -> list[str]:
 def picture_reader(
     folder: Path | None, stimuli: pd.DataFrame, notes: list[str] | None = None
 ) -> Callable[[int], np.ndarray]:
-    """A function that reads the picture of an ``nsd_id`` out of a folder, by the name of the stimulus.
+    """A function that reads the image of an ``nsd_id`` from a folder, by the name of the stimulus.
 
-    ``stimuli`` has ``nsd_id``, ``stimulus_id`` (the name) and ``coco_id`` (-1 where it is unknown). ``notes`` gets a
-    line if pictures come out almost black.
+    ``stimuli`` has ``nsd_id``, ``stimulus_id`` (the name) and ``coco_id`` (-1 if unknown). ``notes`` receives a line
+    if images are almost black.
     """
     if folder is None:
         raise DataError(
@@ -115,10 +116,11 @@ def picture_reader(
 
 
 def decode_picture(file: Any, path: Path) -> np.ndarray:
-    """RGB values (uint8) of a picture, a path or an open file, as a viewer would show it; errors name ``path``.
+    """RGB values (uint8) of an image, as a viewer would show it; ``file`` is a path or an open file, errors name
+    ``path``.
 
-    The EXIF orientation is applied, transparency is composited on white, 16-bit gray is scaled to 8 bit, and of an
-    animation the first frame is taken.
+    The EXIF orientation is applied, transparency is composited on white, 16-bit grayscale is scaled to 8 bits, and
+    animations are reduced to their first frame.
     """
     with _damage_named(path), Image.open(file) as picture:
         turned = ImageOps.exif_transpose(picture)
@@ -136,7 +138,7 @@ def decode_picture(file: Any, path: Path) -> np.ndarray:
 
 
 def _scaled_gray(values: np.ndarray, path: Path) -> np.ndarray:
-    """Gray of 32 bits, whose range is known from its values only: 0 to 1, 255 or 65,535."""
+    """Grayscale of 32 bits, whose range must be inferred from its values: 0 to 1, 255 or 65,535."""
     if not np.isfinite(values).all() or values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
         raise DataError(
             f"{path}: expected gray values from 0 to 65535, found {values.min():g} to {values.max():g}; save the "

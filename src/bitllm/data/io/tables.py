@@ -1,6 +1,6 @@
-"""Tables in TSV, CSV or Parquet, read as text; only columns that are numbers by definition become numbers.
+"""Tables in TSV, CSV or Parquet, read as text; only columns that are numeric by definition become numbers.
 
-Nothing is guessed from the cells: `007`, `1.10` and `NA` are names as they stand.
+Nothing is inferred from the cells: `007`, `1.10` and `NA` remain names.
 """
 
 import csv
@@ -42,26 +42,27 @@ def read_table(
 ) -> pd.DataFrame:
     """Read the known columns of a table.
 
-    TSV and CSV may be compressed with gzip, have quoted cells, any kind of line end and a byte order mark. Spaces
-    around headings and cells are removed, and text is composed (NFC).
+    TSV and CSV may be gzip-compressed and may have quoted cells, any line ending, and a byte order mark. Spaces
+    around headings and cells are removed; text is composed (NFC).
 
     Parameters
     ----------
     path
-        The file. Parquet and gzip are recognized by content; the ending names the separator, if the heading agrees.
+        The file. Parquet and gzip are recognized by content; the extension determines the separator, if the heading
+        agrees.
     needed
-        Columns that must be there.
+        Required columns.
     optional
-        Columns that may be there besides. With them, notes name the columns that are ignored.
+        Optional columns. If given, a note names the columns that are ignored.
     numbers
-        Type of each column that holds numbers by definition: a type of numpy. A missing number is NaN in a column of
-        floats. All other columns are text, ``""`` where a cell is empty.
+        Numpy type of each numeric column. A missing number is NaN in a column of floats. All other columns are text,
+        with ``""`` for an empty cell.
     notes
-        Gets a line on each thing that is no mistake but should be known.
+        Receives a line about each peculiarity of the file that is not an error.
     what
-        What the table is; errors name it.
+        Name of the table in errors.
     advice
-        What to do about a cell that is no number.
+        What to do about a cell that is not a number.
     """
     require_file(path, what)
     said: list[str] = []
@@ -77,7 +78,7 @@ def read_table(
 
 
 def is_table(path: Path) -> bool:
-    """Whether the ending of a file is that of a table."""
+    """Whether a file has the extension of a table."""
     return path.name.lower().endswith(TABLE_ENDINGS)
 
 
@@ -199,7 +200,7 @@ def _note_others(path: Path, others: list[str], absent: list[str], notes: list[s
 
 
 def _clean(table: pd.DataFrame, notes: list[str], where: Path) -> None:
-    """Make every column that is no number already a column of text, without spaces around and composed."""
+    """Turn every column that is not numeric into text, composed (NFC) and without surrounding spaces."""
     n_spaces = n_composed = 0
     for column in table.columns:
         values = table[column]
@@ -263,7 +264,7 @@ def _converted(
 
 
 def _decimal_text(values: pd.Series, where: Path) -> pd.Series:
-    """Names that Parquet holds as numbers, as plain decimal text."""
+    """Names that Parquet stores as numbers, as plain decimal text."""
     if pd.api.types.is_float_dtype(values.dtype):
         present = values.dropna()
         odd = present[present % 1 != 0]

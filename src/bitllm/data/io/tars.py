@@ -1,4 +1,4 @@
-"""Samples out of webdataset tars, without trusting the archive."""
+"""Samples from webdataset tars, without trusting the archive."""
 
 import io
 import tarfile
@@ -30,8 +30,8 @@ def read_samples(
 ) -> Iterator[Sample]:
     """The samples of a tar in its order, each as ``{extension: bytes}``; nothing is unpacked to disk.
 
-    Members of one sample share the name up to the first dot. Others than the ``wanted`` extensions are passed over.
-    A member may declare at most ``member_bytes``, all wanted members together at most ``kept_bytes``.
+    Members of one sample have the same name up to the first dot. Extensions other than ``wanted`` are skipped. A
+    member may have at most ``member_bytes``, all wanted members together at most ``kept_bytes``.
     """
     require_file(path, "a webdataset tar")
     try:
@@ -48,12 +48,12 @@ def read_samples(
 
 
 def _grouped(path: Path, members: Iterator[tarfile.TarInfo]) -> Iterator[Iterator[tarfile.TarInfo]]:
-    """The members of each sample, which must stand next to each other."""
+    """The members of each sample, which must be adjacent."""
     seen: set[str] = set()
     for key, of_sample in groupby(members, key=_sample_of):
         if key in seen:
             raise DataError(
-                f"{path}: expected the members of a sample next to each other, found some of `{key}` further on; sort "
+                f"{path}: expected the members of a sample next to each other, found more of `{key}` later; sort "
                 "the members by name, as with tar --sort=name"
             )
         seen.add(key)
@@ -70,7 +70,7 @@ def _safe_files(path: Path, archive: tarfile.TarFile, member_bytes: int) -> Iter
 def _within(
     path: Path, members: Iterator[tarfile.TarInfo], wanted: tuple[str, ...], kept_bytes: int
 ) -> Iterator[tarfile.TarInfo]:
-    """The same members, as long as they are not too much together."""
+    """The same members; stops with an error when they are too large together."""
     on_disk = path.stat().st_size
     unpacked = kept = 0
     for member in members:
@@ -91,7 +91,7 @@ def _within(
 
 
 def _sample_of(member: tarfile.TarInfo) -> str:
-    """Path of a member up to the first dot of its name: samples of several folders may have one name."""
+    """Path of a member up to the first dot of its name; samples of several folders may have the same name."""
     return str(PurePosixPath(member.name).parent / _name_parts(member)[0])
 
 

@@ -1,4 +1,4 @@
-"""Checks of the numbers in an array that hold for every format."""
+"""Checks of the numbers in an array, for all formats."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def require_real(dtype: np.dtype, path: Path, what: str) -> None:
 
 
 def whole_numbers(values: np.ndarray, path: Path, what: str) -> np.ndarray:
-    """Numbers of images, trials or sessions as int64, whatever type they are stored in."""
+    """Numbers of images, trials or sessions as int64, whatever their stored type."""
     require_real(values.dtype, path, what)
     if values.dtype.kind == "f":
         with np.errstate(invalid="ignore"):  # infinity minus infinity
@@ -36,7 +36,7 @@ def whole_numbers(values: np.ndarray, path: Path, what: str) -> np.ndarray:
 def whole_labels(values: np.ndarray, path: Path, what: str, *, largest: int = 2**31 - 1) -> np.ndarray:
     """Labels as int32; each value must be within 0.001 of a whole number, and NaN counts as 0.
 
-    ``largest`` is the largest label (and the smallest, negated) that the reader can store.
+    ``largest`` is the largest label (and minus the smallest one) that the reader can store.
     """
     require_real(values.dtype, path, what)
     if values.dtype.kind == "f":

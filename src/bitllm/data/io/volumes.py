@@ -1,4 +1,4 @@
-"""Volumes (NIfTI), maps of surfaces (MGH, FreeSurfer) and grayordinates (CIFTI), with errors that name the file."""
+"""Volumes (NIfTI), surface maps (MGH, FreeSurfer) and grayordinates (CIFTI), with errors that name the file."""
 
 import gzip
 import zlib
@@ -48,7 +48,7 @@ IMAGE_DAMAGE = (
 
 @dataclass(frozen=True)
 class Grid:
-    """The three axes of a volume, and where they lie in the scanner's or the template's space."""
+    """Shape and affine of a volume."""
 
     path: Path
     """The file that states them."""
@@ -61,7 +61,7 @@ class Grid:
     """A line if sform and qform disagree."""
 
     def mm(self, ijk: np.ndarray) -> np.ndarray:
-        """Places in mm of 0-based voxels."""
+        """Coordinates in mm of 0-based voxels."""
         assert self.affine is not None, f"{self.path}: no affine"
         return ijk @ self.affine[:3, :3].T + self.affine[:3, 3]
 
@@ -91,16 +91,16 @@ def _loaded(path: Path) -> nib.filebasedimages.FileBasedImage:
 
 
 def volume_values(image: Image, path: Path, what: str) -> np.ndarray:
-    """The values of an open volume, in the type they are stored in unless the header scales them."""
+    """The values of an open volume, in their stored type unless the header scales them."""
     with _damage_named(path, what):
         return np.asanyarray(image.dataobj)
 
 
 def read_volume(path: Path, what: str, *, n_axes: int = 3) -> tuple[np.ndarray, Grid]:
-    """The values of a volume, scaled by its own header, and its grid.
+    """The values of a volume, scaled according to its header, and its grid.
 
-    Axes of length 1 that a program added after the third are removed while there are more than ``n_axes``, as in
-    (x, y, z, 1) or in NIfTI's vectors (x, y, z, 1, 3).
+    Axes of length 1 after the third are removed while there are more than ``n_axes``, as in (x, y, z, 1) or in
+    NIfTI's vectors (x, y, z, 1, 3).
     """
     image = open_volume(path, what)
     values = volume_values(image, path, what)
@@ -116,7 +116,7 @@ def without_single_axes(shape: tuple[int, ...], n_axes: int) -> tuple[int, ...]:
 
 
 def grid_of(image: Image, path: Path) -> Grid:
-    """The grid of an open volume; its affine is that of the header's codes, never one that nibabel makes up."""
+    """The grid of an open volume; its affine is that of the header's codes, never nibabel's default."""
     if isinstance(image, nib.Cifti2Image):
         return Grid(path, (), None)
     shape = tuple(map(int, image.shape[:3]))
@@ -129,9 +129,9 @@ def grid_of(image: Image, path: Path) -> Grid:
 def require_same_grid(found: Grid, expected: Grid, what: str) -> None:
     """Refuse two volumes that would be combined voxel by voxel although their headers disagree.
 
-    The shapes must be equal, and no corner may lie more than 0.001 mm apart. Comparing the corners bounds the
-    distance of every voxel, whatever the rotation; entries of two affines would need one tolerance for angles and
-    one for offsets. A file that does not say where its voxels lie is compared by its shape alone.
+    Shapes must be equal, and corresponding corners at most 0.001 mm apart. The distance of the corners bounds that
+    of every voxel, whatever the rotation; comparing the entries of the affines would need separate tolerances for
+    angles and offsets. If a file has no position, only shapes are compared.
     """
     if found.shape != expected.shape:
         raise DataError(
@@ -150,19 +150,19 @@ def require_same_grid(found: Grid, expected: Grid, what: str) -> None:
 
 
 def _mm_apart(one: Grid, other: Grid) -> float:
-    """The largest distance between equal voxels of two grids of one shape."""
+    """Largest distance between corresponding voxels of two grids of the same shape."""
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in one.shape])).reshape(3, -1).T
     return float(np.linalg.norm(one.mm(corners) - other.mm(corners), axis=1).max())
 
 
 def affine_text(affine: np.ndarray) -> str:
-    """An affine on one line: its three rows."""
+    """The three rows of an affine, on one line."""
     rows = (" ".join(f"{value:.6g}" for value in row) for row in affine[:3])
     return f"[{'; '.join(rows)}]"
 
 
 def read_surface(path: Path, what: str, *, hemisphere: str) -> np.ndarray:
-    """The coordinates in mm of the vertices of one hemisphere, ``lh`` or ``rh``, from FreeSurfer's geometry."""
+    """Coordinates in mm of the vertices of one hemisphere (``lh`` or ``rh``), from FreeSurfer's geometry."""
     require_file(path, what)
     try:
         mm = np.asarray(nib.freesurfer.read_geometry(path)[0])
@@ -182,9 +182,9 @@ def read_surface(path: Path, what: str, *, hemisphere: str) -> np.ndarray:
 
 
 def stored_volumes(image: Image, path: Path, what: str) -> Iterator[np.ndarray]:
-    """The volumes of an open series as they are stored, one after the other, flat (first axis fastest).
+    """The volumes of an open series as stored, one after the other, flat (first axis fastest).
 
-    One volume is in memory at a time, and a compressed file is unpacked once.
+    One volume at a time is in memory, and a compressed file is decompressed once.
     """
     assert isinstance(image.dataobj, ArrayProxy), f"{path}: not read from a file"
     n_values = int(np.prod(image.shape[:3]))
@@ -203,7 +203,7 @@ def _opened(path: Path):  # type: ignore[no-untyped-def]  # gzip and plain files
 
 
 def _nifti_grid(path: Path, header: nib.Nifti1Header, shape: tuple[int, ...]) -> Grid:
-    """By the sform, or the qform where the sform is not set."""
+    """Grid by the sform, or by the qform if the sform is not set."""
     grids = []
     for affine, code in (header.get_sform(coded=True), _qform(header)):
         if _is_whole(affine):

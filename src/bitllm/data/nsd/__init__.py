@@ -1,1 +1,1 @@
-"""The reader of the Natural Scenes Dataset in its own layout."""
+"""Reader of the Natural Scenes Dataset in its own file layout."""

@@ -1,4 +1,4 @@
-"""Where the voxels of a mask lie, what they are called and how reliable they are."""
+"""Coordinates, labels and noise ceilings of the voxels of a mask."""
 
 import re
 from collections.abc import Iterable
@@ -17,35 +17,37 @@ from bitllm.errors import DataError
 from bitllm.files import read_text
 
 INVALID_MNI = 9999
-"""NSD's mark of a voxel that lies outside the MNI template."""
+"""NSD's code for a voxel outside the MNI template."""
 
 MNI_ORIGIN = np.array([91, 127, 73])
 """1-based voxel of the 1 mm MNI template (182 x 218 x 182) that is at 0, 0, 0 mm."""
 
 LARGEST_LABEL = 2**15 - 1
-"""The store keeps labels as int16."""
+"""The store has int16 labels."""
 
-_MOST_INVALID = 0.05
+_MOST_INVALID = (
+    0.05  # share of voxels outside the template; more means that transform and mask do not belong together
+)
 
 _LABEL_ROW = re.compile(r"\s*(?P<number>[0-9]+)\s+(?P<name>\S.*?)(?:(?:\s+[0-9]+){4})?\s*")
-"""Number, name (which may contain spaces), and the color if there is one: red, green, blue, alpha."""
+"""Number, name (which may contain spaces), and optionally the color: red, green, blue, alpha."""
 
 Labels = dict[str, dict[int, str]]
-"""Name of every label, by atlas."""
+"""Names of the labels of each atlas."""
 
 
 def read_grid(release: NsdRelease, subject: str) -> Grid:
-    """The grid of a subject's brain mask, which all of the subject's volumes must have.
+    """The grid of a subject's brain mask, which all volumes of the subject must have.
 
     The affine is NSD's placeholder with its origin in the center, not the scanner's: coordinates come from the
-    transform to MNI. NSD writes it by one rule into masks, regions, transforms, ceilings and betas, so a volume with
-    another one was flipped or resampled later.
+    transform to MNI. NSD writes the same placeholder into masks, regions, transforms, noise ceilings and betas, so a
+    volume with another affine was flipped or resampled later.
     """
     return read_volume(release.brainmask(subject), f"the brain mask of {subject}")[1]
 
 
 def read_voxel_mask(release: NsdRelease, subject: str, roi: str) -> Bool[np.ndarray, "x y z"]:
-    """The voxels of a region or of several joined by ``+``: label above 0 (0 is unlabelled, -1 not cortex)."""
+    """Voxels of a region, or of several joined by ``+``: labels above 0 (0 is unlabeled, -1 not cortex)."""
     grid = read_grid(release, subject)
     union = np.zeros(grid.shape, bool)
     for name in roi.split("+"):
@@ -68,11 +70,10 @@ def read_voxels(
     Returns
     -------
     pandas.DataFrame
-        ``i``, ``j``, ``k`` (0-based place in the volume), ``x_mm``, ``y_mm``, ``z_mm`` (MNI), ``ncsnr``
-        (noise ceiling signal-to-noise ratio, 0 where NSD has none) and one column for each atlas (0 =
-        unlabelled).
+        ``i``, ``j``, ``k`` (0-based indices in the volume), ``x_mm``, ``y_mm``, ``z_mm`` (MNI), ``ncsnr``
+        (noise-ceiling signal-to-noise ratio, 0 if NSD has none) and one column for each atlas (0 = unlabeled).
     dict
-        The name of every label, by atlas.
+        Names of the labels of each atlas.
     """
     voxels = pd.DataFrame(np.argwhere(voxel_mask), columns=["i", "j", "k"], dtype=np.int32)
     grid = read_grid(release, subject)
@@ -92,7 +93,7 @@ def read_voxels(
 def read_views(
     release: NsdRelease, subject: str, voxel_mask: Bool[np.ndarray, "x y z"], sessions: Iterable[int]
 ) -> dict[int, View]:
-    """Which voxels of the mask NSD says were in the field of view, for those sessions that have such a volume."""
+    """Voxels of the mask in the field of view according to NSD, for the sessions with such a volume."""
     views = {}
     grid = read_grid(release, subject)
     for session in sessions:
@@ -111,29 +112,29 @@ def read_views(
 
 
 def mni_mm(mni_voxels: Float[np.ndarray, "voxels 3"]) -> Float[np.ndarray, "voxels 3"]:
-    """MNI coordinates in mm (x to the right, y to the front, z upwards) from NSD's 1-based template voxels.
+    """MNI coordinates in mm (x to the right, y to the front, z up) from NSD's 1-based template voxels.
 
-    NSD's transforms count the voxels of the 1 mm template as its file holds them, first voxel right,
-    posterior, inferior: the voxel (91, 127, 73) is at 0 mm, and x falls while the first number grows. nsdcode
-    says the same: it flips the first axis when it writes an MNI volume and moves the origin to 183 - 91 = 92,
-    so a voxel c of the transform is at (183 - c) - 92 = 91 - c mm.
+    NSD's transforms count the voxels of the 1 mm template in the order of its file, starting at the right,
+    posterior, inferior corner: voxel (91, 127, 73) is at 0 mm, and x decreases with the first index. nsdcode agrees:
+    it flips the first axis when it writes an MNI volume and moves the origin to 183 - 91 = 92, so voxel c of the
+    transform is at (183 - c) - 92 = 91 - c mm.
 
     References
     ----------
-    cvnlab/nsdcode, ``nsd_mapdata`` (the remarks on MNI) and ``transform_data``.
+    cvnlab/nsdcode, ``nsd_mapdata`` (comments on MNI) and ``transform_data``.
     """
     return (mni_voxels - MNI_ORIGIN) * np.array([-1, 1, 1])
 
 
 def read_labels(path: Path, tables: tuple[Path, ...], number: Int16[np.ndarray, "*places"]) -> dict[int, str]:
-    """The names of the labels of an atlas, from the first of ``tables`` that exists.
+    """Names of the labels of an atlas, from the first of ``tables`` that exists.
 
-    ``path`` is the file of the labels: its name, without the ending, is the atlas. Each label in ``number`` but 0
-    (unlabelled) must have a name.
+    ``path`` is the file of the labels; its name without the ending is the atlas. Every label in ``number`` except 0
+    (unlabeled) must have a name.
     """
     table = next((path for path in tables if path.is_file()), None)
     present = [int(n) for n in np.unique(number) if n > 0]
-    if table is None:  # NSD has no table for a few atlases (MTL, thalamus): the numbers are all there is
+    if table is None:  # NSD has no table for a few atlases (MTL, thalamus): name their labels by number
         atlas = path.name.removesuffix(".nii.gz")
         return {n: f"{atlas}-{n}" for n in present}
     names: dict[int, str] = {}
@@ -148,7 +149,7 @@ def read_labels(path: Path, tables: tuple[Path, ...], number: Int16[np.ndarray, 
     for n in present:
         if n not in names:
             raise DataError(
-                f"{table}: expected a name for the label {n}, which {path} holds, "
+                f"{table}: expected a name for the label {n}, which {path} contains, "
                 f"found {len(names)} names; check that table and volume are of one atlas"
             )
     return names
@@ -163,7 +164,7 @@ def _read_mni(path: Path, voxel_mask: np.ndarray, grid: Grid) -> np.ndarray:
             f"{path}: expected MNI coordinates for at least {1 - _MOST_INVALID:.0%} of the region's voxels, "
             f"found {np.mean(is_valid):.0%}; check that transform and region are of one subject"
         )
-    # A few voxels at the rim may miss the template: they get the coordinates of their nearest neighbor in the
+    # A few voxels at the edge may be outside the template: they get the coordinates of their nearest neighbor in the
     # mask.
     ijk = np.argwhere(voxel_mask)
     nearest = KDTree(ijk[is_valid]).query(ijk)[1]

@@ -16,8 +16,8 @@ from bitllm.files import require_file
 UNITS_PER_PERCENT = 300
 """NSD stores volume betas as int16 of 300 times the percent signal change."""
 
-_SLAB_BYTES = 128 * 2**20
-_GROUP = 4096
+_SLAB_BYTES = 128 * 2**20  # read at once from files with other chunks than NSD's
+_GROUP = 4096  # voxels transposed at a time
 
 
 def percent_signal_change(stored: Int16[np.ndarray, "trials voxels"]) -> Float32[np.ndarray, "trials voxels"]:
@@ -30,19 +30,19 @@ def read_session_betas(
 ) -> Int16[np.ndarray, "trials voxels"]:
     """Betas of one session at the voxels of a mask, as NSD's integers.
 
-    The voxels come in C order of the (X, Y, Z) mask, the order of ``volume[mask]``, whichever the format: the
-    HDF5 file has its axes reversed.
+    The voxels are in C order of the (X, Y, Z) mask, the order of ``volume[mask]``, for both formats. (In the HDF5 file
+    the axes are reversed.)
 
     Parameters
     ----------
     path
         ``betas_sessionNN.hdf5`` or ``.nii.gz``.
     voxel_mask
-        The voxels to keep.
+        The voxels to read.
     n_trials
-        How many trials the design has in this session.
+        Number of trials in this session according to the design.
     grid
-        The grid of the brain mask, which a NIfTI file must have; HDF5 has no affine to compare.
+        Grid of the brain mask, which a NIfTI file must have; HDF5 has no affine to compare.
 
     References
     ----------
@@ -73,10 +73,10 @@ def _read_hdf5(path: Path, voxel_mask: np.ndarray, n_trials: int) -> np.ndarray:
 
 
 def _read_chunks(stored: h5py.Dataset, zyx: tuple[np.ndarray, ...], betas: np.ndarray) -> None:
-    """Fill ``betas`` from NSD's own chunks, one voxel and all trials each: no other voxel is touched.
+    """Fill ``betas`` from NSD's own chunks (one voxel, all trials), without reading other voxels.
 
-    The voxels are asked for in the order in which the file was written (X fastest), and come together by
-    groups, since writing single columns of a matrix would cost more than reading them.
+    The voxels are read in the order in which the file was written (X fastest), and copied in groups, because writing
+    single columns of a matrix would take longer than reading them.
     """
     n_trials = len(betas)
     order = np.lexsort(zyx[::-1])
@@ -90,15 +90,18 @@ def _read_chunks(stored: h5py.Dataset, zyx: tuple[np.ndarray, ...], betas: np.nd
 
 
 def _chunk(stored: h5py.Dataset, place: tuple[int, int, int, int]) -> np.ndarray:
-    # Not asked first whether the chunk is there: HDF5 answers that by walking through all 700,000.
+    # Without asking first whether the chunk exists: for an answer HDF5 iterates over all 700,000 chunks.
     try:
         return np.frombuffer(stored.id.read_direct_chunk(place)[1], stored.dtype)
-    except (OSError, RuntimeError):  # never written (out of view), or damaged: h5py tells them apart
+    except (
+        OSError,
+        RuntimeError,
+    ):  # never written (out of view) or damaged; h5py's normal read distinguishes them
         return read_dataset(stored, (slice(None), *place[1:]))
 
 
 def _slabs(k: np.ndarray, plane_bytes: int) -> Iterator[np.ndarray]:
-    """Voxel numbers, by stacks of planes that are together small enough to be read at once."""
+    """Indices of voxels, grouped by stacks of planes that are small enough to read at once."""
     n_planes = max(1, _SLAB_BYTES // plane_bytes)
     for first in range(0, int(k.max()) + 1, n_planes):
         here = np.flatnonzero((k >= first) & (k < first + n_planes))

@@ -1,4 +1,4 @@
-"""Where the files of an NSD release lie, and which subjects and sessions are there."""
+"""Paths of the files of an NSD release, and its subjects and sessions."""
 
 import re
 from collections.abc import Sequence
@@ -28,16 +28,16 @@ _VOLUME = "func1pt8mm"
 
 @dataclass(frozen=True)
 class NsdRelease:
-    """The paths of one release (or of a part of one) on disk.
+    """Paths of a release, or of a part of one, on disk.
 
     Parameters
     ----------
     root
-        The folder that holds ``nsddata``, ``nsddata_betas`` and ``nsddata_stimuli``.
+        The folder with ``nsddata``, ``nsddata_betas`` and ``nsddata_stimuli``.
     beta_version
         ``b1``, ``b2`` or ``b3``.
     space
-        ``func1pt8mm`` or ``fsaverage``: where the responses lie.
+        ``func1pt8mm`` or ``fsaverage``: space of the betas.
 
     References
     ----------
@@ -66,54 +66,54 @@ class NsdRelease:
 
     @property
     def design(self) -> Path:
-        """The file of the experimental design."""
+        """Experimental design."""
         return self.root / "nsddata/experiments/nsd/nsd_expdesign.mat"
 
     @property
     def stimulus_table(self) -> Path:
-        """The table of all stimuli."""
+        """Table of all stimuli."""
         return self.root / "nsddata/experiments/nsd/nsd_stim_info_merged.csv"
 
     @property
     def pictures(self) -> Path:
-        """The file of all pictures."""
+        """Images of all stimuli."""
         return self.root / "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"
 
     def captions(self, coco_split: str) -> Path:
-        """The COCO captions of ``train2017`` or ``val2017``."""
+        """COCO captions of ``train2017`` or ``val2017``."""
         return self.root / f"nsddata_stimuli/stimuli/nsd/annotations/captions_{coco_split}.json"
 
     def responses(self, subject: str) -> Path:
-        """The table of a subject's trials."""
+        """Table of a subject's trials."""
         return self.root / f"nsddata/ppdata/{subject}/behav/responses.tsv"
 
     def brainmask(self, subject: str) -> Path:
-        """The volume that marks a subject's brain."""
+        """Brain mask of a subject."""
         return self.root / f"nsddata/ppdata/{subject}/{_VOLUME}/brainmask.nii.gz"
 
     def valid(self, subject: str, session: int) -> Path:
-        """The volume that marks the voxels in the field of view of a session."""
+        """Volume of the voxels in the field of view of a session."""
         return self.root / f"nsddata/ppdata/{subject}/{_VOLUME}/valid_session{session:02d}.nii.gz"
 
     def roi(self, subject: str, roi: str) -> Path:
-        """The volume of a region of interest or an atlas."""
+        """Volume of a region of interest or an atlas."""
         return self.root / f"nsddata/ppdata/{subject}/{_VOLUME}/roi/{roi}.nii.gz"
 
     def mni(self, subject: str) -> Path:
-        """The transform that gives each voxel's place in MNI space."""
+        """Transform with the MNI coordinates of each voxel."""
         return self.root / f"nsddata/ppdata/{subject}/transforms/MNI-to-func1pt8.nii.gz"
 
     def betas_folder(self, subject: str) -> Path:
-        """The folder of a subject's beta files."""
+        """Folder of a subject's betas."""
         return self.root / f"nsddata_betas/ppdata/{subject}/{self.space}/{BETA_FOLDERS[self.beta_version]}"
 
     def ncsnr(self, subject: str, hemisphere: str | None = None) -> Path:
-        """The noise-ceiling signal-to-noise ratios of a subject's voxels, or of a hemisphere's vertices."""
+        """Noise-ceiling signal-to-noise ratio of a subject's voxels, or of a hemisphere's vertices."""
         name = f"{hemisphere}.ncsnr.mgh" if hemisphere else "ncsnr.nii.gz"
         return self.betas_folder(subject) / name
 
     def white_surface(self, hemisphere: str) -> Path:
-        """Where the vertices of fsaverage lie."""
+        """Coordinates of the vertices of fsaverage."""
         return self.root / f"nsddata/freesurfer/fsaverage/surf/{hemisphere}.white"
 
     def label(self, owner: str, hemisphere: str, atlas: str) -> Path:
@@ -121,7 +121,7 @@ class NsdRelease:
         return self.root / f"nsddata/freesurfer/{owner}/label/{hemisphere}.{atlas}.mgz"
 
     def atlas_file(self, subject: str, atlas: str) -> Path:
-        """The file that a message about an atlas of a subject names."""
+        """File to name in errors about an atlas of a subject."""
         return self.label(subject, "lh", atlas) if self.space == "fsaverage" else self.roi(subject, atlas)
 
     def to_fsaverage(self, subject: str, hemisphere: str) -> Path:
@@ -129,12 +129,12 @@ class NsdRelease:
         return self.root / f"nsddata/ppdata/{subject}/transforms/{hemisphere}.white-to-fsaverage.mgz"
 
     def label_tables(self, subject: str, atlas: str) -> tuple[Path, ...]:
-        """Where the names of an atlas may lie: some tables are kept with the subject, some with fsaverage."""
+        """Possible files with the names of an atlas: some are in the subject's folder, some in that of fsaverage."""
         folder = self.root / "nsddata/freesurfer"
         return tuple(folder / owner / "label" / f"{atlas}.mgz.ctab" for owner in (subject, "fsaverage"))
 
     def atlases(self, subject: str, *, besides: str) -> tuple[str, ...]:
-        """Names of the label volumes of a subject, both hemispheres together, without the one of the mask."""
+        """Names of a subject's atlases (volumes of both hemispheres), except those in ``besides``."""
         folder = self.roi(subject, "").parent
         names = sorted(path.name.removesuffix(".nii.gz") for path in folder.glob("[!.]*.nii.gz"))
         return tuple(
@@ -144,7 +144,7 @@ class NsdRelease:
     def surface_atlases(self, subject: str, *, besides: str) -> tuple[str, ...]:
         """Names of the label files of a subject or of fsaverage that have a table of names.
 
-        Those without are maps of numbers (the angle of receptive fields, for example) and no atlases.
+        Files without a table are maps of numbers (such as the angles of receptive fields), not atlases.
         """
         folders = [self.root / "nsddata/freesurfer" / owner / "label" for owner in (subject, "fsaverage")]
         files = {path.name for folder in folders for path in folder.glob("lh.*.mgz")}
@@ -153,7 +153,7 @@ class NsdRelease:
         return tuple(sorted(named - set(besides.split("+"))))
 
     def simulation(self) -> dict[str, Any] | None:
-        """What the simulator wrote about itself, or ``None`` for a release that carries no such file."""
+        """The simulator's own record, or ``None`` for a release without it."""
         path = self.root / "simulation.json"
         return read_json(path) if path.exists() else None
 
@@ -175,18 +175,18 @@ class NsdRelease:
         return tuple(subject for subject in found if wanted is None or subject in wanted)
 
     def session_files(self, subject: str) -> tuple[Path, ...]:
-        """The beta files of a subject, one a session from the first, HDF5 before NIfTI where both are there."""
+        """Files with the betas of each session of a subject; HDF5 if a session has both formats."""
         return self._files_by_session(subject, "", ("hdf5", "nii.gz", "nii"))
 
     def surface_session_files(self, subject: str) -> tuple[tuple[Path, ...], ...]:
-        """The beta files of a subject's vertices: left and right hemisphere of each session."""
+        """Files with the betas at a subject's vertices: left and right hemisphere of each session."""
         left, right = (self._files_by_session(subject, f"{side}.", ("mgh",)) for side in HEMISPHERES)
         if len(left) != len(right):
             missing = min(len(left), len(right)) + 1
             raise DataError(
                 f"{self.betas_folder(subject)}: expected both hemispheres of every session, found {len(left)} "
                 f"of lh and {len(right)} of rh; download the missing betas_session{missing:02d}.mgh and after, or "
-                "take away those without the other hemisphere"
+                "remove those without the other hemisphere"
             )
         return tuple(zip(left, right, strict=True))
 
@@ -207,6 +207,6 @@ class NsdRelease:
             if session not in files:
                 raise DataError(
                     f"{folder}: expected the sessions 1 to {max(files)}, found no file of session {session}; "
-                    f"download {prefix}betas_session{session:02d}.{endings[0]}, or take away the sessions after it"
+                    f"download {prefix}betas_session{session:02d}.{endings[0]}, or remove the sessions after it"
                 )
         return tuple(files[session] for session in sorted(files))

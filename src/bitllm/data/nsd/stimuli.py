@@ -1,4 +1,4 @@
-"""What was seen: the table of images, their human captions and their pictures."""
+"""The stimuli: NSD's table of images, their human captions, and the images."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,13 +30,13 @@ def read_stimuli(
     Parameters
     ----------
     path
-        ``nsd_stim_info_merged.csv``, whose ``nsdId`` is 0-based.
+        ``nsd_stim_info_merged.csv``; its ``nsdId`` is 0-based.
     nsd_ids
-        The images wanted.
+        Images to read.
     shared_ids
-        The shared images according to the design; the table must agree.
+        The shared images according to the design, with which the table must agree.
     notes
-        Gets a line on each thing that is no mistake but should be known.
+        Receives a line about each peculiarity of the file that is not an error.
 
     Returns
     -------
@@ -64,16 +64,16 @@ def read_stimuli(
     if wrong.size:
         raise DataError(
             f"{path}: expected `shared1000` to be {not stimuli['shared'][wrong[0]]} for nsdId "
-            f"{nsd_ids[wrong[0]]}, as in the design, found the contrary ({wrong.size} images differ); check "
+            f"{nsd_ids[wrong[0]]}, as in the design, found the opposite ({wrong.size} images differ); check "
             "that both are of one release"
         )
     return stimuli
 
 
 def read_captions(release: NsdRelease, stimuli: pd.DataFrame, notes: list[str] | None = None) -> pd.DataFrame:
-    """``nsd_id`` and ``caption``: every caption of the images in ``stimuli``, in the order of COCO's files.
+    """All captions of the images in ``stimuli`` (``nsd_id``, ``caption``), in the order of COCO's files.
 
-    Captions describe the whole COCO photograph; the subject saw a square cut from it.
+    Captions describe the whole COCO photograph; the subject saw a square crop of it.
     """
     rows: list[tuple[int, str]] = []
     for coco_split, images in stimuli.groupby("coco_split", sort=True):
@@ -91,7 +91,7 @@ def read_captions(release: NsdRelease, stimuli: pd.DataFrame, notes: list[str] |
 
 
 def read_pictures(path: Path, nsd_ids: Int[np.ndarray, " images"]) -> Iterator[UInt8[np.ndarray, "n h w 3"]]:
-    """The pictures of some images (0-based ``nsd_id``, ascending), a block at a time."""
+    """The images with these ids (0-based ``nsd_id``, ascending), in blocks."""
     with open_hdf5(path, "NSD's pictures", rdcc_nbytes=64 * 2**20) as file:
         brick = hdf5_dataset(file, "imgBrick")
         if brick.dtype != np.uint8 or brick.shape[3:] != (3,):
@@ -112,7 +112,7 @@ def read_pictures(path: Path, nsd_ids: Int[np.ndarray, " images"]) -> Iterator[U
 def resized(
     blocks: Iterator[UInt8[np.ndarray, "n h w 3"]], side_px: int
 ) -> Iterator[UInt8[np.ndarray, "n h w 3"]]:
-    """The same pictures, squares of ``side_px``: 73,000 of 425 pixels would be 39 GB."""
+    """The same images resized to squares of ``side_px``: all 73,000 at 425 pixels would take 39 GB."""
     for block in blocks:
         squares = (Image.fromarray(one).resize((side_px, side_px), Image.Resampling.BICUBIC) for one in block)
         yield np.stack([np.asarray(square) for square in squares])
@@ -132,7 +132,8 @@ def _read_annotations(path: Path, coco_ids: Sequence[int], notes: list[str] | No
 
 
 def _consecutive(nsd_ids: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Ranges of positions whose ids follow one another, at most ``_BLOCK`` long."""
+    """Ranges of positions with consecutive ids, at most ``_BLOCK`` long."""
+    # Slices of consecutive images are much faster in HDF5 than a list of indices.
     breaks = np.flatnonzero(np.diff(nsd_ids) != 1) + 1
     for run in np.split(np.arange(len(nsd_ids)), breaks):
         for first in range(int(run[0]), int(run[-1]) + 1, _BLOCK):

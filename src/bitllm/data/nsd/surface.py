@@ -1,6 +1,6 @@
-"""Vertices of fsaverage: which are kept, where they lie, and their single-trial responses.
+"""Vertices of fsaverage: masks, coordinates, labels, and single-trial betas.
 
-Both hemispheres follow one another, the left one first, each in the order of its vertices.
+The left hemisphere comes first, each hemisphere in the order of its vertices.
 """
 
 from pathlib import Path
@@ -16,11 +16,11 @@ from bitllm.data.nsd.layout import HEMISPHERES, NsdRelease
 from bitllm.errors import DataError
 
 VertexMasks = tuple[Bool[np.ndarray, " left"], Bool[np.ndarray, " right"]]
-"""The vertices to keep, of the left and of the right hemisphere."""
+"""The vertices to read, of the left and of the right hemisphere."""
 
 
 def read_vertex_masks(release: NsdRelease, subject: str, roi: str) -> VertexMasks:
-    """The vertices of a region or of several joined by ``+``: label above 0."""
+    """Vertices of a region, or of several joined by ``+``: labels above 0."""
     left, right = (np.zeros(len(_read_places(release, side)), bool) for side in HEMISPHERES)
     for name in roi.split("+"):
         found = [
@@ -40,16 +40,15 @@ def read_vertex_masks(release: NsdRelease, subject: str, roi: str) -> VertexMask
 def read_vertices(
     release: NsdRelease, subject: str, masks: VertexMasks, atlases: tuple[str, ...]
 ) -> tuple[pd.DataFrame, Labels]:
-    """The table of the vertices that are kept, and the names of the labels.
+    """The table of the selected vertices, and the names of the labels.
 
     Returns
     -------
     pandas.DataFrame
         ``i`` (0-based vertex), ``j`` (0 left, 1 right), ``k`` (0), ``x_mm``, ``y_mm``, ``z_mm`` (on the white
-        surface of fsaverage, whose space is MNI305), ``ncsnr`` (0 where NSD has none) and one column for each
-        atlas (0 = unlabelled).
+        surface of fsaverage, in MNI305), ``ncsnr`` (0 if NSD has none) and one column for each atlas (0 = unlabeled).
     dict
-        The name of every label, by atlas.
+        Names of the labels of each atlas.
     """
     halves, labels = [], dict[str, dict[int, str]]()
     for number, (side, mask) in enumerate(zip(HEMISPHERES, masks, strict=True)):
@@ -71,25 +70,25 @@ def read_vertices(
 def read_surface_betas(
     paths: tuple[Path, ...], masks: VertexMasks, n_trials: int
 ) -> Float32[np.ndarray, "trials vertices"]:
-    """Betas of one session at the vertices of the masks, in percent signal change as NSD stores them.
+    """Betas of one session at the vertices of the masks, in percent signal change.
 
     Parameters
     ----------
     paths
         ``lh.betas_sessionNN.mgh`` and ``rh.betas_sessionNN.mgh``.
     masks
-        The vertices to keep.
+        The vertices to read.
     n_trials
-        How many trials the design has in this session.
+        Number of trials in this session according to the design.
 
     Returns
     -------
     numpy.ndarray
-        NaN at vertices without data, as NSD has them.
+        NaN at vertices without data, as in NSD's files.
 
     References
     ----------
-    NSD Data Manual, "Betas": on fsaverage they are floats in percent signal change, not 300 times that.
+    NSD Data Manual, "Betas": on fsaverage they are floats in percent signal change, not multiplied by 300.
     """
     betas = np.empty((n_trials, sum(int(mask.sum()) for mask in masks)), np.float32)
     first = 0
@@ -124,7 +123,7 @@ def _read_places(release: NsdRelease, side: str) -> np.ndarray:
 
 
 def _label_file(release: NsdRelease, subject: str, hemisphere: str, atlas: str) -> Path:
-    """On fsaverage if the atlas is there, else on the subject's own surface."""
+    """The file on fsaverage if there is one, else that on the subject's own surface."""
     common = release.label("fsaverage", hemisphere, atlas)
     own = release.label(subject, hemisphere, atlas)
     return own if own.is_file() and not common.is_file() else common
@@ -140,7 +139,7 @@ def _read_numbers(
     else:
         own = _read_labels(path, what, None)
         transform = release.to_fsaverage(subject, hemisphere)
-        way = "the way to fsaverage"
+        way = "the map to fsaverage"
         vertex = whole_labels(_read_map(transform, way, n_vertices), transform, way) - 1  # from 1 in NSD
         if vertex.min() < 0 or vertex.max() >= len(own):
             raise DataError(

@@ -1,4 +1,4 @@
-"""Which image was shown in which trial: the design file, checked against the responses row by row."""
+"""The image of each trial: the design file, compared row by row with the responses."""
 
 import zlib
 from dataclasses import dataclass
@@ -22,20 +22,20 @@ _RESPONSE_COLUMNS = {"SESSION": "session", "RUN": "run", "TRIAL": "trial", "73KI
 
 @dataclass(frozen=True)
 class Design:
-    """NSD's experimental design, in 0-based numbers.
+    """NSD's experimental design, with 0-based numbers.
 
     Parameters
     ----------
     path
-        The file it was read from.
+        The design file.
     ordering
-        For each trial of the planned experiment, the column of ``subject_images``; the same for all subjects.
+        Column of ``subject_images`` for each planned trial; the same for all subjects.
     subject_images
-        ``nsd_id`` of each subject's images; the first ``n_shared`` columns are the shared ones.
+        ``nsd_id`` of each subject's images; the shared images are in the first ``n_shared`` columns.
     shared_ids
         ``nsd_id`` of the shared images.
     trials_per_session
-        How many trials each planned session has.
+        Number of trials in each planned session.
     """
 
     path: Path
@@ -46,12 +46,12 @@ class Design:
 
     @property
     def n_shared(self) -> int:
-        """Number of images planned for every subject."""
+        """Number of shared images."""
         return len(self.shared_ids)
 
 
 def read_design(path: Path) -> Design:
-    """Read ``nsd_expdesign.mat``, whose numbers are all 1-based.
+    """Read ``nsd_expdesign.mat``; all its numbers are 1-based.
 
     References
     ----------
@@ -90,21 +90,21 @@ def read_trials(
     Parameters
     ----------
     release
-        Where the responses lie.
+        Release with the responses.
     design
         The experimental design.
     subject
-        For example ``subj01``: the first row of ``subjectim``.
+        For example ``subj01``, the first row of ``subjectim``.
     n_sessions
-        How many sessions of betas there are; later rows of the responses are left out.
+        Number of sessions with betas; later rows of the responses are ignored.
     notes
-        Gets a line on each thing that is no mistake but should be known.
+        Receives a line about each peculiarity of the file that is not an error.
 
     Returns
     -------
     pandas.DataFrame
         ``session``, ``run``, ``trial`` (1-based, as in the responses), ``nsd_id`` (0-based), ``repetition``
-        (0-based count of that image within the subject) and ``shared``.
+        (0-based, of this image for this subject) and ``shared``.
     """
     ordering, sessions = _planned_trials(design, n_sessions)
     nsd_id = _images_of(design, subject)[ordering]
@@ -143,7 +143,7 @@ def _check_design(design: Design) -> None:
 def _planned_trials(design: Design, n_sessions: int) -> tuple[np.ndarray, np.ndarray]:
     if n_sessions > len(design.trials_per_session):
         raise DataError(
-            f"{design.path}: expected {n_sessions} sessions or more, as there are beta files, found "
+            f"{design.path}: expected at least {n_sessions} sessions, the number of beta files, found "
             f"{len(design.trials_per_session)} in `stimpattern`; check that both are of one release"
         )
     per_session = design.trials_per_session[:n_sessions]
