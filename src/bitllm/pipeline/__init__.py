@@ -1,1 +1,1 @@
-"""One recipe, one run folder, and the steps between them."""
+"""Recipe, run folder, and the steps between them."""

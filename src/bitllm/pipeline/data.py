@@ -1,4 +1,4 @@
-"""What a recipe changes in the data: the split, and the coordinates of a simulated store."""
+"""Changes of the data by a recipe: the split, and the coordinates of a simulated store."""
 
 import shutil
 from dataclasses import replace
@@ -35,7 +35,7 @@ def split_of(store: Store, data: DataConfig, *, seed: int) -> Split:
     Parameters
     ----------
     seed
-        Seed of the training images that ``training_share``, ``n_shots`` and ``n_shots_alone`` draw.
+        Seed of the training images drawn for ``training_share``, ``n_shots`` and ``n_shots_alone``.
     """
     split = _named(store, data.split)
     if data.held_out is not None:
@@ -66,7 +66,7 @@ def _with_fewer_subjects(store: Store, split: Split, n: int | None) -> Split:
 
 
 def _with_less(store: Store, split: Split, data: DataConfig, *, seed: int) -> Split:
-    """Training on a share of the images, and on a few trials of the test subject."""
+    """Train on a share of the images, and on a few trials of the test subject."""
     train = split.train_images
     if data.training_share is not None:
         order = np.random.default_rng(seed).permutation(sorted(train))
@@ -102,9 +102,9 @@ def _named(store: Store, name: str) -> Split:
 
 
 def replace_coordinates_by_indices(folder: Path) -> None:
-    """Give each voxel of a store its indices in its subject's own volume as coordinates, scaled and centered as mm.
+    """Replace each voxel's coordinates by its indices in the subject's own volume, scaled and centered like mm.
 
-    An encoder then has no common space: the same coordinates are another place in each subject.
+    The encoder then has no common space: the same coordinates are another location in each subject.
     """
     store = open_store(folder)
     with folder_written_whole(folder, replace=True) as unfinished:

@@ -58,8 +58,8 @@ def evaluate(
 ) -> Results:
     """Evaluate the systems of a run on held-out trials, under the real betas and every control.
 
-    Writes ``evaluation.parquet``, ``evaluation.json``, ``results.json`` and the captions. Finished parts of an earlier
-    evaluation with the same settings are used again.
+    Writes ``evaluation.parquet``, ``evaluation.json``, ``results.json`` and the captions. Finished parts of an
+    earlier evaluation with the same settings are reused.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def evaluate(
     store
         The store to evaluate on; by default that of the run.
     options
-        What is evaluated, and with which settings.
+        What to evaluate, and with which settings.
     progress
         Called as ``progress(what, done, total)``.
     log
@@ -103,7 +103,7 @@ def evaluate(
 
 
 def place_name(held_out: HeldOut, *, is_own_store: bool) -> str:
-    """Folder within the run: the run itself for the test part of its own store, a folder of its own otherwise."""
+    """Folder within the run: the run itself for the test part of its own store, a separate folder otherwise."""
     if held_out.part == "test" and is_own_store:
         return "."
     where = "" if is_own_store else f".store-{held_out.store.sha256[:8]}"
@@ -111,14 +111,14 @@ def place_name(held_out: HeldOut, *, is_own_store: bool) -> str:
 
 
 def _open_run(run: Run | Path | str) -> Run | None:
-    """The run; None for the folder of a checkpoint."""
+    """The run; None if ``run`` is the folder of a checkpoint."""
     if isinstance(run, Run):
         return run
     return Run.open(run) if (Path(run) / RECIPE).is_file() else None
 
 
 def _complete(options: EvaluateOptions, run: Run | None) -> EvaluateOptions:
-    """The options, with the recipe's values where none is given."""
+    """The options, with the recipe's values as defaults."""
     if options.seed is not None:
         require_number("--seed", options.seed, least=0, most=LARGEST_SEED)
     if options.max_new_tokens is not None:
@@ -145,7 +145,7 @@ def _store_of(run: Run | None, store: Path | str | None, folder: Path) -> Store:
 
 
 def _folders(run: Run | None, folder: Path, options: EvaluateOptions) -> dict[str, Path]:
-    """System → folder of its checkpoint, those of the recipe in its order."""
+    """Folder of each system's checkpoint, in the order of the recipe."""
     if options.systems:
         return {name: checkpoint_folder(folder, name) for name in options.systems}
     trained = system_names(folder) if folder.is_dir() else []
@@ -157,7 +157,7 @@ def _folders(run: Run | None, folder: Path, options: EvaluateOptions) -> dict[st
 
 
 def _make_parts(evaluator: Evaluator, steps: Steps) -> dict[str, Path]:
-    """Make every part that is not finished; returns the folder of each."""
+    """Make all unfinished parts; returns the folder of each part."""
     run, options = evaluator.checkpoints, evaluator.options
     shaping: Any = {key: value for key, value in asdict(options).items() if key not in _NOT_SHAPING}
     shaping |= {"words": None if evaluator.categories is None else evaluator.categories.source, "rois": None}
@@ -189,7 +189,7 @@ def _make_parts(evaluator: Evaluator, steps: Steps) -> dict[str, Path]:
 
 
 def _rest_of(evaluator: Evaluator, run: Run | None, steps: Steps, found: dict[str, Any]) -> dict[str, Any]:
-    """What `evaluation.json` says of data, run and software."""
+    """Entries of `evaluation.json` about data, run and software."""
     checkpoints = evaluator.checkpoints
     known, about = found["about"], _about(evaluator, checkpoints)
     about = replace(
@@ -254,7 +254,7 @@ def _write_captions(place: Path, held_out: HeldOut, found: Evaluation) -> None:
 
 
 def _how_chosen(run: Run) -> str:
-    """How the settings were chosen: known for the packaged ones only."""
+    """How the settings were chosen; known for packaged recipes only."""
     ignored: Any = {
         "seed": True,
         "trainer": True,
@@ -278,7 +278,7 @@ def _seconds(run: Run) -> dict[str, float]:
 
 
 def _reward_rise(log: Path) -> dict[str, tuple[float, float]]:
-    """Mean sampled reward of the first and the last fifth of the rft steps, and of its parts."""
+    """Mean sampled reward and its parts, in the first and the last fifth of the rft steps."""
     rows = [row for row in _log_rows(log) if "reward" in row]
     fifth = max(1, len(rows) // 5)
     keys = ("reward", "reward_cider", "reward_bertscore", "reward_ip", "length", "distinct")

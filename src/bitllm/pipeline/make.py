@@ -1,8 +1,8 @@
-"""Make the parts of a run, each once: data → models → targets → align → systems.
+"""Make the parts of a run: data → models → targets → align → systems.
 
-A part is finished when its mark in ``steps/`` (data, models) or its ``run.json`` (stages) has the fingerprint of what
-it would be made from now. Started again, a run makes only what is missing. Where a finished part would now be made
-from something else, ``trainer.if_changed`` decides whether the run refuses or makes it again.
+A part is finished if its mark in ``steps/`` (data, models) or its ``run.json`` (stages) has the fingerprint of its
+current inputs. A run that is started again makes only what is missing. If the inputs of a finished part have
+changed, ``trainer.if_changed`` decides whether the run refuses or makes the part again.
 """
 
 import shutil
@@ -34,14 +34,14 @@ from bitllm.training.distributed import barrier, device, is_main, process_group
 
 
 def make_system(run: Run, name: str) -> tuple[Path, bool]:
-    """Train ``align`` or a system, and before it everything that it starts from.
+    """Train ``align`` or a system, after everything that it starts from.
 
-    Call it in every process of a distributed run.
+    In a distributed run every process must call this.
 
     Returns
     -------
     tuple
-        The folder of the stage, and whether it had been finished before.
+        The folder of the stage, and whether it was already finished.
     """
     with process_group():
         _require_start(run, name)
@@ -53,7 +53,7 @@ def make_system(run: Run, name: str) -> tuple[Path, bool]:
 
 
 def make_data(run: Run) -> None:
-    """The store (simulated where the recipe names none) and the split."""
+    """Make the store (simulated, if the recipe names none) and the split."""
     recipe, data = run.recipe, run.recipe.data
     if data.store is None:
         simulation, seed = data.simulation, recipe.seed if data.seed is None else data.seed
@@ -82,7 +82,7 @@ def make_data(run: Run) -> None:
 
 
 def make_models(run: Run) -> None:
-    """The small CLIP and LLM where the recipe asks for them, and the targets of align."""
+    """Make the small CLIP and LLM if the recipe asks for them, and the targets of align."""
     recipe, seed = run.recipe, run.recipe.seed
     data: Any = run.store.sha256
     if recipe.clip.is_made:
@@ -189,7 +189,7 @@ def _rft(run: Run, system: System, start: Path) -> bool:
 
 
 def _require_start(run: Run, name: str) -> None:
-    """Refuse a system whose start is neither of the run nor a finished sft elsewhere, before anything is made."""
+    """Refuse a system that starts from neither a system of the run nor a finished sft, before anything is made."""
     if name == "align":
         return
     start = run.recipe.system(name).start
@@ -229,7 +229,7 @@ def _is_finished(run: Run, folder: Path, fingerprint: dict[str, Any]) -> bool:
 def _once(
     run: Run, name: str, make: Callable[[], None], settings: Any, *, after: tuple[str, ...] = ()
 ) -> None:
-    """Make a part in the main process unless it is there."""
+    """Make a part in the main process unless it is finished."""
     if is_main():
         run.steps.run(
             name, make, settings=settings, after=after, refuse=run.recipe.trainer.if_changed == "refuse"
@@ -256,7 +256,7 @@ def _fresh(path: Path, make: Callable[[Path], None]) -> None:
 
 
 def warnings_of(run: Run) -> list[str]:
-    """What a user should know of the data and starting points, though nothing is wrong with the run itself."""
+    """Warnings about data and starting points: what a user should know although it is not an error."""
     found = []
     seen = images_in_statistics(run.store, run.split)
     if seen:

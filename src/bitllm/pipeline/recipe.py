@@ -1,8 +1,8 @@
-"""The recipe: the only configuration of a system, read by every command.
+"""The recipe: the only configuration of a run, read by every command.
 
-A recipe is a YAML file. It says where the data come from, which models are used, how each stage is trained and which
-baselines are trained beside it. A recipe may extend another one: `base: demo` takes every value of the packaged
-recipe `demo` that the file does not set itself.
+A recipe is a YAML file. It determines the data, the models, the training of each stage, and further systems such as
+baselines. A recipe may extend another one: with `base: demo` it inherits all values that it does not set from the
+packaged recipe `demo`.
 """
 
 import re
@@ -52,7 +52,7 @@ _NSD_LABELS = {"prf-visualrois": 7, "floc-faces": 5, "floc-places": 3, "floc-bod
 
 
 class DataConfig(StrictConfig):
-    """Where the data come from: a store that `bitllm prepare` wrote, or a simulated brain."""
+    """The data: a store that `bitllm prepare` wrote, or a simulated brain."""
 
     store: Path | None = None
     """Folder of a store. Without one, the data are simulated."""
@@ -98,7 +98,7 @@ class DataConfig(StrictConfig):
 
     @property
     def simulated_validation_fraction(self) -> float:
-        """Share of the training images that are set aside when the store is made."""
+        """Share of the training images that become validation images in a simulated store."""
         if self.validation_fraction is not None:
             return self.validation_fraction
         return 0.25 if self.split == "develop" else 0.08
@@ -117,7 +117,7 @@ class DataConfig(StrictConfig):
 
 
 class LlmSizes(StrictConfig):
-    """The part of a Llama's `config.json` that determines its parameters."""
+    """The part of a Llama's `config.json` that determines its number of parameters."""
 
     vocab_size: int = Field(gt=0)
     """Number of tokens."""
@@ -152,11 +152,11 @@ class LlmConfig(StrictConfig):
 
     @property
     def is_made(self) -> bool:
-        """Whether the run makes the LLM in its own folder."""
+        """Whether the run trains the LLM."""
         return self.source in ("small", "smollm2")
 
     def published_sizes(self) -> LlmSizes:
-        """Sizes from the recipe, or from the folder of the LLM."""
+        """Sizes of the LLM, from the recipe or from the LLM's folder."""
         if self.sizes is not None:
             return self.sizes
         path = Path(self.source) / "config.json"
@@ -175,7 +175,7 @@ class LlmConfig(StrictConfig):
 
 
 class ClipConfig(StrictConfig):
-    """The frozen CLIP: target space of align and part of the reward."""
+    """The frozen CLIP, which provides the targets of align and a part of the reward."""
 
     source: str = "small"
     """`small` (a small CLIP trained in the run), or the folder or hub id of a CLIPModel."""
@@ -186,12 +186,12 @@ class ClipConfig(StrictConfig):
 
     @property
     def is_made(self) -> bool:
-        """Whether the run makes the CLIP in its own folder."""
+        """Whether the run trains the CLIP."""
         return self.source == "small"
 
 
 class Variant(StrictConfig):
-    """A further system of the run: sft or rft with some settings changed, such as a baseline."""
+    """A further system of the run, such as a baseline: sft or rft with some settings changed."""
 
     start: str | None = None
     """What it starts from. For sft: `align` (default), `random` (an encoder without the align stage), or another
@@ -272,7 +272,7 @@ class Recipe(StrictConfig):
 
     @property
     def system_names(self) -> tuple[str, ...]:
-        """Names of all systems, each after the one that it starts from."""
+        """Names of all systems; each comes after the one that it starts from."""
         return (*MAIN_SYSTEMS, *self.variants)
 
     def system(self, name: str) -> System:
@@ -310,7 +310,7 @@ def read_recipe(name_or_path: str) -> Recipe:
 
 
 def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`values` with `changes`, applied key by key in nested mappings; an empty mapping replaces."""
+    """`values` updated by `changes`, recursively in nested mappings; an empty mapping replaces."""
     both = dict(values)
     for key, change in changes.items():
         old = both.get(key)

@@ -1,7 +1,7 @@
-"""The run folder: everything that a recipe produced, opened when it is asked for.
+"""The run folder: everything that a recipe produces, opened on demand.
 
 RUN/  recipe.yaml  split.json  targets.safetensors  align/  sft/  rft/  VARIANT/  steps/
-      store/  nsd/  clip/  llm/     where the recipe has the run make them
+      store/  nsd/  clip/  llm/     if the recipe makes them
 """
 
 from collections.abc import Callable
@@ -40,15 +40,15 @@ class Run:
     Parameters
     ----------
     folder
-        The folder.
+        The run folder.
     recipe
-        What the run is made from.
+        The recipe of the run.
     progress
         Called as ``progress(what, done, total)``.
     log
         Called with one line for each finished step.
     logs_kept
-        Whether there is a line for each step that an earlier process finished too.
+        Whether to log steps that an earlier process finished too.
     """
 
     folder: Path
@@ -74,20 +74,20 @@ class Run:
 
     @cached_property
     def steps(self) -> Steps:
-        """The steps that this run finished."""
+        """Finished steps of this run."""
         return Steps(self.folder, self.log, maker="run", tells_kept=self.logs_kept)
 
     def record(self) -> None:
-        """Write the recipe into the run's folder."""
+        """Write the recipe into the run folder."""
         if is_main():
             with file_written_whole(self.folder / RECIPE) as unfinished:  # another process may read it
                 self.recipe.write(unfinished)
 
     @property
     def context(self) -> RunContext:
-        """How its stages are run.
+        """Settings and progress of its stages.
 
-        The recipe is written at the first step of a stage, when nothing can refuse it any more.
+        This writes the recipe, because at the first step of a stage nothing can refuse it any more.
         """
         is_recorded = False
 
@@ -103,12 +103,12 @@ class Run:
 
     @cached_property
     def store(self) -> Store:
-        """The data set."""
+        """The store."""
         return open_store(self.recipe.data.store or self.folder / "store")
 
     @cached_property
     def split(self) -> Split:
-        """Subjects and images to train and to test on."""
+        """Subjects and images for training, validation and test."""
         return load_split(self.folder / "split.json")
 
     @property
@@ -117,7 +117,7 @@ class Run:
         return str(self.folder / "llm") if self.recipe.llm.is_made else self.recipe.llm.source
 
     def llm_sha256(self, precision: Precision) -> str:
-        """Checksum of the base LLM's weights in the type of a stage."""
+        """Checksum of the base LLM's weights in the precision of a stage."""
         dtype = base_dtype(precision)
         if dtype not in self._llm_sha256:
             self._llm_sha256[dtype] = load_llm(self.llm_source, dtype=dtype).sha256
@@ -136,11 +136,11 @@ class Run:
 
     @cached_property
     def aligner(self) -> BrainAligner:
-        """The encoder with its heads after the align stage."""
+        """The encoder with the heads of the align stage."""
         return load_aligner(self.folder / "align").eval()
 
     def captioner(self, name: str = "rft") -> Captioner:
-        """A trained system of the run, in the precision that it was trained in, on the GPU if there is one.
+        """A trained system of the run, in the precision of its training, on the GPU if there is one.
 
         Parameters
         ----------
@@ -150,7 +150,7 @@ class Run:
         Raises
         ------
         BitLlmError
-            If the recipe has no such system, or it is not trained yet.
+            If the recipe has no such system, or it is not yet trained.
         """
         system = self.recipe.system(name)
         precision = system.rft.precision if system.stage == "rft" else system.sft.precision
@@ -169,7 +169,7 @@ class Run:
         part
             ``train``, ``validation`` or ``test``: the images of that part of the split.
         averaged
-            Whether the repetitions of an image are averaged, or each trial is an item of its own.
+            Whether to average the repetitions of an image.
 
         Raises
         ------
@@ -179,7 +179,7 @@ class Run:
         return select_trials(self.store, self.split, part, averaged=averaged, subjects=[subject])
 
     def reward_maker(self, config: RftConfig) -> Callable[[list[int], RewardWeights], Reward]:
-        """Builds the reward of rft from the training images and the weights.
+        """A function that builds the reward of rft from the training images and the weights.
 
         Raises
         ------

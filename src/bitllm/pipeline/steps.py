@@ -1,7 +1,7 @@
-"""Steps of a long run that survive a kill: each is made whole, marked as done, and kept by the next run.
+"""Steps of a long run that survive a kill: each is completed, marked as done, and not repeated by the next run.
 
-A step is done when its mark exists; the mark holds a key of everything that the step depends on. What a killed run
-left half-written has no mark, and is made again.
+A step is done if its mark exists and has the key of everything that the step depends on. What a killed run left
+incomplete has no mark, and is made again.
 """
 
 import json
@@ -28,13 +28,13 @@ class Steps:
     Parameters
     ----------
     folder
-        Where results and marks are kept.
+        Folder of results and marks.
     tell
-        Called with one line for each step that is done or kept.
+        Called with a line for each finished step.
     maker
-        Command that the folder belongs to; a folder of another one is refused.
+        Command that the folder belongs to; the folder of another command is refused.
     tells_kept
-        Whether there is a line for each step that an earlier run finished.
+        Whether to report steps that an earlier run finished.
     """
 
     folder: Path
@@ -71,20 +71,20 @@ class Steps:
         after: tuple[str, ...] = (),
         refuse: bool = False,
     ) -> None:
-        """Make a step unless it is done with the same settings after the same steps.
+        """Make a step unless it is done with the same settings, after the same steps.
 
         Parameters
         ----------
         name
-            Of the step.
+            Name of the step.
         make
-            Makes it; what it writes must appear whole or not at all.
+            Makes the step; its files must appear complete or not at all.
         settings
-            JSON value of everything that shapes it.
+            JSON value of everything that determines the result.
         after
-            Steps whose results it uses.
+            Steps that provide its inputs.
         refuse
-            Whether a step that was done with other settings is an error instead of being made again.
+            Whether a step that was done with other settings is an error; otherwise it is made again.
 
         Raises
         ------
@@ -112,7 +112,7 @@ class Steps:
             self.tell(f"{name:<20} {self.seconds[name]:6.1f} s")
 
     def record(self, name: str, key: str, *, seconds: float | None) -> None:
-        """Mark a step as done that was made outside `run`; ``seconds`` is None if it had been done before."""
+        """Mark a step that was made outside `run` as done; ``seconds`` is None if it was already done before."""
         if self._is_kept(name, key):
             return
         self.seconds[name], self.keys[name] = round(seconds or 0.0, 1), key
@@ -122,12 +122,12 @@ class Steps:
 
     @contextmanager
     def claim(self, name: str, *, waits: bool = False) -> Iterator[bool]:
-        """Hold a name that other processes in this folder may want; yields whether it is held.
+        """Reserve a name among the processes that work in this folder; yields whether it is reserved.
 
         Parameters
         ----------
         waits
-            Whether to wait until it is free; otherwise one that another process holds is not claimed.
+            Whether to wait until no other process has it; otherwise it is then not reserved.
         """
         if fcntl is None:
             yield True

@@ -1,4 +1,4 @@
-"""A simulated brain with known truth, written in the Natural Scenes Dataset's own layout."""
+"""A simulated brain with known ground truth, written in the Natural Scenes Dataset's own file layout."""
 
 from bitllm.simulation.parameters import (
     PRESETS,

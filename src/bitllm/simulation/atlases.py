@@ -1,8 +1,8 @@
-"""Where the areas of visual cortex lie on the simulated sheet, under NSD's own atlas and label names.
+"""Positions of visual areas on the simulated cortical sheet, under NSD's atlas and label names.
 
-A place is a unit vector (lateral, anterior, dorsal) on a sphere that stands for one hemisphere's sheet, as
-fsaverage's sphere does. ``ring`` is its angle from the occipital pole and ``turn`` its angle around the axis
-from back to front: 0° ventral, 90° lateral, 180° dorsal, 270° medial. All angles below are degrees.
+A position is a unit vector (lateral, anterior, dorsal) on a sphere that represents the sheet of one hemisphere, as
+fsaverage's sphere does. ``ring`` is its angle from the occipital pole and ``turn`` its angle around the
+posterior-anterior axis: 0° ventral, 90° lateral, 180° dorsal, 270° medial. All angles below are degrees.
 """
 
 from typing import NamedTuple
@@ -56,38 +56,38 @@ _BAND = 22.0
 
 
 def angles(places: Places) -> tuple[Float[np.ndarray, " voxels"], Float[np.ndarray, " voxels"]]:
-    """Ring and turn of each place, in degrees (turn in 0 to 360)."""
+    """Ring and turn of each position, in degrees (turn in 0 to 360)."""
     ring = np.degrees(np.arccos(np.clip(-places[:, 1], -1, 1)))
     turn = np.degrees(np.arctan2(places[:, 0], -places[:, 2])) % 360
     return ring, turn
 
 
 def direction(ring: float, turn: float) -> Float[np.ndarray, " 3"]:
-    """The place at a ring and a turn."""
+    """The position with a given ring and turn."""
     a, b = np.radians([ring, turn])
     return np.array([np.sin(a) * np.sin(b), -np.cos(a), -np.sin(a) * np.cos(b)])
 
 
 def within(places: Places, patch: Patch) -> Float[np.ndarray, " voxels"]:
-    """Distance of each place from the middle of a patch, in the patch's radii: below 1 is inside."""
+    """Distance of each position from the center of a patch, in radii of the patch: inside if below 1."""
     cosine = np.clip(places @ direction(patch.ring, patch.turn), -1, 1)
     return np.degrees(np.arccos(cosine)) / patch.radius
 
 
 def from_calcarine(places: Places) -> Float[np.ndarray, " voxels"]:
-    """Turn from the calcarine in degrees: positive is ventral (upper visual field), negative dorsal."""
+    """Turn from the calcarine sulcus in degrees: positive is ventral (upper visual field), negative dorsal."""
     _, turn = angles(places)
     return (turn - 270 + 180) % 360 - 180
 
 
 def eccentricity(places: Places) -> Float[np.ndarray, " voxels"]:
-    """Distance from fixation that a place sees, in degrees of visual angle; the fovea is at the pole."""
+    """Eccentricity of the visual field at each position, in degrees of visual angle; the fovea is at the pole."""
     ring, _ = angles(places)
     return 0.35 * (np.exp(3.4 * np.radians(ring)) - 1)
 
 
 def atlas_labels(atlas: str, places: Places) -> Int[np.ndarray, " voxels"]:
-    """Labels of cortical places in one atlas: 0 without a label, 1, 2, … in the order of ``ATLASES``."""
+    """Labels of cortical positions in one atlas: 0 without a label, then 1, 2, … in the order of ``ATLASES``."""
     ring, turn = angles(places)
     if atlas == "nsdgeneral":
         return _in_nsdgeneral(ring, turn).astype(np.int64)
@@ -103,7 +103,9 @@ def atlas_labels(atlas: str, places: Places) -> Int[np.ndarray, " voxels"]:
 
 
 def _in_nsdgeneral(ring: Float[np.ndarray, " voxels"], turn: Float[np.ndarray, " voxels"]) -> np.ndarray:
-    """Posterior cortex, reaching further forward below and at the side than above and in the middle."""
+    """Posterior cortex, extending further anterior on the ventral and lateral sides than on the dorsal and medial
+    sides.
+    """
     return ring < 84 + 10 * np.cos(np.radians(turn - 40))
 
 

@@ -1,8 +1,8 @@
-"""The cortex of one simulated subject: a folded ribbon in a small volume, its place in MNI space, its areas.
+"""The cortex of one simulated subject: a folded ribbon in a volume, its MNI coordinates, its areas.
 
-Both hemispheres are half of a head-sized pair of ellipsoids whose surface is folded. What is common to all
-subjects is the MNI shape and where on the sheet each function is. A subject's own are size and shape of the
-head, and a smooth displacement of function along the sheet: anatomy says only roughly where a function is.
+Both hemispheres are half of a pair of head-sized ellipsoids with folded surfaces. All subjects share the shape in
+MNI space and the layout of functions on the sheet. Each subject has its own size and shape of the head, and a smooth
+displacement of functions along the sheet, so that anatomy predicts function only roughly.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ LEFT, RIGHT = 0, 1
 
 @dataclass(frozen=True)
 class Cortex:
-    """Anatomy of one subject. Voxels are ordered as C order of the volume orders them."""
+    """Anatomy of one subject, with voxels in C order of the volume."""
 
     shape: tuple[int, int, int]
     """Size of the functional volume (X, Y, Z), first voxel left, posterior, inferior."""
@@ -42,7 +42,9 @@ class Cortex:
     """Functional place of each cortical voxel: a unit vector, see ``bitllm.simulation.atlases``."""
 
     def atlas(self, name: str, hemisphere: int | None = None) -> Float[np.ndarray, "x y z"]:
-        """Volume of an atlas in NSD's convention: −1 not (this) cortex, 0 no label, 1, 2, … labels."""
+        """Volume of an atlas in NSD's convention: −1 outside (this hemisphere's) cortex, 0 without a label, 1, 2, …
+        labels.
+        """
         volume = np.full(self.shape, -1.0)
         values = atlases.atlas_labels(name, self.places).astype(np.float64)
         if hemisphere is not None:
@@ -58,8 +60,8 @@ class Cortex:
     def mni_transform(self) -> Float[np.ndarray, "x y z 3"]:
         """NSD's ``MNI-to-func1pt8``: 1-based voxels of the 1 mm MNI template, 9999 outside the brain.
 
-        The template is FSL's, 182 × 218 × 182, whose first axis runs from right to left: (i, j, k) are the
-        place x = 91 − i, y = j − 127, z = k − 73 mm.
+        The template is FSL's, 182 × 218 × 182, with the first axis from right to left: voxel (i, j, k) is at x = 91
+        − i, y = j − 127, z = k − 73 mm.
         """
         voxels = np.stack([91 - self.mni_mm[..., 0], self.mni_mm[..., 1] + 127, self.mni_mm[..., 2] + 73], -1)
         return np.where(self.brain[..., None], voxels, _INVALID)
@@ -99,7 +101,7 @@ def make_cortex(config: SimulationConfig, subject: int, *, seed: int) -> Cortex:
 
 
 class _Head:
-    """A subject's head: how its space (mm) maps to MNI space, an affine map and a gentle warp."""
+    """A subject's head: an affine map and a smooth warp from its own space (mm) to MNI space."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         tilt = rng.normal(0, 0.04, (3, 3))
@@ -118,7 +120,7 @@ class _Head:
 
 
 def even_sphere(n_points: int) -> Float[np.ndarray, "points 3"]:
-    """Points spread evenly over the unit sphere, along a Fibonacci spiral."""
+    """Points evenly distributed over the unit sphere (Fibonacci spiral)."""
     index = np.arange(n_points) + 0.5
     y = 1 - 2 * index / n_points
     turn = np.pi * (1 + 5**0.5) * index
@@ -127,7 +129,7 @@ def even_sphere(n_points: int) -> Float[np.ndarray, "points 3"]:
 
 
 def sheet_mm(sphere: Float[np.ndarray, "points 3"], depth_mm: float) -> Float[np.ndarray, "points 3"]:
-    """MNI position of the right hemisphere's sheet: an ellipsoid folded about every 27 mm."""
+    """MNI coordinates of the right hemisphere's sheet: an ellipsoid with a fold about every 27 mm."""
     rng = np.random.default_rng(27)  # the folds belong to the template: every seed has the same
     waves = rng.normal(size=(8, 3))
     waves *= (2 * np.pi * SHEET_RADIUS_MM / 27) / np.linalg.norm(waves, axis=1, keepdims=True)
@@ -140,7 +142,7 @@ def sheet_mm(sphere: Float[np.ndarray, "points 3"], depth_mm: float) -> Float[np
 def displaced(
     sphere: Float[np.ndarray, "points 3"], typical_mm: float, rng: np.random.Generator
 ) -> Float[np.ndarray, "points 3"]:
-    """Functional places: the anatomical ones moved along the sheet by a smooth field of this size."""
+    """Functional positions: the anatomical ones displaced along the sheet by a smooth field of this size."""
     waves = rng.normal(0, 2.0, (3, 60))
     field = (
         np.cos(sphere @ waves + rng.uniform(0, 2 * np.pi, 60)) @ rng.normal(size=(60, 3)) * np.sqrt(2 / 60)
@@ -157,7 +159,7 @@ def _rasterised(
     voxel_mm: float,
     shape: tuple[int, ...],
 ) -> tuple[Float[np.ndarray, "2 x y z"], Float[np.ndarray, "2 x y z 3"]]:
-    """How many points of each hemisphere's ribbon fall in each voxel, and the sum of their places."""
+    """Number of points of each hemisphere's ribbon in each voxel, and the sum of their positions."""
     counts, sums = [], []
     for side in (LEFT, RIGHT):
         index = np.ravel_multi_index(tuple(((native[side] - low) / voxel_mm).astype(int).T), shape)

@@ -1,4 +1,4 @@
-"""Who sees which image when: NSD's design, three presentations of each image spread over the sessions."""
+"""Which subject sees which image when: NSD's design, with three presentations of each image over the sessions.
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ _BLANK_SLOTS = 4
 
 @dataclass(frozen=True)
 class Design:
-    """NSD's design tables; all numbers in them are 1-based, as in ``nsd_expdesign.mat``."""
+    """NSD's design tables; all numbers are 1-based, as in ``nsd_expdesign.mat``."""
 
     masterordering: Int[np.ndarray, " trials"]
     """Of every planned trial, the number of its image in the subject's list; the same for all subjects."""
@@ -54,11 +54,7 @@ def make_design(config: SimulationConfig, *, seed: int) -> Design:
 
 
 def _masterordering(config: SimulationConfig, rng: np.random.Generator) -> Int[np.ndarray, " trials"]:
-    """Three presentations of each image, close to one another or anywhere in the experiment.
-
-    As in NSD, the three times are drawn on a circle that stands for the experiment: about an image's own
-    moment (within a session or so) or, as often, uniformly; their order is the order of the trials.
-    """
+    """Three presentations of each image, close together or anywhere in the experiment."""
     n = config.images_per_subject
     moment = rng.uniform(0, 1, (n, 1))
     close = moment + rng.vonmises(0, 40, (n, REPETITIONS)) / (2 * np.pi)

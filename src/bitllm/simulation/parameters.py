@@ -78,7 +78,7 @@ class SimulationConfig(StrictConfig):
         return self
 
     def changed(self, **values: float | None) -> "SimulationConfig":
-        """The same release with other parameters; those that are None stay as they are."""
+        """The same release with other parameters; those that are None are unchanged."""
         given = {name: value for name, value in values.items() if value is not None}
         return SimulationConfig.parse(self.model_dump() | given, source="simulation") if given else self
 
@@ -125,7 +125,7 @@ def preset(name: str) -> SimulationConfig:
 
 
 def expected_gigabytes(config: SimulationConfig) -> float:
-    """Upper estimate of a release's size on disk in GB: betas of the brain mask, pictures and truth."""
+    """Upper bound of a release's size on disk in GB: betas of the brain mask, images and ground truth."""
     brain_mm3 = 1.65e6
     brain_voxels = brain_mm3 / config.voxel_mm**3
     trials = sum(config.sessions) * config.trials_per_session
@@ -138,9 +138,9 @@ def expected_gigabytes(config: SimulationConfig) -> float:
 
 
 def stream(seed: int, purpose: str, *indices: int) -> np.random.Generator:
-    """Random numbers that depend on the seed, the purpose and the indices, and on nothing else.
+    """Random generator for a seed, a purpose and indices.
 
-    Every purpose has its own stream, so that changing (say) the noise leaves the scenes as they were.
+    Every purpose has its own generator, so that changing the noise, for example, does not change the scenes.
     """
     key = [int.from_bytes(purpose.encode(), "big") % 2**63, *indices]
     return np.random.default_rng(np.random.SeedSequence(entropy=seed, spawn_key=key))

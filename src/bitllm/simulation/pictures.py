@@ -1,9 +1,9 @@
-"""Pictures of scenes: a setting, and the objects in their colors, as many and where the scene says.
+"""Images of scenes: a setting, and its objects with their colors, numbers and positions.
 
-An object (`GLYPHS`) is a few shapes in a box of 100 × 100, drawn with Pillow. A shape is ``kind color numbers``: ``e``
-ellipse and ``r`` rectangle (left, top, right, bottom), ``o`` rounded rectangle, ``p`` polygon (x, y, …), ``l`` line
-(width, x, y, …). Colors: ``B`` the object's own, ``D`` and ``L`` a darker and a lighter one, ``K`` dark, ``W`` white,
-``S`` skin, ``G`` gray, ``N`` brown, ``R`` red, ``Y`` yellow, ``E`` green, ``U`` light blue, ``T`` tan.
+An object (`GLYPHS`) is a few shapes in a box of 100 × 100, drawn with Pillow. A shape is ``kind color numbers``:
+``e`` ellipse and ``r`` rectangle (left, top, right, bottom), ``o`` rounded rectangle, ``p`` polygon (x, y, …), ``l``
+line (width, x, y, …). Colors: ``B`` the object's own, ``D`` and ``L`` a darker and a lighter one, ``K`` dark, ``W``
+white, ``S`` skin, ``G`` gray, ``N`` brown, ``R`` red, ``Y`` yellow, ``E`` green, ``U`` light blue, ``T`` tan.
 """
 
 from collections.abc import Iterator
@@ -203,7 +203,7 @@ def _shapes(name: str) -> tuple[tuple[str, str, tuple[float, ...]], ...]:
 def draw_glyph(
     draw: ImageDraw.ImageDraw, name: str, *, left: float, top: float, size: float, colour: Colour | None
 ) -> None:
-    """Draw an object into the square of ``size`` pixels at (left, top), in ``colour`` or its usual one."""
+    """Draw an object in the square of ``size`` pixels at (left, top), in ``colour`` or its usual color."""
     palette = _palette(colour or GLYPHS[name][0])
     for kind, key, numbers in _shapes(name):
         fill = palette[key]
@@ -296,7 +296,7 @@ _DECOR: dict[str, str] = {
 
 
 def draw_pictures(scenes: list[Scene], picture_px: int) -> Iterator[UInt8[np.ndarray, "side side 3"]]:
-    """Draw the scenes one after the other, as RGB pictures of ``picture_px`` a side."""
+    """Draw scenes as RGB images with a side of ``picture_px``."""
     side = picture_px * _FINER
     backdrops = {setting: _backdrop(setting, side) for setting in _BACKDROPS}
     for scene in scenes:
@@ -319,7 +319,7 @@ def _backdrop(setting: str, side: int) -> Image.Image:
 
 
 def _draw_scene(draw: ImageDraw.ImageDraw, scene: Scene, side: int) -> None:
-    """Objects from far to near: what stands in front covers what stands behind."""
+    """Draw objects from far to near, so that near ones cover far ones."""
     size = side * (0.46 + 0.06 * scene.jitter[1])
     x = side * (0.5 + (0.08 if scene.partner else 0.14) * scene.jitter[0])
     y = side * (0.66 + 0.04 * scene.jitter[1]) - (0.16 * side if scene.action in {"jumping", "flying"} else 0)
@@ -364,7 +364,7 @@ def _draw_one(
 
 
 def _draw_marks(draw: ImageDraw.ImageDraw, action: str, centre: tuple[float, float], size: float) -> None:
-    """What shows an action: a shadow under what flies, lines behind what moves, a dish before who eats."""
+    """Marks of an action: a shadow below flying objects, lines behind moving ones, a dish in front of eating ones."""
     x, y = centre
     width = max(1, round(size * 0.03))
     if action in {"jumping", "flying"}:

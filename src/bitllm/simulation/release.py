@@ -1,4 +1,4 @@
-"""A simulated brain's files in NSD's own layout, which are read by the same code as the real ones."""
+"""A simulated brain's files in NSD's own layout, for the reader of the real files."""
 
 import json
 from collections.abc import Callable
@@ -41,7 +41,7 @@ _PICTURES_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class _World:
-    """What all subjects share: the design, and the stimuli as early and as higher areas see them."""
+    """What all subjects share: the design, and the stimuli as seen by early and by higher areas."""
 
     design: Design
     seen: Float[np.ndarray, "images cells 4"]
@@ -50,7 +50,7 @@ class _World:
 
 @dataclass(frozen=True)
 class _Files:
-    """What the files of a release are made with, besides its parameters."""
+    """Settings of the files of a release."""
 
     root: Path
     seed: int
@@ -67,23 +67,23 @@ def simulate_release(
     fsaverage: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Write a simulated release in NSD's layout, whole or not at all.
+    """Write a simulated release in NSD's layout, completely or not at all.
 
-    The same configuration and seed give the same files. Memory holds one session of one subject at a time,
-    and what is known of the pictures.
+    The same configuration and seed give the same files. Only one session of one subject and the features of the
+    images are in memory.
 
     Parameters
     ----------
     out
-        Folder to make; new or empty.
+        A new or empty folder.
     config
-        What to simulate, see ``preset``.
+        Parameters, see ``preset``.
     seed
         Seed of every random choice.
     betas_format
-        ``hdf5`` (as most readers want) or ``nifti``; NSD has both.
+        ``hdf5`` (which most readers expect) or ``nifti``; NSD has both.
     fsaverage
-        Whether the betas are written at the vertices of a simulated fsaverage too.
+        Whether to write betas at the vertices of a simulated fsaverage too.
     progress
         Called as ``progress(what, done, total)`` for pictures and for sessions.
     """
@@ -141,7 +141,7 @@ def _write_scene_truth(
 def _write_pictures(
     path: Path, scenes: list[Scene], side: int, report: Progress
 ) -> Float[np.ndarray, "images cells 4"]:
-    """Write ``imgBrick`` and return what early areas see of each picture, centred and scaled by channel."""
+    """Write ``imgBrick``; returns the channels that early areas see of each image, centered and scaled."""
     seen = np.empty((len(scenes), CELLS**2, 4))
     with h5py.File(path, "w") as file:
         brick = file.create_dataset(
@@ -160,7 +160,7 @@ def _write_pictures(
 
 
 def early_view(pictures: UInt8[np.ndarray, "images side side 3"]) -> Float[np.ndarray, "images cells 4"]:
-    """Luminance, red–green, blue–yellow and contrast of the 12 × 12 cells of each picture, row by row."""
+    """Luminance, red–green, blue–yellow and contrast of the 12 × 12 cells of each image, row by row."""
     n, side = len(pictures), pictures.shape[1]
     cells = pictures.reshape(n, CELLS, side // CELLS, CELLS, side // CELLS, 3).astype(np.float64) / 255
     cells = cells.transpose(0, 1, 3, 5, 2, 4).reshape(n, CELLS**2, 3, -1)
@@ -180,7 +180,7 @@ def _make_subject(config: SimulationConfig, world: _World, index: int, seed: int
 def _write_subject(
     files: _Files, config: SimulationConfig, design: Design, made: tuple[Subject, Tuning]
 ) -> None:
-    """Anatomy, behaviour and truth of one subject."""
+    """Write anatomy, behavior and ground truth of one subject."""
     subject, tuning = made
     root, name = files.root, config.subjects[subject.index]
     volumes.write_anatomy(root, name, subject.cortex, subject.in_view)
@@ -195,7 +195,7 @@ def _write_subject(
 
 
 def _write_tuning_truth(path: Path, subject: Subject, tuning: Tuning) -> None:
-    """The true tuning of the voxels of nsdgeneral, in C order of the mask."""
+    """Write the true tuning of the voxels of nsdgeneral, in C order of the mask."""
     chosen = subject.cortex.nsdgeneral
     in_brain = subject.cortex.cortical[subject.cortex.brain]
     arrays = {

@@ -1,9 +1,9 @@
-"""What voxels respond to, and their single-trial betas in percent signal change.
+"""Tuning of voxels, and their single-trial betas in percent signal change.
 
-Early areas see the picture through receptive fields; higher areas respond to what the scene holds, each area to its own
-kinds of things. Which objects, colors or places a voxel prefers is a smooth function of its functional place, partly
-the same for all subjects, partly the subject's own, and in part the voxel's own. Betas are responses to pictures plus
-trial noise and session drifts.
+Early areas respond to the image through receptive fields; higher areas respond to the content of the scene, each
+area to its own kinds. A voxel's preference for objects, colors or settings is a smooth function of its position on
+the sheet, partly the same for all subjects, partly specific to the subject, and partly specific to the voxel. Betas
+are responses plus trial noise and session drifts.
 """
 
 from dataclasses import dataclass
@@ -18,31 +18,31 @@ from bitllm.simulation.parameters import REPETITIONS, SimulationConfig, stream
 from bitllm.simulation.scenes import FEATURE_GROUPS, FEATURES
 
 CELLS = 12
-"""Pictures are seen through a grid of 12 × 12 cells."""
+"""Early areas see images as a grid of 12 × 12 cells."""
 
 CHANNELS = ("luminance", "red-green", "blue-yellow", "contrast")
 PICTURE_DEG = 8.4
-"""Side of the picture in degrees of visual angle, as in NSD."""
+"""Side of the image in degrees of visual angle, as in NSD."""
 
-_WAVES = 256
-_SAME_IN_BOTH_HEMISPHERES = 0.6
+_WAVES = 256  # cosines in a random smooth field
+_SAME_IN_BOTH_HEMISPHERES = 0.6  # share of the variance
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """Noiseless tuning of one subject's cortical voxels, before the response is scaled."""
+    """Tuning of one subject's cortical voxels, without noise and before scaling."""
 
     receptive_fields: Float[np.ndarray, "voxels cells"]
-    """Weight of every cell of the picture; sums to 1 over the 144 cells."""
+    """Weight of every cell of the image; sums to 1 over the 144 cells."""
     channels: Float[np.ndarray, "voxels 4"]
-    """Weight of luminance, red–green, blue–yellow and contrast; 0 beyond the early areas."""
+    """Weight of luminance, red–green, blue–yellow and contrast; 0 outside the early areas."""
     semantic: Float[np.ndarray, "voxels features"]
     """Weight of each feature of ``FEATURES``, for features centered and scaled by ``standardised``."""
 
     def responses(
         self, seen: Float[np.ndarray, "images cells 4"], features: Float[np.ndarray, "images features"]
     ) -> Float[np.ndarray, "images voxels"]:
-        """Responses to pictures, up to the scale of each voxel."""
+        """Responses to images, up to the scale of each voxel."""
         total = features @ self.semantic.T
         for channel in range(len(CHANNELS)):
             total += (seen[:, :, channel] @ self.receptive_fields.T) * self.channels[:, channel]
@@ -56,6 +56,7 @@ def make_tuning(config: SimulationConfig, cortex: Cortex, subject: int, *, seed:
     own = _smooth_fields(cortex, config.tuning_mm, n_shared_columns, stream(seed, "subject tuning", subject))
     alone = stream(seed, "voxel tuning", subject).standard_normal(common.shape)
     smooth = np.sqrt(config.shared_tuning) * common + np.sqrt(1 - config.shared_tuning) * own
+    # Square roots, because the parameters are shares of the variance of independent parts.
     preferences = np.sqrt(1 - config.voxel_tuning) * smooth + np.sqrt(config.voxel_tuning) * alone
     _partners_like_objects(preferences)
 
@@ -72,7 +73,7 @@ def make_tuning(config: SimulationConfig, cortex: Cortex, subject: int, *, seed:
 
 
 def standardised(features: Float[np.ndarray, "images features"]) -> Float[np.ndarray, "images features"]:
-    """Features centred, and scaled so that the variances within each group add up to 1."""
+    """Features, centered and scaled so that the variances within each group sum to 1."""
     centred = features - features.mean(0)
     groups = np.array([group for group, _ in FEATURES])
     for group in FEATURE_GROUPS:
@@ -84,7 +85,9 @@ def standardised(features: Float[np.ndarray, "images features"]) -> Float[np.nda
 def _smooth_fields(
     cortex: Cortex, length_mm: float, n_fields: int, rng: np.random.Generator
 ) -> Float[np.ndarray, "voxels fields"]:
-    """Random smooth functions of the place (variance 1), similar in the two hemispheres."""
+    """Random smooth functions of the position (variance 1), similar in the two hemispheres."""
+    # Random Fourier features: a sum of cosines with Gaussian frequencies is a Gaussian process with length
+    # ``length_mm``.
     waves = rng.normal(0, SHEET_RADIUS_MM / length_mm, (3, _WAVES))
     basis = np.cos(cortex.places @ waves + rng.uniform(0, 2 * np.pi, _WAVES)) * np.sqrt(2 / _WAVES)
     both, left, right = rng.standard_normal((3, _WAVES, n_fields))
@@ -97,7 +100,7 @@ def _smooth_fields(
 
 
 def _partners_like_objects(preferences: Float[np.ndarray, "voxels fields"]) -> None:
-    """A voxel that likes dogs likes them as second object too: half of that variance. In place."""
+    """Give voxels similar preferences for a thing as main and as second object (half of the variance), in place."""
     column = {feature: index for index, feature in enumerate(FEATURES)}
     for whole, part in (("object", "partner"), ("category", "partner_category")):
         main = [column[whole, value] for value in FEATURE_GROUPS[whole]]
@@ -106,19 +109,20 @@ def _partners_like_objects(preferences: Float[np.ndarray, "voxels fields"]) -> N
 
 
 def _early(places: Float[np.ndarray, "voxels 3"]) -> Float[np.ndarray, " voxels"]:
-    """1 in V1 to V3, a half in hV4, 0 beyond."""
+    """1 in V1 to V3, 0.5 in hV4, 0 elsewhere."""
     area = atlases.atlas_labels("prf-visualrois", places)
     return np.where(area == 7, 0.5, (area > 0).astype(np.float64))
 
 
 def _receptive_fields(cortex: Cortex) -> Float[np.ndarray, "voxels cells"]:
-    """Receptive fields over the picture: the contralateral half, farther out and larger with eccentricity.
+    """Receptive fields in the contralateral half of the image; more peripheral ones are larger.
 
-    The polar angle runs from the horizontal meridian at the calcarine to the vertical one at the border of V1
-    and V2, back at V3's, and so on: upper field below the calcarine, lower field above it.
+    The polar angle runs from the horizontal meridian at the calcarine sulcus to the vertical one at the border of V1
+    and V2, back at the outer border of V2, and so on: upper visual field below the calcarine, lower field above it.
     """
     side = atlases.from_calcarine(cortex.places)
     phase = np.abs(side) / 22.0
+    # A triangle wave: the map of the visual field is mirrored at every border between areas.
     elevation = 90 * np.abs(((phase + 1) % 2) - 1) * np.sign(side)
     eccentricity = np.minimum(atlases.eccentricity(cortex.places), PICTURE_DEG / 2)
     right_field = np.where(cortex.hemisphere == LEFT, 1.0, -1.0)
@@ -139,7 +143,7 @@ _BY_STREAM: dict[str, tuple[float, float, float]] = {
     "colour": (0.9, 0.3, 0.2), "count": (0.3, 0.5, 1.1), "relation": (0.2, 0.6, 1.0),
     "face": (0.1, 0.1, 0.0), "body": (0.1, 0.2, 0.0), "words": (0.1, 0.1, 0.0), "food": (0.2, 0.1, 0.0),
 }  # fmt: skip
-"""How much the ventral, lateral and parietal streams care about each group of features."""
+"""Gain of the ventral, lateral and parietal streams for each group of features."""
 
 _BY_PATCH: dict[str, dict[str, float]] = {
     "face": {"OFA": 3, "FFA-1": 3.5, "FFA-2": 3.5, "mTL-faces": 2.5, "aTL-faces": 2},
@@ -150,16 +154,16 @@ _BY_PATCH: dict[str, dict[str, float]] = {
     "indoor": {"OPA": 1.0, "PPA": 1.4, "RSC": 1.4},
     "action": {"EBA": 1.2},
 }
-"""What the selective areas add."""
+"""Additional gain of the selective areas."""
 
 _LEANING = {"face": 1.5, "body": 1.5, "words": 1.5, "food": 1.5}
-"""Selective areas respond more, not less, to what they are named for."""
+"""Bias of selective areas: they respond more, not less, to their category."""
 
 
 def _group_gains(
     places: Float[np.ndarray, "voxels 3"],
 ) -> tuple[dict[str, Float[np.ndarray, " voxels"]], dict[str, Float[np.ndarray, " voxels"]]]:
-    """How much each place cares about each group of features, and how much more it likes than dislikes it."""
+    """Gain of each position for each group of features, and the bias toward positive responses."""
     _, turn = atlases.angles(places)
     closeness = np.stack([np.exp(3 * (np.cos(np.radians(turn - middle)) - 1)) for middle in (0, 90, 200)])
     closeness /= closeness.sum(0)
@@ -179,14 +183,14 @@ UNITS_PER_PERCENT = 300
 """NSD stores percent signal change × 300 as int16."""
 
 _VOXELS_AT_ONCE = 2000
-_NOISE_MODES = 15
+_NOISE_MODES = 15  # smooth spatial patterns of shared noise
 _SMOOTH_NOISE_SHARE = 0.3
 """Share of the trial noise's variance that neighboring voxels have in common."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """All that the betas of one subject are made from. Voxels are those of the brain mask, in C order."""
+    """Everything that determines the betas of one subject, with voxels of the brain mask in C order."""
 
     index: int
     cortex: Cortex
@@ -199,9 +203,9 @@ class Subject:
     mean_percent: Float[np.ndarray, " brain"]
     """Mean response to any picture, in percent signal change."""
     noise_modes: Float[np.ndarray, "modes brain"]
-    """Smooth patterns of the noise that neighbours share (variance 1 in sum)."""
+    """Smooth patterns of the noise that neighbors share (their variances sum to 1)."""
     in_view: Bool[np.ndarray, "sessions brain"]
-    """Whether a voxel is within the field of view in a session; NSD writes 0 where it is not."""
+    """Whether a voxel is in the field of view in a session; if not, NSD writes 0."""
 
 
 def make_subject(
@@ -215,7 +219,7 @@ def make_subject(
 ) -> Subject:
     """The generative model of the subject with this index (0-based).
 
-    ``stimuli`` is what early and what higher areas see of the subject's planned images, in the order of the plan.
+    ``stimuli`` contains what early and higher areas see of the subject's planned images, in the order of the plan.
     """
     responses = tuning.responses(*stimuli)
     responses -= responses.mean(0)
@@ -243,8 +247,8 @@ def session_percent(
 ) -> Float[np.ndarray, "trials brain"]:
     """True single-trial betas of one session (0-based), in percent signal change.
 
-    ``images`` holds the column of ``subject.responses`` of every trial. Returns one row per trial and one column per
-    voxel of the brain mask in C order; voxels out of view are 0.
+    ``images`` is the row of ``subject.responses`` of every trial. Returns one row per trial and one column per voxel
+    of the brain mask in C order; voxels out of view are 0.
     """
     rng = stream(seed, "noise", subject.index, session)
     n_trials, n_brain = len(images), len(subject.noise_percent)
@@ -255,6 +259,7 @@ def session_percent(
     time = np.linspace(-1, 1, n_trials)[:, None]
     percent += time * (rng.standard_normal(_NOISE_MODES) @ subject.noise_modes * 0.25)  # and its drift
     percent *= config.noise
+    # The response amplitude varies between sessions by about 10 %.
     gain = config.signal * np.exp(rng.normal(0, 0.1))
     cortical = subject.cortex.cortical[subject.cortex.brain]
     percent[:, cortical] += gain * subject.strength * subject.responses[images]
@@ -265,12 +270,12 @@ def session_percent(
 
 
 def as_stored(percent: Float[np.ndarray, "trials voxels"]) -> Int16[np.ndarray, "trials voxels"]:
-    """Betas as NSD stores them: × 300, rounded, saturated at the ends of int16."""
+    """Betas as NSD stores them: × 300, rounded, clipped to the range of int16."""
     return np.clip(np.rint(percent * UNITS_PER_PERCENT), -32768, 32767).astype(np.int16)
 
 
 class NoiseCeiling:
-    """NSD's ncsnr, gathered by session: from z-scored betas of images with exactly three presentations."""
+    """NSD's ncsnr, accumulated by session, from z-scored betas of images with exactly three presentations."""
 
     def __init__(self, n_images: int, n_voxels: int) -> None:
         self._sums = np.zeros((n_images, n_voxels), dtype=np.float32)
@@ -278,7 +283,7 @@ class NoiseCeiling:
         self._counts = np.zeros(n_images, dtype=np.int64)
 
     def add(self, betas: Int16[np.ndarray, "trials voxels"], images: Int[np.ndarray, " trials"]) -> None:
-        """Add one session. A voxel that does not vary in it (out of view) has no value for its images."""
+        """Add one session. A voxel that is constant in it (out of view) has no value for its images."""
         values = betas.astype(np.float32)
         spread = values.std(0)
         values -= values.mean(0)
@@ -289,9 +294,9 @@ class NoiseCeiling:
         self._counts += np.bincount(images, minlength=len(self._counts))
 
     def ncsnr(self) -> Float[np.ndarray, " voxels"]:
-        """Signal over noise of a single trial: ``sqrt(max(0, 1 − v²)) / v``, v the sd within images.
+        """Signal over noise of a single trial: ``sqrt(max(0, 1 − v²)) / v``, with v the sd within images.
 
-        Voxels never in view have NaN.
+        NaN for voxels that are never in view.
 
         References
         ----------
@@ -303,6 +308,7 @@ class NoiseCeiling:
     def _ncsnr(self, voxels: slice) -> Float[np.ndarray, " voxels"]:
         thrice = self._counts == REPETITIONS
         sums, squares = self._sums[thrice, voxels], self._squares[thrice, voxels]
+        # Betas are z-scored, so total variance is 1 and the signal has what the noise leaves of it.
         within = (squares - sums**2 / REPETITIONS) / (REPETITIONS - 1)
         known = ~np.isnan(within)
         total, n = np.where(known, within, 0).sum(0, dtype=np.float64), known.sum(0)
@@ -311,7 +317,7 @@ class NoiseCeiling:
 
 
 def _reliability(cortex: Cortex) -> Float[np.ndarray, " cortical"]:
-    """Typical strength of a place: falls off from the back of the brain forward."""
+    """Typical response strength at each position; it decreases from posterior to anterior."""
     ring, _ = atlases.angles(cortex.places)
     early = atlases.atlas_labels("prf-visualrois", cortex.places) > 0
     back = 1 / (1 + np.exp((ring - 90) / 8))
@@ -325,6 +331,6 @@ def _noise_modes(cortex: Cortex, rng: np.random.Generator) -> Float[np.ndarray, 
 
 
 def _in_view(cortex: Cortex, n_sessions: int, rng: np.random.Generator) -> Bool[np.ndarray, "sessions brain"]:
-    """The lowest slice of the brain drops out of the field of view in one session of four."""
+    """The lowest slice of the brain is out of view in one of four sessions."""
     lowest = np.argwhere(cortex.brain)[:, 2] == np.argwhere(cortex.brain)[:, 2].min()
     return ~(lowest & (rng.random(n_sessions) < 0.25)[:, None])

@@ -1,6 +1,6 @@
-"""Scenes: what a simulated picture shows, drawn from priors that make some things likelier than others; its captions.
+"""Scenes: the content of simulated images, drawn from priors with typical combinations, and their captions.
 
-Five people describe a scene in their own words, and none of them mentions everything.
+Five people describe each scene in their own words; none mentions everything.
 """
 
 from dataclasses import asdict, dataclass
@@ -71,7 +71,7 @@ def _object_of(category: str, rng: np.random.Generator, other_than: str = "") ->
 
 
 def _settings(thing: str, habits: words.Habits, rng: np.random.Generator) -> list[str]:
-    """Usual settings; one scene in twelve is anywhere, so that the object does not give the place away."""
+    """Usual settings; in one of twelve scenes any setting, so that the object does not determine the place."""
     if rng.random() < 1 / 12:
         return [str(rng.choice(list(words.SETTINGS)))]
     return words.OWN_SETTINGS.get(thing, habits.settings).split()
@@ -86,7 +86,7 @@ def _relation(category: str, partner_category: str, rng: np.random.Generator) ->
 
 
 def _ranked(options: list[str], rng: np.random.Generator) -> str:
-    """One of the options; the first is the likeliest, the last about a third as likely."""
+    """One of the options; the first is the most likely, the last about a third as likely."""
     weights = np.linspace(1.5, 0.5, len(options))
     return str(rng.choice(options, p=weights / weights.sum()))
 
@@ -115,9 +115,9 @@ FEATURES: tuple[tuple[str, str], ...] = tuple(
 
 
 def scene_features(scenes: list[Scene]) -> Float[np.ndarray, "scenes features"]:
-    """What each scene holds, feature by feature in the order of ``FEATURES``, before centering.
+    """Features of each scene, in the order of ``FEATURES``, before centering.
 
-    A second object counts for half in the features that both objects share (face, body, words, food).
+    In features that both objects have (face, body, words, food) the second object has weight 0.5.
     """
     column = {feature: index for index, feature in enumerate(FEATURES)}
     values = np.zeros((len(scenes), len(FEATURES)))
@@ -182,10 +182,10 @@ _ALONE = (
 
 
 def captions_of(scenes: list[Scene], *, seed: int) -> list[tuple[str, ...]]:
-    """Five different captions of each scene, capitalized and with a full stop, as COCO's are.
+    """Five different captions of each scene, capitalized and with a period, like COCO's.
 
-    Every caption names the main object (by one of its names); color, second object, action and place are
-    each left out now and then, as people do.
+    Every caption names the main object (with one of its names). Color, second object, action and setting are each
+    sometimes omitted, as people do.
     """
     return [_captions_of_one(scene, stream(seed, "captions", index)) for index, scene in enumerate(scenes)]
 
@@ -239,5 +239,5 @@ def _with_article(noun: str) -> str:
 
 
 def _wording(options: tuple[str, str], rng: np.random.Generator) -> str:
-    """The usual wording two times in three, else the other."""
+    """The usual wording in two of three cases, else the other."""
     return options[0] if rng.random() < 0.67 else options[1]

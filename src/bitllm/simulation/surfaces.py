@@ -1,8 +1,7 @@
-"""The simulated cortex as fsaverage sees it: vertices that all subjects share, sampled from each volume.
+"""The simulated cortex on fsaverage: vertices that all subjects share, sampled from each volume.
 
-NSD samples three depths of a finer volume and registers them by the folds. Here a vertex takes the value of the
-cortical voxel that is nearest to its place in MNI space, in its own hemisphere: what is to be tested is the road
-of the files, not the sampling.
+NSD samples three depths of a finer volume and registers subjects by folding. Here a vertex takes the value of the
+nearest cortical voxel (in MNI space) of its hemisphere, because the purpose is to test the files, not the sampling.
 """
 
 from pathlib import Path
@@ -28,13 +27,13 @@ def template_sphere(config: SimulationConfig) -> Float[np.ndarray, "vertices 3"]
 
 
 def template_mm(config: SimulationConfig, hemisphere: str) -> Float[np.ndarray, "vertices 3"]:
-    """Where the vertices of a hemisphere lie, in mm."""
+    """Coordinates of the vertices of a hemisphere, in mm."""
     side = -1 if HEMISPHERES[hemisphere] == LEFT else 1
     return sheet_mm(template_sphere(config), 0.0) * [side, 1, 1]
 
 
 def nearest_voxels(config: SimulationConfig, cortex: Cortex) -> NearestVoxels:
-    """The voxel that every vertex is sampled from."""
+    """The voxel from which each vertex is sampled."""
     of_brain = np.flatnonzero(cortex.cortical[cortex.brain])
     mm = cortex.mni_mm[cortex.cortical]
     nearest = {}
@@ -45,7 +44,7 @@ def nearest_voxels(config: SimulationConfig, cortex: Cortex) -> NearestVoxels:
 
 
 def write_template(root: Path, config: SimulationConfig) -> None:
-    """Write fsaverage's white surfaces, and the labels that all subjects have in common."""
+    """Write fsaverage's white surfaces, and the labels that all subjects share."""
     sphere = template_sphere(config)
     folder = root / "nsddata" / "freesurfer" / "fsaverage"
     (folder / "surf").mkdir(parents=True, exist_ok=True)
@@ -57,10 +56,10 @@ def write_template(root: Path, config: SimulationConfig) -> None:
 
 
 def write_native_labels(root: Path, config: SimulationConfig, subject: int, *, seed: int) -> None:
-    """Write the other labels as NSD does: on the subject's own surface, with the way from there to fsaverage.
+    """Write the other labels as NSD does: on the subject's own surface, with the map from there to fsaverage.
 
-    The subject's own surface has vertices of its own number and order; the functional areas lie where the
-    misalignment moved them.
+    The subject's own surface has its own number and order of vertices; its functional areas are displaced by the
+    misalignment.
     """
     template = template_sphere(config)
     rng = stream(seed, "native surface", subject)
@@ -96,7 +95,7 @@ def write_ncsnr(folder: Path, ncsnr: Float[np.ndarray, " brain"], nearest: Neare
 
 
 def _write_mgh(path: Path, values: Num[np.ndarray, "vertices *trials"]) -> None:
-    """Write as NSD does: vertices along the first of three axes, trials along the fourth."""
+    """Write like NSD: vertices along the first of three axes, trials along the fourth."""
     path.parent.mkdir(parents=True, exist_ok=True)
     dtype = np.float32 if values.dtype.kind == "f" else np.int32
     shaped = values.reshape(len(values), 1, 1, *values.shape[1:]).astype(dtype)

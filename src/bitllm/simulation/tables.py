@@ -1,4 +1,4 @@
-"""The tables of NSD's release: design file, stimulus table, behaviour, and COCO's captions."""
+"""The tables of an NSD release: design file, stimulus table, behavior, and COCO's captions."""
 
 import json
 from pathlib import Path
@@ -66,12 +66,12 @@ def stimulus_table(config: SimulationConfig, design: Design, *, seed: int) -> pd
 
 
 def _planned_trials(design: Design) -> Int[np.ndarray, "images repetitions"]:
-    """Of every image in a subject's list, the 1-based numbers of its trials."""
+    """1-based trial numbers of every image in a subject's list."""
     return np.argsort(design.masterordering, kind="stable").reshape(-1, REPETITIONS) + 1
 
 
 def _crop_box(width: int, height: int, share: float) -> str:
-    """Fractions cut from (top, bottom, left, right) to leave a square."""
+    """Fractions to crop at (top, bottom, left, right) so that a square remains."""
     longer, shorter = max(width, height), min(width, height)
     cut = (longer - shorter) / longer
     first, second = round(cut * share, 7), round(cut * (1 - share), 7)
@@ -79,7 +79,7 @@ def _crop_box(width: int, height: int, share: float) -> str:
 
 
 def write_coco_captions(folder: Path, stimuli: pd.DataFrame, captions: list[tuple[str, ...]]) -> None:
-    """Write ``captions_train2017.json`` and ``captions_val2017.json`` in COCO's own structure."""
+    """Write ``captions_train2017.json`` and ``captions_val2017.json`` in COCO's structure."""
     folder.mkdir(parents=True, exist_ok=True)
     for split in ("train2017", "val2017"):
         chosen = stimuli[stimuli["cocoSplit"] == split].sort_values("cocoId")
@@ -129,10 +129,10 @@ def _size_of(crop_box: str) -> tuple[int, int]:
 
 
 def responses_table(config: SimulationConfig, design: Design, subject: int, *, seed: int) -> pd.DataFrame:
-    """A subject's behaviour, NSD's 19 columns, one row per trial in order (``subject`` is 0-based).
+    """A subject's behavior: NSD's 19 columns, one row per trial (``subject`` is 0-based).
 
-    The task was: have you seen this picture before? Some answers are wrong, some are missing, and two
-    subjects have a run without data, as in NSD.
+    The task was to say whether an image was seen before. Some answers are wrong, some are missing, and two subjects
+    have a run without data, as in NSD.
     """
     n_sessions, per_session = config.sessions[subject], config.trials_per_session
     n_trials = n_sessions * per_session
@@ -184,7 +184,7 @@ def trial_positions(
 
 
 def _trials_since(image: Int[np.ndarray, " trials"]) -> tuple[np.ndarray, np.ndarray]:
-    """Trials since the last and the first presentation of each trial's image; 0 when there was none."""
+    """Number of trials since the last and the first presentation of each trial's image; 0 if there was none."""
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     since_last, since_first = np.zeros(len(image)), np.zeros(len(image))
@@ -198,6 +198,6 @@ def _trials_since(image: Int[np.ndarray, " trials"]) -> tuple[np.ndarray, np.nda
 def _lost_run(
     subject: int, session: Int[np.ndarray, " trials"], run: Int[np.ndarray, " trials"]
 ) -> np.ndarray:
-    """In NSD the buttons of one run of subj04 and one of subj06 were lost; here in their second session."""
+    """In NSD the button presses of one run of subj04 and one of subj06 were lost; here in their second session."""
     lost = {3: 3, 5: 10}.get(subject, 0)
     return (session == 2) & (run == lost)

@@ -1,4 +1,4 @@
-"""The things that a simulated scene can hold, the words for them, and how often they come together."""
+"""The objects of simulated scenes, the words for them, and how often they occur together."""
 
 from typing import NamedTuple
 
@@ -99,7 +99,7 @@ COUNTS: dict[int, tuple[str, str]] = {
 
 
 class Habits(NamedTuple):
-    """What usually goes with a category; a first guess that a language model can learn."""
+    """Usual combinations of a category, which a language model can learn as a prior."""
 
     weight: float
     settings: str

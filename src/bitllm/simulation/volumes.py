@@ -1,4 +1,4 @@
-"""Volumes, betas and label tables in the files and conventions of NSD's release."""
+"""Volumes, betas and label tables in the files and conventions of an NSD release."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ _TR_S = 4 / 3
 
 
 def write_nifti(path: Path, volume: Num[np.ndarray, "x y z *rest"], voxel_mm: float) -> None:
-    """Write a volume as NSD does: no scl_slope, and a placeholder affine with its origin in the center."""
+    """Write a volume like NSD: no scl_slope, and a placeholder affine with its origin in the center."""
     affine = np.diag([voxel_mm, voxel_mm, voxel_mm, 1.0])
     affine[:3, 3] = -((np.array(volume.shape[:3]) + 1) / 2 - 1) * voxel_mm
     image = nib.Nifti1Image(volume, affine)
@@ -31,7 +31,7 @@ def write_betas_hdf5(
 ) -> None:
     """Write one session as HDF5: dataset ``betas`` (trials, Z, Y, X) int16, one chunk per voxel.
 
-    Voxels outside the brain mask are never allocated, and read as 0.
+    Voxels outside the brain mask are not allocated, and read as 0.
     """
     n_trials = len(betas)
     with h5py.File(path, "w") as file:
@@ -54,7 +54,7 @@ def write_betas_nifti(
 def write_anatomy(
     root: Path, subject: str, cortex: Cortex, in_view: Bool[np.ndarray, "sessions brain"]
 ) -> None:
-    """Write the masks, atlases and transform of a subject, and which voxels of the brain mask were in view."""
+    """Write masks, atlases and transform of a subject, and which voxels of the brain mask were in view."""
     folder = root / "nsddata" / "ppdata" / subject
     functional = folder / "func1pt8mm"
     write_nifti(functional / "brainmask.nii.gz", cortex.brain.astype(np.int16), cortex.voxel_mm)
@@ -75,7 +75,7 @@ def write_anatomy(
 
 
 def write_label_tables(root: Path, subject: str, atlases: tuple[str, ...]) -> None:
-    """Write NSD's ``.mgz.ctab`` files; as in NSD, names may end in a tab, and fsaverage has only some."""
+    """Write NSD's ``.mgz.ctab`` files; as in NSD, some names end in a tab, and fsaverage has only some tables."""
     for atlas in atlases:
         lines = ["0 Unknown", *(f"{number} {name}\t" for number, name in enumerate(ATLASES[atlas], start=1))]
         for owner in (subject, "fsaverage") if atlas in COMMON_ATLASES else (subject,):
