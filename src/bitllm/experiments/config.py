@@ -1,4 +1,4 @@
-"""One experiment: a question, the systems that answer it, the worlds, and the claims with the rule of their verdict.
+"""Configuration of an experiment: a question, the systems that answer it, the worlds, and the claims with their rule.
 
 The systems are changes of one recipe (`experiments/recipes/NAME.yaml`), written like the variants of a recipe.
 """
@@ -21,7 +21,7 @@ Control = Literal["zero", "shuffle", "noise", "other_subject"]
 
 
 class SystemConfig(Variant):
-    """One system: what it changes of the recipe, or of the system that it starts from."""
+    """One system: its changes of the recipe, or of the system that it starts from."""
 
     data: dict[str, Any] = Field(default_factory=dict)
     """Changed settings of the data: simulated signal, coordinates, split."""
@@ -36,7 +36,7 @@ class SystemConfig(Variant):
 
     @property
     def parent(self) -> str | None:
-        """The system whose sft it starts from."""
+        """The system whose sft this one starts from."""
         return None if self.start in (None, "align", "random") else self.start
 
     @property
@@ -109,7 +109,7 @@ class ExperimentConfig(StrictConfig):
         return self
 
     def _require_measured(self, arm: Arm, measure: str) -> None:
-        """Refuse a claim that no run could answer: a rule cannot be changed once there are results."""
+        """Refuse a claim that no run can answer, because rules must not be changed after results."""
         inputs = ("real", "permuted", "llm_alone", *self.controls)
         if arm.control not in inputs:
             raise ValueError(f"a claim needs the control {arm.control}; {nearest(arm.control, list(inputs))}")
@@ -124,7 +124,7 @@ class ExperimentConfig(StrictConfig):
             )
 
     def changes_of(self, name: str) -> dict[str, dict[str, Any]]:
-        """Changed settings of a system, including those of the system that it starts from, by part of the recipe."""
+        """Changed settings of a system, by part of the recipe, including those of the system that it starts from."""
         system = self.systems[name]
         own = {"data": system.data, "encoder": system.encoder, "sft": system.sft, "rft": system.rft or {}}
         above = {} if system.parent is None else self.changes_of(system.parent)
@@ -135,7 +135,7 @@ class ExperimentConfig(StrictConfig):
         return Recipe.parse(merged(self.recipe.model_dump(), self.changes_of(name)), source=f"systems.{name}")
 
     def grid_of(self, name: str) -> tuple[float, ...]:
-        """The learning rates that a system may have; one that takes another's rate has those of its stage."""
+        """Learning rates to try for a system; a system that takes another's rate has those of its stage."""
         system = self.systems[name]
         if system.learning_rates is not None:
             return system.learning_rates
@@ -147,7 +147,7 @@ class ExperimentConfig(StrictConfig):
         return tuple((brain, models) for models in self.model_seeds for brain in self.simulator_seeds)
 
     def first(self, brains: int | None, models: int | None) -> "ExperimentConfig":
-        """The same experiment on its first brains and model seeds; None for all."""
+        """The same experiment with only its first brains and model seeds; None for all."""
         seeds = {
             "simulator_seeds": _first(self.simulator_seeds, brains, "--seeds"),
             "model_seeds": _first(self.model_seeds, models, "--model-seeds"),
@@ -170,12 +170,12 @@ def _place(names: list[str], name: str) -> int:
 
 
 def read_experiment(name: str, folder: Path, *, is_quick: bool = False) -> ExperimentConfig:
-    """The configuration of a named experiment in the folder of all experiments.
+    """Read the configuration of an experiment by name.
 
     Parameters
     ----------
     is_quick
-        Whether to read its quick version: the same systems and claims in one tiny world, with few steps.
+        Whether to read the quick version: the same systems and claims in one tiny world, with few steps.
     """
     path, values = _read_values(name, folder)
     full = ExperimentConfig.parse(values | _recipe(values["recipe"], folder), source=str(path))
@@ -203,7 +203,7 @@ def _quick_system(system: dict[str, Any]) -> dict[str, Any]:
 
 
 def _recipe(name: str, folder: Path) -> dict[str, Any]:
-    """The recipe of a name, and how long its steps take."""
+    """The recipe with a name, and the measured times of its steps."""
     seconds = Path(folder) / SECONDS
     return {
         "recipe": read_recipe(str(Path(folder) / RECIPES / f"{name}.yaml")),
@@ -214,7 +214,7 @@ def _recipe(name: str, folder: Path) -> dict[str, Any]:
 def read_experiments(
     names: tuple[str, ...], folder: Path, *, is_quick: bool
 ) -> tuple[str, dict[str, ExperimentConfig]]:
-    """The name of the recipe that experiments share, and their configurations; ``all`` is every one of recipe small."""
+    """Name of the common recipe, and configurations of the experiments; ``all`` is every one of recipe small."""
     known = experiment_names(folder)
     if names == ("all",):
         names = tuple(name for name in known if _read_values(name, folder)[1]["recipe"] == "small")

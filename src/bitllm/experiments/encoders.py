@@ -1,9 +1,9 @@
-"""Diagnostics of an encoder without an LLM: retrieval of the picture and similarity to zero betas, for each image.
+"""Diagnostics of an encoder without an LLM: retrieval of the image and similarity to zero betas, for each image.
 
 An encoder without the align stage has no embedding in CLIP's space, so its retrieval would be at chance by
-construction. Therefore every encoder also gets a linear head (ridge regression from the mean brain token to the
-pictures' CLIP embeddings), fitted on averaged trials of the training subjects, with the penalty that retrieves best
-on validation images.
+construction. Therefore every encoder also gets a linear head: a ridge regression from the mean brain token to the
+CLIP embedding of the image, fitted on averaged trials of the training subjects, with the penalty that gives the best
+retrieval of validation images.
 
 References
 ----------
@@ -35,7 +35,7 @@ _DRAWS = 20
 
 
 class LinearHead(NamedTuple):
-    """A ridge regression, from centred mean brain tokens to centred embeddings."""
+    """A ridge regression from centered mean brain tokens to centered embeddings."""
 
     mean: Float[np.ndarray, " width"]
     weight: Float[np.ndarray, "width d"]
@@ -50,7 +50,7 @@ class LinearHead(NamedTuple):
 def fit_head(
     pooled: Float[np.ndarray, "n width"], embedded: Float[np.ndarray, "n d"], penalty: float
 ) -> LinearHead:
-    """The ridge regression with a penalty on the weights, in units of the inputs' mean variance."""
+    """The ridge regression for a penalty, in units of the mean variance of the inputs."""
     mean, offset = pooled.mean(axis=0), embedded.mean(axis=0)
     x, y = pooled - mean, embedded - offset
     gram = x.T @ x
@@ -62,7 +62,7 @@ def fit_head(
 def recall_at_10(
     queries: Float[np.ndarray, "n d"], gallery: Float[np.ndarray, "m d"], target: np.ndarray, *, seed: int
 ) -> Float[np.ndarray, " n"]:
-    """1 where the query's own picture is among the first ten of the gallery, ties in random order."""
+    """1 if a query's own image is among the first ten of the gallery, else 0; ties are broken at random."""
     ranks = target_ranks(queries @ gallery.T, target, np.random.default_rng(seed))
     return (ranks <= 10).astype(np.float64)
 
@@ -74,7 +74,7 @@ def pooled_tokens(encoder: BrainEncoder, trials: TrialSet, atlases: tuple[str, .
 
 
 def best_head(run: Run, encoder: BrainEncoder, *, seed: int) -> LinearHead:
-    """The linear head fitted on training trials, with the penalty that retrieves best among validation images."""
+    """The linear head fitted on training trials, with the penalty that best retrieves validation images."""
     targets, atlases = run.targets, run.recipe.encoder.atlases
     fit, choose = (
         select_trials(run.store, run.split, part, averaged=True) for part in ("train", "validation")
@@ -91,12 +91,11 @@ def best_head(run: Run, encoder: BrainEncoder, *, seed: int) -> LinearHead:
 def encoder_rows(
     run: Run, encoder: BrainEncoder, held_out: HeldOut, *, is_aligned: bool, seed: int
 ) -> pd.DataFrame:
-    """Measures of an encoder for each image with real, permuted, zero and shuffled betas.
+    """Measures of an encoder for each image, with real, permuted, zero and shuffled betas.
 
-    ``recall_at_10`` is from the head of the align stage if there is one and from the linear head otherwise,
-    ``recall_at_10_linear`` always from the linear head (both 0 to 1, averaged over draws of a control).
-    ``cosine_zero`` is the cosine of the mean brain tokens of real and of all-zero betas, ``cosine_zero_embedding``
-    that of the embeddings of the align stage.
+    ``recall_at_10`` uses the head of the align stage if there is one, else the linear head; ``recall_at_10_linear``
+    always uses the linear head (both 0 to 1, averaged over draws of a control). ``cosine_zero`` is the cosine of the
+    mean brain tokens of real and of zero betas, ``cosine_zero_embedding`` that of the embeddings of the align stage.
     """
     atlases, targets = run.recipe.encoder.atlases, run.targets
     images, target = np.unique(held_out.nsd_id, return_inverse=True)

@@ -43,7 +43,7 @@ class Unit(NamedTuple):
 
 
 class Grid:
-    """The folder of some experiments with one recipe: ``worlds/`` with what they share, and a folder for each.
+    """The folder of experiments with a common recipe: ``worlds/`` with what they share, and a folder for each.
 
     Published worlds (``kept``, by experiment) are not run again.
     """
@@ -78,7 +78,7 @@ class Grid:
         return self.kept[name].rows_of(self.world(seeds).name) if name in self.kept else None
 
     def units(self) -> Iterator[tuple[str, tuple[int, int]]]:
-        """Each experiment in each of its worlds that is to run: all experiments in a world before the next world."""
+        """Every experiment in each of its worlds that must be run; world by world."""
         every = {seeds for config in self.experiments.values() for seeds in config.worlds}
         for seeds in sorted(every, key=lambda one: (one[1], one[0])):
             for name, config in self.experiments.items():
@@ -86,14 +86,14 @@ class Grid:
                     yield name, seeds
 
     def cells(self, name: str, seeds: tuple[int, int], rates: Mapping[str, float]) -> list[Cell]:
-        """The systems of an experiment in one world, at their chosen rates."""
+        """The systems of an experiment in one world, with their chosen learning rates."""
         config, world = self.experiments[name], self.world(seeds)
         return [Cell(world, config, "poster", system, dict(rates)) for system in config.systems]
 
     def divide(self, units: dict[str, Unit]) -> None:
-        """Do all units, except those that another process does; return when all are done.
+        """Do all units that no other process does; return when all are done.
 
-        Units of a place where another process works come last: they would wait for what they share.
+        Units that share parts with another process's unit come last, because they would have to wait for them.
         """
         pending = dict(units)
         while pending:
@@ -104,7 +104,9 @@ class Grid:
                 del pending[name]
 
     def _do_one(self, pending: dict[str, Unit], *, alone: bool) -> str | None:
-        """Do the first unit that no other process does (``alone``: and at whose place none works); its name."""
+        """Do the first unit that no other process does (``alone``: and that shares nothing with one in progress); its
+        name.
+        """
         for name, unit in pending.items():
             with self.steps.claim(name) as is_mine, self.steps.claim(f"at {unit.place}") as is_alone:
                 if is_mine and (is_alone or not alone):
@@ -125,9 +127,8 @@ def reproduce(
     """Run experiments in ``out``; finished steps of an earlier run are not repeated.
 
     Worlds in ``kept`` are not run: their rows are copied, and their learning rates are used in the other worlds.
-
-    ``NAME/results.parquet`` (one row for each world, system, input and image) and ``NAME/results.json`` (where they
-    come from) are written after every world.
+    ``NAME/results.parquet`` (one row for each world, system, input and image) and ``NAME/results.json`` (their
+    origin) are written after every world.
 
     Returns
     -------
@@ -165,7 +166,7 @@ def reproduce(
 
 
 def choose_rates(grid: Grid) -> dict[str, Rates]:
-    """For each experiment and system the learning rate with the highest mean CIDEr on subj07's validation images."""
+    """For each experiment and system, the learning rate with the highest mean CIDEr on subj07's validation images."""
     chosen: dict[str, Rates] = {
         name: grid.kept[name].rates if name in grid.kept else {} for name in grid.experiments
     }
@@ -196,7 +197,7 @@ def _rates(chosen: Rates) -> dict[str, float]:
 
 
 def _candidates(grid: Grid, name: str, rates: dict[str, float], *, of_children: bool) -> list[Cell]:
-    """Systems at every learning rate of their grids, in the first world."""
+    """Systems with every learning rate of their grids, in the first world."""
     config = grid.experiments[name]
     world = grid.world(config.worlds[0])
     return [
@@ -212,7 +213,7 @@ def _is_tried(config: ExperimentConfig, system: str) -> bool:
 
 
 def _fill_in(grid: Grid, chosen: dict[str, Rates]) -> None:
-    """Rates of systems that take another's, or have only one to choose from."""
+    """Learning rates of systems that take another system's, or have only one."""
     for name, config in grid.experiments.items():
         for system, changes in config.systems.items():
             if changes.rate_of in chosen[name]:
@@ -223,7 +224,7 @@ def _fill_in(grid: Grid, chosen: dict[str, Rates]) -> None:
 
 
 def best_rate(tried: dict[float, float]) -> float:
-    """The rate with the highest score; the lowest of equal ones."""
+    """The learning rate with the highest score; of equal ones the lowest."""
     return min(tried, key=lambda rate: (-tried[rate], rate))
 
 
@@ -254,21 +255,21 @@ def _collect(grid: Grid, name: str, chosen: Rates, *, is_quick: bool) -> dict[st
 
 
 class Plan:
-    """The steps of a run, and the time that they take.
+    """The steps of a run, and their expected times.
 
     Parameters
     ----------
     steps
-        Possible names of each step (RUN/STEP; several before the learning rates are chosen), and its kind.
+        Possible names of each step (RUN/STEP; several until the learning rates are chosen), and its kind.
     expected
-        Seconds of each kind of step in one process on the machine that the recipe was timed on.
+        Seconds of each kind of step, measured in one process.
     """
 
     def __init__(self, steps: Iterable[tuple[tuple[str, ...], str]], expected: dict[str, float]) -> None:
         self.steps, self.expected = dict(steps), expected
 
     def in_words(self, done: dict[str, float]) -> str:
-        """One sentence about what is to be done, from the seconds of every finished step."""
+        """A sentence about what remains to be done, given the seconds of every finished step."""
         left = Counter(kind for names, kind in self.steps.items() if done.keys().isdisjoint(names))
         parts = ", ".join(f"{n} {kind}" for kind, n in left.items())
         n_kept = len(self.steps) - left.total()
@@ -283,7 +284,7 @@ class Plan:
         )
 
     def minutes_left(self, done: dict[str, float]) -> float:
-        """Time of the steps that are left, in minutes: as timed, corrected by the time of the finished steps."""
+        """Expected time of the remaining steps in minutes, corrected by the times of finished steps."""
         took = timed = left = 0.0
         for names, kind in self.steps.items():
             expected = self.expected.get(kind, 0.0)
@@ -327,7 +328,7 @@ def _steps_of(
     system: str,
     rates: Mapping[str, tuple[float, ...]],
 ) -> list[tuple[tuple[str, ...], str]]:
-    """The steps of one system, whatever its learning rate and that of the system that it starts from."""
+    """The steps of a system, for any of its learning rates and of those of the system that it starts from."""
     config, parent = grid.experiments[name], grid.experiments[name].systems[system].parent
     names = [system] if parent is None else [system, parent]
     cells = [

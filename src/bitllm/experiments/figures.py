@@ -65,7 +65,7 @@ class _Row(NamedTuple):
 
 
 def make_figure(question: Question) -> str:
-    """The SVG of a question with results: curves for a question about an amount, its claims otherwise."""
+    """The SVG of a question with results: curves if the question is about an amount, else its claims."""
     results, config = question.results, question.config
     assert results is not None
     with style():
@@ -75,7 +75,7 @@ def make_figure(question: Question) -> str:
 
 
 def alt_text(question: Question) -> str:
-    """The figure in words, without square brackets."""
+    """Text alternative of the figure, without square brackets."""
     results, config = question.results, question.config
     assert results is not None
     if not config.along:
@@ -108,7 +108,7 @@ def draw_forest(claims: tuple[Claim, ...], effects: tuple[Effect, ...]) -> Figur
 
 
 def draw_curves(rows: pd.DataFrame, along: dict[str, float], unit: str) -> Figure:
-    """CIDEr above, bits below; means over brains with the t interval of their means, and a point for each brain."""
+    """CIDEr above, bits below: means over brains with their t interval, and a point for each brain."""
     label = unit if len(unit) < 56 else unit.replace(" (", "\n(", 1)
     figure = new_figure(4.15 + 0.17 * label.count("\n"))
     width = WIDTH - _LEFT - _RIGHT
@@ -132,7 +132,7 @@ def draw_curves(rows: pd.DataFrame, along: dict[str, float], unit: str) -> Figur
 def means_along(
     rows: pd.DataFrame, along: dict[str, float], control: str, measure: str
 ) -> dict[float, Float[np.ndarray, " brains"]]:
-    """Every brain's mean of a measure (over model seeds and images) at every amount, ascending."""
+    """Mean of a measure for every brain (over model seeds and images) at every amount, ascending."""
     found = {}
     for system, amount in sorted(along.items(), key=lambda one: one[1]):
         part = rows[(rows["system"] == system) & (rows["control"] == control)]
@@ -141,7 +141,7 @@ def means_along(
 
 
 def half_interval(values: Float[np.ndarray, " brains"]) -> float:
-    """Half the 95 % interval of Student's t; 0 for one brain, which has none."""
+    """Half the 95 % interval of Student's t; 0 for a single brain, which has none."""
     return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)) if len(values) > 1 else 0.0
 
 
@@ -178,7 +178,7 @@ def _ends(estimate: Estimate) -> list[float]:
 
 
 def _write(figure: Figure, row: _Row, top: float) -> None:
-    """The claim in words, and below it the numbers and the verdict."""
+    """Write the claim, and below it the numbers and the verdict."""
     found = verdict_of(row.effect, row.claim.negligible)
     said = f"{interval(row.effect, row.claim.measure)} · {verdict(row.claim, row.effect)}"
     for place, line in enumerate([*row.lines, said]):

@@ -1,10 +1,11 @@
-"""The runs of a grid: every system of an experiment in every world, with everything that systems share made once.
+"""The runs of a grid: every system of an experiment in every world; what systems share is made once.
 
     worlds/brain11/                      store              once for each brain (and each change of it)
-    worlds/brain11-models0/              CLIP, LLM, targets once for each model seed on a brain: they read no betas
-    worlds/brain11-models0 poster/       align and systems  once for each split, change of the data and of the encoder
+    worlds/brain11-models0/              CLIP, LLM, targets once for each model seed on a brain (they use no betas)
+    worlds/brain11-models0 poster/       align and systems  once for each split and each change of data or encoder
 
-Each folder is a `bitllm.pipeline.run.Run`. A system is named by its settings, so experiments share equal systems.
+Each folder is a `bitllm.pipeline.run.Run`. A system is named by its settings, so that experiments share equal
+systems.
 """
 
 import re
@@ -41,7 +42,7 @@ Changes = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class World:
-    """One simulated brain with models of one seed."""
+    """One simulated brain, with models of one seed."""
 
     root: Path
     """Folder of all worlds."""
@@ -61,7 +62,7 @@ class World:
         return f"brain{self.brain}-models{self.models}"
 
     def brain_name(self, changes: Changes) -> str:
-        """Name of the run whose store has the brain as a system changes it."""
+        """Name of the run with the store of the brain, as changed by a system."""
         return _with(f"brain{self.brain}", _data(changes, of_split=False))
 
     def group_name(self, changes: Changes, split: SplitName) -> str:
@@ -69,7 +70,7 @@ class World:
         return _with(f"{self.name} {split}", {**changes.get("data", {}), **changes.get("encoder", {})})
 
     def data(self, changes: Changes) -> Run:
-        """The run with the store of a brain, made unless it is there."""
+        """The run with the store of a brain; the store is made if it is missing."""
 
         def make(run: Run) -> None:
             make_data(run)
@@ -79,12 +80,12 @@ class World:
         return self._run(self.brain_name(changes), {"data": data}, make)
 
     def shared_models(self) -> Run:
-        """The run with CLIP, LLM and targets, made on the unchanged brain unless they are there."""
+        """The run with CLIP, LLM and targets on the unchanged brain; they are made if they are missing."""
         store = self.data({}).folder / "store"
         return self._run(self.name, {"data": {"store": store}, "seed": self.models}, make_models)
 
     def group(self, changes: Changes, split: SplitName) -> Run:
-        """The run of all systems with the same data and encoder; the shared parts are made."""
+        """The run of all systems with the same data and encoder; shared parts are made if they are missing."""
         models = self.shared_models()
         data = {
             **_data(changes, of_split=True),
@@ -108,7 +109,7 @@ class World:
         return [*brains, *((f"{self.name}/{kind}", kind) for kind in ("clip", "llm", "targets"))]
 
     def write_rows(self, path: Path, make: Callable[[], pd.DataFrame]) -> None:
-        """Write rows with where they come from."""
+        """Write rows with their origin."""
         rows = make().assign(
             world=self.name,
             simulator_seed=self.brain,
@@ -148,28 +149,28 @@ class Cell:
 
     @property
     def system(self) -> SystemConfig:
-        """Its configuration."""
+        """Configuration of the system."""
         return self.config.systems[self.name]
 
     @property
     def parent(self) -> "Cell | None":
-        """The system whose sft it starts from."""
+        """The system whose sft this one starts from."""
         name = self.system.parent
         return None if name is None else Cell(self.world, self.config, self.split, name, self.rates)
 
     @property
     def starts_from_align(self) -> bool:
-        """Whether its encoder is that of the align stage of its run."""
+        """Whether the encoder is that of the align stage."""
         return self.system.start in (None, "align") and self.system.rft is None
 
     @property
     def stage(self) -> Literal["sft", "rft"]:
-        """Its stage."""
+        """Stage of the system."""
         return "sft" if self.system.rft is None else "rft"
 
     @cached_property
     def changes(self) -> Changes:
-        """What it changes of the recipe. The develop split tests the same subject for every system."""
+        """Changes of the recipe. The develop split tests the same subject for every system."""
         changes = self.config.changes_of(self.name)
         if self.split == "develop" and "held_out" in changes.get("data", {}):
             changes["data"] = {key: value for key, value in changes["data"].items() if key != "held_out"}
@@ -177,7 +178,7 @@ class Cell:
 
     @cached_property
     def label(self) -> str:
-        """Name of its folder, from its stage, changed settings, learning rates and what it starts from."""
+        """Name of the system's folder: stage, changed settings, learning rates, and what it starts from."""
         own, rate = self.changes.get(self.stage, {}), f"{self.rates[self.name]:g}"
         start = ("align" if self.starts_from_align else "random") if self.parent is None else self.parent.step
         words = [self.stage, *(["random"] if start == "random" else []), *_flat(own)]
@@ -187,17 +188,17 @@ class Cell:
 
     @property
     def place(self) -> str:
-        """Name of the run that it belongs to."""
+        """Name of the run of this system."""
         return self.world.group_name(self.changes, self.split)
 
     @property
     def step(self) -> str:
-        """Name of the step that trains it, among those of all runs."""
+        """Name of the step that trains the system, among those of all runs."""
         return f"{self.place}/{self.label}"
 
     @property
     def _evaluations(self) -> dict[str, Callable[[], pd.DataFrame]]:
-        """What evaluates it: the captions, and in an experiment about encoders its encoder alone (once)."""
+        """Kinds of evaluation: captions, and in an experiment about encoders the encoder (once)."""
         has_diagnostics = self.config.diagnostics and self.split == "poster" and self.parent is None
         return {"judge": self._caption_rows, **({"encoder": self._encoder_rows} if has_diagnostics else {})}
 
@@ -206,16 +207,16 @@ class Cell:
         return f"{self.label} {kind}" + ("" if self.system.averaged else " on single trials")
 
     def path(self, kind: str) -> Path:
-        """Where the rows of an evaluation are."""
+        """File with the rows of an evaluation."""
         return self.world.root / self.place / f"{self._part(kind)}.parquet"
 
     @property
     def is_evaluated(self) -> bool:
-        """Whether all its rows are there."""
+        """Whether all rows exist."""
         return all(self.path(kind).exists() for kind in self._evaluations)
 
     def steps(self) -> list[tuple[str, str]]:
-        """Names and kinds of its steps, for the plan: all but those of the system that it starts from."""
+        """Names and kinds of the steps, for the plan, without those of the system that it starts from."""
         trains_encoder = self.stage == "sft" and self.changes.get("sft", {}).get("encoder") == "trained"
         kind: str = "sft with encoder" if trains_encoder else self.stage
         found = [(self.step, kind)]
@@ -226,7 +227,7 @@ class Cell:
 
     @cached_property
     def run(self) -> Run:
-        """The run that it belongs to, with its settings among the variants; the parts that systems share are made."""
+        """The run of this system, with the system among its variants; parts that systems share are made."""
         run, parent, start = self.world.group(self.changes, self.split), self.parent, self.system.start
         if parent is not None:
             is_here = parent.run.folder == run.folder
@@ -237,7 +238,7 @@ class Cell:
         return run
 
     def make(self) -> None:
-        """Train and evaluate it, unless that is done."""
+        """Train and evaluate the system, unless that is done."""
         for kind, rows in self._evaluations.items():
             if not self.path(kind).exists():
                 self._train()
@@ -245,7 +246,7 @@ class Cell:
                 self.run.steps.run(self._part(kind), write, settings=None, after=(self.label,))
 
     def _train(self) -> None:
-        """Train it and what it starts from; one process at a time trains a part that others share."""
+        """Train the system and what it starts from; parts that others share are trained by one process at a time."""
         run, parent = self.run, self.parent
         if parent is not None:
             parent._train()
@@ -256,7 +257,7 @@ class Cell:
             make_system(run, self.label)
 
     def rows(self) -> pd.DataFrame:
-        """Its rows for each image under every input, with the measures of its encoder."""
+        """Rows for each image under every input, with the measures of the encoder."""
         rows = pd.read_parquet(self.path("judge"))
         if "encoder" in self._evaluations:
             found = pd.read_parquet(self.path("encoder"))
@@ -298,7 +299,7 @@ class Cell:
 
 
 def _data(changes: Changes, *, of_split: bool) -> dict[str, Any]:
-    """Changes of the data that concern the split, or that concern the store."""
+    """Changes of the data, either those of the split or those of the store."""
     return {
         key: value for key, value in changes.get("data", {}).items() if (key in SPLIT_CHANGES) == of_split
     }

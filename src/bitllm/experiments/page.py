@@ -1,7 +1,8 @@
 """The page of results: a summary, then each question with its claims, figure, systems and verdict.
 
-``python -m bitllm.experiments.page`` (``make results``) writes ``docs/results.md`` and its figures from the published
-results (``experiments/NAME/results.parquet``, ``results.json``). A question without results is listed with its claims.
+``python -m bitllm.experiments.page`` (``make results``) writes ``docs/results.md`` and its figures from the
+published results (``experiments/NAME/results.parquet``, ``results.json``). For a question without results only the
+claims are shown.
 """
 
 import re
@@ -59,7 +60,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z*`])")
 
 
 def write_page(folder: Path, page: Path) -> None:
-    """Write the page of results and its figures, and remove figures of questions without results."""
+    """Write the page of results and its figures; delete figures of questions without results."""
     questions = read_questions(folder)
     for question in questions:
         figure = page.parent / FIGURES / f"{question.name}.svg"
@@ -76,7 +77,7 @@ def make_page(questions: list[Question], summary: Summary) -> str:
 
 
 def sentences(folder: Path, config: ExperimentConfig, record: dict[str, Any]) -> list[str]:
-    """Lines that are printed after a run: one for each claim, and where the numbers are."""
+    """Lines to print after a run: one for each claim, and the location of the numbers."""
     rows = pd.read_parquet(folder / ROWS)
     lines = [f"{claim.text}: {_in_words(claim, effect_of(claim, rows))}" for claim in config.claims]
     lines.append(f"numbers: {folder / ROWS}, {folder / RECORD}")
@@ -97,7 +98,7 @@ def _in_words(claim: Claim, effect: Effect) -> str:
 
 
 def make_summary(questions: list[Question], summary: Summary) -> str:
-    """The first part of the page: two tables, and the first sentence of each written verdict."""
+    """The first part of the page: two tables, and the first sentence of each verdict."""
     by_name = {question.name: question for question in questions}
     poster = [_headline(by_name[row.name], row) for row in summary.headlines if row.name in by_name]
     beyond = [_beyond(question) for question in questions if question.name not in summary.poster]
@@ -117,7 +118,7 @@ def make_summary(questions: list[Question], summary: Summary) -> str:
 
 
 def first_sentence(question: Question) -> str | None:
-    """The first sentence of the written verdict with a link; None without a verdict or results."""
+    """The first sentence of the verdict's text, with a link; None without a text or results."""
     if question.verdict is None or question.results is None:
         return None
     return f"{_SENTENCE_END.split(question.verdict)[0]} ({_link(question)})"
@@ -150,7 +151,7 @@ def _beyond(question: Question) -> list[str]:
 
 
 def _here(question: Question, place: int) -> str:
-    """Both means of a claim, the difference with its interval, and the number of brains, models and images."""
+    """Both means of a claim, the difference with its interval, and the numbers of brains, models and images."""
     assert question.results is not None
     claim, effect = question.config.claims[place], question.results.effects[place]
     name = claim.measure
@@ -179,7 +180,7 @@ def make_section(question: Question) -> str:
 
 
 def claims_table(question: Question) -> str:
-    """One line for each claim: the poster's figures, ours, the difference and the verdict."""
+    """One row for each claim: the poster's figures, ours, the difference and the verdict."""
     lines = []
     for place, claim in enumerate(question.config.claims):
         here = ["", "", "", NOT_RUN]
@@ -224,7 +225,7 @@ def systems_table(rows: pd.DataFrame, *, diagnostics: bool) -> str:
 
 
 def _origin(question: Question, results: Results) -> str:
-    """Where the numbers come from: data, size, command, versions, revisions, learning rates."""
+    """Origin of the numbers: data, size, command, versions, revisions, learning rates."""
     record, rows = results.record, results.rows
     revisions = ", ".join(sorted(str(revision)[:12] for revision in set(rows["git_revision"])))
     versions = ", ".join(sorted(set(rows["bitllm_version"])))
@@ -236,7 +237,7 @@ def _origin(question: Question, results: Results) -> str:
 
 
 def rates_in_words(rates: dict[str, dict[str, Any]]) -> str:
-    """The learning rates, how they were chosen, and which of them are at the edge of their grid."""
+    """The learning rates, how they were chosen, and which are at the edge of their grid."""
     chosen = ", ".join(
         f"{system} {row['chosen']:g}" + (f" (that of {row['taken from']})" if "taken from" in row else "")
         for system, row in rates.items()
@@ -253,7 +254,7 @@ def rates_in_words(rates: dict[str, dict[str, Any]]) -> str:
 
 
 def edge_of(row: dict[str, Any]) -> str | None:
-    """Whether a chosen rate is the lowest or the highest of those that were tried."""
+    """Whether a chosen rate is the lowest or the highest that was tried."""
     tried = [float(rate) for rate in row.get("CIDEr, validation", {})]
     if len(tried) < 2 or min(tried) < row["chosen"] < max(tried):
         return None
@@ -261,7 +262,7 @@ def edge_of(row: dict[str, Any]) -> str | None:
 
 
 def _table(columns: list[str], lines: list[list[str]], *, n_words: int | None = None) -> str:
-    """A table in Markdown; the columns after the first ``n_words`` are aligned to the right."""
+    """A Markdown table; columns after the first ``n_words`` are right-aligned."""
     rule = "|".join(
         ["---"] * len(columns) if n_words is None else ["---"] * n_words + ["---:"] * (len(columns) - n_words)
     )
@@ -291,7 +292,7 @@ def _over(captions: list[list[str]], measure: Callable[[list[str]], float]) -> f
 
 @cache
 def _words(caption: str) -> str:
-    """A caption's words; questions share systems, and with them captions."""
+    """Number of words of a caption, cached because questions share systems."""
     return ptb_tokenize([caption])[0]
 
 

@@ -1,6 +1,6 @@
 """Copy a run's results into the folders of their questions, compressed: ``make publish RUN=reproduce/small``.
 
-All rows are copied, including those of incomplete waves. Measures become single precision, counts short integers.
+All rows are copied, including those of incomplete waves. Measures are stored as float32, counts as short integers.
 """
 
 import sys
@@ -57,7 +57,7 @@ def _fit_to_publish(name: str, run: Path, folder: Path) -> tuple[pd.DataFrame, d
 
 
 def is_ready(folder: Path) -> bool:
-    """Whether a question has a complete wave in the folder of a run."""
+    """Whether the folder of a run has a complete wave of a question."""
     if not (folder / ROWS).exists():
         return False
     rows, record = read_run(folder)

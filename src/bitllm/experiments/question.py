@@ -1,7 +1,7 @@
-"""Questions with their results, checked against the configuration they were made with, and their numbers in words.
+"""Questions with their results (checked against the configuration of their run), and their numbers in words.
 
 A wave is one model seed on all brains of an experiment. Complete waves of the first model seeds are published while
-the others are still trained; an incomplete wave is left out, so that every brain counts the same.
+the others are still being trained. An incomplete wave is left out, so that all brains have the same weight.
 """
 
 import re
@@ -51,7 +51,7 @@ class Headline(StrictConfig):
 
 
 class Summary(StrictConfig):
-    """Texts of the page and choice of what its first part shows."""
+    """Texts of the page, and a selection of results for its first part."""
 
     about: str
     """Head of the page."""
@@ -80,7 +80,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Question:
-    """A question, and its results if there was a full run."""
+    """A question, with results if there was a full run."""
 
     name: str
     title: str
@@ -115,14 +115,14 @@ def read_question(name: str, folder: Path) -> Question:
 
 
 def read_verdict(path: Path) -> str | None:
-    """The paragraph ``**Verdict.**`` of a README, in one line; None if it is "Not run yet."."""
+    """The paragraph ``**Verdict.**`` of a README, on one line; None if it is "Not run yet."."""
     found = _VERDICT.search(path.read_text(encoding="utf-8")) if path.exists() else None
     text = " ".join(found["text"].split()) if found else _NO_VERDICT
     return None if text == _NO_VERDICT else text
 
 
 def complete_waves(rows: pd.DataFrame, record: dict[str, Any], folder: Path) -> pd.DataFrame:
-    """The rows of the first model seeds that all brains have."""
+    """Rows of the first model seeds that all brains have."""
     config = record["config"]
     n_waves = n_complete_waves(rows, record)
     if n_waves == 0:
@@ -159,7 +159,7 @@ def interval(effect: Effect, measure: str) -> str:
 
 
 def difference(claim: Claim) -> str:
-    """What is compared with 0."""
+    """The difference that is compared with 0, in words."""
     return "difference" if claim.factor == 1 else f"first − {claim.factor:g} × second"
 
 
@@ -192,7 +192,7 @@ def counted(verdicts: Iterable[str]) -> str:
 
 
 def size(question: Question, *, names: bool = True) -> str:
-    """Brains × model seeds × images, of how many that were planned; with or without the names of the three."""
+    """Numbers of brains × model seeds × images, and how many were planned; optionally with the names of the three."""
     assert question.results is not None
     effect, config = question.results.effects[0], question.config
     images = question.results.rows.groupby(["simulator_seed", "system"])["nsd_id"].nunique()
@@ -203,7 +203,7 @@ def size(question: Question, *, names: bool = True) -> str:
 
 
 def along_in_words(question: Question) -> str:
-    """Mean CIDEr with the image's own responses at every amount, ascending, for a question about an amount."""
+    """Mean CIDEr with real betas at every amount, ascending, for a question about an amount."""
     assert question.results is not None
     rows = question.results.rows[question.results.rows["control"] == "real"]
     means = rows.groupby(["system", "world"])["cider"].mean().groupby("system").mean()

@@ -1,4 +1,4 @@
-"""The results of an experiment: rows of every world (Parquet), and a record of where they come from (JSON)."""
+"""The results of an experiment: rows of every world (Parquet), and a record of their origin (JSON)."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,11 +32,11 @@ class Kept(NamedTuple):
 
     @property
     def rates(self) -> dict[str, dict[str, Any]]:
-        """The learning rate of every system, and how it was chosen."""
+        """Learning rate of every system, and how it was chosen."""
         return dict(self.record["learning_rates"])
 
     def rows_of(self, world: str) -> pd.DataFrame | None:
-        """The rows of one world; None if it is not published."""
+        """Rows of one world; None if it is not published."""
         return self.rows[self.rows["world"] == world] if world in self.record["worlds"] else None
 
     def origins(self) -> list[dict[str, Any]]:
@@ -63,7 +63,7 @@ def read_kept(name: str, folder: Path) -> Kept | None:
 
 
 def make_record(name: str, config: ExperimentConfig, *, is_quick: bool) -> dict[str, Any]:
-    """Where the results of this process come from, without the worlds."""
+    """Origin of the results of this process, without the worlds."""
     content = config.model_dump(mode="json")
     return {
         "question": name,
@@ -107,7 +107,7 @@ def rows_of(found: Outcomes, *, seed: int) -> pd.DataFrame:
 
 
 def write_run(folder: Path, rows: pd.DataFrame, record: dict[str, Any]) -> None:
-    """Write rows and their record, each whole or not at all."""
+    """Write rows and their record, each completely or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = rows.assign(question=record["question"], config_sha256=record["config_sha256"])
     with file_written_whole(folder / ROWS) as unfinished:
@@ -116,7 +116,7 @@ def write_run(folder: Path, rows: pd.DataFrame, record: dict[str, Any]) -> None:
 
 
 def read_run(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """All rows of a run that is not quick, those of waves that are not whole included, and its record."""
+    """All rows of a full (not quick) run, including those of incomplete waves, and its record."""
     record, path = read_json(folder / RECORD), folder / ROWS
     if not path.exists():
         raise DataError(
@@ -148,9 +148,9 @@ def read_run(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
 
 
 def require_same(config: ExperimentConfig, record: dict[str, Any], folder: Path) -> None:
-    """Refuse results of other claims or systems than the configuration has; it may have more seeds than the results.
+    """Refuse results of other claims or systems than the configuration's. The configuration may have more seeds.
 
-    Records of version 0.1 describe a system by settings that no longer exist: of these only the claims, the names of
+    Records of version 0.1 describe systems by settings that no longer exist: for these only the claims, the names of
     the systems and the seeds are compared. (A test compares every published setting with today's recipes.)
     """
     then = record["config"]
@@ -173,9 +173,9 @@ def require_same(config: ExperimentConfig, record: dict[str, Any], folder: Path)
 
 
 def require_one_recipe(path: Path, recipe: Recipe) -> None:
-    """Record the recipe of the worlds in a folder, or refuse the folder if they have another one.
+    """Record the recipe of the worlds in a folder, or refuse the folder if it has another one.
 
-    Rows of finished worlds are found by what a system changes, which does not include the recipe.
+    Rows of finished worlds are found by a system's changes, which do not include the recipe.
     """
     now = _deciding(recipe).model_dump(mode="json") | {
         "preset": recipe.data.simulation.model_dump(mode="json"),
@@ -193,7 +193,7 @@ def require_one_recipe(path: Path, recipe: Recipe) -> None:
 
 
 def _deciding(value: Any) -> Any:
-    """A recipe without what does not change a result; everything else as it is."""
+    """A recipe without the settings that do not change a result."""
     if not isinstance(value, Recipe):
         return value
     return value.model_copy(update={"variants": {}, "trainer": TrainerSettings()})

@@ -1,16 +1,16 @@
-"""A claim, its effect with an interval over brains, models and images, and the verdict by a rule set in advance.
+"""A claim, its effect with an interval over brains, models and images, and the verdict by a predefined rule.
 
 Both arms have the same brains, model seeds and images, so each image of each world gives one paired difference (for
-corpus BLEU-4: each resampling of a world's images gives one). A claim of a *factor* is tested as the difference
-*more − factor × less*. Two intervals are computed, and the wider one counts: Student's t over the brains' mean
-differences, because a verdict generalizes over brains, not images; and a bootstrap over model seeds and images (the
-same images for all model seeds) within the given brains, for brains whose means happen to be close together. With one
-brain there is only the second, and no verdict.
+corpus BLEU-4, each resample of a world's images). A claim of a *factor* is tested as the difference *more − factor ×
+less*. Two intervals are computed, and the wider one counts: Student's t over the brains' mean differences, because a
+verdict generalizes over brains, not images; and a bootstrap over model seeds and images (the same images for all
+model seeds) within the given brains, in case the brains' means are close by chance. With a single brain there is
+only the second interval, and no verdict.
 
 A bootstrap over three levels (brains, then model seeds, then images) would count the variance within brains twice,
-because the brains' means contain it already. In 300 simulated experiments without an effect (normal numbers), the
-interval excluded 0 in none with such a bootstrap of three brains, and in 0 to 3 % (three brains) or 1 to 5 % (five)
-with the wider of the two; more often the more the brains differ.
+because the brains' means already contain it. In 300 simulated experiments without an effect (normal numbers), the
+interval from such a bootstrap of three brains never excluded 0. The wider of the two intervals excluded 0 in 0 to 3
+% (three brains) or 1 to 5 % (five brains), more often the more the brains differ.
 
 The rule: *borne out* if the interval is above 0; *not borne out* if it is below the claim's negligible difference;
 *undecided* otherwise, and with fewer than three brains.
@@ -53,7 +53,7 @@ ENCODER_MEASURES = ("cosine_zero", "recall_at_10", "recall_at_10_linear")
 
 
 class Arm(StrictConfig):
-    """One side of a comparison: a system under one input."""
+    """One side of a comparison: a system with one input."""
 
     system: str
     """Name of the system."""
@@ -65,7 +65,7 @@ class Arm(StrictConfig):
 
 
 class Claim(StrictConfig):
-    """One claim, written before the run: one arm has more of a measure than another."""
+    """A claim, written before the run: one arm has more of a measure than another."""
 
     text: str
     """The claim in words."""
@@ -141,7 +141,7 @@ def verdict_of(effect: Effect, negligible: float) -> Verdict:
 
 
 def mean_of(sums: Float[np.ndarray, "*draws one"], n: int) -> Float[np.ndarray, " *draws"]:
-    """The mean of a measure from its sum over ``n`` images."""
+    """Mean of a measure, from its sum over ``n`` images."""
     return np.asarray(sums[..., 0] / n)
 
 
@@ -158,7 +158,7 @@ def draw_differences(
     n_draws: int,
     seed: int,
 ) -> Float[np.ndarray, " n_draws"]:
-    """Mean over brains of *more − factor × less*, with models and images drawn with replacement."""
+    """Draws of the mean over brains of *more − factor × less*, with models and images resampled."""
     rng = np.random.default_rng(seed)
     found = np.zeros(n_draws)
     for more, less in pairs:
@@ -186,7 +186,7 @@ def _percentiles(draws: Float[np.ndarray, " n_draws"]) -> tuple[float, float, fl
 
 
 def _numbers(rows: pd.DataFrame, arm: Arm, measure: str) -> pd.DataFrame:
-    """Numbers of an arm that may be summed over images, one row for each world and image."""
+    """Summable numbers of an arm, one row for each world and image."""
     chosen = rows[(rows["system"] == arm.system) & (rows["control"] == arm.control)]
     column = "bleu_counts" if measure == "bleu_4" else measure
     chosen = chosen[chosen[column].notna()] if column in chosen else chosen[:0]
@@ -200,7 +200,7 @@ def _numbers(rows: pd.DataFrame, arm: Arm, measure: str) -> pd.DataFrame:
 
 
 def _by_brain(numbers: pd.DataFrame) -> list[Numbers]:
-    """One array of models × images × numbers for each brain."""
+    """An array of models × images × numbers for each brain."""
     found = []
     for brain, part in numbers.groupby(level="simulator_seed"):
         images = [one.index.get_level_values("nsd_id") for _, one in part.groupby(level="model_seed")]

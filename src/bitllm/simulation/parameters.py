@@ -22,18 +22,18 @@ NotNegative = Annotated[float, Field(ge=0)]
 
 
 class SimulationConfig(StrictConfig):
-    """Everything that decides a simulated release, apart from its seed.
+    """Everything that determines a simulated release, apart from its seed.
 
-    The noise is argued from NSD itself. Notebooks that were run on the real b3 betas print mean noise
-    ceilings of 24.2 % of the variance of three averaged trials in the volume and 36.2 % on the surface, where
-    no white matter is mixed in. With ``ceiling = ncsnr² / (ncsnr² + 1/3)`` these are ncsnr .33 and .43; the
-    median over nsdgeneral is about .40 here, and the mean ceiling 33 %.
+    The noise is derived from NSD. Published notebooks on the real b3 betas print mean noise ceilings of 24.2 % of
+    the variance of three averaged trials in the volume, and 36.2 % on the surface (without white matter). With
+    ``ceiling = ncsnr² / (ncsnr² + 1/3)`` this is an ncsnr of .33 and .43. Here the median over nsdgeneral is about
+    .40 and the mean ceiling 33 %.
 
-    What is shared by the subjects decides how hard an unseen one is. The defaults were chosen so that the
-    demo's own encoder, trained on subj01 to subj06, ranks the picture of subj07 (validation images, simulator
-    seed 1) about as hard as the poster's encoder does: a median rank of 6 among 191 (3 % of the gallery; the
-    poster: 13 of about 1,000), R@10 .70 against .05 by chance. Images of the training subjects themselves
-    that were not trained on are easier (R@10 .83).
+    The share of tuning that subjects have in common determines how difficult an unseen subject is. With the
+    defaults, the demo's encoder, trained on subj01 to subj06, ranks the images of subj07 (validation images,
+    simulator seed 1) about as well as the poster's encoder ranks NSD's: median rank 6 among 191 (3 % of the gallery;
+    the poster: 13 of about 1,000), R@10 .70 at a chance of .05. Unseen images of the training subjects are easier
+    (R@10 .83).
     """
 
     preset: str = "custom"
@@ -45,25 +45,25 @@ class SimulationConfig(StrictConfig):
     n_shared: int = Field(ge=1)
     """Images planned for every subject (NSD: 1,000)."""
     n_unique: int = Field(ge=1)
-    """Images planned for one subject alone (NSD: 9,000)."""
+    """Images planned for a single subject (NSD: 9,000)."""
     picture_px: int = Field(ge=24, multiple_of=12)
-    """Side of the square pictures in pixels (NSD: 425); a multiple of 12, the grid that early areas see."""
+    """Side of the square images in pixels (NSD: 425); a multiple of 12, the grid that early areas see."""
     voxel_mm: float = Field(gt=0.9)
-    """Side of the cubic voxels, in mm. It decides how many voxels a subject has (NSD: 1.8)."""
+    """Side of the cubic voxels in mm, which determines their number (NSD: 1.8)."""
     signal: NotNegative = 1.0
-    """Strength of the responses to pictures; 0 gives betas that do not depend on the pictures at all."""
+    """Strength of the responses to images; 0 gives betas that do not depend on the images."""
     noise: NotNegative = 1.0
     """Strength of everything in the betas that is not a response: trial noise and session drifts."""
     ncsnr_median: float = Field(default=0.41, gt=0)
-    """Signal over noise (a ratio of standard deviations) that a typical voxel of nsdgeneral is built with."""
+    """Signal-to-noise ratio (of standard deviations) of a typical voxel of nsdgeneral."""
     shared_tuning: Share = 0.65
-    """Share of the smooth tuning's variance that all subjects have in common at one functional place."""
+    """Share of the variance of the smooth tuning that is common to all subjects at the same functional position."""
     voxel_tuning: Share = 0.25
-    """Share of a voxel's tuning variance that no neighbor and no other subject has."""
+    """Share of the variance of a voxel's tuning that is specific to this voxel."""
     misalignment_mm: NotNegative = 4.0
-    """Typical distance between the place that anatomy gives (MNI) and the true functional place."""
+    """Typical distance between anatomical (MNI) and functional position, in mm."""
     tuning_mm: float = Field(default=14.0, gt=0)
-    """Distance along the cortex over which smooth tuning changes."""
+    """Distance along the cortex over which smooth tuning changes, in mm."""
 
     @model_validator(mode="after")
     def _plan_fits(self) -> "SimulationConfig":
@@ -94,7 +94,7 @@ class SimulationConfig(StrictConfig):
 
     @property
     def subjects(self) -> tuple[str, ...]:
-        """Names of the subjects, in NSD's way."""
+        """Names of the subjects, like NSD's."""
         return tuple(f"subj{number:02d}" for number in range(1, len(self.sessions) + 1))
 
 
