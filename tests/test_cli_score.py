@@ -60,8 +60,9 @@ def test_json_has_the_documented_fields(files, capsys):
 def test_one_sentence_for_all_images_is_called_out_by_name(files, capsys):
     run(files, captions="other.json")
     said = " ".join(capsys.readouterr().out.split())
-    assert "no evidence that the captions depend on the betas: all are one sentence" in said
-    assert "METEOR: not run: left out (--no-meteor)" in said
+    assert "No evidence that the captions of other.json depend on the betas" in said
+    assert "all captions are one sentence" in said
+    assert "not run: METEOR: left out (--no-meteor)" in said
 
 
 def test_another_system_is_compared_and_every_caption_is_written(files, capsys):

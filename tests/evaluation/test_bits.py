@@ -3,13 +3,7 @@ import pytest
 import torch
 
 from bitllm.data.prompt import INSTRUCTIONS, plain_caption
-from bitllm.evaluation.bits import (
-    evidence,
-    evidence_on,
-    evidence_per_image,
-    reference_tokens,
-    token_log2_probs,
-)
+from bitllm.evaluation.bits import bits_per_word, reference_tokens
 from bitllm.evaluation.pairing import other_images
 from bitllm.evaluation.words import simulated_words
 from bitllm.model import captioner
@@ -17,6 +11,10 @@ from bitllm.model.captioner import load_captioner
 from bitllm.model.checkpoint.base import load_llm
 
 REFERENCES = [("A dog on a bench.", "two boats"), ("a bus",), ("a red bird near the beach", "a", "bird.")]
+
+
+def log2_probs(system, tokens, brain_tokens):
+    return system.log2_probs(tokens.answers, tokens.row, brain_tokens)
 
 
 def log2_probs_of_a_loop(system, brain_tokens, reference):
@@ -41,7 +39,7 @@ def brain_tokens():
 def test_log_probabilities_are_those_of_a_loop_over_references(system, brain_tokens, monkeypatch, with_brain):
     monkeypatch.setattr(captioner, "_SCORED_AT_ONCE", 4)
     tokens = reference_tokens(system.prompter, REFERENCES)
-    found = token_log2_probs(system, tokens, brain_tokens if with_brain else None)
+    found = log2_probs(system, tokens, brain_tokens if with_brain else None)
     flat = [(row, text) for row, group in enumerate(REFERENCES) for text in group]
     for place, (row, text) in enumerate(flat):
         expected = log2_probs_of_a_loop(system, brain_tokens[row] if with_brain else None, text)
@@ -52,35 +50,27 @@ def test_log_probabilities_are_those_of_a_loop_over_references(system, brain_tok
 def test_bits_are_those_of_a_loop_over_references(system, brain_tokens):
     other = [1, 2, 0]
     tokens = reference_tokens(system.prompter, REFERENCES)
-    log2 = [token_log2_probs(system, tokens, t) for t in (brain_tokens, brain_tokens[other])]
-    found = evidence(*log2, tokens, [7, 8, 9], seed=0)
+    log2 = [log2_probs(system, tokens, t) for t in (brain_tokens, brain_tokens[other])]
     gains = [
-        [
-            sum(log2_probs_of_a_loop(system, brain_tokens[row], text))
-            - sum(log2_probs_of_a_loop(system, brain_tokens[other[row]], text))
-            for text in group
-        ]
+        sum(log2_probs_of_a_loop(system, brain_tokens[row], text))
+        - sum(log2_probs_of_a_loop(system, brain_tokens[other[row]], text))
         for row, group in enumerate(REFERENCES)
+        for text in group
     ]
-    per_image = [np.mean(group) for group in gains]
-    total = sum(sum(group) for group in gains)
     n_words = sum(len(plain_caption(text).split()) for group in REFERENCES for text in group)
-    n_tokens = sum(len(answer) for answer in tokens.answers)
-    assert found["per_caption"].value == pytest.approx(np.mean(per_image), abs=1e-3)
-    assert found["per_token"].value == pytest.approx(total / n_tokens, abs=1e-3)
-    assert found["per_word"].value == pytest.approx(total / n_words, abs=1e-3)
-    assert evidence_per_image(*log2, tokens, 3) == pytest.approx(per_image, abs=1e-3)
+    found = bits_per_word(*log2, tokens, [7, 8, 9], seed=0)
+    assert found.value == pytest.approx(sum(gains) / n_words, abs=1e-3)
 
 
 def test_bits_of_a_category_are_those_of_its_words_alone(system, brain_tokens):
     tokens = reference_tokens(system.prompter, REFERENCES)
-    log2 = [token_log2_probs(system, tokens, t) for t in (brain_tokens, brain_tokens[[1, 2, 0]])]
+    log2 = [log2_probs(system, tokens, t) for t in (brain_tokens, brain_tokens[[1, 2, 0]])]
     mask = simulated_words().tokens_of("animals", tokens)
     assert mask.sum() == 3  # dog, bird, bird
-    found = evidence_on(mask, *log2, tokens, [7, 8, 9], seed=0)
+    found = bits_per_word(*log2, tokens, [7, 8, 9], seed=0, chosen=mask)
     gain = (log2[0] - log2[1])[[0, 3, 5], [1, 2, 0]].sum()
     assert found.value == pytest.approx(gain / 3, abs=1e-9)
-    assert evidence_on(np.zeros_like(mask), *log2, tokens, [7, 8, 9], seed=0) is None
+    assert bits_per_word(*log2, tokens, [7, 8, 9], seed=0, chosen=np.zeros_like(mask)) is None
 
 
 def test_a_model_that_ignores_its_input_has_exactly_no_bits(easy, held_out):
@@ -92,21 +82,14 @@ def test_a_model_that_ignores_its_input_has_exactly_no_bits(easy, held_out):
     tokens = reference_tokens(system.prompter, held_out.references)
     real = held_out.brain_tokens(system.encoder, system.atlases)
     order = other_images(held_out, seed=0).order.tolist()
-    log2 = [token_log2_probs(system, tokens, t) for t in (real, real[order])]
+    log2 = [log2_probs(system, tokens, t) for t in (real, real[order])]
     assert np.array_equal(*log2)
-    found = evidence(*log2, tokens, held_out.nsd_id.tolist(), seed=0)["per_word"]
-    assert found == (0, 0, 0, 1)
+    assert bits_per_word(*log2, tokens, held_out.nsd_id.tolist(), seed=0) == (0, 0, 0, 1)
 
 
 def test_a_system_that_reads_the_brain_has_bits_above_zero(found, held_out):
-    rows = evidence(
-        found.log2_probs["real"],
-        found.log2_probs["permuted"],
-        found.tokens,
-        held_out.nsd_id.tolist(),
-        seed=0,
-    )
-    assert rows["per_word"].is_above_zero
+    log2 = found.log2_probs["real"], found.log2_probs["permuted"]
+    assert bits_per_word(*log2, found.tokens, held_out.nsd_id.tolist(), seed=0).is_above_zero
 
 
 def test_one_brain_input_serves_all_rows(found, system):
@@ -114,5 +97,5 @@ def test_one_brain_input_serves_all_rows(found, system):
     zero = found.held_out.brain_tokens(
         system.encoder, system.atlases, np.zeros((n, found.held_out.betas.shape[1]), dtype=np.float32)
     )
-    one = token_log2_probs(system, found.tokens, zero[:1])
+    one = log2_probs(system, found.tokens, zero[:1])
     assert np.allclose(one, found.log2_probs["zero"], atol=1e-4)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bitllm.evaluation.attention import adapter_readings, attention_weights
-from bitllm.evaluation.bits import reference_tokens, token_log2_probs, word_evidence
+from bitllm.evaluation.bits import reference_tokens, word_evidence
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def test_bits_of_words_add_up_to_those_of_the_caption(system, held_out, tokens):
     rows = word_evidence(system, captions, own, others)
     assert [[word.word for word in row] for row in rows] == [c.lower().rstrip(".").split() for c in captions]
     parts = reference_tokens(system.prompter, [[caption] for caption in captions])
-    real, *control = (token_log2_probs(system, parts, given) for given in (own, *others))
+    real, *control = (system.log2_probs(parts.answers, parts.row, given) for given in (own, *others))
     is_word = parts.word >= 0
     expected = ((real - (control[0] + control[1]) / 2) * is_word).sum(axis=1)
     np.testing.assert_allclose([sum(word.bits for word in row) for row in rows], expected, atol=1e-5)

@@ -7,7 +7,8 @@ import torch
 
 from bitllm.data.batch import Anatomies
 from bitllm.errors import DataError, OutputError
-from bitllm.evaluation.attribution import Attribution, attribution, pooling_map, random_weights, write_maps
+from bitllm.evaluation.attribution import Attribution, attribution, random_weights, write_maps
+from bitllm.evaluation.pooling import pooling_map
 from bitllm.evaluation.rois import Roi, evaluate_regions, find_rois
 from bitllm.evaluation.words import simulated_words
 
@@ -70,10 +71,9 @@ def test_attribution_is_beta_times_the_slope_of_the_bits(system, found, maps):
 
 def log2_of_first_row(system, found, betas):
     """Mean log2 p of the first row's references under other betas."""
-    from bitllm.evaluation.bits import token_log2_probs
-
     tokens = found.held_out.brain_tokens(system.encoder, system.atlases, betas)
-    return token_log2_probs(system, found.tokens, tokens)[found.tokens.row == 0].sum(axis=1).mean()
+    log2 = system.log2_probs(found.tokens.answers, found.tokens.row, tokens)
+    return log2[found.tokens.row == 0].sum(axis=1).mean()
 
 
 def test_the_randomised_model_gives_another_map_and_leaves_the_trained_one_as_it_was(system, maps):
@@ -96,7 +96,7 @@ def test_sizes_of_two_maps_correlate_by_their_betas_alone_and_gradients_do_not(r
 
 
 def test_the_pooling_map_is_what_the_encoder_pools_with(system, held_out, maps, tmp_path):
-    weights = pooling_map(system.encoder, held_out, system.atlases)
+    weights = pooling_map(system.encoder, held_out.store, "subj08", system.atlases)
     anatomies = Anatomies.of(held_out.store, ["subj08"], system.atlases)
     pooled = system.encoder.pool(
         torch.from_numpy(held_out.betas), anatomies.coords_mm[0], anatomies.atlas_labels[0]

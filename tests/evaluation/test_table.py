@@ -3,12 +3,11 @@ import pandas as pd
 import pytest
 
 from bitllm.errors import DataError
-from bitllm.evaluation.bits import ReferenceTokens, evidence
+from bitllm.evaluation.bits import ReferenceTokens
 from bitllm.evaluation.held_out import HeldOut
 from bitllm.evaluation.outcomes import Outcomes
 from bitllm.evaluation.results import About, Results, from_json, to_json
-from bitllm.evaluation.scoring.caption_scorer import CaptionScorer
-from bitllm.evaluation.scoring.caption_scores import compare_captions
+from bitllm.evaluation.scoring.caption_scorer import CaptionScorer, score_differences, score_estimates
 from bitllm.evaluation.table import (
     Evaluation,
     encoder_rows,
@@ -17,6 +16,7 @@ from bitllm.evaluation.table import (
     rows_of,
     write_evaluation,
 )
+from bitllm.metrics.intervals import paired_difference
 from bitllm.metrics.retrieval import retrieval, target_ranks
 
 SEED = 3
@@ -119,29 +119,33 @@ def results(evaluation, tmp_path_factory):
 
 def test_scores_are_those_of_the_scorer_with_its_intervals(results, found, held_out, constant):
     captions = found.captions | {"constant": constant}
-    own = {name: held_out.scorer.score(texts, seed=SEED) for name, texts in captions.items()}
-    assert list(results.systems["sft"].averaged) == list(captions)
-    for name, scored in own.items():
-        got = results.systems["sft"].averaged[name]
-        assert {metric: one.value for metric, one in got.scores.items()} == pytest.approx(scored.metrics)
-        for metric, interval in scored.intervals.items():
-            assert got.scores[metric][:3] == pytest.approx(interval[:3])
-        assert (got.n_distinct, got.mean_length) == (scored.distinct, pytest.approx(scored.mean_length))
-    differences = compare_captions(own["real"], own["constant"], seed=SEED)
-    got = results.systems["sft"].averaged["constant"].real_minus_this
-    assert {name: tuple(one) for name, one in got.items()} == {
-        name: pytest.approx(tuple(one)) for name, one in differences.items()
-    }
-    assert results.systems["sft"].real.real_minus_this == {}
+    own = {name: held_out.scorer.per_caption(texts) for name, texts in captions.items()}
+    averaged = results.systems["sft"].averaged
+    assert list(averaged) == list(captions)
+    for name, numbers in own.items():
+        scored = score_estimates(numbers, seed=SEED)
+        for metric, one in averaged[name].scores.items():
+            assert one[:3] == pytest.approx(scored[metric][:3])
+        assert averaged[name].n_distinct == len(set(captions[name]))
+    assert averaged["zero"].mean_length == 4
+    expected = score_differences(own["real"], own["constant"], seed=SEED)
+    for name, one in averaged["constant"].real_minus_this.items():
+        assert tuple(one) == pytest.approx(tuple(expected[name])), name
+    assert averaged["real"].real_minus_this == {}
 
 
 def test_bits_are_those_of_the_tokens(results, found, held_out):
-    log2, images = found.log2_probs, held_out.nsd_id.tolist()
+    """Per unit the difference of sums over all references, and its interval over images."""
+    rows = found.tokens.row
     for name in ("permuted", "llm_alone"):
-        expected = evidence(log2["real"], log2[name], found.tokens, images, seed=SEED)
+        gains = (found.log2_probs["real"] - found.log2_probs[name]).sum(axis=1)
         got = results.systems["sft"].averaged[name].bits
-        for unit, row in expected.items():
-            assert tuple(got[unit]) == pytest.approx(tuple(row)), (name, unit)
+        per_image = np.array([gains[rows == row].mean() for row in range(12)])
+        assert tuple(got["per_caption"]) == pytest.approx(
+            tuple(paired_difference(per_image, np.zeros(12), seed=SEED))
+        )
+        assert got["per_token"].value == pytest.approx(gains.sum() / sum(map(len, found.tokens.answers)))
+        assert got["per_word"].value == pytest.approx(gains.sum() / sum(map(len, found.tokens.words)))
     assert results.systems["sft"].averaged["zero"].bits == {}, "no likelihood was computed"
 
 

@@ -2,11 +2,10 @@
 
 from dataclasses import replace
 
-import pytest
-
 from bitllm.evaluation.results import EncoderResult, Results, SystemResult
+from bitllm.evaluation.verdict import verdict
 from bitllm.metrics.intervals import Estimate
-from bitllm.report.headline import headline, key_numbers, verdict
+from bitllm.report.headline import headline, key_numbers
 
 
 def test_it_says_yes_by_how_much_and_on_which_data(results, about):
@@ -17,32 +16,12 @@ def test_it_says_yes_by_how_much_and_on_which_data(results, about):
         assert part in judged.sentence
 
 
-@pytest.mark.parametrize(("low", "high"), [(-1.2, 2.0), (0.0, 3.0), (-8.0, -2.0)])
-def test_an_interval_to_another_image_that_is_not_above_zero_is_no_evidence(results, with_lead, low, high):
-    judged = headline(with_lead(results, "permuted", Estimate((low + high) / 2, low, high)))
-    assert judged.is_evidence is False
-    assert judged.sentence.startswith("No evidence that the captions of rft depend on the betas")
-    assert "another image's betas" in judged.sentence
-
-
 def test_a_control_that_scores_as_high_is_named_though_another_image_scores_lower(results, with_lead):
     judged = headline(with_lead(results, "constant", Estimate(-1.5, -4.0, 1.0)))
     assert judged.is_evidence is False
     assert judged.sentence.startswith("In part: the captions of rft depend on the betas")
     assert "+69.7 [63.6, 75.8]" in judged.sentence
     assert "one constant caption −1.5 [−4.0, 1.0]" in judged.sentence
-
-
-@pytest.mark.parametrize("name", ["nearest", "other_subject"])
-def test_scoring_lower_than_an_input_with_betas_of_the_image_is_not_held_against_it(results, with_lead, name):
-    assert headline(with_lead(results, name, Estimate(-25.0, -30.0, -20.0))).is_evidence is True
-
-
-@pytest.mark.parametrize("difference", [None, Estimate(69.7)])
-def test_nothing_is_claimed_without_an_interval_to_another_image(results, with_lead, difference):
-    judged = headline(with_lead(results, "permuted", difference))
-    assert judged.is_evidence is None
-    assert "another image's betas" in judged.sentence
 
 
 def test_nothing_is_claimed_without_controls_or_without_systems(results, about):

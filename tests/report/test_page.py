@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from bitllm.evaluation.results import EncoderResult, InputResult, Results, SystemResult
+from bitllm.evaluation.verdict import CONTROLS
 from bitllm.metrics.intervals import Estimate
 from bitllm.report import write_comparison, write_report
 from bitllm.report.gallery import Decoded, GalleryItem
 from bitllm.report.page import compare_rows, unique_names, why_not_comparable
-from bitllm.report.tables import CONTROLS
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 

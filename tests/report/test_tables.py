@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from bitllm.evaluation.results import InputResult, Results, SystemResult
+from bitllm.evaluation.verdict import label
 from bitllm.metrics.intervals import Estimate
 from bitllm.report import tables
 from bitllm.report.tables import POSTER, ablation_rows, facts, metrics_of, retrieval_rows, score_groups
@@ -30,7 +31,7 @@ def test_every_system_is_followed_by_its_own_controls(results):
     rft = rows_of(results, "rft")
     assert [row.kind for row in rft[:3]] == ["system", "single", "control"]
     assert {row.short for row in rft[2:]} == {
-        tables.label(name, is_short=True) for name in results.systems["rft"].controls
+        label(name, is_short=True) for name in results.systems["rft"].controls
     }
 
 

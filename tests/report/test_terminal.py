@@ -1,19 +1,23 @@
 """The terminal shows the numbers of the page, within 80 columns."""
 
 import io
+import json
 from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from bitllm.evaluation.results import InputResult, Results
+from bitllm.evaluation.scoring.caption_scorer import METRICS
+from bitllm.evaluation.scoring.score_file import score_file
+from bitllm.evaluation.verdict import label
 from bitllm.report import render_table
-from bitllm.report.tables import label
+from bitllm.report.terminal import render_scores
 
 
-def printed(results, width=80):
-    console = Console(file=io.StringIO(), width=width)
-    console.print(render_table(results))
+def printed(results, render=render_table):
+    console = Console(file=io.StringIO(), width=80)
+    console.print(render(results))
     return console.file.getvalue()
 
 
@@ -68,3 +72,22 @@ def test_markup_of_rich_in_names_is_printed_as_it_is(results):
 
 def test_empty_results_print_a_headline(about):
     assert "Undecided" in printed(Results(about, {}))
+
+
+def test_scores_of_a_file_are_printed_with_floors_differences_and_the_verdict(tmp_path):
+    captions = {"1": "a dog", "2": "boats", "3": ""}
+    references = {"1": ["a dog runs"], "2": ["two boats", "boats on a lake"], "3": ["a red bus", "the bus"]}
+    for name, content in (("a", captions), ("b", captions | {"3": "a bus"}), ("references", references)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    found = score_file(tmp_path / "a.json", tmp_path / "references.json", compare=tmp_path / "b.json")
+    text = printed(found, render_scores)
+    assert text.startswith("3 images, 3 distinct captions")
+    for name in METRICS:
+        shown = [f"{one[name]:.2f}" for one in (found.metrics, *found.floors.values())]
+        row = next(line.split() for line in text.splitlines() if line.startswith(name))
+        assert [row[1], *row[-2:]] == shown
+    parts = ["constant permuted", "a.json − b.json", 'constant: "', "words per caption", "note: 1 of 3 captions",
+             "not run: METEOR: left out", "No evidence that the captions of a.json"]  # fmt: skip
+    places = [text.index(part) for part in parts]
+    assert places == sorted(places)
+    assert max(map(len, text.splitlines())) <= 80

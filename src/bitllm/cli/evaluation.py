@@ -75,14 +75,12 @@ def score(  # noqa: PLR0913 - each argument is an option of the command
         seed: Of the bootstrap and the permutations.
         json: Print JSON instead of a table.
     """
-    from bitllm.evaluation.scoring.captions_file import read_input
     from bitllm.evaluation.scoring.score_file import ScoreOptions, score_file
-    from bitllm.evaluation.scoring.score_table import render_scores, write_per_image
     from bitllm.files import require_place
+    from bitllm.report.terminal import render_scores
 
     if per_image is not None:
         require_place(per_image)
-
     options = ScoreOptions(
         tokenizer,
         meteor,
@@ -97,6 +95,5 @@ def score(  # noqa: PLR0913 - each argument is an option of the command
         captions, references, training_references=training_references, compare=compare, options=options
     )
     if per_image is not None:
-        pairs = read_input(captions, references)
-        write_per_image(per_image, scores, list(pairs.ids), list(pairs.captions))
+        scores.write_per_image(per_image)
     print_json(scores.to_json()) if json else OUT.print(render_scores(scores))

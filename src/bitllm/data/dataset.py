@@ -108,7 +108,7 @@ def select_trials(
     subject_index: list[int] = []
     rows: list[tuple[int, ...]] = []
     for index, subject in enumerate(chosen):
-        found = _rows(store.subject(subject).trials["nsd_id"].to_numpy(), images, averaged=averaged)
+        found = rows_of_images(store.subject(subject).trials["nsd_id"].to_numpy(), images, averaged=averaged)
         rows.extend(found)
         subject_index.extend([index] * len(found))
     if not rows:
@@ -171,7 +171,8 @@ def _subjects_of_part(split: Split, part: str, subjects: Sequence[str] | None) -
     return tuple(subject for subject in of_part if subjects is None or subject in subjects)
 
 
-def _rows(nsd_id: np.ndarray, images: np.ndarray, *, averaged: bool) -> list[tuple[int, ...]]:
+def rows_of_images(nsd_id: np.ndarray, images: np.ndarray, *, averaged: bool) -> list[tuple[int, ...]]:
+    """Rows of a subject's trials of some images: all repetitions of an image together, or each trial alone."""
     rows = np.flatnonzero(np.isin(nsd_id, images)).tolist()
     if not averaged:
         return [(row,) for row in rows]

@@ -13,7 +13,7 @@ References
 Adebayo et al. (2018), "Sanity checks for saliency maps", NeurIPS: the model parameter randomization test.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,14 +26,12 @@ from scipy.stats import rankdata
 
 from bitllm.data.batch import Anatomies
 from bitllm.evaluation.held_out import HeldOut
-from bitllm.evaluation.outcomes import Outcomes
+from bitllm.evaluation.outcomes import Outcomes, Progress
+from bitllm.evaluation.pooling import pooling_map
 from bitllm.evaluation.rois import Roi
 from bitllm.files import folder_written_whole, write_json
 from bitllm.model.captioner import Captioner
 from bitllm.model.checkpoint.weights import is_ours
-from bitllm.model.encoder import BrainEncoder
-
-Progress = Callable[[str, int, int], None]
 
 _ROWS_AT_ONCE = 32
 
@@ -167,7 +165,7 @@ _ABOUT = {
 
 def write_maps(system: Captioner, held_out: HeldOut, found: Attribution, folder: Path) -> None:
     """Write ``pooling_map.npy``, ``voxels.parquet`` and ``about.json`` into a new folder."""
-    weights = pooling_map(system.encoder, held_out, system.atlases)
+    weights = pooling_map(system.encoder, held_out.store, held_out.subject, system.atlases)
     table = held_out.store.subject(held_out.subject).voxels.copy()
     table["pooling"] = weights.mean(axis=0)
     for name, values in (("", found.trained), ("_of_randomised_model", found.randomised)):
@@ -177,17 +175,3 @@ def write_maps(system: Captioner, held_out: HeldOut, found: Attribution, folder:
         np.save(unfinished / "pooling_map.npy", weights)
         table.to_parquet(unfinished / "voxels.parquet")
         write_json(unfinished / "about.json", {"subject": held_out.subject, **_ABOUT})
-
-
-@torch.no_grad()
-def pooling_map(
-    encoder: BrainEncoder, held_out: HeldOut, atlases: tuple[str, ...]
-) -> Float[np.ndarray, "queries voxels"]:
-    """The pooling weight of each voxel in each query, for one subject."""
-    anatomies = Anatomies.of(held_out.store, [held_out.subject], atlases)
-    device = encoder.queries.device
-    return (
-        encoder.pooling_map(anatomies.coords_mm[0].to(device), anatomies.atlas_labels[0].to(device))
-        .cpu()
-        .numpy()
-    )

@@ -1,6 +1,6 @@
 """Evidence in bits: how much more probable a text is with the betas of its image than with a control.
 
-References (`evidence`):
+References (`bits_per_word`):
 
     bits = log2 p(reference | betas of its image) − log2 p(reference | control)
 
@@ -15,7 +15,7 @@ Each token is conditioned on the preceding caption. A word that the language mod
 bits; a high value means that these betas predict the word better than other images' betas do.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,8 +26,6 @@ from torch import Tensor
 from bitllm.data.prompt import Prompter, plain_caption
 from bitllm.metrics.intervals import Estimate, paired_difference_of_sums, sum_by_image
 from bitllm.model.captioner import Captioner
-
-UNITS = ("per_caption", "per_token", "per_word")
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,10 @@ class ReferenceTokens:
         """Number of words of each reference."""
         return np.array([len(words) for words in self.words])
 
+    def by_row(self, values: np.ndarray | None, n_rows: int) -> Float[np.ndarray, " n"]:
+        """Sum of a value of each reference over the references of each row; without values their number."""
+        return np.bincount(self.row, values, minlength=n_rows).astype(np.float64)
+
 
 def reference_tokens(prompter: Prompter, references: Sequence[Sequence[str]]) -> ReferenceTokens:
     """Tokenize the references of each row."""
@@ -78,90 +80,38 @@ def _word_of_each_token(prompter: Prompter, text: str) -> list[int]:
     return [len(text[:end].split()) - 1 for _, end in offsets]
 
 
-def token_log2_probs(
-    system: Captioner,
-    tokens: ReferenceTokens,
-    brain_tokens: Float[Tensor, "n N width"] | None,
-    *,
-    on_batch: Callable[[int, int], None] | None = None,
-) -> Float[np.ndarray, "R L"]:
-    """log2 p of every token of every reference, given the preceding tokens; 0 beyond the end.
-
-    Parameters
-    ----------
-    brain_tokens
-        Brain tokens of each row, or a single one for all rows; None for the LLM alone.
-    on_batch
-        Called with the number of references done and the total.
-    """
-    return system.log2_probs(tokens.answers, tokens.row, brain_tokens, on_batch=on_batch)
-
-
-def evidence(
+def bits_per_word(
     real: Float[np.ndarray, "R L"],
     control: Float[np.ndarray, "R L"],
     tokens: ReferenceTokens,
     image_ids: Sequence[Hashable],
     *,
     seed: int,
-) -> dict[str, Estimate]:
-    """Bits ``per_caption``, ``per_token`` and ``per_word``, real − control, with interval and p over images.
+    chosen: Bool[np.ndarray, "R L"] | None = None,
+) -> Estimate | None:
+    """Bits per word of the references, real − control, with interval and p over images.
 
     Parameters
     ----------
     real, control
-        From `token_log2_probs`.
+        log2 p of the tokens of all references (`Captioner.log2_probs`).
     image_ids
         Image of each row; the trials of one image are resampled together.
+    chosen
+        Tokens that count, e.g. those of color words; by default all, including the end token. These are conditional
+        probabilities: the tokens before the chosen ones are given. The result is None for fewer than two images.
     """
-    n_rows = len(image_ids)
-    # per_caption: mean over the references of a row, then over rows. Per token and word: ratio of sums, so that
-    # long references have more weight.
-    per_row = np.bincount(tokens.row, minlength=n_rows)
-    units = {
-        "per_caption": (1 / per_row[tokens.row], np.ones(n_rows)),
-        "per_token": (np.ones(len(tokens.row)), _by_row(tokens.n_tokens, tokens, n_rows)),
-        "per_word": (np.ones(len(tokens.row)), _by_row(tokens.n_words, tokens, n_rows)),
-    }
-    found = {}
-    for unit, (weight, counts) in units.items():
-        sums = [_by_row(log2.sum(axis=1) * weight, tokens, n_rows) for log2 in (real, control)]
-        found[unit] = difference_of_ratios(sums[0], sums[1], counts, image_ids, seed=seed)
-    return found
-
-
-def evidence_on(
-    chosen: Bool[np.ndarray, "R L"],
-    real: Float[np.ndarray, "R L"],
-    control: Float[np.ndarray, "R L"],
-    tokens: ReferenceTokens,
-    image_ids: Sequence[Hashable],
-    *,
-    seed: int,
-) -> Estimate | None:
-    """Bits per word of the chosen tokens only, e.g. those of color words; None for fewer than two images.
-
-    These are conditional probabilities: the tokens before the chosen ones are given.
-    """
-    n_rows = len(image_ids)
-    n_words = np.array(
-        [len(set(word[mask].tolist())) for word, mask in zip(tokens.word, chosen, strict=True)]
-    )
-    counts = _by_row(n_words, tokens, n_rows)
+    n_words, n_rows = tokens.n_words, len(image_ids)
+    if chosen is not None:
+        n_words = np.array([len(set(w[mask].tolist())) for w, mask in zip(tokens.word, chosen, strict=True)])
+        real, control = (np.where(chosen, log2, 0.0) for log2 in (real, control))
+    counts = tokens.by_row(n_words, n_rows)
     # A ratio needs a nonzero denominator in every subset of images, so rows without a chosen word are left out.
-    has = counts > 0
-    if len({image for image, kept in zip(image_ids, has, strict=True) if kept}) < 2:
+    ids = [image for image, n in zip(image_ids, counts, strict=True) if n > 0]
+    if len(set(ids)) < 2:
         return None
-    sums = [_by_row(np.where(chosen, log2, 0.0).sum(axis=1), tokens, n_rows)[has] for log2 in (real, control)]
-    kept_ids = [image for image, kept in zip(image_ids, has, strict=True) if kept]
-    return difference_of_ratios(sums[0], sums[1], counts[has], kept_ids, seed=seed)
-
-
-def evidence_per_image(
-    real: Float[np.ndarray, "R L"], control: Float[np.ndarray, "R L"], tokens: ReferenceTokens, n_rows: int
-) -> Float[np.ndarray, " n"]:
-    """Bits per caption of each row."""
-    return _by_row((real - control).sum(axis=1), tokens, n_rows) / np.bincount(tokens.row, minlength=n_rows)
+    a, b = (tokens.by_row(log2.sum(axis=1), n_rows)[counts > 0] for log2 in (real, control))
+    return difference_of_ratios(a, b, counts[counts > 0], ids, seed=seed)
 
 
 def difference_of_ratios(
@@ -175,10 +125,6 @@ def difference_of_ratios(
     """Σ real / Σ counts − Σ control / Σ counts, with interval and p over images."""
     a, b = (sum_by_image(np.column_stack([sums, counts]), image_ids) for sums in (real, control))
     return paired_difference_of_sums(a, b, lambda sums: float(sums[0] / sums[1]), seed=seed)
-
-
-def _by_row(values: np.ndarray, tokens: ReferenceTokens, n_rows: int) -> Float[np.ndarray, " n"]:
-    return np.bincount(tokens.row, values, minlength=n_rows)
 
 
 class Word(NamedTuple):
@@ -206,8 +152,8 @@ def word_evidence(
         Brain tokens of other images' betas: one or more draws, each with one row per caption.
     """
     tokens = reference_tokens(system.prompter, [[caption] for caption in captions])
-    real = token_log2_probs(system, tokens, brain_tokens)
-    control = np.mean([token_log2_probs(system, tokens, rows) for rows in others], axis=0)
+    real = system.log2_probs(tokens.answers, tokens.row, brain_tokens)
+    control = np.mean([system.log2_probs(tokens.answers, tokens.row, rows) for rows in others], axis=0)
     return [
         [Word(word, float(values[numbers == place].sum())) for place, word in enumerate(tokens.words[row])]
         for row, (values, numbers) in enumerate(zip(real - control, tokens.word, strict=True))

@@ -25,10 +25,10 @@ from jaxtyping import Float, Int
 from scipy.spatial import KDTree
 
 from bitllm.config import nearest
-from bitllm.data.dataset import TrialSet
+from bitllm.data.dataset import rows_of_images
 from bitllm.data.store import Store
 from bitllm.errors import ConfigError, DataError
-from bitllm.evaluation.held_out import HeldOut, betas_of
+from bitllm.evaluation.held_out import HeldOut, betas_of, trials_of
 
 BETAS_CONTROLS = ("zero", "shuffle", "noise", "other_subject")
 """Controls that need other betas; *permuted* only reorders the real ones."""
@@ -104,19 +104,13 @@ def training_betas(held_out: HeldOut) -> Float[np.ndarray, "t voxels"]:
     of_part = store.stimuli.index[store.stimuli["part"] == "train"].to_numpy()
     nsd_id = store.subject(subject).trials["nsd_id"].to_numpy()
     allowed = np.setdiff1d(of_part, held_out.nsd_id)  # never a held-out image, whatever the split
-    rows = np.flatnonzero(np.isin(nsd_id, allowed))
-    if not len(rows):
+    items = rows_of_images(nsd_id, allowed, averaged=int(held_out.n_repetitions.max()) > 1)
+    if not items:
         raise DataError(
             f"noise: expected trials of {subject} on training images in {store.path}, found none; leave it out"
         )
-    items: list[tuple[int, ...]] = [(int(row),) for row in rows]
-    if int(held_out.n_repetitions.max()) > 1:
-        of_image: dict[int, list[int]] = {}
-        for row in rows:
-            of_image.setdefault(int(nsd_id[row]), []).append(int(row))
-        items = [tuple(group) for group in of_image.values()]
     chosen = np.unique(np.linspace(0, len(items) - 1, _MOST_TRAINING_TRIALS).astype(int))
-    return betas_of(_of_subject(store, subject, [items[index] for index in chosen], nsd_id))
+    return betas_of(trials_of(store, subject, [items[index] for index in chosen]))
 
 
 def betas_of_another_subject(held_out: HeldOut) -> ControlBetas:
@@ -134,9 +128,8 @@ def betas_of_another_subject(held_out: HeldOut) -> ControlBetas:
         raise DataError(
             f"other_subject: expected another subject who saw all {len(images)} images, found {found}; leave it out"
         )
-    items, nsd_id = _same_images(held_out, donor)
     voxel, distance = nearest_voxels(store, held_out.subject, donor)
-    betas = betas_of(_of_subject(store, donor, items, nsd_id))[:, voxel]
+    betas = betas_of(trials_of(store, donor, _same_images(held_out, donor)))[:, voxel]
     return ControlBetas(betas, {"subject": donor, "median_distance_mm": round(float(np.median(distance)), 2)})
 
 
@@ -149,7 +142,7 @@ def nearest_voxels(
     return voxel.astype(np.int64), distance.astype(np.float64)
 
 
-def _same_images(held_out: HeldOut, donor: str) -> tuple[list[tuple[int, ...]], Int[np.ndarray, " trials"]]:
+def _same_images(held_out: HeldOut, donor: str) -> list[tuple[int, ...]]:
     """For each held-out row, trials of the donor for the same image: as many as were averaged, if there are enough."""
     nsd_id = held_out.store.subject(donor).trials["nsd_id"].to_numpy()
     rows_of = {int(image): np.flatnonzero(nsd_id == image) for image in np.unique(held_out.nsd_id)}
@@ -160,9 +153,4 @@ def _same_images(held_out: HeldOut, donor: str) -> tuple[list[tuple[int, ...]], 
         rows = np.roll(rows_of[image], -used.get(image, 0))[:n]
         used[image] = used.get(image, 0) + n
         items.append(tuple(int(row) for row in rows))
-    return items, nsd_id
-
-
-def _of_subject(store: Store, subject: str, items: list[tuple[int, ...]], nsd_id: np.ndarray) -> TrialSet:
-    first = np.array([item[0] for item in items])
-    return TrialSet(store, (subject,), np.zeros(len(items), dtype=np.int64), items, nsd_id[first])
+    return items

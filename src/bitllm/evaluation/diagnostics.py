@@ -5,8 +5,7 @@ References
 The poster, "Encoder diagnostics": cosine similarity of real and zero betas; brain → image retrieval.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -15,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bitllm.data.batch import Anatomies
-from bitllm.data.dataset import TrialSet, select_trials
+from bitllm.data.dataset import select_trials
 from bitllm.data.splits import Split
 from bitllm.data.store import Store
 from bitllm.errors import DataError
@@ -155,18 +154,8 @@ def nearest_training_captions(
     training = select_trials(store, split, "train", averaged=True)
     anatomies = Anatomies.of(store, training.subjects, atlases)
     # a thousand items at a time: the brain tokens of a whole NSD would not fit in memory
+    parts = (training[start : start + _ITEMS_AT_ONCE] for start in range(0, len(training), _ITEMS_AT_ONCE))
     candidates = np.concatenate(
-        [embeddings(aligner, brain_tokens_of(encoder, part, anatomies)) for part in _parts(training)]
+        [embeddings(aligner, brain_tokens_of(encoder, part, anatomies)) for part in parts]
     )
     return [store.captions[int(training.nsd_id[row])][0] for row in nearest_rows(queries, candidates)]
-
-
-def _parts(trials: TrialSet) -> Iterator[TrialSet]:
-    for start in range(0, len(trials), _ITEMS_AT_ONCE):
-        chosen = slice(start, start + _ITEMS_AT_ONCE)
-        yield replace(
-            trials,
-            subject_index=trials.subject_index[chosen],
-            rows=trials.rows[chosen],
-            nsd_id=trials.nsd_id[chosen],
-        )

@@ -8,7 +8,6 @@
 as steps and skips finished ones.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from bitllm.evaluation.controls import BETAS_CONTROLS
 from bitllm.evaluation.diagnostics import encoder_table, nearest_training_captions
 from bitllm.evaluation.held_out import HeldOut, read_held_out
 from bitllm.evaluation.options import EvaluateOptions
-from bitllm.evaluation.outcomes import Outcomes, outcomes
+from bitllm.evaluation.outcomes import Outcomes, Progress, outcomes
 from bitllm.evaluation.pairing import other_images
 from bitllm.evaluation.results import to_json
 from bitllm.evaluation.rois import Roi, evaluate_regions
@@ -35,7 +34,6 @@ from bitllm.files import folder_written_whole, read_json, write_json
 from bitllm.model.captioner import Captioner
 
 ENCODER_PART, REGIONS_PART = "encoder", "regions"
-Progress = Callable[[str, int, int], None]
 
 _ROWS, _REST = "rows.parquet", "part.json"
 _N_OTHERS = 4

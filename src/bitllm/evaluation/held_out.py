@@ -104,6 +104,13 @@ def first_trials(held_out: HeldOut) -> HeldOut:
     return _of_trials(held_out.trials[np.sort(first)], held_out.part)
 
 
+def trials_of(store: Store, subject: str, rows: list[tuple[int, ...]]) -> TrialSet:
+    """Trials of one subject by their rows; several rows of one item are averaged."""
+    nsd_id = store.subject(subject).trials["nsd_id"].to_numpy()
+    first = np.array([item[0] for item in rows])
+    return TrialSet(store, (subject,), np.zeros(len(rows), dtype=np.int64), rows, nsd_id[first])
+
+
 def betas_of(trials: TrialSet) -> Float[np.ndarray, "n voxels"]:
     """All betas of a set of trials of *one* subject."""
     return np.stack([trials.betas(index) for index in range(len(trials))])

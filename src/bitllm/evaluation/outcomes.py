@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bitllm.errors import DataError
-from bitllm.evaluation.bits import ReferenceTokens, reference_tokens, token_log2_probs
+from bitllm.evaluation.bits import ReferenceTokens, reference_tokens
 from bitllm.evaluation.controls import BETAS_CONTROLS, control_betas
 from bitllm.evaluation.held_out import HeldOut
 from bitllm.evaluation.pairing import other_images
@@ -62,30 +62,28 @@ def outcomes(
     found.about["permuted"] = {"n_adjacent": others.n_adjacent}
     n, tell = len(held_out.trials), progress or (lambda what, done, total: None)
 
+    def score(name: str, brain_tokens: Tensor | None) -> None:
+        found.log2_probs[name] = system.log2_probs(
+            found.tokens.answers,
+            found.tokens.row,
+            brain_tokens,
+            on_batch=lambda done, total: tell(f"{system.name}: {name}, likelihood", done, total),
+        )
+
     def take(name: str, brain_tokens: Tensor | None) -> None:
         what = f"{system.name}: {name}"
         found.captions[name] = system.greedy(
             brain_tokens, n=n, max_new_tokens=max_new_tokens, on_batch=lambda done: tell(what, done, n)
         )
         if likelihood_of is None or name in likelihood_of:
-            found.log2_probs[name] = token_log2_probs(
-                system,
-                found.tokens,
-                brain_tokens,
-                on_batch=lambda done, total: tell(f"{what}, likelihood", done, total),
-            )
+            score(name, brain_tokens)
 
     real = held_out.brain_tokens(system.encoder, system.atlases)
     take("real", real)
     # Greedy decoding is a function of the betas, so the betas of another row give the caption of that row.
     found.captions["permuted"] = [found.captions["real"][row] for row in others.order]
     if "real" in found.log2_probs:
-        found.log2_probs["permuted"] = token_log2_probs(
-            system,
-            found.tokens,
-            real[others.order.tolist()],
-            on_batch=lambda done, total: tell(f"{system.name}: permuted, likelihood", done, total),
-        )
+        score("permuted", real[others.order.tolist()])
     for control in controls:
         try:
             made = control_betas(control, held_out, seed=seed)

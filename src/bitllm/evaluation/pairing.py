@@ -31,7 +31,8 @@ class OtherImages(NamedTuple):
 def other_images(held_out: HeldOut, *, seed: int) -> OtherImages:
     """Exchange the rows of a subject at random."""
     same = held_out.nsd_id[:, None] == held_out.nsd_id[None]
-    adjacent = neighbours(held_out.trials.rows, held_out.sessions)
+    rows = held_out.trials.rows
+    adjacent = neighbors(rows, rows, held_out.sessions)
     rng = np.random.default_rng(seed)
     order = exchange(same | adjacent, rng)
     if order is None:
@@ -45,27 +46,34 @@ def other_images(held_out: HeldOut, *, seed: int) -> OtherImages:
     return OtherImages(order, int(adjacent[np.arange(len(order)), order].sum()))
 
 
-def neighbours(
-    rows: Sequence[Sequence[int]], sessions: Int[np.ndarray, " trials"]
-) -> Bool[np.ndarray, "n n"]:
-    """Which items have trials within `ADJACENT_TRIALS` of each other in one session.
+def neighbors(
+    rows: Sequence[Sequence[int]],
+    others: Sequence[Sequence[int]],
+    sessions: Int[np.ndarray, " trials"],
+) -> Bool[np.ndarray, "n m"]:
+    """Which items have trials within `ADJACENT_TRIALS` of trials of which other items, in one session.
 
     Parameters
     ----------
-    rows
+    rows, others
         Trials averaged in each item.
     sessions
         Session of every trial.
     """
-    # An offset larger than any session separates the sessions, so one subtraction compares trial and session.
-    places = [[row + _BETWEEN_SESSIONS * int(sessions[row]) for row in item] for item in rows]
-    near = np.zeros((len(rows), len(rows)), dtype=bool)
-    for one in range(max(map(len, places))):
-        a = np.array([item[min(one, len(item) - 1)] for item in places])
-        for other in range(max(map(len, places))):
-            b = np.array([item[min(other, len(item) - 1)] for item in places])
+    near = np.zeros((len(rows), len(others)), dtype=bool)
+    for a in _places(rows, sessions):
+        for b in _places(others, sessions):
             near |= np.abs(a[:, None] - b[None]) <= ADJACENT_TRIALS
     return near
+
+
+def _places(rows: Sequence[Sequence[int]], sessions: Int[np.ndarray, " trials"]) -> Int[np.ndarray, "k n"]:
+    """Place of every trial on a line with large gaps between sessions; shorter items repeat their last trial."""
+    # An offset larger than any session separates the sessions, so one subtraction compares trial and session.
+    longest = max(map(len, rows), default=0)
+    padded = [[*item, *[item[-1]] * (longest - len(item))] for item in rows]
+    trials = np.array(padded, dtype=np.int64).reshape(len(rows), longest).T
+    return trials + _BETWEEN_SESSIONS * sessions[trials]
 
 
 def exchange(forbidden: Bool[np.ndarray, "n n"], rng: np.random.Generator) -> Int[np.ndarray, " n"] | None:

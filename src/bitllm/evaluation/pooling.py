@@ -21,16 +21,21 @@ MAPS = "evaluation_maps.npz"
 
 
 @torch.no_grad()
+def pooling_map(
+    encoder: BrainEncoder, store: Store, subject: str, atlases: Sequence[str]
+) -> Float[np.ndarray, "queries voxels"]:
+    """The encoder's weight of each voxel in each query, for one subject."""
+    anatomy, device = Anatomies.of(store, [subject], atlases), encoder.queries.device
+    weights = encoder.pooling_map(anatomy.coords_mm[0].to(device), anatomy.atlas_labels[0].to(device))
+    return weights.float().cpu().numpy()
+
+
 def pooling_maps(
     encoder: BrainEncoder, store: Store, atlases: Sequence[str]
 ) -> dict[str, Float[np.ndarray, " voxels"]]:
     """Pooling weight of every voxel of every subject, averaged over queries, as a multiple of the mean weight."""
-    found, device = {}, encoder.queries.device
-    for subject in store.subjects:
-        anatomy = Anatomies.of(store, [subject], atlases)
-        weights = encoder.pooling_map(anatomy.coords_mm[0].to(device), anatomy.atlas_labels[0].to(device))
-        found[subject] = (weights.mean(dim=0) * weights.shape[1]).float().cpu().numpy()
-    return found
+    maps = {subject: pooling_map(encoder, store, subject, atlases) for subject in store.subjects}
+    return {subject: weights.mean(axis=0) * weights.shape[1] for subject, weights in maps.items()}
 
 
 def write_maps(folder: Path, maps: dict[str, Float[np.ndarray, " voxels"]]) -> None:

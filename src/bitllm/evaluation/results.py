@@ -133,14 +133,6 @@ class RegionResult:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Whether the captions of a system depend on the betas; None if the differences do not decide it."""
-
-    is_evidence: bool | None
-    sentence: str
-
-
-@dataclass(frozen=True)
 class About:
     """Where the numbers come from: data, split, seeds, software."""
 

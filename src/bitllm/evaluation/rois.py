@@ -13,17 +13,18 @@ Silencing shows what the *model* takes from a region given all others: informati
 not lost. Losses and gains are therefore not shares of a total.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
+from torch import Tensor
 
 from bitllm.config import nearest
 from bitllm.data.store import Store
 from bitllm.errors import DataError
-from bitllm.evaluation.bits import evidence, evidence_on, token_log2_probs
-from bitllm.evaluation.outcomes import Outcomes
+from bitllm.evaluation.bits import bits_per_word
+from bitllm.evaluation.outcomes import Outcomes, Progress
 from bitllm.evaluation.results import RegionResult
 from bitllm.evaluation.words import WordCategories
 from bitllm.metrics.intervals import Estimate, paired_difference
@@ -78,7 +79,11 @@ def _of_atlas(store: Store, subject: str, atlas: str, label: str) -> list[Roi]:
     return [Roi(atlas, atlas, values > 0), *(each if len(each) > 1 else [])]
 
 
-Progress = Callable[[str, int, int], None]
+def silenced(
+    betas: Float[np.ndarray, "*n voxels"], voxels: Bool[np.ndarray, " voxels"]
+) -> Float[np.ndarray, "*n voxels"]:
+    """Betas with those of some voxels at 0, the mean of every voxel's z-scores."""
+    return np.where(voxels, 0.0, betas).astype(betas.dtype)
 
 
 def evaluate_regions(
@@ -135,9 +140,8 @@ class _Regions:
     def result(self, roi: Roi) -> RegionResult:
         """All results of one region."""
         betas, real = self.held_out.betas, self.found.log2_probs["real"]
-        without = np.where(roi.voxels, 0.0, betas).astype(betas.dtype)
-        alone = np.where(roi.voxels, betas, 0.0).astype(betas.dtype)
-        outside = np.where(self._random_voxels_outside(roi), 0.0, betas).astype(betas.dtype)
+        without, alone = silenced(betas, roi.voxels), silenced(betas, ~roi.voxels)
+        outside = silenced(betas, self._random_voxels_outside(roi))
         log2_without, log2_outside = self._log2_probs(without), self._log2_probs(outside)
         log2_alone, log2_other = self._log2_probs(alone), self._log2_probs(alone[self.found.order])
         captions = self._captions(alone)
@@ -158,22 +162,26 @@ class _Regions:
         return paired_difference(a, b, seed=self.seed)
 
     def _bits(self, a: Float[np.ndarray, "R L"], b: Float[np.ndarray, "R L"]) -> Estimate:
-        return evidence(a, b, self.found.tokens, self.images, seed=self.seed)["per_word"]
+        found = bits_per_word(a, b, self.found.tokens, self.images, seed=self.seed)
+        assert found is not None  # held-out trials are of two images or more
+        return found
 
     def _by_category(self, a: Float[np.ndarray, "R L"], b: Float[np.ndarray, "R L"]) -> dict[str, Estimate]:
         found = {
-            name: evidence_on(mask, a, b, self.found.tokens, self.images, seed=self.seed)
+            name: bits_per_word(a, b, self.found.tokens, self.images, seed=self.seed, chosen=mask)
             for name, mask in self.masks.items()
         }
         return {name: one for name, one in found.items() if one is not None}
 
+    def _brain_tokens(self, betas: Float[np.ndarray, "n voxels"]) -> Float[Tensor, "n N width"]:
+        return self.held_out.brain_tokens(self.system.encoder, self.system.atlases, betas)
+
     def _log2_probs(self, betas: Float[np.ndarray, "n voxels"]) -> Float[np.ndarray, "R L"]:
-        brain_tokens = self.held_out.brain_tokens(self.system.encoder, self.system.atlases, betas)
-        return token_log2_probs(self.system, self.found.tokens, brain_tokens)
+        tokens = self.found.tokens
+        return self.system.log2_probs(tokens.answers, tokens.row, self._brain_tokens(betas))
 
     def _captions(self, betas: Float[np.ndarray, "n voxels"]) -> list[str]:
-        brain_tokens = self.held_out.brain_tokens(self.system.encoder, self.system.atlases, betas)
-        return self.system.greedy(brain_tokens, n=len(betas), max_new_tokens=self.max_new_tokens)
+        return self.system.greedy(self._brain_tokens(betas), n=len(betas), max_new_tokens=self.max_new_tokens)
 
     def _cider(self, captions: list[str]) -> Float[np.ndarray, " n"]:
         return self.held_out.scorer.per_caption(captions).cider

@@ -50,7 +50,7 @@ from bitllm.evaluation.results import (
     SystemResult,
     from_json,
 )
-from bitllm.evaluation.scoring.caption_scores import PerCaption, score_differences, score_estimates
+from bitllm.evaluation.scoring.caption_scorer import PerCaption, score_differences, score_estimates
 from bitllm.files import file_written_whole, read_json, write_json
 from bitllm.metrics.intervals import (
     Estimate,
@@ -106,10 +106,6 @@ def rows_of(
         Captions for every row that need no LLM: ``constant``, ``nearest``.
     """
     held_out, tokens, n = found.held_out, found.tokens, len(found.held_out.trials)
-
-    def per_row(values: np.ndarray | None = None) -> np.ndarray:
-        return np.bincount(tokens.row, values, minlength=n)
-
     parts = []
     for name, answers in (found.captions | dict(baselines or {})).items():
         numbers = held_out.scorer.per_caption(answers)
@@ -121,10 +117,10 @@ def rows_of(
             "rouge_l": numbers.rouge_l,
             "bleu_counts": numbers.bleu_counts.tolist(),
             "length": [len(words.split()) for words in held_out.scorer.tokenized(answers)],
-            "log2_p": np.full(n, np.nan) if log2 is None else per_row(log2.sum(axis=1)),
-            "n_references": per_row(),
-            "n_tokens": per_row(tokens.n_tokens).astype(np.int64),
-            "n_words": per_row(tokens.n_words).astype(np.int64),
+            "log2_p": np.full(n, np.nan) if log2 is None else tokens.by_row(log2.sum(axis=1), n),
+            "n_references": tokens.by_row(None, n).astype(np.int64),
+            "n_tokens": tokens.by_row(tokens.n_tokens, n).astype(np.int64),
+            "n_words": tokens.by_row(tokens.n_words, n).astype(np.int64),
         }
         parts.append(pd.DataFrame(part))
     return pd.concat(parts, ignore_index=True)
@@ -299,6 +295,8 @@ def _bits(real: _Input, control: _Input, seed: int) -> Scores:
     rows, ids = real.rows, real.rows["nsd_id"].tolist()
     # The table has sums over references. The same units as `bitllm.evaluation.bits.evidence`, which has the
     # tokens.
+    # per_caption: mean over the references of a row, then over rows. Per token and word: ratio of sums, so that
+    # long references have more weight.
     per_caption = 1 / rows["n_references"].to_numpy()
     units = {
         "per_caption": (per_caption, np.ones(len(rows))),

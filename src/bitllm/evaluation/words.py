@@ -19,25 +19,8 @@ from bitllm.evaluation.bits import ReferenceTokens
 from bitllm.files import read_json
 from bitllm.simulation import vocabulary
 
-_NOT_CONTENT = frozenset(
-    {
-        "a",
-        "an",
-        "the",
-        "of",
-        "in",
-        "on",
-        "at",
-        "to",
-        "by",
-        "inside",
-        "large",
-        "having",
-        "meal",
-        "back",
-        "modern",
-    }
-)
+_NOT_CONTENT = frozenset(("a", "an", "the", "of", "in", "on", "at", "to", "by", "inside", "large", "having", "meal",
+                          "back", "modern"))  # fmt: skip
 """Words in the simulation's phrases without a category: function words and ambiguous ones."""
 
 

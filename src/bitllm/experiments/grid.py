@@ -23,7 +23,7 @@ from bitllm.evaluation.held_out import HeldOut, first_trials, read_held_out
 from bitllm.evaluation.outcomes import outcomes
 from bitllm.experiments.config import ExperimentConfig, SystemConfig
 from bitllm.experiments.encoders import encoder_rows
-from bitllm.experiments.record import rows_of
+from bitllm.experiments.record import published_rows
 from bitllm.files import file_written_whole, sha256_of_json
 from bitllm.model.captioner import Captioner, load_captioner
 from bitllm.model.checkpoint.base import load_llm
@@ -286,7 +286,7 @@ class Cell:
             likelihood_of=("real",),
             progress=self.world.progress,
         )
-        return rows_of(found, seed=self.world.models)
+        return published_rows(found)
 
     def _encoder_rows(self) -> pd.DataFrame:
         return encoder_rows(

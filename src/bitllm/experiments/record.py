@@ -9,8 +9,8 @@ from pyarrow import ArrowInvalid
 
 from bitllm import __version__
 from bitllm.errors import DataError, OutputError
-from bitllm.evaluation.bits import evidence_per_image
 from bitllm.evaluation.outcomes import Outcomes
+from bitllm.evaluation.table import rows_of
 from bitllm.experiments.config import CONFIG, ExperimentConfig, read_experiment
 from bitllm.experiments.verdict import Claim
 from bitllm.files import file_written_whole, read_json, sha256_of_json, write_json
@@ -20,6 +20,8 @@ from bitllm.stages.workspace import git_revision, versions
 
 ROWS, RECORD, RECIPE = "results.parquet", "results.json", "recipe.json"
 
+_COLUMNS = ("control", "subject", "nsd_id", "n_repetitions", "caption", "cider", "rouge_l", "bleu_counts", "length",
+            "bits")  # fmt: skip
 _SEEDS = ("simulator_seeds", "model_seeds")
 _ORIGIN = ("worlds", "versions", "git_revision")
 
@@ -78,32 +80,21 @@ def make_record(name: str, config: ExperimentConfig, *, is_quick: bool) -> dict[
     }
 
 
-def rows_of(found: Outcomes, *, seed: int) -> pd.DataFrame:
-    """One row for each input and image: caption, CIDEr, ROUGE-L (points), words; for real betas the bits per caption.
+def published_rows(found: Outcomes) -> pd.DataFrame:
+    """Rows of one system, with the columns of the published results: one for each input and image.
 
-    ``bleu_counts`` are the counts that corpus BLEU sums over images (see `bitllm.metrics.bleu.bleu_counts`). The bits
-    of real betas are against those of another image, so no other input has any.
+    The table's ``input`` is ``control`` and its ``answer`` is ``caption`` here. ``length`` counts words between spaces.
+    ``bits`` per caption are those of real betas against another image's, so no other input has any.
     """
-    held_out, log2 = found.held_out, found.log2_probs
-    n = len(held_out.trials)
-    bits = evidence_per_image(log2["real"], log2["permuted"], found.tokens, n)
-    parts = []
-    for control, captions in found.captions.items():
-        score = held_out.scorer.score(captions, seed=seed).per_image
-        part = {
-            "control": control,
-            "subject": held_out.subject,
-            "nsd_id": held_out.nsd_id,
-            "n_repetitions": held_out.n_repetitions,
-            "caption": captions,
-            "cider": score.cider,
-            "rouge_l": score.rouge_l,
-            "bleu_counts": score.bleu_counts.tolist(),
-            "length": [float(len(caption.split())) for caption in captions],
-            "bits": bits if control == "real" else np.full(n, np.nan),
-        }
-        parts.append(pd.DataFrame(part))
-    return pd.concat(parts, ignore_index=True)
+    rows = rows_of(found, system="").rename(columns={"input": "control", "answer": "caption"})
+    is_real = rows["control"] == "real"
+    real, permuted = rows[is_real], rows[rows["control"] == "permuted"]
+    rows["length"] = [float(len(caption.split())) for caption in rows["caption"]]
+    rows["bits"] = np.nan
+    rows.loc[is_real, "bits"] = (real["log2_p"].to_numpy() - permuted["log2_p"].to_numpy()) / real[
+        "n_references"
+    ]
+    return rows[list(_COLUMNS)]
 
 
 def write_run(folder: Path, rows: pd.DataFrame, record: dict[str, Any]) -> None:

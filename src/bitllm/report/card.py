@@ -6,9 +6,9 @@ from huggingface_hub import ModelCardData
 
 from bitllm import __version__
 from bitllm.evaluation.results import Results
-from bitllm.report.headline import verdict
+from bitllm.evaluation.verdict import bits_of, verdict
 from bitllm.report.page import render
-from bitllm.report.tables import bits_of, metrics_of, retrieval_rows, score_groups
+from bitllm.report.tables import metrics_of, retrieval_rows, score_groups
 
 UNKNOWN_LICENSE = "other"
 _LICENSES = {

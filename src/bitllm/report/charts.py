@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bitllm.evaluation.results import Identification, Results, Verdict
+from bitllm.evaluation.results import Identification, Results
+from bitllm.evaluation.verdict import Verdict, verdict
 from bitllm.metrics.intervals import Estimate
 from bitllm.report.figures import Curve, Row, curve_chart, interval_chart
-from bitllm.report.headline import verdict
 from bitllm.report.tables import Group, RetrievalRow, retrieval_rows, score_groups
 
 MAIN_STAGES = ("align", "sft", "rft")

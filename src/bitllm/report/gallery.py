@@ -14,7 +14,7 @@ from PIL import Image
 
 from bitllm.data.store import Store
 from bitllm.evaluation.table import Evaluation
-from bitllm.report.tables import label
+from bitllm.evaluation.verdict import label
 
 GROUPS = {
     "random": "Drawn at random: judge the system by these.",

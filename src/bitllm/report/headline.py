@@ -1,25 +1,12 @@
-"""The first lines of the report: whether the captions depend on the betas, by how much, and the key numbers.
-
-Only paired differences real − control with their intervals decide. They are in CIDEr, because one constant sentence
-already reaches the BLEU and ROUGE-L of published decoders.
-"""
+"""The first lines of the report: the verdict on the final system with its caveats, and the key numbers."""
 
 from dataclasses import replace
 from typing import NamedTuple
 
-from bitllm.evaluation.results import Results, Verdict
+from bitllm.evaluation.results import Results
+from bitllm.evaluation.verdict import Verdict, bits_of, label, verdict
 from bitllm.metrics.intervals import Estimate
-from bitllm.report.tables import (
-    COMPARISONS,
-    CONTROLS,
-    bits_of,
-    data_sentence,
-    in_order,
-    interval,
-    label,
-    lead,
-    number,
-)
+from bitllm.report.tables import data_sentence, interval, number
 
 
 class KeyNumber(NamedTuple):
@@ -29,63 +16,6 @@ class KeyNumber(NamedTuple):
     value: str
     interval: str
     compare: list[tuple[str, str]]
-
-
-def verdict(results: Results, name: str) -> Verdict:
-    """Judge one system by its paired differences.
-
-    Evidence requires that the interval of every difference to a null control lies above 0. The difference to another
-    image's betas alone shows whether the captions depend on the betas; the others show whether this makes them better
-    than captions that need no betas.
-    """
-    system = results.systems.get(name)
-    controls = (
-        []
-        if system is None
-        else [one for one in in_order(system.controls, CONTROLS) if one not in COMPARISONS]
-    )
-    leads = {one: lead(system, one) for one in controls} if system is not None else {}
-    found = {
-        one: difference
-        for one, difference in leads.items()
-        if difference is not None and difference.has_interval
-    }
-    if not found:
-        return Verdict(None, f"Undecided: no paired difference with an interval for {name or 'any system'}.")
-    failed = {one: difference for one, difference in found.items() if not difference.is_above_zero}
-    permuted = found.pop("permuted", None)
-    if failed:
-        if "permuted" in failed:  # the one that decides
-            failed = {"permuted": failed["permuted"]}
-        listed = "; ".join(
-            f"{label(one)} {difference.shown(sign=True)}" for one, difference in failed.items()
-        )
-        if permuted is None or "permuted" in failed:
-            return Verdict(
-                False,
-                f"No evidence that the captions of {name} depend on the betas: CIDEr real − control is not above 0 "
-                f"({listed}).",
-            )
-        return Verdict(
-            False,
-            f"In part: the captions of {name} depend on the betas (CIDEr real − another image's betas "
-            f"{permuted.shown(sign=True)}), but there is no evidence that they score higher than captions that need "
-            f"no betas of the image ({listed}).",
-        )
-    if permuted is None:
-        return Verdict(
-            None, f"Undecided: {name} was not run with {label('permuted')}, the control that decides."
-        )
-    about = results.about
-    sentence = (
-        f"Yes: CIDEr of {name} is {permuted.shown()} points higher with the real betas than with another image's "
-        f"betas ({about.subject}, {about.n_images:,} images)"
-    )
-    if found:
-        least = min(found, key=lambda one: found[one].value)
-        smallest = f"smallest difference {found[least].shown(sign=True)}, {label(least)}"
-        sentence += f", and higher than under every other control ({smallest})"
-    return Verdict(True, f"{sentence}.")
 
 
 def headline(results: Results) -> Verdict:

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from bitllm.evaluation.results import SystemResult, Verdict
+from bitllm.evaluation.results import SystemResult
+from bitllm.evaluation.verdict import CONTROLS, Verdict, bits_of, in_order, label, lead
 from bitllm.files import file_written_whole
 from bitllm.metrics.intervals import Estimate
 from bitllm.report import charts, gallery, tables
@@ -78,9 +79,8 @@ def write_report(run: RunFiles, out: Path) -> None:
         stages=charts.stage_curves(run.curves),
         gallery={name: items for name, items in groups.items() if items},
         has_words=any(one.words for item in run.gallery for one in item.decoded),
-        used_controls=tables.in_order(
-            {name for one in results.systems.values() for name in one.controls} & tables.CONTROLS.keys(),
-            tables.CONTROLS,
+        used_controls=in_order(
+            {name for one in results.systems.values() for name in one.controls} & CONTROLS.keys(), CONTROLS
         ),
     )
     _write(page, out)
@@ -151,15 +151,15 @@ def compare_rows(runs: Sequence[RunFiles]) -> list[CompareRow]:
         return [None if one is None else number(one) for one in _finals(runs)]
 
     rows = [CompareRow(name, of_final(partial(_score, metric=name))) for name in tables.METRICS]
-    for control in tables.CONTROLS:
-        name = tables.label(control)
+    for control in CONTROLS:
+        name = label(control)
         rows.append(CompareRow(f"CIDEr, {name}", of_final(partial(_control_score, control=control))))
-        leads = of_final(partial(tables.lead, control=control))
+        leads = of_final(partial(lead, control=control))
         rows.append(CompareRow(f"CIDEr, real − {name}", leads, sign=True))
     retrieval = [run.results.encoder.retrieval.get("real") for run in runs]
     cosines = [run.results.encoder.cosine_real_zero for run in runs]
     rows += [
-        CompareRow("Bits per caption, real − another image's betas", of_final(tables.bits_of), 2, sign=True),
+        CompareRow("Bits per caption, real − another image's betas", of_final(bits_of), 2, sign=True),
         CompareRow("R@10", [None if one is None else one.r_at_10 for one in retrieval], 3),
         CompareRow("Cosine of the embeddings of real and zero betas",
                    [None if one is None else Estimate(one[0]) for one in cosines], 3),
@@ -184,13 +184,13 @@ def _compare_charts(runs: Sequence[RunFiles], names: Sequence[str]) -> list[str]
     for name, system in zip(names, _finals(runs), strict=True):
         if system is None:
             continue
-        permuted, lead = _control_score(system, "permuted"), tables.lead(system, "permuted")
+        permuted, difference = _control_score(system, "permuted"), lead(system, "permuted")
         if "CIDEr" in system.real.scores:
             bars.append(Row(name[:20], system.real.scores["CIDEr"], "real"))
         if permuted is not None:
             bars.append(Row("another image", permuted, "control"))
-        if lead is not None and lead.has_interval:
-            leads.append(Row(name[:20], lead, "real"))
+        if difference is not None and difference.has_interval:
+            leads.append(Row(name[:20], difference, "real"))
     charts = [interval_chart("CIDEr of the final system and of its control", bars)] if bars else []
     title = "CIDEr real − another image's betas"
     return charts + ([interval_chart(title, leads, is_difference=True)] if leads else [])

@@ -1,75 +1,15 @@
-"""Rows of the report's tables, names of systems and controls, and how numbers are written: for page, card, terminal."""
+"""Rows of the report's tables, names of systems, and how numbers are written: for page, card, terminal."""
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from bitllm.evaluation.results import About, InputResult, Results, RetrievalResult, SystemResult
+from bitllm.evaluation.verdict import COMPARISONS, CONTROLS, REAL, in_order, label, lead
 from bitllm.metrics.intervals import Estimate
 
 MISSING = "–"
 METRICS = ("CIDEr", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "SPICE", "BERTScore", "CLIP-S",
            "RefCLIP-S")  # fmt: skip
 ABLATION_METRICS = ("CIDEr", "BLEU-4", "ROUGE-L", "METEOR")
-
-
-class Control(NamedTuple):
-    """Names of a control, and what it rules out."""
-
-    label: str
-    short: str
-    sentence: str
-
-
-CONTROLS = {
-    "permuted": Control(
-        "another image's betas",
-        "another image",
-        "Betas of the same subject for another image. The activity is real, but the image is wrong. This is the "
-        "strictest control: only the pairing of betas and image changes.",
-    ),
-    "other_subject": Control(
-        "another subject's betas",
-        "another subject",
-        "Another subject's betas for the same image, taken from the nearest voxels. They carry information about the "
-        "image, so this is a comparison and not a null control: where subjects share their tuning, it can score as "
-        "high as the real betas.",
-    ),
-    "shuffle": Control(
-        "betas shuffled over voxels",
-        "voxels shuffled",
-        "The betas of a trial in random voxel order: the same values without their spatial pattern.",
-    ),
-    "noise": Control(
-        "noise like the betas",
-        "noise",
-        "Gaussian noise with the covariance of the betas: realistic statistics, no information about the image.",
-    ),
-    "zero": Control(
-        "all betas zero",
-        "zero betas",
-        "Every beta is 0. Greedy decoding then gives the same caption for every image, so this is the score of a "
-        "constant sentence.",
-    ),
-    "constant": Control(
-        "one constant caption",
-        "constant caption",
-        "One sentence for all images, the best one on the training references: a score that needs no brain data.",
-    ),
-    "llm_alone": Control(
-        "language model alone",
-        "LLM alone",
-        "The language model without any brain tokens: its prior.",
-    ),
-    "nearest": Control(
-        "nearest training caption",
-        "nearest caption",
-        "A reference of the training image with the most similar brain embedding. It uses the betas of the image but "
-        "generates nothing, so it is a comparison and not a null control: a system that scores lower gains nothing "
-        "by generating.",
-    ),
-}
-COMPARISONS = frozenset({"nearest", "other_subject"})
-"""Inputs that carry information about the image: a system that does not beat them can still decode."""
 COMPARISON = "a comparison, not a control: it uses betas recorded for the same image"
 SYSTEMS = {
     "rft": "all three stages: align, sft, rft",
@@ -77,10 +17,6 @@ SYSTEMS = {
     "prefix": "brain tokens prepended to the prompt by a linear projection",
     "prefix_mlp": "brain tokens prepended to the prompt by an MLP with as many parameters as the adapters",
     "no_align": "sft with an encoder that skipped the align stage",
-}
-INPUTS = {
-    "real": ("real betas", "real betas"),
-    "single_trial": ("real betas, single trials", "single trials"),
 }
 
 
@@ -172,7 +108,7 @@ def _rows(name: str, system: SystemResult) -> list[Row]:
         note = f"{real.n_captions:,} trials" + (
             "; difference from another image's single trials" if own else ""
         )
-        rows.append(_row("single", INPUTS["single_trial"], real, note)._replace(difference=own))
+        rows.append(_row("single", REAL["single_trial"], real, note)._replace(difference=own))
     for control in in_order(system.controls, CONTROLS):
         kind, note = ("comparison", COMPARISON) if control in COMPARISONS else ("control", "")
         rows.append(
@@ -191,7 +127,7 @@ def retrieval_rows(results: Results) -> list[RetrievalRow]:
     found = results.encoder.retrieval
     return [
         RetrievalRow(name, label(name), label(name, is_short=True), found[name])
-        for name in in_order(found, [*INPUTS, *CONTROLS])
+        for name in in_order(found, [*REAL, *CONTROLS])
     ]
 
 
@@ -204,16 +140,6 @@ def ablation_rows(results: Results) -> list[AblationRow]:
         AblationRow(one, lead(one, "permuted"), results.between_systems.get(f"sft - {name}"), POSTER[name])
         for name, one in found.items()
     ]
-
-
-def lead(system: SystemResult, control: str) -> Estimate | None:
-    """CIDEr real − control, paired over images."""
-    return system.averaged[control].real_minus_this.get("CIDEr") if control in system.controls else None
-
-
-def bits_of(system: SystemResult, unit: str = "per_caption", control: str = "permuted") -> Estimate | None:
-    """log2 p(references | real) − log2 p(references | control)."""
-    return system.averaged[control].bits.get(unit) if control in system.controls else None
 
 
 def facts(about: About) -> dict[str, str]:
@@ -261,22 +187,9 @@ def data_sentence(about: About) -> str:
     return f"Data: {about.data}{warning}."
 
 
-def label(name: str, *, is_short: bool = False) -> str:
-    """Name of an input in words; an unknown one shows its key."""
-    if name in INPUTS:
-        return INPUTS[name][is_short]
-    return CONTROLS[name][is_short] if name in CONTROLS else name.replace("_", " ")
-
-
 def group_name(kind: str, name: str) -> str:
     """Name of a group of images in words."""
     return f"{name} repetition{'' if name == '1' else 's'}" if kind == "repetitions" else name
-
-
-def in_order(names: Iterable[str], known: Iterable[str]) -> list[str]:
-    """The known names in their order, then the others."""
-    names, known = list(names), list(known)
-    return [name for name in known if name in names] + [name for name in names if name not in known]
 
 
 def number(value: float | int | None, digits: int = 1, *, sign: bool = False) -> str:

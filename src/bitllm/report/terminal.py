@@ -1,4 +1,8 @@
-"""The results in the terminal, 80 columns wide: verdict, systems with controls, bits, encoder, groups, regions."""
+"""Results in the terminal, 80 columns wide.
+
+Of an evaluation (`render_table`): verdict, systems with controls, bits, encoder, groups, regions. Of a file of captions
+(`render_scores`): metrics with floors, differences, verdict.
+"""
 
 from collections.abc import Iterator
 
@@ -10,16 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 from bitllm.evaluation.results import About, Results
+from bitllm.evaluation.scoring.score_file import CaptionScores
+from bitllm.evaluation.verdict import CONTROLS, bits_of, in_order, label
 from bitllm.report.headline import headline
 from bitllm.report.tables import (
     COMPARISON,
-    CONTROLS,
     Row,
-    bits_of,
     group_name,
-    in_order,
     interval,
-    label,
     number,
     p_value,
     retrieval_rows,
@@ -47,6 +49,39 @@ def render_table(results: Results) -> Stack:
     ]
     parts += [Text(f"note: {note}", style="dim") for note in results.about.notes]
     return Stack(*parts)
+
+
+def render_scores(found: CaptionScores) -> Stack:
+    """The scores of a file of captions as something rich can print."""
+    table = _table(f"{found.n_images:,} images, {found.n_distinct:,} distinct captions")
+    _columns(table, "metric", "score", "95 % interval", *found.floors)
+    for name, one in found.scores.items():
+        floors = [number(floor.get(name), 2) for floor in found.floors.values()]
+        table.add_row(name, number(one.value, 2), escape(interval(one)), *floors)
+    parts: list[RenderableType] = [table]
+    for pair, differences in found.differences.items():
+        if pair.removeprefix("real - ") not in found.floors:
+            table = _table(escape(pair.replace(" - ", " − ")))
+            _columns(table, "metric", "difference", "95 % interval", "p")
+            for name, one in differences.items():
+                cells = (name, number(one.value, 2, sign=True), interval(one, 2), _p(one.p))
+                table.add_row(*map(escape, cells))
+            parts += [Text(), table]
+    return Stack(*parts, *map(Text, _about_scores(found)), Text(), Text(found.summary, style="bold"))
+
+
+def _about_scores(found: CaptionScores) -> Iterator[str]:
+    constant, human = found.floors["constant"], found.floors.get("human", {})
+    yield f'constant: "{constant["caption"]}" ({constant["chosen_on"]})'
+    if "drawn" in human:
+        yield f"human: {human['drawn']} are held out in turn"
+    yield (
+        f"words per caption {found.diversity['mean_length']:.1f}, distinct-1 {found.diversity['distinct_1']:.3f}, "
+        f"distinct-2 {found.diversity['distinct_2']:.3f}"
+    )
+    yield f"tokenizer {found.tokenizer}, references {found.references_sha256[:12]}"
+    yield from (f"note: {note}" for note in found.notes)
+    yield from (f"not run: {name}: {why}" for name, why in found.not_run.items())
 
 
 def _where(about: About) -> str:
@@ -99,8 +134,8 @@ def _bits(results: Results) -> Table:
             found = bits_of(system, "per_caption", control)
             if found is not None:
                 per_word = shown(bits_of(system, "per_word", control), 3, sign=True)
-                cells = (f"{name} − {label(control, is_short=True)}", found.shown(2, sign=True), per_word,
-                         p_value(found.p).removeprefix("p ").removeprefix("= "))  # fmt: skip
+                pair = f"{name} − {label(control, is_short=True)}"
+                cells = (pair, found.shown(2, sign=True), per_word, _p(found.p))
                 table.add_row(*map(escape, cells))
     return table
 
@@ -157,6 +192,10 @@ def _lines(results: Results) -> Iterator[str]:
             f"rank correlation of CIDEr real − another image with similarity to training images: "
             f"{number(found.value, 2, sign=True)} {p_value(found.p)}"
         )
+
+
+def _p(p: float | None) -> str:
+    return p_value(p).removeprefix("p ").removeprefix("= ")
 
 
 def _columns(table: Table, first: str, *others: str) -> None:

@@ -1,40 +1,157 @@
-"""The scorer of captions: any number of systems against one set of references."""
+"""The scorer of captions: the numbers of every caption, and scores, intervals and differences that follow from them.
 
-import importlib.metadata
-import platform
+Scores are in the points of the COCO caption tools (BLEU-1 59.44, CIDEr 61.06).
+"""
+
 from collections.abc import Callable, Hashable, Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from bitllm.errors import BitLlmError, DataError
-from bitllm.evaluation.scoring.caption_scores import (
-    METRICS,
-    Batch,
-    CaptionScores,
-    ExtraMetric,
-    ExtraNumbers,
-    PerCaption,
-    corpus_metrics,
-    score_estimates,
-)
 from bitllm.files import sha256_of_json
-from bitllm.metrics.bleu import Bleu, require_references
+from bitllm.metrics.bleu import Bleu, bleu_from_counts, require_references
 from bitllm.metrics.cider import Cider, DocumentFrequencies
-from bitllm.metrics.diversity import distinct_n, mean_length, n_distinct_captions
-from bitllm.metrics.java import JAVA_TOKENIZER, java_version, ptb_tokenize_by_jar
+from bitllm.metrics.intervals import (
+    Estimate,
+    difference_from_draws,
+    resampled_sums,
+    sum_by_image,
+    sums_over_halves,
+)
+from bitllm.metrics.java import JAVA_TOKENIZER, ptb_tokenize_by_jar
 from bitllm.metrics.rouge import rouge_l
 from bitllm.metrics.tokenize import PYTHON_TOKENIZER, ptb_tokenize
-
-__all__ = ["METRICS", "CaptionScorer", "CaptionScores", "PerCaption", "Tokenizer", "corpus_metrics"]
 
 Tokenizer = Literal["python", "java"]
 _TOKENIZERS: dict[str, tuple[Callable[[Sequence[str]], list[str]], str]] = {
     "python": (ptb_tokenize, PYTHON_TOKENIZER),
     "java": (ptb_tokenize_by_jar, JAVA_TOKENIZER),
 }
-_PACKAGES = ("bitllm", "numpy", "nltk")
+METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr")
+_N_BASE = 3 + 10  # columns of the sums that METRICS follow from: captions, ROUGE-L, CIDEr, counts of BLEU
+
+
+class Batch(NamedTuple):
+    """Captions to score, each with the references of its image."""
+
+    captions: Sequence[str]
+    """Raw text."""
+    words: Sequence[str]
+    """The same, tokenised."""
+    references: Sequence[Sequence[str]]
+    """Raw references of each caption."""
+    reference_words: Sequence[Sequence[str]]
+    """The same, tokenised."""
+
+
+@dataclass(frozen=True, eq=False)
+class ExtraMetric:
+    """A metric other than BLEU, ROUGE-L and CIDEr: summable numbers per caption, and a score from their sums."""
+
+    name: str
+    """What the results call it."""
+    numbers: Callable[[Batch], np.ndarray]
+    """Summable numbers of each caption, ``[n, k]``."""
+    value: Callable[[np.ndarray, float], float]
+    """Score in points from the sums ``[k]`` over so many captions."""
+    is_on_floors: bool = True
+    """Whether it is quick enough to be computed for every floor too."""
+
+
+class ExtraNumbers(NamedTuple):
+    """The per-caption numbers of an extra metric."""
+
+    metric: ExtraMetric
+    numbers: np.ndarray
+    """One row per caption."""
+
+
+@dataclass(frozen=True)
+class PerCaption:
+    """Summable numbers of each caption, in the order of the captions."""
+
+    cider: Float[np.ndarray, " n"]
+    """CIDEr-D in points."""
+    rouge_l: Float[np.ndarray, " n"]
+    """ROUGE-L in points."""
+    bleu_counts: Int[np.ndarray, "n k"]
+    """The counts that corpus BLEU sums."""
+    image_ids: tuple[Hashable, ...]
+    """Whose caption it is; single trials of one image share an id."""
+    extras: tuple[ExtraNumbers, ...] = ()
+    """The numbers of other metrics."""
+
+    def by_image(self) -> Float[np.ndarray, "images m"]:
+        """Sums over the captions of each image, the input of :meth:`metrics`."""
+        return sum_by_image(self._columns(), self.image_ids)
+
+    def metrics(self, sums: Float[np.ndarray, " m"]) -> dict[str, float]:
+        """Every metric in points, from the sum of :meth:`by_image` over some images."""
+        means = float(sums[1] / sums[0]), float(sums[2] / sums[0])
+        found = dict(zip(METRICS, [*bleu_from_counts(sums[3:_N_BASE]), *means], strict=True))
+        start = _N_BASE
+        for metric, numbers in self.extras:
+            stop = start + numbers.shape[1]
+            found[metric.name] = metric.value(sums[start:stop], float(sums[0]))
+            start = stop
+        return found
+
+    def total(self) -> dict[str, float]:
+        """Every metric in points, of all captions together."""
+        return self.metrics(self.by_image().sum(axis=0))
+
+    def of_each(self) -> dict[str, Float[np.ndarray, " n"]]:
+        """Every metric of each single caption, as the COCO tools report it per image."""
+        rows = [self.metrics(row) for row in self._columns()]
+        return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+    def _columns(self) -> Float[np.ndarray, "n m"]:
+        columns = [np.ones(len(self.cider)), self.rouge_l, self.cider, self.bleu_counts]
+        return np.column_stack([*columns, *(numbers for _, numbers in self.extras)])
+
+
+def score_estimates(numbers: PerCaption, *, n_bootstrap: int = 1000, seed: int = 0) -> dict[str, Estimate]:
+    """Every metric in points with its 95 % percentile bootstrap interval over images."""
+    by_image = numbers.by_image()
+    rows = [numbers.metrics(sums) for sums in resampled_sums(by_image, n_boot=n_bootstrap, seed=seed)]
+    low, high = np.quantile(np.array([list(row.values()) for row in rows]), [0.025, 0.975], axis=0)
+    values = numbers.total()
+    return {
+        name: Estimate(value, float(low[place]), float(high[place]))
+        for place, (name, value) in enumerate(values.items())
+    }
+
+
+def score_differences(
+    a: PerCaption,
+    b: PerCaption,
+    *,
+    names: Sequence[str] = ("CIDEr", "ROUGE-L", "BLEU-4"),
+    n_draws: int = 1000,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """Paired differences a − b of the named metrics that both have; both must be of the same images in the same order.
+
+    Both sides use the same random halves of the images; BLEU is computed from the counts of each half.
+    """
+    draws, values = [], []
+    for one in (a, b):
+        by_image = one.by_image()
+        draws.append([one.metrics(sums) for sums in sums_over_halves(by_image, n_draws=n_draws, seed=seed)])
+        values.append(one.total())
+    n_images = len(dict.fromkeys(a.image_ids))
+    return {
+        name: difference_from_draws(
+            values[0][name] - values[1][name],
+            np.array([x[name] - y[name] for x, y in zip(*draws, strict=True)]),
+            n_images=n_images,
+        )
+        for name in names
+        if all(name in one for one in values)
+    }
 
 
 class CaptionScorer:
@@ -75,7 +192,6 @@ class CaptionScorer:
                 "CIDEr's idf and every interval need more"
             )
         self._tokenize, self.tokenizer = _TOKENIZERS[tokenizer]
-        self._uses_java = tokenizer == "java"
         self._known_words: dict[str, str] = {}
         self.raw_references = [list(texts) for texts in references]
         self.references = self.tokenized_sets(references)
@@ -101,27 +217,7 @@ class CaptionScorer:
 
     def metrics(self, captions: Sequence[str]) -> dict[str, float]:
         """Corpus metrics of raw captions without intervals, and those extra metrics that are computed for floors."""
-        per_caption = self.per_caption(captions)
-        return per_caption.metrics(per_caption.by_image().sum(axis=0))
-
-    def score(self, captions: Sequence[str], *, n_bootstrap: int = 1000, seed: int = 0) -> CaptionScores:
-        """Score raw captions, in the order of the references."""
-        words = self.tokenized(captions)
-        per_caption = self.per_caption(captions, is_floor=False)
-        found = score_estimates(per_caption, n_bootstrap=n_bootstrap, seed=seed)
-        return CaptionScores(
-            metrics={name: one.value for name, one in found.items()},
-            intervals=found,
-            per_image=per_caption,
-            distinct=n_distinct_captions(captions),
-            distinct_1=distinct_n(words, 1),
-            distinct_2=distinct_n(words, 2),
-            mean_length=mean_length(words),
-            n_images=len(set(self.image_ids)),
-            references_sha256=self.references_sha256,
-            tokenizer=self.tokenizer,
-            versions=_versions() | ({"java": java_version() or "unknown"} if self._uses_java else {}),
-        )
+        return self.per_caption(captions).total()
 
     def per_caption(self, captions: Sequence[str], *, is_floor: bool = True) -> PerCaption:
         """Numbers of each raw caption; with ``is_floor`` only the extra metrics that are computed for floors."""
@@ -162,8 +258,3 @@ class CaptionScorer:
             self._extras.remove(metric)
             self.not_run[metric.name] = str(error).removeprefix(f"{metric.name}: ")
             return None
-
-
-def _versions() -> dict[str, str]:
-    packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {"python": platform.python_version(), **packages}

@@ -1,36 +1,54 @@
 """Score a file of captions and its floors, for the command line."""
 
-from collections.abc import Hashable, Mapping, Sequence
+import importlib.metadata
+import platform
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
 from bitllm.config import LARGEST_SEED, require_number
+from bitllm.data.io.models import model_running
+from bitllm.data.io.pictures import PictureFolder, decode_picture, names_of
 from bitllm.errors import BitLlmError, DataError, ModelError
-from bitllm.evaluation.scoring.caption_scorer import CaptionScorer, CaptionScores
-from bitllm.evaluation.scoring.caption_scores import ExtraMetric, compare_captions
-from bitllm.evaluation.scoring.captions_file import CaptionPairs, in_order_of, read_input, read_references
-from bitllm.evaluation.scoring.extra_metrics import (
-    bertscore_metric,
-    clip_metrics,
-    meteor_metric,
-    spice_metric,
+from bitllm.evaluation.scoring.caption_scorer import (
+    Batch,
+    CaptionScorer,
+    ExtraMetric,
+    PerCaption,
+    score_differences,
+    score_estimates,
 )
+from bitllm.evaluation.scoring.captions_file import CaptionPairs, in_order_of, read_input, read_references
 from bitllm.evaluation.scoring.floors import (
     best_constant_caption,
     human_ceiling,
     mean_metrics,
     permuted_captions,
 )
-from bitllm.metrics.intervals import Estimate, paired_difference_of_sums, sum_by_image
-from bitllm.metrics.java import Meteor, why_no_meteor, why_no_spice
+from bitllm.evaluation.verdict import CAPTIONS_ALONE, judge
+from bitllm.files import file_written_whole
+from bitllm.metrics.diversity import distinct_n, mean_length, n_distinct_captions
+from bitllm.metrics.intervals import Estimate
+from bitllm.metrics.java import (
+    JAVA_TOKENIZER,
+    Meteor,
+    java_version,
+    meteor_from_statistics,
+    spice,
+    why_no_meteor,
+    why_no_spice,
+)
+from bitllm.training.distributed import device
 
-NO_EVIDENCE = "no evidence that the captions depend on the betas"
 _ORACLE_SEARCH = 5000  # captions and images among which the oracle's constant caption is looked for
+_PROMPT = "A photo depicts "  # put before every text by the authors of CLIPScore
+_PACKAGES = ("bitllm", "numpy", "nltk")
 
 
 @dataclass(frozen=True)
@@ -53,6 +71,88 @@ class ScoreOptions:
     """Folder of pictures named for the ids, or a store."""
     seed: int = 0
     """Of the bootstrap and the permutations."""
+
+
+@dataclass(frozen=True)
+class CaptionScores:
+    """The scores of a file of captions, with what is needed to interpret and reproduce them."""
+
+    name: str
+    """Name of the file."""
+    pairs: CaptionPairs
+    words: list[str]
+    """The captions, tokenized."""
+    scores: dict[str, Estimate]
+    """BLEU-1 to BLEU-4, ROUGE-L, CIDEr and whatever else was asked for, in points, with intervals over images; CIDEr's
+    idf is fixed from all references."""
+    per_caption: PerCaption
+    """The numbers of each caption."""
+    floors: dict[str, dict[str, Any]]
+    """Scores of "constant" and "permuted" captions, and of "human" ones where every image has two references."""
+    differences: dict[str, dict[str, Estimate]]
+    """Paired differences: "real - permuted", "real - constant", and from another system if one was given."""
+    references_sha256: str
+    """Checksum of the references, whatever the order of images: scores compare only where it is the same."""
+    tokenizer: str
+    versions: dict[str, str]
+    """Versions of what computed the scores."""
+    not_run: dict[str, str]
+    """Metrics and floors that were not computed, and why."""
+    notes: list[str]
+    """What a reader must know: empty captions, another tokenizer than usual."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Every score in points."""
+        return {name: one.value for name, one in self.scores.items()}
+
+    @property
+    def n_images(self) -> int:
+        """Number of different images."""
+        return len(set(self.pairs.ids))
+
+    @property
+    def n_distinct(self) -> int:
+        """Number of different captions."""
+        return n_distinct_captions(self.pairs.captions)
+
+    @property
+    def diversity(self) -> dict[str, float]:
+        """Different words and different word pairs as a fraction of all, and words per caption."""
+        return {
+            "distinct_1": distinct_n(self.words, 1),
+            "distinct_2": distinct_n(self.words, 2),
+            "mean_length": mean_length(self.words),
+        }
+
+    @property
+    def summary(self) -> str:
+        """The verdict."""
+        leads = {floor: self.differences[f"real - {floor}"]["CIDEr"] for floor in ("permuted", "constant")}
+        images = f"{self.n_images:,} images"
+        found = judge(self.name, leads, images=images, n_distinct=self.n_distinct, wording=CAPTIONS_ALONE)
+        return found.sentence
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the captions and the numbers of each, as JSON values."""
+        names = ("n_images", "references_sha256", "tokenizer", "versions", "floors", "not_run", "notes")
+        return {
+            "metrics": self.metrics,
+            "intervals": {name: [one.low, one.high] for name, one in self.scores.items()},
+            "differences": {
+                pair: {name: one._asdict() for name, one in found.items()}
+                for pair, found in self.differences.items()
+            },
+            "distinct": self.n_distinct,
+            **self.diversity,
+            **{name: getattr(self, name) for name in (*names, "summary")},
+        }
+
+    def write_per_image(self, path: Path) -> None:
+        """Write a Parquet file with one row per caption: ``id``, ``caption`` and every metric."""
+        named = {"id": self.pairs.ids, "caption": self.pairs.captions}
+        with file_written_whole(path) as unfinished:
+            pd.DataFrame(named | self.per_caption.of_each()).to_parquet(unfinished, index=False)
 
 
 def score_file(
@@ -80,7 +180,7 @@ def score_file(
         Further metrics and their models.
     """
     require_number("--seed", options.seed, least=0, most=LARGEST_SEED)
-    notes: list[str] = []
+    notes, not_run = list[str](), dict[str, str]()
     pairs = read_input(captions, references, notes)
     training = None
     if training_references is not None:
@@ -88,31 +188,33 @@ def score_file(
     other = None
     if compare is not None:
         other = in_order_of(compare, read_input(compare, references, notes), pairs.ids)
-    not_run: dict[str, str] = {}
     with ExitStack() as stack:
         extras = _extras(options, pairs, stack, not_run)
-        scorer, of_words = _scorer(pairs, extras, options)
-        scores = scorer.score(list(pairs.captions), seed=options.seed)
-        floors, differences = _floors(scorer, scores, pairs, training, options.seed)
-        notes = [*dict.fromkeys([*notes, *of_words])]
-        if "human" not in floors:
-            not_run["human ceiling"] = "expected at least 2 references for every image, found 1"
-        if other is not None:
-            theirs = _scores_of_other(scorer, pairs, other, extras, options)
-            differences[f"{captions.name} - {compare.name if compare else ''}"] = compare_captions(
-                scores, theirs, names=list(scores.metrics), seed=options.seed
-            )
-    n_empty = sum(not text.strip() for text in pairs.captions)
-    if n_empty:
+        scorer = _scorer(pairs, extras, options, notes)
+        own = scorer.per_caption(pairs.captions, is_floor=False)
+        scores = score_estimates(own, seed=options.seed)
+        floors, differences = _floors(scorer, own, pairs, training, options.seed)
+        if other is not None and compare is not None:
+            theirs = _numbers_of_other(scorer, pairs, other, extras, options)
+            found = score_differences(own, theirs, names=list(scores), seed=options.seed)
+            differences[f"{captions.name} - {compare.name}"] = found
+    if "human" not in floors:
+        not_run["human ceiling"] = "expected at least 2 references for every image, found 1"
+    if n_empty := sum(not text.strip() for text in pairs.captions):
         notes.append(f"{n_empty} of {len(pairs.captions)} captions are empty; they are scored as they are")
-    return replace(
+    return CaptionScores(
+        captions.name,
+        pairs,
+        scorer.tokenized(pairs.captions),
         scores,
-        floors=floors,
-        differences=differences,
-        not_run=not_run | scorer.not_run,
-        notes=notes,
-        summary=summary_of(scores, floors, differences),
-        versions=scores.versions | _versions_of_models(options),
+        own,
+        floors,
+        differences,
+        scorer.references_sha256,
+        scorer.tokenizer,
+        _versions(options, scorer.tokenizer),
+        not_run | scorer.not_run,
+        [*dict.fromkeys(notes)],
     )
 
 
@@ -160,31 +262,31 @@ def _require_pictures(options: ScoreOptions, pairs: CaptionPairs) -> None:
 
 
 def _scorer(
-    pairs: CaptionPairs, extras: list[ExtraMetric], options: ScoreOptions
-) -> tuple[CaptionScorer, list[str]]:
-    """The scorer, and a note about its tokenizer."""
-    sets, ids = [list(texts) for texts in pairs.references], list(pairs.ids)
+    pairs: CaptionPairs, extras: list[ExtraMetric], options: ScoreOptions, notes: list[str]
+) -> CaptionScorer:
+    """The scorer; a note says why it has another tokenizer than Java's."""
     if options.tokenizer != "auto":
-        return CaptionScorer(sets, image_ids=ids, tokenizer=options.tokenizer, extras=extras), []
+        return CaptionScorer(
+            pairs.references, image_ids=pairs.ids, tokenizer=options.tokenizer, extras=extras
+        )
     try:
-        return CaptionScorer(sets, image_ids=ids, tokenizer="java", extras=extras), []
+        return CaptionScorer(pairs.references, image_ids=pairs.ids, tokenizer="java", extras=extras)
     except DataError:
         raise
     except BitLlmError as error:
-        scorer = CaptionScorer(sets, image_ids=ids, tokenizer="python", extras=extras)
         reason = str(error).removesuffix("; or use the tokenizer `python`")
-        return scorer, [f"words are by the Python tokenizer, since Java's does not run: {reason}"]
+        notes.append(f"words are by the Python tokenizer, since Java's does not run: {reason}")
+        return CaptionScorer(pairs.references, image_ids=pairs.ids, tokenizer="python", extras=extras)
 
 
 def _floors(
     scorer: CaptionScorer,
-    scores: CaptionScores,
+    own: PerCaption,
     pairs: CaptionPairs,
     training: list[tuple[str, ...]] | None,
     seed: int,
-) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Scores of the floors, and the difference in CIDEr between the captions and each floor."""
-    captions = list(pairs.captions)
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Estimate]]]:
+    """Scores of the floors, and CIDEr of the captions minus that of each floor, paired over images."""
     constant = best_constant_caption(
         scorer.image_references if training is None else training,
         n_candidates=_ORACLE_SEARCH,
@@ -193,44 +295,50 @@ def _floors(
         seed=seed,
     )
     chosen_on = "oracle: the references of the test" if training is None else "training references"
-    said = scorer.per_caption([constant] * len(captions))
-    dealt = [scorer.per_caption(texts) for texts in permuted_captions(captions, scorer.image_ids, seed=seed)]
+    same = scorer.per_caption([constant] * len(pairs.captions))
+    rounds = [scorer.per_caption(texts) for texts in permuted_captions(pairs.captions, pairs.ids, seed=seed)]
+    permuted = replace(rounds[0], cider=np.mean([one.cider for one in rounds], axis=0))
     floors: dict[str, dict[str, Any]] = {
-        "constant": {
-            "caption": constant,
-            "chosen_on": chosen_on,
-            **said.metrics(said.by_image().sum(axis=0)),
-        },
-        "permuted": mean_metrics([numbers.metrics(numbers.by_image().sum(axis=0)) for numbers in dealt]),
+        "constant": {"caption": constant, "chosen_on": chosen_on, **same.total()},
+        "permuted": mean_metrics([one.total() for one in rounds]),
     }
     if min(len(texts) for texts in scorer.references) > 1:
         floors["human"] = human_ceiling(scorer, seed=seed)
-    differences = cider_differences(
-        scores.per_image.cider,
-        {"permuted": np.mean([numbers.cider for numbers in dealt], axis=0), "constant": said.cider},
-        scorer.image_ids,
-        seed=seed,
-    )
+    differences = {
+        f"real - {name}": score_differences(own, floor, names=("CIDEr",), seed=seed)
+        for name, floor in (("permuted", permuted), ("constant", same))
+    }
     return floors, differences
 
 
-def _scores_of_other(
+def _numbers_of_other(
     scorer: CaptionScorer,
     pairs: CaptionPairs,
     other: CaptionPairs,
     extras: list[ExtraMetric],
     options: ScoreOptions,
-) -> CaptionScores:
-    if (other.ids, other.references) != (pairs.ids, pairs.references):
-        # trials in another number, or references of its own: the pictures of a CLIP would be in another order
-        rest = [metric for metric in extras if "CLIP" not in metric.name]
-        scorer, _ = _scorer(other, rest, options)
-    return scorer.score(list(other.captions), seed=options.seed)
+) -> PerCaption:
+    """The numbers of another system's captions, on the same images and references."""
+    if (other.ids, other.references) == (pairs.ids, pairs.references):
+        return scorer.per_caption(other.captions, is_floor=False)
+    # trials in another number, or references of its own: the pictures of a CLIP would be in another order
+    its_scorer = _scorer(other, [one for one in extras if "CLIP" not in one.name], options, [])
+    if its_scorer.references_sha256 != scorer.references_sha256:
+        raise DataError(
+            f"comparison: expected the same references in both systems, found {scorer.references_sha256[:8]} and "
+            f"{its_scorer.references_sha256[:8]}; score both on the same references"
+        )
+    return its_scorer.per_caption(other.captions, is_floor=False)
 
 
-def _versions_of_models(options: ScoreOptions) -> dict[str, str]:
-    layer = "last layer" if options.bertscore_layer is None else f"layer {options.bertscore_layer}"
-    found = {"BERTScore": f"{options.bertscore}, {layer}"} if options.bertscore else {}
+def _versions(options: ScoreOptions, tokenizer: str) -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    found |= {name: importlib.metadata.version(name) for name in _PACKAGES}
+    if tokenizer == JAVA_TOKENIZER:
+        found["java"] = java_version() or "unknown"
+    if options.bertscore:
+        layer = "last layer" if options.bertscore_layer is None else f"layer {options.bertscore_layer}"
+        found["BERTScore"] = f"{options.bertscore}, {layer}"
     if options.clip:
         found["CLIP"] = options.clip
     if options.meteor and why_no_meteor() is None:
@@ -238,64 +346,114 @@ def _versions_of_models(options: ScoreOptions) -> dict[str, str]:
     return found
 
 
-def cider_differences(
-    own: Float[np.ndarray, " n"],
-    floors: Mapping[str, Float[np.ndarray, " n"]],
-    image_ids: Sequence[Hashable],
-    *,
-    seed: int = 0,
-) -> dict[str, dict[str, Estimate]]:
-    """CIDEr of the captions minus that of each floor, paired over images.
-
-    Parameters
-    ----------
-    own
-        CIDEr of each caption.
-    floors
-        CIDEr of each floor's caption for the same row ("permuted": mean over the permutations).
-    image_ids
-        Image of each caption.
-    seed
-        Seed of the random halves.
-    """
-
-    def sums(values: np.ndarray) -> np.ndarray:
-        return sum_by_image(np.stack([values, np.ones(len(values))], axis=1), image_ids)
-
-    def mean(total: np.ndarray) -> float:
-        return float(total[0] / total[1])
-
-    return {
-        f"real - {name}": {"CIDEr": paired_difference_of_sums(sums(own), sums(values), mean, seed=seed)}
-        for name, values in floors.items()
-    }
+def meteor_metric(meteor: Meteor) -> ExtraMetric:
+    """METEOR, computed by a running Java process."""
+    return ExtraMetric(
+        "METEOR",
+        lambda batch: meteor.statistics(batch.words, batch.reference_words),
+        lambda sums, _: meteor_from_statistics(sums),
+    )
 
 
-def summary_of(
-    scores: CaptionScores, floors: Mapping[str, Any], differences: Mapping[str, Mapping[str, Estimate]]
-) -> str:
-    """A sentence: whether captions fit their own images better than others, and beat one constant sentence.
+def spice_metric() -> ExtraMetric:
+    """SPICE; not computed for floors, each of which would take as long as the captions."""
+    return ExtraMetric(
+        "SPICE", lambda batch: spice(batch.words, batch.reference_words)[:, None], _mean, is_on_floors=False
+    )
 
-    Captions alone cannot show whether a fit comes from the betas or from a leak; the controls of the decoder can.
-    """
-    permuted, constant = (differences[f"real - {name}"]["CIDEr"] for name in ("permuted", "constant"))
-    if not permuted.is_above_zero:
-        what = (
-            "all are one sentence"
-            if scores.distinct == 1
-            else "dealt to other images they score as well"
-            if permuted.high is None or permuted.high >= 0
-            else "dealt to other images they score better"
+
+def bertscore_metric(path_or_hub_id: str, layer: int | None = None) -> ExtraMetric:
+    """BERTScore F1, best over the references, with any encoder."""
+    from bitllm.metrics.bertscore import load_bert_scorer
+
+    scorer = load_bert_scorer(model_place(path_or_hub_id), layer=layer, device=device())
+
+    def numbers(batch: Batch) -> Float[np.ndarray, "n 1"]:
+        with model_running(path_or_hub_id, "embedding captions"):
+            scorer.remember({*batch.captions, *(text for texts in batch.references for text in texts)})
+            return scorer.score(batch.captions, batch.references)[:, None]
+
+    return ExtraMetric("BERTScore", numbers, _mean)
+
+
+def clip_metrics(path_or_hub_id: str, images: Path, ids: Sequence[str]) -> list[ExtraMetric]:
+    """CLIP-S and RefCLIP-S with any CLIP; images are found by ``ids`` in a folder or a store."""
+    from bitllm.data.targets import load_clip
+    from bitllm.metrics.clipscore import clip_score, ref_clip_score
+
+    place = model_place(path_or_hub_id)
+    files = (
+        None
+        if (images / "manifest.json").is_file()
+        else PictureFolder(images).find_all(names_of(i) for i in ids)
+    )
+    embedder = load_clip(place, device=device())
+    pictures = embedder.pictures
+    with model_running(place, "embedding pictures"):
+        rows = (
+            _of_store(pictures, images, ids)
+            if files is None
+            else np.stack([pictures(decode_picture(file, file)[None])[0] for file in files])
         )
-        return f"{NO_EVIDENCE}: {what} (CIDEr real - permuted {_shown(permuted)})"
-    fit = f"fit their own images better than others (CIDEr real - permuted {_shown(permuted)})"
-    if not constant.is_above_zero:
-        return (
-            f"no evidence that the captions are better than one sentence for all images (CIDEr real - constant "
-            f"{_shown(constant)}), though they {fit}"
+    known: dict[str, np.ndarray] = {}
+
+    def embedded(texts: Iterable[str]) -> np.ndarray:
+        texts = list(texts)
+        new = sorted({text for text in texts if text not in known})
+        if new:
+            with model_running(place, "embedding captions"):
+                embeddings = embedder.captions([_PROMPT + text for text in new])
+            known.update(zip(new, embeddings, strict=True))
+        return np.stack([known[text] for text in texts])
+
+    def with_references(batch: Batch) -> np.ndarray:
+        embedded(text for texts in batch.references for text in texts)
+        sets = [embedded(texts) for texts in batch.references]
+        return ref_clip_score(rows, embedded(batch.captions), sets)[:, None]
+
+    return [
+        ExtraMetric("CLIP-S", lambda batch: clip_score(rows, embedded(batch.captions))[:, None], _mean),
+        ExtraMetric("RefCLIP-S", with_references, _mean),
+    ]
+
+
+def model_place(path_or_hub_id: str) -> str:
+    """The local folder of a model (a path, or the hub's cache), else its hub id."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    if Path(path_or_hub_id).expanduser().is_dir():
+        return str(Path(path_or_hub_id).expanduser())
+    try:
+        config = try_to_load_from_cache(path_or_hub_id, "config.json")
+    except HFValidationError:
+        config = None
+        is_path = True
+    else:
+        is_path = path_or_hub_id.startswith((".", "~", "/"))
+    if is_path:
+        raise DataError(f"{path_or_hub_id}: expected a folder with a model, found none; check the path")
+    folder = Path(config).parent if isinstance(config, str) else None
+    # a download that was cut off has its configuration and no weights
+    is_whole = folder is not None and any(folder.glob("*.safetensors"))
+    return str(folder) if is_whole else path_or_hub_id
+
+
+def _of_store(embed, folder: Path, ids: Sequence[str]) -> np.ndarray:  # type: ignore[no-untyped-def]
+    from bitllm.data.store import open_store
+
+    store = open_store(folder)
+    numbers = {str(nsd_id): nsd_id for nsd_id in store.stimuli.index.tolist()}
+    names = dict(zip(store.stimuli.get("stimulus_name", ()), numbers.values(), strict=False))
+    known = names if all(i in names for i in ids) else numbers
+    unknown = [i for i in ids if i not in numbers and i not in names] or [i for i in ids if i not in known]
+    if unknown:
+        raise DataError(
+            f"{folder}: expected ids that are nsd_ids or names of the store's images, found {unknown[0]} "
+            f"({len(unknown)} of {len(ids)}); give a folder of pictures named for the ids"
         )
-    return f"the captions {fit}; whether by the betas, only the decoder's controls can show"
+    return embed(store.pictures([known[i] for i in ids]))
 
 
-def _shown(difference: Estimate) -> str:
-    return f"{difference.shown(sign=True)}, p = {difference.p:.3f}"
+def _mean(sums: np.ndarray, n: float) -> float:
+    return float(sums[0] / n)
