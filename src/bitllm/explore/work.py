@@ -12,18 +12,21 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from bitllm.config import nearest
 from bitllm.data.batch import Anatomies
+from bitllm.data.dataset import rows_of_images
 from bitllm.data.splits import Split
 from bitllm.data.store import Store, open_store
 from bitllm.errors import CheckpointError, DataError
 from bitllm.evaluation.attention import adapter_readings
 from bitllm.evaluation.bits import word_evidence
-from bitllm.evaluation.pairing import ADJACENT_TRIALS
-from bitllm.evaluation.rois import find_rois
+from bitllm.evaluation.controls import shuffled
+from bitllm.evaluation.held_out import betas_of, trials_of
+from bitllm.evaluation.pairing import neighbors
+from bitllm.evaluation.rois import find_rois, silenced
 from bitllm.evaluation.runs import (
     CARDS,
     card_of,
@@ -73,10 +76,9 @@ class SubjectTrials:
     @cached_property
     def rows(self) -> dict[int, tuple[int, ...]]:
         """Rows of the betas for each image, in the order of the trials."""
-        found: dict[int, list[int]] = {}
-        for row, nsd_id in enumerate(self.store.subject(self.subject).trials["nsd_id"].tolist()):
-            found.setdefault(int(nsd_id), []).append(row)
-        return {nsd_id: tuple(found[nsd_id]) for nsd_id in sorted(found)}
+        nsd_id = self.store.subject(self.subject).trials["nsd_id"].to_numpy()
+        rows = {int(nsd_id[item[0]]): item for item in rows_of_images(nsd_id, nsd_id, averaged=True)}
+        return dict(sorted(rows.items()))
 
     def use_of(self, nsd_id: int) -> str:
         """Part of the run's split: ``test``, ``validation``, ``train`` or ``unused``."""
@@ -95,40 +97,27 @@ class SubjectTrials:
                     f"{self.subject}: expected repetition 1 to {len(rows)} of nsd_id {nsd_id}, found {repetition}"
                 )
             rows = (rows[repetition - 1],)
-        return self._mean(rows)
+        return self._betas([rows])[0]
 
     def others(self, nsd_id: int, *, n: int, single: bool, seed: int) -> Float[np.ndarray, "n voxels"]:
         """Betas of ``n`` other images of the same part, averaged over repetitions or single.
 
-        None has a trial within `ADJACENT_TRIALS` of a trial of this image in the same session, because the slow
-        hemodynamic response mixes them. With fewer images than ``n``, some are repeated.
+        None is a neighbor of this image (`bitllm.evaluation.pairing.neighbors`). With fewer images than ``n``, some
+        are repeated.
         """
-        use, own = self.use_of(nsd_id), self._places(self.rows[nsd_id])
-        candidates = [
-            other
-            for other, rows in self.rows.items()
-            if other != nsd_id and self.use_of(other) == use and not _are_near(own, self._places(rows))
-        ]
-        if not candidates:
+        use = self.use_of(nsd_id)
+        same_use = [other for other in self.rows if other != nsd_id and self.use_of(other) == use]
+        sessions = self.store.subject(self.subject).trials["session"].to_numpy().astype(np.int64)
+        near = neighbors([self.rows[nsd_id]], [self.rows[other] for other in same_use], sessions)[0]
+        candidates = np.array(same_use, dtype=np.int64)[~near]
+        if not len(candidates):
             raise DataError(f"{self.subject}: expected another {use} image to compare with, found none")
-        rng = np.random.default_rng([seed, nsd_id])
-        order = [candidates[place] for place in rng.permutation(len(candidates))]
-        chosen = [order[place % len(order)] for place in range(n)]
-        return np.stack([self._mean(self.rows[one][:1] if single else self.rows[one]) for one in chosen])
+        order = np.random.default_rng([seed, nsd_id]).permutation(candidates)
+        rows = [self.rows[other] for other in np.resize(order, n).tolist()]
+        return self._betas([item[:1] if single else item for item in rows])
 
-    def _mean(self, rows: tuple[int, ...]) -> Float[np.ndarray, " voxels"]:
-        return self.store.subject(self.subject).betas[list(rows)].astype(np.float32).mean(axis=0)
-
-    @cached_property
-    def _sessions(self) -> Int[np.ndarray, " trials"]:
-        return self.store.subject(self.subject).trials["session"].to_numpy().astype(np.int64)
-
-    def _places(self, rows: tuple[int, ...]) -> list[tuple[int, int]]:
-        return [(int(self._sessions[row]), row) for row in rows]
-
-
-def _are_near(one: list[tuple[int, int]], other: list[tuple[int, int]]) -> bool:
-    return any(a[0] == b[0] and abs(a[1] - b[1]) <= ADJACENT_TRIALS for a in one for b in other)
+    def _betas(self, rows: list[tuple[int, ...]]) -> Float[np.ndarray, "n voxels"]:
+        return betas_of(trials_of(self.store, self.subject, rows))
 
 
 @dataclass
@@ -328,17 +317,16 @@ def perturbed(
     roi
         The voxels of the region, for ``silence`` and ``alone``.
     seed
-        Of the shuffle.
+        Of the shuffle, which is that of the evaluation's control.
     """
     if kind == "zero":
         return np.zeros_like(betas)
     if kind == "shuffle":
-        return np.random.default_rng(seed).permutation(betas)
+        return shuffled(betas[None], seed=seed)[0]
     if kind == "scale":
         return (betas * factor).astype(betas.dtype)
     if kind in NEEDS_ROI and roi is not None:
-        kept = roi if kind == "alone" else ~roi
-        return np.where(kept, betas, 0).astype(betas.dtype)
+        return silenced(betas, ~roi if kind == "alone" else roi)
     return betas.copy()
 
 
