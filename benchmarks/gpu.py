@@ -66,7 +66,7 @@ PREDICTIONS = {
     ),
     "decode_ms": Prediction("greedy decoding, ms a token", 22, True, "1,238 launches and Python"),
     "rft_waits": Prediction(
-        "waits of a step of rft", NEW + 8, True, "one for each token, 5 + 2 checks, 1 copy"
+        "waits of a step of rft", NEW + 2, True, "one for each token but the last, 2 checks, 1 copy"
     ),
     "rft_s": Prediction("step of rft without rewards, s", 2.5, True, "1.2 on the card, 0.5 of decoding"),
     "references_s": Prediction(

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitllm.data.prompt import INSTRUCTIONS, Prompter, choose, pad_answers, pad_left, plain_caption
+from bitllm.data.prompt import INSTRUCTIONS, Prompter, choose, pad_answers, plain_caption
 from bitllm.toy_models import make_word_tokenizer
 
 small = st.integers(0, 10_000)
@@ -100,15 +100,6 @@ def test_labels_are_due_exactly_on_the_answers(pairs):
         assert batch["input_ids"][row].tolist() == prompt + answer + [0] * rest
         assert batch["attention_mask"][row].tolist() == [1] * n + [0] * rest
         assert batch["labels"][row].tolist() == [-100] * len(prompt) + answer + [-100] * rest
-
-
-@given(st.lists(rows, min_size=1, max_size=5))
-def test_prompts_are_padded_on_the_left_under_a_mask(prompts):
-    ids, mask = pad_left(prompts, 0)
-    for row, prompt in enumerate(prompts):
-        rest = ids.shape[1] - len(prompt)
-        assert ids[row].tolist() == [0] * rest + prompt
-        assert mask[row].tolist() == [0] * rest + [1] * len(prompt)
 
 
 def test_prompts_and_answers_of_different_number_are_refused():

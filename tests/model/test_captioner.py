@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from bitllm.data.prompt import Prompter
 from bitllm.model.build import build_bit_llm
-from bitllm.model.captioner import Captioner, load_captioner
+from bitllm.model.captioner import Captioner, GumbelSampling, load_captioner
 from bitllm.model.checkpoint.base import load_llm, placeholder_token_id
 
 
@@ -97,6 +98,61 @@ def test_a_prefix_policy_that_would_say_a_placeholder_is_not_stopped_by_it(easy)
     torch.manual_seed(0)
     rollout = captioner.sample(torch.randn(4, 4, 32), n_captions=64, max_new_tokens=6, seeds=range(4))
     assert rollout.log_probs(model).log_probs.isfinite().all()
+
+
+class Drawn(LogitsProcessor):
+    """All but the sampled token ruled out, for `generate` of transformers."""
+
+    def __init__(self, *seeds, n_captions):
+        settings = {"temperature": 0.8, "device": torch.device("cpu")}
+        self.choose = GumbelSampling(seeds, n_captions=n_captions, **settings)
+
+    def __call__(self, input_ids, scores):
+        return torch.full_like(scores, -torch.inf).scatter(1, self.choose(scores)[:, None], 0.0)
+
+
+@pytest.mark.parametrize("interface", ["cross_attention", "prefix"])
+def test_decoding_is_that_of_generate_of_transformers(easy, system, interface):
+    """Greedy and sampled, ends and padding included."""
+    if interface == "prefix":
+        base = load_llm(easy.folder / "llm")
+        encoder, token = easy.encoder.arguments(easy.store), placeholder_token_id(base.tokenizer)
+        torch.manual_seed(1)
+        model = build_bit_llm(base.llm, interface="prefix", encoder=encoder, brain_token_id=token).eval()
+        system = Captioner.of(model, base.tokenizer)
+    tokenizer, brain_tokens = system.prompter.tokenizer, torch.randn(3, 4, 32)
+    prompt = torch.tensor([system.prompter.prompt_ids("describe the image .")])
+
+    def generated(n_captions, *processors):
+        ids = prompt.expand(3 * n_captions, -1)
+        return system.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            brain_tokens=brain_tokens.repeat_interleave(n_captions, 0),
+            max_new_tokens=12,
+            do_sample=False,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            suppress_tokens=system.prompter.never_said,
+            logits_processor=LogitsProcessorList(processors),
+        )
+
+    sampled = system.sample(brain_tokens, n_captions=4, max_new_tokens=12, seeds=(5, 6, 7), temperature=0.8)
+    assert torch.equal(sampled.input_ids, generated(4, Drawn(5, 6, 7, n_captions=4)))
+    greedy = tokenizer.batch_decode(generated(1)[:, prompt.shape[1] :], skip_special_tokens=True)
+    assert system.greedy(brain_tokens, max_new_tokens=12) == [text.strip() for text in greedy]
+
+
+def test_log2_probs_of_many_answers_are_those_of_each_one_alone(system):
+    brain_tokens = torch.randn(3, 4, 32)
+    answers = [[9, 12, 3], [7, 3], [3], [11, 10, 8, 6, 3], [9, 3]]
+    owner = np.array([2, 0, 2, 1, 0])
+    found = system.log2_probs(answers, owner, brain_tokens)
+    assert found.shape == (5, 5)
+    for row, answer in enumerate(answers):
+        memory = system.model.model.brain_memory(brain_tokens=brain_tokens[owner[row]][None])
+        alone = system.log_probs([answer], memory)[0].detach().numpy() / np.log(2)
+        assert found[row].tolist() == pytest.approx([*alone, *[0.0] * (5 - len(answer))], abs=2e-5)
 
 
 def test_what_is_sampled_for_an_input_depends_on_its_seed_alone(system):

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
-from bitllm.data.prompt import INSTRUCTIONS, Prompter, pad_left
+from bitllm.data.prompt import INSTRUCTIONS, Prompter
 from bitllm.model.build import build_bit_llm, save_trained
 from bitllm.model.captioner import Captioner
 from bitllm.model.checkpoint.base import end_token_ids, load_llm
@@ -41,10 +41,10 @@ def state(folder, **config):
 @torch.no_grad()
 def raw(model, prompter, brain_tokens):
     """Greedy token ids that nothing ends."""
-    ids, mask = pad_left([prompter.prompt_ids(INSTRUCTIONS[0])] * len(brain_tokens), 0)
+    ids = torch.tensor([prompter.prompt_ids(INSTRUCTIONS[0])] * len(brain_tokens))
     out = model.generate(
         input_ids=ids,
-        attention_mask=mask,
+        attention_mask=torch.ones_like(ids),
         brain_tokens=brain_tokens,
         do_sample=False,
         max_new_tokens=LENGTH,

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from bitllm.data.prompt import INSTRUCTIONS, Prompter, pad_left
+from bitllm.data.prompt import INSTRUCTIONS, Prompter
 from bitllm.model.build import build_bit_llm
 from bitllm.model.checkpoint.base import BaseLlm, load_llm, placeholder_token_id
 from bitllm.toy_models import unpack_smollm2
@@ -30,7 +30,12 @@ def base(tmp_path_factory) -> BaseLlm:
 def prompts(base) -> tuple[torch.Tensor, torch.Tensor]:
     """Four instructions in its chat template, padded on the left."""
     prompter = Prompter(base.tokenizer)
-    return pad_left([prompter.prompt_ids(words) for words in INSTRUCTIONS], base.tokenizer.pad_token_id)
+    return padded(base, [prompter.prompt_ids(words) for words in INSTRUCTIONS])
+
+
+def padded(base, rows):
+    """Token ids and attention mask, padded on the left."""
+    return tuple(base.tokenizer.pad({"input_ids": rows}, return_tensors="pt").values())
 
 
 def build(base: BaseLlm, encoder_sizes: dict, **settings):
@@ -78,7 +83,7 @@ def test_every_way_of_decoding_is_uncached_decoding(base, encoder_sizes, prompts
     if interface != "cross_attention":
         prompter = Prompter(base.tokenizer, 8, model.config.brain_token_id)
     rows = [prompter.prompt_ids(words) for words in INSTRUCTIONS]
-    ids, mask = pad_left(rows, base.tokenizer.pad_token_id)
+    ids, mask = padded(base, rows)
     assert not mask.all()
     brain = torch.randn(4, 8, 12, generator=torch.Generator().manual_seed(3))
     asked = {"input_ids": ids, "attention_mask": mask, "brain_tokens": brain, **GREEDY}

@@ -83,14 +83,6 @@ def _ids(encoding: Any) -> list[Any]:
     return list(encoding["input_ids"])
 
 
-def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
-    """Token ids and attention mask of prompts, padded on the left."""
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return ids, mask
-
-
 def pad_answers(
     prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], pad_id: int
 ) -> dict[str, Int[Tensor, "B T"]]:

@@ -8,8 +8,10 @@
 Validation, rollouts, evaluation and the local page all use it, so they decode and score in the same way.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from peft import PeftModel
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import DynamicCache
 
 from bitllm.data.batch import Anatomies
 from bitllm.data.dataset import TrialSet
 from bitllm.data.io.models import model_loading
-from bitllm.data.prompt import INSTRUCTIONS, Prompter, pad_answers, pad_left
+from bitllm.data.prompt import INSTRUCTIONS, Prompter, pad_answers
 from bitllm.errors import CheckpointError
 from bitllm.files import read_record
 from bitllm.model.build import CARD, load_trained
@@ -36,6 +38,7 @@ from bitllm.model.precision import Precision, base_dtype, computing
 
 _GENERATED_AT_ONCE = 256
 _SCORED_AT_ONCE = 128
+_PROMPTS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -135,20 +138,16 @@ class Captioner:
             if n > 1 and bool((brain_tokens == brain_tokens[:1]).all()):
                 brain_tokens = brain_tokens[:1]
         rows = 1 if brain_tokens is None else len(brain_tokens)
-        prompter = self.prompter if brain_tokens is not None else self.prompter.without_brain()
         captions: list[str] = []
         for start in range(0, rows, _GENERATED_AT_ONCE):
-            part = (
-                None
-                if brain_tokens is None
-                else brain_tokens[start : start + _GENERATED_AT_ONCE].to(self.model.device)
+            part = None if brain_tokens is None else brain_tokens[start : start + _GENERATED_AT_ONCE]
+            answers = self._decode(
+                part,
+                instruction=instruction,
+                max_new_tokens=max_new_tokens,
+                on_token=None if on_text is None else lambda ids: on_text(self._texts(ids)[0]),
             )
-            prompts = [prompter.prompt_ids(instruction)] * (1 if part is None else len(part))
-            brain: dict[str, Any] = {} if part is None else {"brain_tokens": part}
-            if on_text is not None:
-                brain["streamer"] = _Streamer(self, on_text)
-            ids, out = self._generate(prompts, max_new_tokens=max_new_tokens, **brain)
-            captions += self._texts(out[:, ids.shape[1] :])
+            captions += self._texts(answers)
             if on_batch is not None:
                 on_batch(len(captions))
         return captions * n if rows == 1 else captions
@@ -176,30 +175,30 @@ class Captioner:
         synced_gpus
             Whether every process runs as many steps as the slowest one; needed with sharded weights.
         """
-        prompts = [self.prompter.prompt_ids(instruction)] * (len(brain_tokens) * n_captions)
-        sampling = GumbelSampling(
-            seeds, n_captions=n_captions, temperature=temperature, device=brain_tokens.device
-        )
-        with computing(self.model):
-            memory = self.model.model.brain_memory(
-                brain_tokens=brain_tokens
-            )  # once for all captions of an input
-        ids, out = self._generate(
-            prompts,
+        device = brain_tokens.device
+        drawn = self._decode(
+            brain_tokens,
+            instruction=instruction,
             max_new_tokens=max_new_tokens,
-            brain_memory=memory.repeat_interleave(n_captions, 0),
-            logits_processor=LogitsProcessorList([sampling]),
-            synced_gpus=synced_gpus,
+            n_each=n_captions,
+            choose=GumbelSampling(seeds, n_captions=n_captions, temperature=temperature, device=device),
+            stops_early=not synced_gpus,
         )
-        out_ids = out.cpu()  # a single transfer: labels, captions and end tokens are found on the CPU
-        answer = out_ids[:, ids.shape[1] :]
+        answer = drawn.cpu()  # a single transfer: labels, captions and end tokens are found on the CPU
         is_end = torch.isin(answer, torch.tensor(self._ends))
         # Labels are the tokens up to and including the first end token. The padding token may itself be an end token,
         # so count the end tokens before each position instead of looking for padding.
         is_label = is_end.cumsum(-1) - is_end.long() == 0
-        labels = torch.full_like(out_ids, -100)
-        labels[:, ids.shape[1] :] = answer.masked_fill(~is_label, -100)
-        return Rollout(out, labels, brain_tokens, self._texts(answer), is_end.any(-1))
+        length = int(is_label.sum(-1).max())
+        labels = answer.masked_fill(~is_label, -100)[:, :length]
+        prompt = torch.tensor(self.prompter.prompt_ids(instruction)).expand(len(answer), -1)
+        return Rollout(
+            torch.cat([prompt.to(device), drawn[:, :length]], 1),
+            torch.cat([torch.full_like(prompt, -100), labels], 1),
+            brain_tokens,
+            self._texts(answer),
+            is_end.any(-1),
+        )
 
     def log_probs(
         self,
@@ -239,7 +238,10 @@ class Captioner:
         instruction: str = INSTRUCTIONS[0],
         on_batch: Callable[[int, int], None] | None = None,
     ) -> Float[np.ndarray, "R L"]:
-        """log2 p of every token of many answers, in batches of similar length; 0 beyond the end.
+        """log2 p of every token of many answers; 0 past the end.
+
+        The prompt runs once for each input; the answers of an input continue on its cache, those of one length
+        together.
 
         Parameters
         ----------
@@ -253,56 +255,74 @@ class Captioner:
             Called with the number of answers done and of all.
         """
         lengths = np.array([len(answer) for answer in answers])
-        found = np.zeros((len(answers), int(lengths.max())))
-        # Batches of similar length contain little padding.
-        order = np.argsort(lengths, kind="stable")
-        for start in range(0, len(answers), _SCORED_AT_ONCE):
-            chosen = order[start : start + _SCORED_AT_ONCE]
-            memory = None
-            if brain_tokens is not None:
-                rows = (
-                    input_of_answer[chosen]
-                    if len(brain_tokens) > 1
-                    else np.zeros(len(chosen), dtype=np.int64)
-                )
-                part = brain_tokens[torch.from_numpy(rows)].to(self.model.device)
-                with computing(self.model):
-                    memory = self.model.model.brain_memory(brain_tokens=part)
-            part_log_probs = self.log_probs(
-                [answers[place] for place in chosen], memory, instruction=instruction
-            )
-            found[chosen, : part_log_probs.shape[1]] = part_log_probs.cpu().numpy() / np.log(2)
-            if on_batch is not None:
-                on_batch(start + len(chosen), len(answers))
+        found, n_done = np.zeros((len(answers), int(lengths.max()))), 0
+        n_inputs = 1 if brain_tokens is None else len(brain_tokens)
+        owner = input_of_answer if n_inputs > 1 else np.zeros(len(answers), dtype=np.int64)
+        by_length, tell = np.argsort(lengths, kind="stable"), on_batch or (lambda done, total: None)
+        for start in range(0, n_inputs, _PROMPTS_AT_ONCE):
+            inputs = slice(start, start + _PROMPTS_AT_ONCE)
+            own = by_length[(owner[by_length] >= inputs.start) & (owner[by_length] < inputs.stop)]
+            with self._running():
+                part = None if brain_tokens is None else brain_tokens[inputs]
+                prompt = _AfterPrompt.of(self, part, instruction)
+                for first in range(0, len(own), _SCORED_AT_ONCE):
+                    chosen = own[first : first + _SCORED_AT_ONCE]
+                    row, column = np.nonzero(np.arange(lengths[chosen].max()) < lengths[chosen][:, None])
+                    log_probs = prompt.rows(owner[chosen] - start).log_probs([answers[n] for n in chosen])
+                    found[chosen[row], column] = log_probs / np.log(2)
+                    n_done += len(chosen)
+                    tell(n_done, len(answers))
         return found
 
     @property
     def _ends(self) -> list[int]:
         return end_token_ids(self.model, self.prompter.tokenizer)
 
-    @torch.no_grad()
-    def _generate(
-        self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, **options: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Prompts padded on the left, and the same prompts with their continuations."""
-        pad = self.prompter.tokenizer.pad_token_id
-        ids, mask = pad_left(prompts, pad)
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """The model in evaluation mode and its precision, without gradients; then in the mode that it had."""
         was_training = self.model.training
         self.model.eval()
-        with computing(self.model):
-            out = self.model.generate(
-                input_ids=ids.to(self.model.device),
-                attention_mask=mask.to(self.model.device),
-                do_sample=False,  # also for samples: `GumbelSampling` makes the argmax a sample
-                use_cache=True,
-                max_new_tokens=max_new_tokens,
-                pad_token_id=pad,
-                eos_token_id=self._ends,
-                suppress_tokens=self.prompter.never_said,
-                **options,
-            )
-        self.model.train(was_training)
-        return ids, out
+        try:
+            with torch.no_grad(), computing(self.model):
+                yield
+        finally:
+            self.model.train(was_training)
+
+    def _decode(
+        self,
+        brain_tokens: Float[Tensor, "B N width"] | None,
+        *,
+        instruction: str,
+        max_new_tokens: int,
+        n_each: int = 1,
+        choose: Callable[[Float[Tensor, "R vocabulary"]], Int[Tensor, " R"]] = partial(torch.argmax, dim=-1),  # noqa: B008
+        on_token: Callable[[Int[Tensor, "R L"]], None] | None = None,
+        stops_early: bool = True,
+    ) -> Int[Tensor, "R L"]:
+        """Tokens of ``n_each`` answers to each input; the host waits for the device once a token.
+
+        The prompt runs once for each input. After its end token an answer is padded; decoding stops when all have
+        ended, or after ``max_new_tokens`` if ``stops_early`` is false.
+        """
+        device, pad = self.model.device, self.prompter.tokenizer.pad_token_id
+        ends = torch.tensor(self._ends, device=device)
+        never = torch.tensor(self.prompter.never_said or [], dtype=torch.long, device=device)
+        with self._running():
+            now = _AfterPrompt.of(self, brain_tokens, instruction)
+            if n_each > 1:
+                now = now.rows(np.repeat(np.arange(len(now.hidden)), n_each))
+            has_ended = torch.zeros(len(now.hidden), dtype=torch.bool, device=device)
+            answers: list[Tensor] = []
+            while True:
+                scores = self.model.lm_head(now.hidden)[:, -1].float().index_fill(1, never, -torch.inf)
+                answers.append(choose(scores).masked_fill(has_ended, pad))
+                has_ended = has_ended | torch.isin(answers[-1], ends)
+                if on_token is not None:
+                    on_token(torch.stack(answers, 1))
+                if len(answers) == max_new_tokens or (stops_early and bool(has_ended.all())):
+                    return torch.stack(answers, 1)
+                now.hidden = now.read(answers[-1][:, None])
 
     def _texts(self, answers: Int[Tensor, "B L"]) -> list[str]:
         rows = [before_end(row, self._ends) for row in answers.tolist()]
@@ -339,8 +359,8 @@ class Rollout:
         )
 
 
-class GumbelSampling(LogitsProcessor):
-    """Noise that turns argmax into sampling from the softmax, with one random generator for each brain input.
+class GumbelSampling:
+    """Sampling from the softmax by argmax of noisy scores, with one random generator for each brain input.
 
     argmax(logits / T + g) with g = −log(−log u) is distributed as softmax(logits / T) (Gumbel 1954; Maddison et al.
     2014). The captions of an input therefore depend only on its seed: not on the batch, the number of processes, or
@@ -353,32 +373,72 @@ class GumbelSampling(LogitsProcessor):
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         self.n_captions, self.temperature = n_captions, temperature
 
-    def __call__(
-        self, input_ids: Int[Tensor, "R T"], scores: Float[Tensor, "R vocabulary"]
-    ) -> Float[Tensor, "R vocabulary"]:
-        noise = torch.empty_like(scores, dtype=torch.float32)
+    def __call__(self, scores: Float[Tensor, "R vocabulary"]) -> Int[Tensor, " R"]:
+        noise = torch.empty_like(scores)
         for rows, generator in zip(noise.split(self.n_captions), self.generators, strict=True):
             # If e is exponential, −log e is Gumbel distributed. This is why the noise is subtracted below.
             rows.exponential_(generator=generator)
-        return scores / self.temperature - noise.log_()
+        return (scores / self.temperature - noise.log_()).argmax(-1)
 
 
-class _Streamer:
-    """Receives every new token from `generate`; the first call is the prompt."""
+@dataclass
+class _AfterPrompt:
+    """The LLM after one prompt under each of R brain inputs, ready to read on."""
 
-    def __init__(self, captioner: Captioner, on_text: Callable[[str], None]) -> None:
-        self.captioner, self.on_text = captioner, on_text
-        self.ids: list[int] | None = None
+    model: Any
+    hidden: Float[Tensor, "R _ d"]
+    """States of what was read last."""
+    cache: DynamicCache
+    memory: Float[Tensor, "R ..."] | None
+    """What the adapters read; the soft tokens of a prefix are in the cache."""
 
-    def put(self, value: Tensor) -> None:
-        if self.ids is None:
-            self.ids = []
-            return
-        self.ids += value.flatten().tolist()
-        self.on_text(self.captioner._texts(torch.tensor([self.ids]))[0])
+    @classmethod
+    def of(
+        cls, captioner: Captioner, brain_tokens: Float[Tensor, "R N width"] | None, instruction: str
+    ) -> "_AfterPrompt":
+        """Read the prompt, once for each input."""
+        model, prompter, memory = captioner.model, captioner.prompter.without_brain(), None
+        if brain_tokens is not None:
+            prompter = captioner.prompter
+            memory = model.model.brain_memory(brain_tokens=brain_tokens.to(model.device))
+        ids = torch.tensor([prompter.prompt_ids(instruction)], device=model.device)
+        ids, cache = ids.expand(1 if memory is None else len(memory), -1), DynamicCache()
+        hidden = _read(model, ids, memory, cache)
+        return cls(
+            model, hidden[:, -1:], cache, memory if model.config.interface == "cross_attention" else None
+        )
 
-    def end(self) -> None:
-        """Part of the interface of `generate`."""
+    def rows(self, row: Int[np.ndarray, " n"]) -> "_AfterPrompt":
+        """The same for these rows, some of them several times; each reads on by itself."""
+        chosen = torch.from_numpy(row).to(self.hidden.device)
+        cache = DynamicCache([(keys[chosen], values[chosen]) for keys, values, _ in self.cache])
+        memory = None if self.memory is None else self.memory[chosen]
+        return _AfterPrompt(self.model, self.hidden[chosen], cache, memory)
+
+    def read(self, ids: Int[Tensor, "R L"]) -> Float[Tensor, "R L d"]:
+        """States of further tokens."""
+        return _read(self.model, ids, self.memory, self.cache)
+
+    def log_probs(self, answers: Sequence[Sequence[int]]) -> Float[np.ndarray, " tokens"]:
+        """Natural log p of each token of the answer of each row, one answer after the other."""
+        width = max(map(len, answers))
+        ids = torch.tensor([[*answer, *[0] * (width - len(answer))] for answer in answers])
+        place = torch.tensor(
+            [row * width + n for row, answer in enumerate(answers) for n in range(len(answer))]
+        )
+        ids, place = ids.to(self.hidden.device), place.to(self.hidden.device)
+        hidden = torch.cat([self.hidden, self.read(ids[:, :-1])], 1) if width > 1 else self.hidden
+        logits = self.model.lm_head(hidden.flatten(0, 1)[place]).float()
+        chosen = logits.gather(-1, ids.flatten()[place][:, None])[:, 0]
+        return (chosen - logits.logsumexp(-1)).cpu().numpy()
+
+
+def _read(
+    model: Any, ids: Int[Tensor, "R L"], memory: Tensor | None, cache: DynamicCache
+) -> Float[Tensor, "R L d"]:
+    return model.model(
+        input_ids=ids, brain_memory=memory, past_key_values=cache, use_cache=True
+    ).last_hidden_state
 
 
 def load_captioner(

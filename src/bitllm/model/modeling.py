@@ -157,8 +157,11 @@ class BitLlmModel(BitLlmPreTrainedModel):
         brain = {name: kwargs.pop(name, None) for name in _BRAIN_ARGUMENTS}
         if brain_memory is None:
             brain_memory = self.brain_memory(**brain)
+            has_begun = past_key_values is not None and past_key_values.get_seq_length() > 0
+            if not (torch.compiler.is_compiling() or has_begun):
+                self.check_places(input_ids, brain_memory)
         if self.config.interface != "cross_attention" and brain_memory is not None and input_ids is not None:
-            inputs_embeds, input_ids = self._with_prefix(input_ids, brain_memory, past_key_values), None
+            inputs_embeds, input_ids = self._with_prefix(input_ids, brain_memory), None
             brain_memory = None
         return self.language_model(
             input_ids=input_ids,
@@ -169,21 +172,18 @@ class BitLlmModel(BitLlmPreTrainedModel):
         )
 
     def _with_prefix(
-        self, input_ids: Int[Tensor, "B T"], prefix: Float[Tensor, "B N d"], past_key_values: Cache | None
+        self, input_ids: Int[Tensor, "B T"], prefix: Float[Tensor, "B N d"]
     ) -> Float[Tensor, "B T d"]:
         """Token embeddings, with soft tokens in place of the prompt's placeholders."""
         embeds = self.get_input_embeddings()(input_ids)
         places = input_ids == self.config.brain_token_id
-        # The checks read values of tensors, which would break the graph of torch.compile.
-        if not torch.compiler.is_compiling():
-            n_places = places.sum(-1)
-            has_begun = past_key_values is not None and bool(past_key_values.get_seq_length() > 0)
-            if has_begun and not bool(places.any()):
-                return embeds  # a step of decoding, after the prompt
-            self._check_places(n_places, prefix.shape[1])
         return embeds.masked_scatter(places[..., None], prefix.to(embeds.dtype))
 
-    def _check_places(self, n_places: Int[Tensor, " B"], n_expected: int) -> None:
+    def check_places(self, input_ids: Tensor | None, brain_memory: Tensor | None) -> None:
+        """Require a placeholder for each soft token of a prefix; where a memory is given, this was done before."""
+        if self.config.interface == "cross_attention" or brain_memory is None or input_ids is None:
+            return
+        n_expected, n_places = brain_memory.shape[1], (input_ids == self.config.brain_token_id).sum(-1)
         if not bool((n_places == n_expected).all()):
             raise ConfigError(
                 f"prompt: expected {n_expected} placeholder tokens (id {self.config.brain_token_id}) in each, "
@@ -270,6 +270,7 @@ class BitLlmForCausalLM(BitLlmPreTrainedModel, GenerationMixin):
         brain = {name: model_kwargs.pop(name, None) for name in _BRAIN_ARGUMENTS}
         if model_kwargs.get("brain_memory") is None:
             model_kwargs["brain_memory"] = self.model.brain_memory(**brain)
+            self.model.check_places(input_ids, model_kwargs["brain_memory"])
         return super()._expand_inputs_for_generation(  # type: ignore[misc]
             expand_size=expand_size,
             is_encoder_decoder=is_encoder_decoder,
