@@ -70,6 +70,16 @@ def no_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
 
 
+_FIRST = ("tests/demo/test_resume.py", "tests/model/test_smollm2.py", "tests/pipeline/test_processes.py",
+          "tests/experiments/test_page.py", "tests/experiments/test_reproduce.py")  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take longest come first, so that no process has one left at the end."""
+    place = {name: number for number, name in enumerate(_FIRST)}
+    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(place)))
+
+
 MadeOnce = Callable[[str, Callable[[Path], None]], Path]
 
 

@@ -6,23 +6,21 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 
+import pandas as pd
 import pytest
 
 from bitllm.cli import main
 from bitllm.errors import OutputError
+from bitllm.evaluation.results import Results, from_json
+from bitllm.evaluation.table import read_evaluation
 from bitllm.pipeline.steps import Steps
 from bitllm.stages.sft import SftConfig
 from bitllm.training.loop import OptimizerConfig
 
 SYSTEMS = ["sft", "rft", "prefix", "prefix_mlp", "no_align"]
-CAPTIONS = ["captions/sft.jsonl", "captions/rft.jsonl"]
-
-
-@pytest.fixture
-def copied(demo_folder, tmp_path):
-    """A finished demo that a test may change."""
-    return shutil.copytree(demo_folder, tmp_path / "demo")
 
 
 def run(folder, capsys, config="smoke"):
@@ -34,9 +32,9 @@ def run(folder, capsys, config="smoke"):
     return made, kept
 
 
-def start(folder, config="smoke"):
+def start(folder):
     return subprocess.Popen(
-        [sys.executable, "-m", "bitllm", "demo", "--recipe", str(config), "--out", str(folder)],
+        [sys.executable, "-m", "bitllm", "demo", "--recipe", "smoke", "--out", str(folder)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -54,37 +52,24 @@ def stop_when(process, has_come, how):
         assert time.monotonic() < deadline, "the moment did not come"
         time.sleep(0.002)
     process.send_signal(how)
-    out, err = process.communicate(timeout=60)
-    return process.returncode, out, err
+    _, err = process.communicate(timeout=60)
+    return process.returncode, err
 
 
 def holds(path):
     return path.is_file() and path.stat().st_size > 0
 
 
-def test_a_second_run_keeps_every_step(copied, capsys):
+def test_only_what_a_change_concerns_is_made_again(demo_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("bitllm.report.page.write_report", lambda *_: None)
+    copied = shutil.copytree(demo_folder, tmp_path / "demo")
     before = {path: path.stat().st_mtime_ns for path in copied.rglob("*.safetensors")}
-    made, kept = run(copied, capsys)
-    assert made == []
-    assert len(kept) == 18
-    assert {path: path.stat().st_mtime_ns for path in copied.rglob("*.safetensors")} == before
-
-
-def test_a_step_without_its_mark_is_made_again_and_alone(copied, capsys):
     (copied / "evaluation" / "steps" / "evaluate rft.json").unlink()
     (copied / "evaluation" / "rft" / "part.json").write_text("half a li")
     made, kept = run(copied, capsys)
-    assert made == ["evaluate rft"]
+    assert made == ["evaluate rft"], "a step without its mark, and it alone"
     assert len(kept) == 17
-
-
-def test_a_changed_setting_makes_exactly_what_depends_on_it_again(copied, capsys, tmp_path):
-    (tmp_path / "other.yaml").write_text("base: smoke\nrft: {n_captions: 3}")
-    made, _ = run(copied, capsys, config=tmp_path / "other.yaml")
-    assert made == ["rft", "evaluate rft"]
-
-
-def test_a_changed_interface_setting_makes_all_of_sft_again_but_not_the_encoder(copied, capsys, tmp_path):
+    assert {path: path.stat().st_mtime_ns for path in copied.rglob("*.safetensors")} == before
     (tmp_path / "other.yaml").write_text("base: smoke\nsft: {adapter_layers: [1]}")
     made, kept = run(copied, capsys, config=tmp_path / "other.yaml")
     # the linear prefix has no adapters: trained again, it has the same weights, and its evaluation stays valid
@@ -93,25 +78,37 @@ def test_a_changed_interface_setting_makes_all_of_sft_again_but_not_the_encoder(
     assert sorted(kept) == sorted([*reused, "evaluate prefix"])
 
 
-def test_a_run_killed_three_times_goes_on_and_ends_with_the_same_captions(demo_folder, tmp_path, capsys):
-    """SIGKILL while the simulation is written, in the middle of sft and of rft; then one run to the end."""
-    out, config = tmp_path / "demo", tmp_path / "short.yaml"
-    config.write_text("base: smoke\nvariants: {}")
-    moments = [
-        (out / "nsd.unfinished" / "nsddata" / "ppdata" / "subj03").is_dir,
-        lambda: holds(out / "sft.training" / "log.jsonl"),
-        lambda: holds(out / "rft.training" / "log.jsonl"),
-    ]
-    for moment, step in zip(moments, ["simulate", "sft", "rft"], strict=True):
-        code, _, _ = stop_when(start(out, config), moment, signal.SIGKILL)
+def test_a_run_that_was_stopped_three_times_ends_like_one_that_was_not(demo_folder, tmp_path, capsys):
+    """Ctrl-C in the simulation, SIGKILL in the middle of sft and of rft; then one run to the end."""
+    out = tmp_path / "demo"
+    code, err = stop_when(
+        start(out), (out / "nsd.unfinished" / "nsddata" / "ppdata" / "subj03").is_dir, signal.SIGINT
+    )
+    assert code == 130
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert lines[-1].startswith("bitllm: interrupted; ")
+    assert "Traceback" not in err
+    assert list(out.glob("*.unfinished")) == []
+    for stage in ("sft", "rft"):
+        code, _ = stop_when(
+            start(out), partial(holds, out / f"{stage}.training" / "log.jsonl"), signal.SIGKILL
+        )
         assert code == -signal.SIGKILL
-        assert not (out / "steps" / f"{step}.json").exists()
+        assert not (out / "steps" / f"{stage}.json").exists()
         assert not (out / "results.json").exists()
-    made, kept = run(out, capsys, config=config)
+    made, kept = run(out, capsys)
     assert kept == ["simulate", "prepare", "split", "clip", "llm", "targets", "align", "sft"]
-    assert made == ["rft", "evaluate encoder", "evaluate sft", "evaluate rft"]
-    for file in ("sft/model.safetensors", "rft/adapter_model.safetensors", *CAPTIONS):
-        assert (out / file).read_bytes() == (demo_folder / file).read_bytes(), file
+    assert made == [*SYSTEMS[1:], "evaluate encoder", *(f"evaluate {name}" for name in SYSTEMS)]
+    for name in ("align/aligner", "sft/model", "prefix/model", "rft/adapter_model"):
+        weights = (out / f"{name}.safetensors").read_bytes()
+        assert weights == (demo_folder / f"{name}.safetensors").read_bytes(), name
+    pd.testing.assert_frame_equal(read_evaluation(out).rows, read_evaluation(demo_folder).rows)
+    main(["demo", "--recipe", "smoke", "--out", str(out), "--json"])
+    again = from_json(Results, json.loads(capsys.readouterr().out), "stdout")
+    results = from_json(Results, json.loads((demo_folder / "results.json").read_text()), "results.json")
+    moving = {"seconds": {}, "peak_memory_gb": 0.0, "command": "", "git_revision": None}
+    one, other = (replace(some, about=replace(some.about, **moving)) for some in (again, results))
+    assert one == other
 
 
 def test_what_a_killed_run_began_is_not_mixed_into_the_checkpoint(easy, easy_sft, tmp_path):
@@ -123,16 +120,6 @@ def test_what_a_killed_run_began_is_not_mixed_into_the_checkpoint(easy, easy_sft
     easy_sft(easy, tmp_path / "sft", SftConfig(adapter_layers=(0,), optimizer=short))
     assert [path.name for path in tmp_path.iterdir()] == ["sft"]
     assert not (tmp_path / "sft" / "runs" / "killed").exists()
-
-
-def test_ctrl_c_exits_130_with_one_line_and_leaves_nothing_half_written(tmp_path):
-    out = tmp_path / "demo"
-    code, _, err = stop_when(start(out), lambda: holds(out / "steps" / "prepare.json"), signal.SIGINT)
-    assert code == 130
-    lines = [line for line in err.splitlines() if line.strip()]
-    assert lines[-1].startswith("bitllm: interrupted; ")
-    assert "Traceback" not in err
-    assert list(out.glob("*.unfinished")) == []
 
 
 def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path):

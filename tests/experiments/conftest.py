@@ -14,7 +14,6 @@ import pytest
 
 from bitllm.cli import main
 from bitllm.experiments.config import read_experiment
-from bitllm.experiments.question import Question, read_questions
 from bitllm.files import sha256_of_json
 from bitllm.metrics.bleu import bleu_counts
 from bitllm.simulation.parameters import SIMULATION_VERSION
@@ -121,12 +120,6 @@ def made_record(name, config, worlds):
             for system, changes in config.systems.items()
         },
     }
-
-
-@pytest.fixture(scope="session")
-def questions() -> list[Question]:
-    """The project's own questions with their results, read once."""
-    return read_questions(EXPERIMENTS)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-import subprocess
+import runpy
 import sys
 
 import numpy as np
@@ -80,16 +80,18 @@ def test_results_of_other_claims_are_not_published(made_results, tmp_path):
         publish(run, tmp_path / "experiments")
 
 
-def test_the_command_prints_sizes_and_ends_with_one_line_if_it_refuses(made_results, tmp_path):
+def test_the_command_prints_sizes_and_ends_with_one_line_if_it_refuses(
+    made_results, tmp_path, monkeypatch, capsys
+):
     run, folder = made_results("interface", to=tmp_path / "run"), tmp_path / "experiments"
-    words = [sys.executable, "-m", "bitllm.experiments.publish"]
-    done = subprocess.run(
-        [*words, str(run), "interface", "--experiments", str(folder)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "results.parquet: 0.0" in done.stdout
-    done = subprocess.run([*words, str(tmp_path / "nothing")], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert len(done.stderr.strip().splitlines()) == 1
+
+    def publish_as_a_program(*words):
+        monkeypatch.setattr(sys, "argv", ["publish", *map(str, words), "--experiments", str(folder)])
+        monkeypatch.delitem(sys.modules, "bitllm.experiments.publish", raising=False)
+        runpy.run_module("bitllm.experiments.publish", run_name="__main__")
+
+    publish_as_a_program(run, "interface")
+    assert "results.parquet: 0.0" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        publish_as_a_program(tmp_path / "nothing")
+    assert len(str(ended.value.code).splitlines()) == 1

@@ -202,10 +202,11 @@ def claims_table(question: Question) -> str:
 def systems_table(rows: pd.DataFrame, *, diagnostics: bool) -> str:
     """Every system under every input, as the mean over worlds."""
     more = _DIAGNOSTICS if diagnostics else {}
-    words = {caption: _words(caption) for caption in sorted(set(rows["caption"]))}
+    code, unique = pd.factorize(rows["caption"])
+    rows, words = rows.assign(code=code), [_words(caption) for caption in unique]
     lines = []
     for (system, control), part in rows.groupby(["system", "control"], sort=False):
-        captions = [[words[caption] for caption in world["caption"]] for _, world in part.groupby("world")]
+        captions = [[words[code] for code in codes.tolist()] for _, codes in part.groupby("world")["code"]]
         lines.append(
             [
                 str(system),

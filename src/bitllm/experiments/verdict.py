@@ -17,6 +17,7 @@ The rule: *borne out* if the interval is above 0; *not borne out* if it is below
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -159,19 +160,32 @@ def draw_differences(
     seed: int,
 ) -> Float[np.ndarray, " n_draws"]:
     """Draws of the mean over brains of *more − factor × less*, with models and images resampled."""
-    rng = np.random.default_rng(seed)
     found = np.zeros(n_draws)
-    for more, less in pairs:
-        n_models, n_images = more.shape[:2]
-        models = rng.multinomial(n_models, np.full(n_models, 1 / n_models), size=n_draws) / n_models
-        # as float, so that the product below is one of matrices
-        images = rng.multinomial(n_images, np.full(n_images, 1 / n_images), size=n_draws).astype(np.float64)
+    sizes = tuple(more.shape[:2] for more, _ in pairs)
+    for (more, less), (models, images) in zip(pairs, _weights(sizes, n_draws, seed), strict=True):
+        n_images = more.shape[1]
         of_model = [
             value(np.tensordot(images, numbers, axes=(1, 1)), n_images)  # [draws, models]
             for numbers in (more, less)
         ]
         found += (models * (of_model[0] - factor * of_model[1])).sum(axis=1)
     return found / len(pairs)
+
+
+@lru_cache(maxsize=1)  # the claims of a question have the same brains, models and images
+def _weights(
+    sizes: tuple[tuple[int, int], ...], n_draws: int, seed: int
+) -> list[tuple[Float[np.ndarray, "n_draws models"], Float[np.ndarray, "n_draws images"]]]:
+    """How often each model (as a share) and each image of each brain is drawn."""
+    rng = np.random.default_rng(seed)
+    return [
+        (
+            rng.multinomial(n_models, np.full(n_models, 1 / n_models), size=n_draws) / n_models,
+            # as float, so that the product with the numbers is one of matrices
+            rng.multinomial(n_images, np.full(n_images, 1 / n_images), size=n_draws).astype(np.float64),
+        )
+        for n_models, n_images in sizes
+    ]
 
 
 def _value(numbers: Numbers, value: Callable[[np.ndarray, int], np.ndarray]) -> float:
