@@ -14,7 +14,7 @@ import re
 import shutil
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -222,8 +222,11 @@ def read_record(path: Path, *keys: str) -> dict[str, Any]:
     return content
 
 
-def parse_json(text: str, where: object) -> Any:
-    """The value of a text in JSON; errors name ``where``."""
+def parse_json(text: str, where: object, *, without: Collection[str] = ()) -> Any:
+    """The value of a text in JSON; errors name ``where``.
+
+    Keys in ``without`` are dropped from every object while parsing, so that their values take no memory.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -233,7 +236,7 @@ def parse_json(text: str, where: object) -> Any:
                 f"{where}: expected each key once, found {len(twice)} keys twice "
                 f"({', '.join(map(repr, twice[:3]))}); remove the duplicates"
             )
-        return found
+        return {key: value for key, value in pairs if key not in without} if without else found
 
     try:
         return json.loads(text, object_pairs_hook=unique)

@@ -1,7 +1,10 @@
 """The road of the simulated release: it prepares, and its store passes the checks of real data."""
 
+import ast
+
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.io
 
@@ -14,7 +17,10 @@ from bitllm.data.splits import check_split, make_split
 from bitllm.data.store import Store, open_store
 from bitllm.simulation import release as release_module
 from bitllm.simulation.parameters import preset
+from bitllm.simulation.pictures import object_boxes
 from bitllm.simulation.release import simulate_release
+from bitllm.simulation.scenes import make_scenes
+from bitllm.simulation.vocabulary import CATEGORIES
 
 BETAS = "nsddata_betas/ppdata/{}/func1pt8mm/betas_fithrf_GLMdenoise_RR/betas_session{:02d}"
 
@@ -83,6 +89,26 @@ def test_betas_are_the_simulations_own_to_the_rounding_of_int16(simulated, as_ni
             assert np.abs(read - volume[:, mask]).max() <= 1 / 300 / 2 + 1e-5
     assert len(own) == sum(preset("tiny").sessions)
     assert any(len(set(grid)) == 3 for grid in grids)  # no two sides alike: a swap of axes would show
+
+
+def test_objects_of_the_store_are_where_the_simulations_pictures_show_them(simulated):
+    scenes = make_scenes(preset("tiny").n_images, seed=1)
+    table = pd.read_csv(
+        simulated.path.parent / "nsd/nsddata/experiments/nsd/nsd_stim_info_merged.csv", index_col="nsdId"
+    )
+    cut = table["cropBox"].loc[simulated.stimuli.index].map(lambda box: sum(ast.literal_eval(box)))
+    assert 0.1 < (cut == 0).mean() < 0.5 and cut.max() > 0.3
+    objects = simulated.objects
+    assert objects.index.unique().equals(simulated.stimuli.index)
+    for nsd_id in simulated.stimuli.index[::5]:
+        found = objects.loc[[nsd_id]]
+        names, boxes = zip(*object_boxes(scenes[nsd_id]), strict=True)
+        assert found["category"].tolist() == list(names)
+        left, top, right, bottom = np.clip(boxes, 0, 1).T
+        expected = np.stack([left, top, right - left, bottom - top], axis=1)
+        np.testing.assert_allclose(found[list("xywh")], expected, atol=2e-4)  # 0.01 of 375 pixels, added up
+        np.testing.assert_allclose(found["area"], found["w"] * found["h"], atol=1e-4)
+    assert not objects["is_crowd"].any() and set(objects["supercategory"]) == set(CATEGORIES)
 
 
 def test_trials_of_the_store_are_the_images_of_the_design(simulated):

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 
-from bitllm.simulation.pictures import draw_pictures
-from bitllm.simulation.scenes import Scene
+from bitllm.simulation import pictures as module
+from bitllm.simulation.pictures import draw_pictures, object_boxes
+from bitllm.simulation.scenes import Scene, make_scenes
 from bitllm.simulation.vocabulary import COLOURS, OBJECTS, RELATIONS, SETTINGS
 
 
@@ -56,3 +58,31 @@ def test_on_is_above_and_under_is_below() -> None:
         np.argwhere(np.abs(picture - COLOURS["green"]).max(-1) < 3)[:, 0].mean() for picture in (on, under)
     ]
     assert height[0] < height[1] - 10
+
+
+def test_the_boxes_of_objects_are_those_of_the_pixels_that_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    side, room = (
+        200,
+        100,
+    )  # of the canvas, which is drawn twice as large as the picture; and what lies beyond it
+    drawn: list[tuple[str, np.ndarray]] = []
+    draw_glyph = module.draw_glyph
+
+    def caught(draw: ImageDraw.ImageDraw, name: str, *, left: float, top: float, **rest: object) -> None:
+        alone = Image.new("RGBA", (side + 2 * room, side + 2 * room))
+        draw_glyph(ImageDraw.Draw(alone), name, left=left + room, top=top + room, **rest)  # type: ignore[arg-type]
+        drawn.append((name, np.array(alone.getbbox()) - room))
+        draw_glyph(draw, name, left=left, top=top, **rest)  # type: ignore[arg-type]
+
+    scenes = make_scenes(150, seed=3)
+    expected = [object_boxes(one) for one in scenes]
+    monkeypatch.setattr(module, "draw_glyph", caught)
+    list(draw_pictures(scenes, side // 2))
+    counts = [{4: 5}.get(one.count, one.count) + bool(one.partner) for one in scenes]
+    assert [len(boxes) for boxes in expected] == counts
+    assert [name for boxes in expected for name, _ in boxes] == [name for name, _ in drawn]
+    found = np.array([box for _, box in drawn])
+    np.testing.assert_allclose(
+        np.array([box for boxes in expected for _, box in boxes]) * side, found, atol=1.6
+    )
+    assert found.min() < 0 and found.max() > side  # some objects lead out of the picture

@@ -10,6 +10,7 @@ import pytest
 import scipy.io
 
 from bitllm.simulation import SimulationConfig
+from bitllm.simulation.vocabulary import OBJECTS
 
 NSD = "nsddata/experiments/nsd"
 
@@ -102,3 +103,33 @@ def test_a_crop_box_leaves_a_square(release: Path, stimuli: pd.DataFrame) -> Non
         assert image["width"] * (1 - left - right) == pytest.approx(
             image["height"] * (1 - top - bottom), abs=0.01
         )
+
+
+def test_instances_are_in_coco_s_structure_in_the_photographs_of_the_captions(
+    release: Path, stimuli: pd.DataFrame
+) -> None:
+    folder = release / "nsddata_stimuli/stimuli/nsd/annotations"
+    scenes = pd.read_parquet(release / "simulation_truth/scenes.parquet").set_index(stimuli["cocoId"])
+    ids: list[int] = []
+    for split in ("train2017", "val2017"):
+        content = json.loads((folder / f"instances_{split}.json").read_text())
+        photographs = {image["id"]: image for image in content["images"]}
+        assert content["images"] == json.loads((folder / f"captions_{split}.json").read_text())["images"]
+        names = {category["id"]: category["name"] for category in content["categories"]}
+        assert len(set(names.values())) == len(names) == len(OBJECTS)
+        shown: dict[int, list[str]] = {coco_id: [] for coco_id in photographs}
+        for entry in content["annotations"]:
+            shown[entry["image_id"]].append(names[entry["category_id"]])
+            x, y, w, h = entry["bbox"]
+            assert min(x, y) >= 0 and min(w, h) > 1 and entry["iscrowd"] == 0
+            assert x + w <= photographs[entry["image_id"]]["width"] + 0.01
+            assert y + h <= photographs[entry["image_id"]]["height"] + 0.01
+            assert entry["area"] == pytest.approx(w * h)
+            assert entry["segmentation"] == [pytest.approx([x, y, x + w, y, x + w, y + h, x, y + h])]
+        for coco_id, found in shown.items():
+            scene = scenes.loc[coco_id]
+            several = {4: 5}.get(scene["count"], scene["count"])
+            partner = [scene["partner"]] if scene["partner"] else []
+            assert sorted(found) == sorted([scene["object"]] * several + partner)
+        ids += [entry["id"] for entry in content["annotations"]]
+    assert len(set(ids)) == len(ids)

@@ -25,8 +25,9 @@ def inspect_store(store: Store) -> dict[str, Any]:
         ``path``, ``source``, ``beta_version``, ``roi``, ``normalization``; ``subjects`` (sessions with names, trials,
         voxels, sessions with only zeros, voxels out of view in some session, images by part, mean noise ceiling in
         percent for one trial and for the mean of three (``None`` if unknown), voxels of each label, bytes, checksums);
-        ``images`` by part; ``captions`` (number; minimum, mean and maximum per image); ``bytes`` and ``sha256`` of the
-        shared files.
+        ``images`` by part; ``captions`` (number; minimum, mean and maximum per image); ``objects`` (number, number of
+        crowd regions, categories, images with at least one; ``None`` if the store has no objects); ``bytes`` and
+        ``sha256`` of the shared files.
     """
     manifest = store.manifest
     per_image = np.array([len(captions) for captions in store.captions.values()])
@@ -50,6 +51,7 @@ def inspect_store(store: Store) -> dict[str, Any]:
             "mean": float(per_image.mean()),
             "most": int(per_image.max()),
         },
+        "objects": _inspect_objects(store) if store.has_objects else None,
         "bytes": {file: (store.path / file).stat().st_size for file in manifest.sha256},
         "sha256": dict(manifest.sha256),
     }
@@ -99,6 +101,24 @@ def _inspect_subject(store: Store, subject: str) -> dict[str, Any]:
     }
 
 
+def _inspect_objects(store: Store) -> dict[str, int]:
+    objects = store.objects
+    return {
+        "n": int((~objects["is_crowd"]).sum()),
+        "crowds": int(objects["is_crowd"].sum()),
+        "categories": objects["category"].nunique(),
+        "images": objects.index.nunique(),
+    }
+
+
+def _objects_text(objects: dict[str, int] | None, n_images: int) -> str:
+    if objects is None:
+        return "none"
+    crowds = f" and {objects['crowds']:,} crowds" if objects["crowds"] else ""
+    found = f"{objects['n']:,}{crowds} of {objects['categories']} categories"
+    return f"{found} in {objects['images']:,} of {n_images:,} images"
+
+
 def _session_names(trials: pd.DataFrame) -> dict[str, str]:
     """Name of each session by its number; empty if sessions have no names."""
     if "session_name" not in trials:
@@ -131,6 +151,7 @@ def _overview(inspection: dict[str, Any]) -> Table:
             f"{captions['n']:,}, {captions['fewest']} to {captions['most']} per image, mean "
             f"{captions['mean']:.2f}",
         ),
+        ("objects", _objects_text(inspection["objects"], sum(images.values()))),
         ("size", f"{n_bytes / 1e6:,.1f} MB"),
         *(
             ("sessions", f"{name}: {', '.join(f'{n} = {label}' for n, label in s['session_names'].items())}")

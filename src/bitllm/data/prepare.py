@@ -13,6 +13,7 @@ from bitllm.data.io.volumes import Grid
 from bitllm.data.nsd.anatomy import Labels, read_grid, read_views, read_voxel_mask, read_voxels
 from bitllm.data.nsd.betas import percent_signal_change, read_session_betas
 from bitllm.data.nsd.layout import NsdRelease
+from bitllm.data.nsd.objects import read_objects
 from bitllm.data.nsd.stimuli import read_captions, read_pictures, read_stimuli, resized
 from bitllm.data.nsd.surface import VertexMasks, read_surface_betas, read_vertex_masks, read_vertices
 from bitllm.data.nsd.trials import Design, read_design, read_trials
@@ -146,6 +147,7 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
     nsd_ids = np.unique(np.concatenate([person.trials["nsd_id"].to_numpy() for person in people]))
     stimuli = read_stimuli(release.stimulus_table, nsd_ids, design.shared_ids, notes)
     captions = read_captions(release, stimuli, notes)
+    objects = read_objects(release, stimuli, notes)
     if note is not None:
         for line in notes:
             note(line)
@@ -154,6 +156,7 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
         subjects=people,
         stimuli=stimuli,
         captions=captions,
+        objects=objects,
         pictures=partial(_pictures, release.pictures, nsd_ids, picture_px),
         atlases=atlases,
         origin=str(release.root),

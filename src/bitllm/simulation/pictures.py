@@ -8,6 +8,7 @@ white, ``S`` skin, ``G`` gray, ``N`` brown, ``R`` red, ``Y`` yellow, ``E`` green
 
 from collections.abc import Iterator
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -319,14 +320,31 @@ def _backdrop(setting: str, side: int) -> Image.Image:
 
 
 def _draw_scene(draw: ImageDraw.ImageDraw, scene: Scene, side: int) -> None:
-    """Draw objects from far to near, so that near ones cover far ones."""
+    for placed in place_objects(scene, float(side)):
+        (x, y), size = placed.centre, placed.size
+        _draw_marks(draw, placed.action, placed.centre, size)
+        draw_glyph(draw, placed.name, left=x - size / 2, top=y - size / 2, size=size, colour=placed.colour)
+
+
+class PlacedObject(NamedTuple):
+    """One object and its place in an image."""
+
+    name: str
+    centre: tuple[float, float]
+    size: float
+    """Side of the square that its glyph is drawn in."""
+    colour: Colour | None
+    action: str
+    """The action to mark; ``""`` for the second object."""
+
+
+def place_objects(scene: Scene, side: float) -> list[PlacedObject]:
+    """Every object of an image of ``side``, from far to near, so that near ones cover far ones."""
     size = side * (0.46 + 0.06 * scene.jitter[1])
     x = side * (0.5 + (0.08 if scene.partner else 0.14) * scene.jitter[0])
     y = side * (0.66 + 0.04 * scene.jitter[1]) - (0.16 * side if scene.action in {"jumping", "flying"} else 0)
-    colour = COLOURS[scene.colour] if scene.colour else None
     if not scene.partner:
-        _draw_group(draw, scene, (x, y), size, colour)
-        return
+        return _place_group(scene, (x, y), size)
     dx, dy, scale, main_first = {
         "next to": (0.27, 0.02, 0.80, True), "on": (0.0, 0.21, 0.86, False),
         "under": (0.0, -0.25, 0.80, True),
@@ -336,31 +354,53 @@ def _draw_scene(draw: ImageDraw.ImageDraw, scene: Scene, side: int) -> None:
     side_of = -1 if scene.jitter[0] > 0 else 1  # the partner goes where there is room
     partner = (x + side_of * dx * side * (1 - shift / 2), y + dy * side * 0.8)
     main = (x - side_of * dx * side * shift, y - dy * side * 0.3)
-    if main_first:
-        _draw_group(draw, scene, main, size, colour)
-    _draw_one(draw, scene.partner, partner, size * scale, None)
-    if not main_first:
-        _draw_group(draw, scene, main, size, colour)
+    group = _place_group(scene, main, size)
+    second = [PlacedObject(scene.partner, partner, size * scale, None, "")]
+    return group + second if main_first else second + group
 
 
-def _draw_group(
-    draw: ImageDraw.ImageDraw, scene: Scene, centre: tuple[float, float], size: float, colour: Colour | None
-) -> None:
+def _place_group(scene: Scene, centre: tuple[float, float], size: float) -> list[PlacedObject]:
     places = {
         1: [(0.0, 0.0)], 2: [(-0.42, -0.04), (0.42, 0.06)], 3: [(0.0, -0.3), (-0.46, 0.14), (0.46, 0.16)],
         4: [(-0.5, -0.26), (0.0, -0.34), (0.5, -0.26), (-0.28, 0.18), (0.28, 0.2)],
     }[scene.count]  # fmt: skip
     smaller = size * {1: 1.0, 2: 0.78, 3: 0.68, 4: 0.56}[scene.count]
-    for dx, dy in places:
-        place = (centre[0] + dx * size, centre[1] + dy * size)
-        _draw_marks(draw, scene.action, place, smaller)
-        _draw_one(draw, scene.object, place, smaller, colour)
+    colour = COLOURS[scene.colour] if scene.colour else None
+    return [
+        PlacedObject(
+            scene.object, (centre[0] + dx * size, centre[1] + dy * size), smaller, colour, scene.action
+        )
+        for dx, dy in places
+    ]
 
 
-def _draw_one(
-    draw: ImageDraw.ImageDraw, name: str, centre: tuple[float, float], size: float, colour: Colour | None
-) -> None:
-    draw_glyph(draw, name, left=centre[0] - size / 2, top=centre[1] - size / 2, size=size, colour=colour)
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
+
+_EXTENT_PX = 400
+
+
+def object_boxes(scene: Scene) -> list[tuple[str, Box]]:
+    """Name and box of every object, in fractions of the image's side.
+
+    A box contains the whole object, including parts that another one covers or that lie outside of the image.
+    """
+    boxes = []
+    for name, (x, y), size, _, _ in place_objects(scene, 1.0):
+        left, top, right, bottom = (size * (part - 0.5) for part in _extent(name))
+        boxes.append((name, (x + left, y + top, x + right, y + bottom)))
+    return boxes
+
+
+@cache
+def _extent(name: str) -> Box:
+    """The box of a glyph's pixels, in fractions of the square that it is drawn in."""
+    # with a margin: wide lines and rounding can exceed the square
+    picture = Image.new("RGBA", (2 * _EXTENT_PX, 2 * _EXTENT_PX))
+    start, size = _EXTENT_PX / 2, float(_EXTENT_PX)
+    draw_glyph(ImageDraw.Draw(picture), name, left=start, top=start, size=size, colour=None)
+    left, top, right, bottom = ((end - start) / size for end in picture.getbbox() or (0, 0, 0, 0))
+    return left, top, right, bottom
 
 
 def _draw_marks(draw: ImageDraw.ImageDraw, action: str, centre: tuple[float, float], size: float) -> None:

@@ -1,7 +1,9 @@
-"""The tables of an NSD release: design file, stimulus table, behavior, and COCO's captions."""
+"""The tables of an NSD release: design file, stimulus table, behavior, and COCO's captions and instances."""
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +12,8 @@ from jaxtyping import Int
 
 from bitllm.simulation.design import Design
 from bitllm.simulation.parameters import REPETITIONS, SimulationConfig, stream
+from bitllm.simulation.pictures import Box
+from bitllm.simulation.vocabulary import THINGS
 
 _MAT_HEADER_BYTES = 116
 """Length of the free text at the start of a MATLAB 5 file."""
@@ -80,33 +84,86 @@ def _crop_box(width: int, height: int, share: float) -> str:
 
 def write_coco_captions(folder: Path, stimuli: pd.DataFrame, captions: list[tuple[str, ...]]) -> None:
     """Write ``captions_train2017.json`` and ``captions_val2017.json`` in COCO's structure."""
-    folder.mkdir(parents=True, exist_ok=True)
+    for split, photographs in _photographs(stimuli):
+        annotations = [
+            {"image_id": photograph["id"], "id": _ANNOTATIONS_AT_MOST * nsd_id + number, "caption": caption}
+            for nsd_id, photograph, _ in photographs
+            for number, caption in enumerate(captions[nsd_id])
+        ]
+        _write_coco(folder / f"captions_{split}.json", "captions", photographs, {"annotations": annotations})
+
+
+def write_coco_instances(
+    folder: Path, stimuli: pd.DataFrame, boxes: Callable[[int], list[tuple[str, Box]]]
+) -> None:
+    """Write ``instances_train2017.json`` and ``instances_val2017.json`` in COCO's structure.
+
+    ``boxes`` returns name and box of each object of an image, in fractions of the square that the subject saw. The
+    files have them in pixels of the whole photograph, from which ``cropBox`` cuts that square. The segmentation is
+    the box.
+    """
+    numbers = {name: number for number, name in enumerate(THINGS, start=1)}
+    categories = [
+        {"supercategory": thing.category, "id": numbers[name], "name": name} for name, thing in THINGS.items()
+    ]
+    for split, photographs in _photographs(stimuli):
+        annotations = [
+            _instance(photograph, box, crop)
+            | {"category_id": numbers[name], "id": _ANNOTATIONS_AT_MOST * nsd_id + number}
+            for nsd_id, photograph, crop in photographs
+            for number, (name, box) in enumerate(boxes(nsd_id))
+        ]
+        content = {"annotations": annotations, "categories": categories}
+        _write_coco(folder / f"instances_{split}.json", "instances", photographs, content)
+
+
+_ANNOTATIONS_AT_MOST = 10
+"""Annotation ids reserved for each image."""
+
+_Photograph = tuple[int, dict[str, Any], tuple[float, ...]]
+"""``nsd_id``, COCO's record of the photograph, and what ``cropBox`` cuts from it."""
+
+
+def _photographs(stimuli: pd.DataFrame) -> Iterator[tuple[str, list[_Photograph]]]:
     for split in ("train2017", "val2017"):
         chosen = stimuli[stimuli["cocoSplit"] == split].sort_values("cocoId")
-        images, annotations = [], []
-        for coco_id, nsd_id, crop_box in zip(
-            chosen["cocoId"].tolist(), chosen["nsdId"].tolist(), chosen["cropBox"].tolist(), strict=True
-        ):
-            images.append(_coco_image(coco_id, *_size_of(crop_box)))
-            annotations += [
-                {"image_id": coco_id, "id": _CAPTIONS_AT_MOST * nsd_id + number, "caption": caption}
-                for number, caption in enumerate(captions[nsd_id])
-            ]
-        content = {
-            "info": _COCO_INFO,
-            "licenses": [{"url": "", "id": 1, "name": "No licence needed: simulated"}],
-            "images": images,
-            "annotations": annotations,
-        }
-        (folder / f"captions_{split}.json").write_text(json.dumps(content), encoding="utf-8")
+        columns = (chosen[column].tolist() for column in ("nsdId", "cocoId", "cropBox"))
+        yield (
+            split,
+            [
+                (nsd_id, _coco_image(coco_id, *_size_of(crop_box)), _parts_of(crop_box))
+                for nsd_id, coco_id, crop_box in zip(*columns, strict=True)
+            ],
+        )
 
 
-_CAPTIONS_AT_MOST = 10
-"""Room that every image has in the numbering of the annotations."""
+def _write_coco(path: Path, what: str, photographs: list[_Photograph], content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = {
+        "info": {"description": f"Simulated {what} in COCO's format", **_COCO_INFO},
+        "licenses": [{"url": "", "id": 1, "name": "No licence needed: simulated"}],
+        "images": [photograph for _, photograph, _ in photographs],
+        **content,
+    }
+    path.write_text(json.dumps(whole), encoding="utf-8")
+
+
+def _instance(photograph: dict[str, Any], box: Box, crop: tuple[float, ...]) -> dict[str, Any]:
+    """An object's box in the photograph, clipped to it."""
+    width, height = photograph["width"], photograph["height"]
+    top, _, left, _ = crop
+    side = min(width, height)
+    x, right = (round(min(max(left * width + side * end, 0), width), 2) for end in box[::2])
+    y, bottom = (round(min(max(top * height + side * end, 0), height), 2) for end in box[1::2])
+    w, h = round(right - x, 2), round(bottom - y, 2)
+    return {
+        "segmentation": [[x, y, right, y, right, bottom, x, bottom]], "area": round(w * h, 4), "iscrowd": 0,
+        "image_id": photograph["id"], "bbox": [x, y, w, h],
+    }  # fmt: skip
+
 
 _COCO_INFO = {
-    "description": "Simulated captions in COCO's format", "url": "", "version": "1.0",
-    "year": 2017, "contributor": "bitllm", "date_created": "2017/09/01",
+    "url": "", "version": "1.0", "year": 2017, "contributor": "bitllm", "date_created": "2017/09/01",
 }  # fmt: skip
 
 
@@ -117,8 +174,12 @@ def _coco_image(coco_id: int, width: int, height: int) -> dict[str, int | str]:
     }  # fmt: skip
 
 
+def _parts_of(crop_box: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in crop_box.strip("()").split(","))
+
+
 def _size_of(crop_box: str) -> tuple[int, int]:
-    cut = sum(float(part) for part in crop_box.strip("()").split(","))
+    cut = sum(_parts_of(crop_box))
     across = crop_box.startswith("(0, 0,")
     sizes = [
         size

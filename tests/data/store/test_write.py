@@ -12,10 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bitllm.data.inspect import inspect_store, inspect_text
 from bitllm.data.store import open_store
 from bitllm.data.store.contents import StoreContents, StoreSettings, SubjectContents
 from bitllm.data.store.write import write_store
 from bitllm.errors import DataError, OutputError
+from bitllm.files import sha256_of_file
 
 SETTINGS = StoreSettings(source="table", validation_fraction=0.3)
 
@@ -52,6 +54,39 @@ def test_betas_are_z_scored_with_training_trials_and_tables_completed(tmp_path):
     assert data.trials["repetition"].tolist() == [n // 12 for n in range(48)]
     with pytest.raises(DataError, match="expected pictures, found a store without"):
         store.pictures([0])
+
+
+def objects_of(*nsd_ids: int, **changes) -> pd.DataFrame:
+    table = pd.DataFrame({"nsd_id": nsd_ids, "category": "dog", "supercategory": "animal", "is_crowd": False})
+    return table.assign(**{"x": 0.5, "y": 0.25, "w": 0.5, "h": 0.1, "area": 0.01} | changes)
+
+
+def test_objects_of_its_images_are_in_the_store_with_a_checksum(tmp_path):
+    write_store(tmp_path / "with", contents(objects=objects_of(7, 2, 99, 7, is_crowd=[0, 0, 0, 1])), SETTINGS)
+    store = open_store(tmp_path / "with")
+    assert store.objects.index.tolist() == [2, 7, 7]
+    assert store.objects["is_crowd"].tolist() == [False, False, True]
+    assert store.manifest.sha256["objects.parquet"] == sha256_of_file(tmp_path / "with/objects.parquet")
+    text = inspect_text(inspect_store(store))
+    assert "2 and 1 crowds of 1 categories in 2 of 12 images" in text
+    write_store(tmp_path / "without", contents(), SETTINGS)
+    store = open_store(tmp_path / "without")
+    assert not store.has_objects and inspect_store(store)["objects"] is None
+    with pytest.raises(DataError, match="found a store without; add COCO"):
+        _ = store.objects
+
+
+@pytest.mark.parametrize(
+    ("objects", "message"),
+    [
+        (objects_of(2).drop(columns="w"), "images.json: expected the column `w` in the table of objects"),
+        (objects_of(2, 3, x=[0.5, 320]), r"as fractions of the picture .*of the image 3 \(1 in all\)"),
+        (objects_of(2, 3, h=[np.nan, 0.1]), r"as fractions of the picture .*of the image 2"),
+    ],
+)
+def test_objects_that_are_no_fractions_of_the_picture_are_refused(tmp_path, objects, message):
+    with pytest.raises(DataError, match=message):
+        write_store(tmp_path / "store", contents(objects=objects), SETTINGS)
 
 
 def spread(scale: float, offset: float = 0.0) -> pd.DataFrame:

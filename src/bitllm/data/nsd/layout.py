@@ -83,6 +83,10 @@ class NsdRelease:
         """COCO captions of ``train2017`` or ``val2017``."""
         return self.root / f"nsddata_stimuli/stimuli/nsd/annotations/captions_{coco_split}.json"
 
+    def instances(self, coco_split: str) -> Path:
+        """The COCO instances (objects with boxes) of ``train2017`` or ``val2017``."""
+        return self.captions(coco_split).with_name(f"instances_{coco_split}.json")
+
     def responses(self, subject: str) -> Path:
         """Table of a subject's trials."""
         return self.root / f"nsddata/ppdata/{subject}/behav/responses.tsv"

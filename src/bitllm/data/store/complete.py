@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from bitllm.data.store.contents import (
+    OBJECT_COLUMNS,
     STIMULUS_COLUMNS,
     STIMULUS_OPTIONAL,
     TRIAL_COLUMNS,
@@ -32,6 +33,9 @@ _FARTHEST_MM = 500.0
 PARTS = ("train", "validation", "test")
 _TRIAL_TYPES = {"session": "int16", "run": "int16", "trial": "int32", "nsd_id": "int64"}
 _VOXEL_TYPES = dict.fromkeys("ijk", "int32") | dict.fromkeys(("x_mm", "y_mm", "z_mm", "ncsnr"), "float32")
+_OBJECT_TYPES = {"nsd_id": "int64", "is_crowd": "bool"} | dict.fromkeys(
+    ("x", "y", "w", "h", "area"), "float32"
+)
 
 
 def part_of_image(nsd_id: int, *, is_shared: bool, validation_fraction: float, seed: int) -> str:
@@ -92,7 +96,8 @@ def complete(contents: StoreContents, settings: StoreSettings) -> StoreContents:
     for subject in subjects:
         _check_normalization(subject, settings)
         _require_trials_for_statistics(subject, stimuli, settings.normalization)
-    return replace(contents, subjects=subjects, stimuli=stimuli, captions=captions)
+    objects = _complete_objects(contents, stimuli)
+    return replace(contents, subjects=subjects, stimuli=stimuli, captions=captions, objects=objects)
 
 
 def _complete_stimuli(contents: StoreContents, settings: StoreSettings) -> pd.DataFrame:
@@ -138,6 +143,22 @@ def _complete_captions(contents: StoreContents, stimuli: pd.DataFrame) -> pd.Dat
         )
     captions = captions[captions["nsd_id"].isin(stimuli["nsd_id"])]
     return captions[["nsd_id", "caption"]].sort_values("nsd_id", kind="stable", ignore_index=True)
+
+
+def _complete_objects(contents: StoreContents, stimuli: pd.DataFrame) -> pd.DataFrame | None:
+    objects = contents.objects
+    if objects is None:
+        return None
+    _require_columns(objects, OBJECT_COLUMNS, contents.origin, "the table of objects")
+    objects = objects.loc[objects["nsd_id"].isin(stimuli["nsd_id"]), list(OBJECT_COLUMNS)]
+    objects = objects.astype(_OBJECT_TYPES)
+    wrong = objects["nsd_id"][~objects[list("xywh")].apply(lambda column: column.between(0, 1)).all(axis=1)]
+    if len(wrong):
+        raise DataError(
+            f"{contents.origin}: expected boxes of objects as fractions of the picture (0 to 1), found others of the "
+            f"image {wrong.iloc[0]} ({len(wrong)} in all); divide them by the picture's width and height"
+        )
+    return objects.sort_values("nsd_id", kind="stable", ignore_index=True)
 
 
 def _complete_subject(

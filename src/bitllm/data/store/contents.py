@@ -41,6 +41,10 @@ STIMULUS_COLUMNS = ("nsd_id", "coco_id", "shared", "part")
 STIMULUS_OPTIONAL = ("stimulus_name",)
 """The name of an image where its makers did not count it; the store counts it all the same."""
 
+OBJECT_COLUMNS = ("nsd_id", "category", "supercategory", "is_crowd", "x", "y", "w", "h", "area")
+"""One row per object. ``x``, ``y`` (top left), ``w``, ``h`` are fractions of the image's sides, ``area`` of its area.
+A row with ``is_crowd`` is a region with many objects of the category: use it for presence, not for counts."""
+
 SessionReader = Callable[[int], np.ndarray]
 """Reads a session's betas [trials, voxels] by the session's number; picklable, for worker processes."""
 
@@ -118,6 +122,9 @@ class StoreContents:
         ``part`` (train, validation, test; if the format determines it), ``stimulus_name``.
     captions
         Columns ``nsd_id`` and ``caption``; one or more rows for each image.
+    objects
+        The objects in the images, with ``OBJECT_COLUMNS``; an image without rows shows none of the annotated
+        categories. ``None`` if there are no annotations.
     pictures
         Returns an iterator over blocks of images, sorted by ``nsd_id``; ``None`` if there are no images.
     atlases
@@ -130,5 +137,6 @@ class StoreContents:
     stimuli: pd.DataFrame
     captions: pd.DataFrame
     origin: str
+    objects: pd.DataFrame | None = None
     pictures: Callable[[], Iterator[UInt8[np.ndarray, "n h w 3"]]] | None = None
     atlases: dict[str, dict[int, str]] = field(default_factory=dict)

@@ -19,7 +19,8 @@ from bitllm.files import read_json, require_plain_name, sha256_of_json
 STORE_VERSION = 3
 
 SUBJECT_FILES = ("betas.npy", "trials.parquet", "voxels.parquet")
-SHARED_FILES = ("stimuli.parquet", "captions.parquet", "pictures.npy")
+SHARED_FILES = ("stimuli.parquet", "captions.parquet", "pictures.npy", "objects.parquet")
+"""The last two are optional."""
 
 
 class SubjectRecord(StrictConfig):
@@ -113,6 +114,26 @@ class Store:
         for nsd_id, caption in zip(table["nsd_id"].tolist(), table["caption"].tolist(), strict=True):
             captions.setdefault(nsd_id, []).append(caption)
         return {nsd_id: tuple(of_image) for nsd_id, of_image in captions.items()}
+
+    @property
+    def has_objects(self) -> bool:
+        """Whether the store has the objects in its images."""
+        return "objects.parquet" in self.manifest.sha256
+
+    @cached_property
+    def objects(self) -> pd.DataFrame:
+        """``category``, ``supercategory``, ``is_crowd`` and box of every object, indexed by ``nsd_id``.
+
+        ``x``, ``y``, ``w``, ``h`` are fractions of the image's sides, ``area`` of its area. An image without rows
+        shows none of the categories. Leave rows with ``is_crowd`` out of counts: they are regions with many objects.
+        """
+        if not self.has_objects:
+            raise DataError(
+                f"{self.path}: expected the objects of the images (objects.parquet), found a store without; add "
+                "COCO's instances_train2017.json and instances_val2017.json to the folder of the captions (or simulate "
+                "again), then prepare the store again"
+            )
+        return _read_table(self.path / "objects.parquet").set_index("nsd_id")
 
     def subject(self, name: str) -> SubjectData:
         """Betas, trials and voxels of one subject."""

@@ -414,19 +414,26 @@ def _require_pictures(contents: StoreContents) -> None:
 def _write_images(store: Path, contents: StoreContents) -> tuple[str, ...]:
     contents.stimuli.to_parquet(store / "stimuli.parquet", index=False)
     contents.captions.to_parquet(store / "captions.parquet", index=False)
-    if contents.pictures is None:
-        return tuple(file for file in SHARED_FILES if file != "pictures.npy")
-    n_written = write_rows(store / "pictures.npy", len(contents.stimuli), contents.pictures())
+    if contents.objects is not None:
+        contents.objects.to_parquet(store / "objects.parquet", index=False)
+    if contents.pictures is not None:
+        _write_pictures(store, contents, contents.pictures())
+    return tuple(file for file in SHARED_FILES if (store / file).exists())
+
+
+def _write_pictures(store: Path, contents: StoreContents, blocks: Iterator[np.ndarray]) -> None:
+    n_written = write_rows(store / "pictures.npy", len(contents.stimuli), blocks)
     if n_written != len(contents.stimuli):
         raise DataError(
             f"{contents.origin}: expected {len(contents.stimuli)} pictures, one an image, found {n_written}; "
             "check that pictures and images belong together"
         )
-    return SHARED_FILES
 
 
 def _fingerprint(contents: StoreContents, settings: StoreSettings) -> str:
     tables = {"stimuli": contents.stimuli, "captions": contents.captions}
+    if contents.objects is not None:
+        tables["objects"] = contents.objects
     for subject in contents.subjects:
         tables[f"{subject.name} trials"] = subject.trials
         tables[f"{subject.name} voxels"] = subject.voxels
