@@ -1,4 +1,4 @@
-"""``bitllm export``: a model of a run as a folder in the Hugging Face layout, with its model card."""
+"""``bitllm export``: a model of a run as a folder in the Hugging Face layout, with a model card."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +40,7 @@ def export_run(
     whole: bool = False,
     license_name: str | None = None,
 ) -> Exported:
-    """Write a system of a run as a model folder, whole or not at all.
+    """Write a system of a run as a model folder, completely or not at all.
 
     Parameters
     ----------
@@ -53,9 +53,9 @@ def export_run(
     llm
         Base LLM, if it is not in the folder of the run.
     whole
-        Write the base LLM's weights too. After rft they always are.
+        Whether to write the base LLM's weights too; a model of rft always contains them.
     license_name
-        License of the base LLM, as the hub calls it; known for some.
+        The hub's name of the base LLM's license; known for some LLMs.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def export_run(
 
 
 def push_to_hub(folder: Path, hub_id: str, *, license_name: str) -> str:
-    """Upload an exported folder to a private repository of that id; its address."""
+    """Upload an exported folder to a private repository with this id; returns its address."""
     if license_name == UNKNOWN_LICENSE:
         raise ConfigError(
             "--push-to-hub: expected the license of the base LLM, found none; name it with --license, e.g. llama3.2"
@@ -102,7 +102,9 @@ def push_to_hub(folder: Path, hub_id: str, *, license_name: str) -> str:
         api.create_repo(hub_id, private=True, exist_ok=True)
         done: Any = api.upload_folder(repo_id=hub_id, folder_path=folder)
     except HFValidationError:
-        raise ConfigError(f"--push-to-hub: expected NAME or OWNER/NAME, found `{hub_id}`") from None
+        raise ConfigError(
+            f"--push-to-hub: expected NAME or OWNER/NAME, found `{hub_id}`; change it"
+        ) from None
     except (HfHubHTTPError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise OutputError(
@@ -113,9 +115,9 @@ def push_to_hub(folder: Path, hub_id: str, *, license_name: str) -> str:
 
 
 def export_model(folder: Path, base: BaseLlm, *, whole: bool) -> tuple[Any, bool]:
-    """The model of a checkpoint, and whether the base LLM is written with it.
+    """The model of a checkpoint, and whether to write the base LLM with it.
 
-    After rft it always is: the LoRA weights are merged into the base LLM, in place.
+    A model of rft always contains the base LLM, because the LoRA weights are merged into it, in place.
     """
     if not (folder / RFT_CARD).is_file():
         return load_captioner(folder, base).model, whole
@@ -139,7 +141,7 @@ def brain_of(folder: Path) -> dict[str, Any]:
 
 
 def _results(run: Path, folder: Path) -> Results | None:
-    """Results that hold this system; None where it was not evaluated."""
+    """Results that contain this system; None if it was not evaluated."""
     for place in dict.fromkeys((run, folder, folder.parent)):
         if (place / RESULTS).is_file():
             found = read_results(place)

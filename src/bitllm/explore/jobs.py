@@ -1,6 +1,7 @@
-"""Decodes run one at a time in a thread of their own, behind a short queue.
+"""Decodes run one at a time in their own thread, with a short queue.
 
-A request adds a job and returns at once, or is refused if the queue is full; its events say how it proceeds.
+A request adds a job and returns at once, or is refused if the queue is full; the events of a job report its
+progress.
 """
 
 import logging
@@ -42,7 +43,7 @@ class Job:
 
     @property
     def is_over(self) -> bool:
-        """Whether no event will follow."""
+        """Whether the last event was sent."""
         return self.over.is_set()
 
     def tell(self, kind: str, **content: Any) -> None:
@@ -59,7 +60,7 @@ class Job:
 
 
 class DecodeQueue:
-    """Runs jobs one at a time in a thread of its own; ``work`` computes a job and emits its events."""
+    """Runs jobs one at a time in its own thread; ``work`` computes a job and emits its events."""
 
     def __init__(self, work: Callable[[Job], None]) -> None:
         self._work = work
@@ -71,7 +72,7 @@ class DecodeQueue:
         self._thread.start()
 
     def submit(self, ask: Ask) -> Job:
-        """Add a decode; raises `QueueFullError` if `MAX_WAITING` jobs wait."""
+        """Add a decode; raises `QueueFullError` if `MAX_WAITING` jobs are waiting."""
         with self._change:
             if len(self._waiting) >= MAX_WAITING or self._is_closed:
                 raise QueueFullError
@@ -83,11 +84,11 @@ class DecodeQueue:
             return job
 
     def get(self, job_id: str) -> Job | None:
-        """A job by its id; None if it was forgotten."""
+        """A job by its id; None if it was dropped."""
         return self._jobs.get(job_id)
 
     def cancel(self, job: Job) -> None:
-        """End a job: at once if it waits, at its next token if it runs."""
+        """End a job: at once if it is waiting, at its next token if it is running."""
         with self._change:
             job.cancelled.set()
             if job in self._waiting:

@@ -1,4 +1,4 @@
-"""Requests and answers of the page: every field is bounded, unknown fields are refused."""
+"""Requests and responses of the page: every field is bounded, unknown fields are refused."""
 
 from typing import Annotated, Literal
 
@@ -40,7 +40,7 @@ class SystemInfo(_Strict):
 
 
 class RoiInfo(_Strict):
-    """A region and how many voxels of the subject are in it."""
+    """A region and its number of voxels in the subject."""
 
     name: str
     n_voxels: int
@@ -58,7 +58,7 @@ class SubjectInfo(_Strict):
 
 
 class RunInfo(_Strict):
-    """Everything that can be chosen."""
+    """All choices of the page."""
 
     run: str
     data: str
@@ -78,7 +78,7 @@ class ImageInfo(_Strict):
 
 
 class ImageList(_Strict):
-    """A part of the images of one use."""
+    """A page of the images of one part."""
 
     total: int
     images: list[ImageInfo]
@@ -106,6 +106,6 @@ class JobInfo(_Strict):
 
 
 class Problem(_Strict):
-    """Why something was refused, in one line."""
+    """One-line reason of a refusal."""
 
     detail: str

@@ -1,8 +1,8 @@
-"""The server of the page: its addresses, the checks that every request passes, and ``serve``.
+"""The server of the page: its routes, the checks of every request, and ``serve``.
 
 The page is for the person at this machine. A foreign name in ``Host`` is how a web page of another site reaches a
-server on 127.0.0.1 (DNS rebinding); a foreign ``Origin`` is how it makes the visitor's browser call it. Browsers refer
-to things only by ids that are looked up in the run and the store; no path in a request is ever opened.
+server on 127.0.0.1 (DNS rebinding); a foreign ``Origin`` is how it makes the visitor's browser call it. Browsers
+refer to things only by ids that are looked up in the run and the store; no path in a request is ever opened.
 """
 
 import asyncio
@@ -53,9 +53,9 @@ _NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": Problem}}
 
 
 def listen(host: str, port: int) -> socket:
-    """A listening socket, opened before anything slow is loaded; port 0 is any free one."""
+    """A listening socket, opened before anything slow is loaded; with port 0 any free port."""
     if not 0 <= port <= 65535:
-        raise ConfigError(f"--port: expected 0 to 65535, found {port}")
+        raise ConfigError(f"--port: expected 0 to 65535, found {port}; choose another")
     try:
         return create_server(
             (host, port), family=AF_INET6 if ":" in host else AF_INET, backlog=MAX_CONNECTIONS
@@ -74,7 +74,7 @@ def serve(
     names: tuple[str, ...] = (),
     tell: Callable[[str], None] = print,
 ) -> None:
-    """Serve the page until it is interrupted; ``names`` are further host names that it answers to."""
+    """Serve the page until interrupted; ``names`` are further host names of this server."""
     queue = DecodeQueue(Decoder(session))
     app = create_app(session, queue, hosts=LOOPBACK | {host.lower(), *(name.lower() for name in names)})
     config = uvicorn.Config(
@@ -97,7 +97,7 @@ def serve(
 
 
 def create_app(session: Session, queue: DecodeQueue, *, hosts: Collection[str]) -> FastAPI:
-    """The application; it answers only to the names in ``hosts``."""
+    """The application; it responds only to host names in ``hosts``."""
     app = FastAPI(
         title="bitllm explore",
         version=__version__,
@@ -230,7 +230,7 @@ def _require_subject(session: Session, subject: str) -> None:
 
 
 def _check(session: Session, ask: Ask) -> None:
-    """Refuse a request that would fail later."""
+    """Refuse at once a request that could not be decoded."""
     _require_subject(session, ask.subject)
     if ask.system not in session.folders:
         raise HTTPException(404, f"the run has no system {ask.system}")
@@ -250,7 +250,7 @@ def _check(session: Session, ask: Ask) -> None:
 
 
 class Guards:
-    """Middleware: refuses requests of other sites or of too large a size, and adds security headers."""
+    """Middleware: refuses requests from other sites and large ones, and adds security headers."""
 
     def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
         self.app, self.hosts = app, frozenset(hosts)
@@ -299,7 +299,7 @@ def host_name(value: str) -> str:
 
 
 async def _whole_body(receive: Receive) -> tuple[bytes, JSONResponse | None]:
-    """The body, read up to the limit: a chunked request does not state its size."""
+    """The body, read up to the limit: chunked requests do not state their size."""
     body = b""
     while True:
         message = await receive()

@@ -1,8 +1,8 @@
 """The work behind the page: trials and systems of a run, changes of betas, and decodes.
 
-A decode has two panels: the trial, and the control, which is the same system with the betas of another image of the
-same subject; a third one if the betas were changed. The words of all three are scored with the trial's own, unchanged
-betas: an out-of-distribution input scores its own output highly, which is not evidence.
+A decode has two panels: the trial, and the control (the same system with betas of another image of the same
+subject). If the betas were changed there is a third panel. The words of all panels are scored with the trial's own,
+unchanged betas, because an out-of-distribution input scores its own output highly, which is not evidence.
 """
 
 from collections import OrderedDict
@@ -87,7 +87,7 @@ class SubjectTrials:
         return next((use for use, images in parts.items() if nsd_id in images), "unused")
 
     def betas(self, nsd_id: int, repetition: int | None) -> Float[np.ndarray, " voxels"]:
-        """The mean over the repetitions of an image, or one repetition, counted from 1."""
+        """Betas of an image: the mean over its repetitions, or one repetition, counted from 1."""
         if nsd_id not in self.rows:
             raise DataError(f"{self.subject}: expected an image that was seen, found nsd_id {nsd_id}")
         rows = self.rows[nsd_id]
@@ -122,7 +122,7 @@ class SubjectTrials:
 
 @dataclass
 class Session:
-    """One run with its store; systems are loaded when they are asked for."""
+    """A run with its store; systems are loaded on demand."""
 
     run: str
     folders: dict[str, Path]
@@ -136,7 +136,7 @@ class Session:
     _subjects: dict[str, SubjectTrials] = field(default_factory=dict)
 
     def system(self, name: str) -> Captioner:
-        """A system of the run; the two last used stay in memory."""
+        """A system of the run; the last two stay in memory."""
         if name not in self.folders:
             raise CheckpointError(
                 f"{self.run}: expected a system of the run, found `{name}`; {nearest(name, list(self.folders))}"
@@ -159,7 +159,7 @@ class Session:
         return self._subjects[subject]
 
     def roi(self, subject: str, name: str) -> Bool[np.ndarray, " voxels"]:
-        """The voxels of a region, named ``ATLAS`` or ``ATLAS:LABEL``."""
+        """Voxels of a region ``ATLAS`` or ``ATLAS:LABEL``."""
         return find_rois(self.store, subject, [name])[0].voxels
 
     def brain_tokens(
@@ -170,7 +170,7 @@ class Session:
         return brain_tokens_of_betas(system.encoder, list(betas), subject, anatomies)
 
     def info(self) -> RunInfo:
-        """Everything that can be chosen."""
+        """All choices of the page."""
         return RunInfo(
             run=self.run,
             data=self.store.manifest.source,
@@ -183,7 +183,7 @@ class Session:
 
     @property
     def has_pictures(self) -> bool:
-        """Whether the store has the images themselves."""
+        """Whether the store contains images."""
         return "pictures.npy" in self.store.manifest.sha256
 
     @property
@@ -209,7 +209,7 @@ class Session:
         )
 
     def brain(self, subject: str) -> Brain:
-        """Coordinates of a subject's voxels, evenly thinned if there are more than `MAX_SHOWN_VOXELS`."""
+        """Coordinates of a subject's voxels, evenly subsampled if there are more than `MAX_SHOWN_VOXELS`."""
         voxels = self.trials(subject).store.subject(subject).voxels
         step = -(-len(voxels) // MAX_SHOWN_VOXELS)
         shown = np.arange(0, len(voxels), step)
@@ -307,13 +307,13 @@ def perturbed(
     factor: float = 1.0,
     seed: int = 0,
 ) -> Float[np.ndarray, " voxels"]:
-    """Betas after a perturbation, in a new array.
+    """A perturbed copy of the betas.
 
     Parameters
     ----------
     kind
         ``silence`` sets the ROI to 0, the mean of each voxel's z-scores; ``alone`` sets all other voxels to 0;
-        ``scale`` multiplies by ``factor``; ``shuffle`` moves each value to a random voxel; ``zero`` sets all to 0.
+        ``scale`` multiplies by ``factor``; ``shuffle`` permutes the values over voxels; ``zero`` sets all to 0.
     roi
         The voxels of the region, for ``silence`` and ``alone``.
     seed
@@ -331,7 +331,7 @@ def perturbed(
 
 
 class Decoder:
-    """Computes decodes; the panels that do not depend on the perturbation are cached."""
+    """Computes decodes; panels that do not depend on the perturbation are cached."""
 
     def __init__(self, session: Session, *, max_new_tokens: int = MAX_NEW_TOKENS) -> None:
         self.session, self.max_new_tokens = session, max_new_tokens

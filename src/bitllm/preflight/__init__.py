@@ -1,1 +1,1 @@
-"""What a recipe costs, before anything is downloaded or trained: `bitllm params`, `bitllm preflight`."""
+"""Cost of a recipe, before anything is downloaded or trained: `bitllm params` and `bitllm preflight`."""

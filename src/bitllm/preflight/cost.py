@@ -1,4 +1,4 @@
-"""Sizes from the recipe alone: parameters of each part (``bitllm params``), and memory of each stage by arithmetic."""
+"""Sizes computed from the recipe alone: parameters of each part (``bitllm params``), and memory of each stage."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ _USABLE = (
 
 
 class ParameterTable(NamedTuple):
-    """Parameters of a system."""
+    """Numbers of parameters of a system."""
 
     interface: str
     parts: dict[str, int]
@@ -42,7 +42,7 @@ class ParameterTable(NamedTuple):
     """Stages that train the encoder."""
 
     def to_json(self) -> dict[str, Any]:
-        """As ``--json`` prints it."""
+        """Output of ``--json``."""
         return {
             "interface": self.interface,
             "parts": self.parts,
@@ -52,7 +52,7 @@ class ParameterTable(NamedTuple):
 
 
 class StageMemory(NamedTuple):
-    """What a stage holds at once, in bytes."""
+    """Memory of a stage, in bytes."""
 
     weights: int
     """The frozen LLM in its precision, everything else in float32."""
@@ -63,12 +63,12 @@ class StageMemory(NamedTuple):
 
     @property
     def gb(self) -> float:
-        """Their sum in GB."""
+        """Sum in GB."""
         return sum(self) / GB
 
 
 def encoder_arguments(recipe: Recipe) -> dict[str, Any]:
-    """Arguments of `BrainEncoder` from the recipe alone."""
+    """Arguments of `BrainEncoder`, from the recipe alone."""
     known = recipe.data.atlas_labels
     for atlas in recipe.encoder.atlases:
         if atlas not in known:
@@ -97,7 +97,7 @@ def model_config(recipe: Recipe) -> BitLlmConfig:
 
 
 def count_parameters(recipe: Recipe) -> ParameterTable:
-    """Count the parameters of the real modules, made without memory (torch's meta device).
+    """Count the parameters of the real modules, built on torch's meta device, without memory.
 
     Raises
     ------
@@ -137,22 +137,22 @@ def _count(module: nn.Module, which: Callable[[str], bool] = lambda _: True) -> 
 def estimate_memory(
     recipe: Recipe, table: ParameterTable, *, n_tokens: int, batch: dict[str, int]
 ) -> dict[str, StageMemory]:
-    """Memory of each stage by arithmetic.
+    """Estimate the memory of each stage by a formula.
 
     Parameters
     ----------
     n_tokens
-        Tokens of prompt and caption.
+        Number of tokens of prompt and caption.
     batch
-        Examples that each stage holds at once (rft: brain inputs, each with its G captions).
+        Examples in memory at once, by stage (rft: brain inputs, each with its G captions).
 
     Notes
     -----
-    Activations of a Llama layer that the backward pass keeps, per token, in the layer's precision: 8 times the width
-    (two norms' inputs and outputs in float32 count double), 2 times keys and values, 3 times the feed-forward width;
-    with gradient checkpointing one width per layer, and one whole layer. The head: three float32 copies of the
-    vocabulary per caption token, taken as a third of the tokens. The encoder: 12 times its width and 3 times
-    its output per trial, 6 float32 times voxels × rank per subject.
+    Activations of a Llama layer for the backward pass, per token, in the precision of the layer: 8 × width (inputs and
+    outputs of two norms in float32 count double), 2 × keys and values, 3 × feed-forward width. With gradient
+    checkpointing one width per layer, plus one full layer. Language head: three float32 copies of the vocabulary per
+    caption token (assumed to be a third of the tokens). Encoder: 12 × its width and 3 × its output per trial, and
+    6 float32 × voxels × rank per subject.
     """
     sizes = recipe.llm.published_sizes()
     precision = {"sft": recipe.sft.precision, "rft": recipe.rft.precision}
@@ -191,13 +191,13 @@ def _encoder_activations(recipe: Recipe, batch: int) -> int:
 
 
 def largest_batch(memory: StageMemory, batch: int, gpu_gb: int) -> int:
-    """Examples that fit on a GPU; ``memory`` is that of ``batch`` examples."""
+    """Number of examples that fit on a GPU; ``memory`` is that of ``batch`` examples."""
     free = _USABLE * gpu_gb * GB - memory.weights - memory.learning
     return max(0, int(free / (memory.activations / batch)))
 
 
 def make_aligner(recipe: Recipe) -> BrainAligner:
-    """Encoder and heads with first values."""
+    """Untrained encoder and heads."""
     arguments = encoder_arguments(recipe)
     encoder = BrainEncoder(**{**arguments, "n_labels": tuple(arguments["n_labels"])})
     return BrainAligner(encoder, embedding_width=recipe.clip.embedding_width)

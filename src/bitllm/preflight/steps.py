@@ -1,7 +1,7 @@
-"""``bitllm preflight``: one step of each stage by the training loop itself, with random weights and made-up data.
+"""``bitllm preflight``: one step of each stage in the training loop, with random weights and synthetic data.
 
-The betas have the real numbers of voxels, the prompts are random words. Stages that do not fit in memory are named;
-the memory of a GPU is estimated.
+The betas have the real numbers of voxels, the prompts are random words. Stages that do not fit in memory are listed;
+the memory that a GPU needs is estimated.
 """
 
 import gc
@@ -74,7 +74,7 @@ Tell = Callable[[str, Measured], None]
 
 
 class Preflight(NamedTuple):
-    """What was measured here and what a GPU would need."""
+    """Measurements on this machine, and estimates for a GPU."""
 
     parameters: ParameterTable
     measured: dict[str, Measured]
@@ -87,7 +87,7 @@ class Preflight(NamedTuple):
     """For each stage and size of GPU (GB), the largest batch that fits; 0 if not even one example does."""
 
     def to_json(self) -> dict[str, Any]:
-        """As ``--json`` prints it."""
+        """Output of ``--json``."""
         return {
             **self.parameters.to_json(),
             "measured": {name: one._asdict() for name, one in self.measured.items()},
@@ -107,14 +107,14 @@ def run_preflight(
     limit_gb: float | None = None,
     console: Console,
 ) -> Preflight:
-    """Run one step of each stage at full size where it fits, printing each when it ends.
+    """Run one step of each stage at full size if it fits, and print each result.
 
     Parameters
     ----------
     sft_batch, rft_batch, align_batch
-        Examples in the steps that are run here (rft: brain inputs, each with its G captions).
+        Examples in each step (rft: brain inputs, each with its G captions).
     limit_gb
-        Memory that may be used; by default what is free on the machine, or on its GPU.
+        Largest memory to use; by default the free memory of the GPU, or of the machine.
     """
     here = {"align": align_batch, "sft": sft_batch, "rft": rft_batch}
     for stage, batch in here.items():
@@ -164,7 +164,7 @@ def align_step(recipe: Recipe, *, batch: int) -> Measured:
 
 
 def llm_steps(recipe: Recipe, *, sft_batch: int, rft_batch: int, stages: tuple[str, ...], tell: Tell) -> None:
-    """Encoding, a step of sft, a short decode and a step of rft with one model of full size."""
+    """Encoding, a step of sft, a short decode and a step of rft, all with one model of full size."""
     model = make_model(recipe, dtype=base_dtype(recipe.sft.precision))
     nn.Module.to(model, device())
     prompter = make_prompter(recipe, model, n_tokens=PROMPT_TOKENS)
@@ -227,7 +227,7 @@ def _random_rewards(nsd_ids: Sequence[int], captions: Sequence[str], has_ended: 
 def _trained(
     module: nn.Module, inputs: dict[str, Any], optimizer: OptimizerConfig, *, batch: int, **how: Any
 ) -> Measured:
-    """One step of the training loop on made-up inputs, without checkpoint or log."""
+    """One step of the training loop on synthetic inputs, without checkpoint or log."""
     config = optimizer.model_copy(update={"steps": 1, "batch_size": batch, "log_every": 2})
     settings = TrainerSettings(save_minutes=None, report_to=())
     data = TrainingData(batch, lambda _: inputs, n_targets=how.pop("n_targets", None))
@@ -250,7 +250,7 @@ def _measure(step: Callable[[], Any], *, batch: int) -> Measured:
 
 
 class PeakMemory:
-    """The largest memory of this process while a block runs: that of the GPU, or of the process, sampled every 5 ms.
+    """Largest memory within a block: of the GPU, or of this process (sampled every 5 ms).
 
     Attributes
     ----------
@@ -287,7 +287,7 @@ class PeakMemory:
 
 
 def available_gb() -> float:
-    """Memory that the GPU can give now, or the machine if it has none."""
+    """Free memory of the GPU, or of the machine if it has none."""
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[0] / GB
     return psutil.virtual_memory().available / GB
@@ -295,13 +295,13 @@ def available_gb() -> float:
 
 @dataclass(frozen=True)
 class MadeUpPrompter(Prompter):
-    """Prompts of a given length, of random words; placeholders in front where the interface is a prefix."""
+    """Prompts of a given length from random words, with placeholders in front for a prefix interface."""
 
     n_tokens: int = 48
     vocab_size: int = 100
 
     def prompt_ids(self, instruction: str) -> list[int]:
-        """Token ids of a prompt (whatever the instruction)."""
+        """Token ids of a prompt, whatever the instruction."""
         words = np.random.default_rng(len(instruction)).integers(8, self.vocab_size, self.n_tokens)
         return [self.placeholder_id or 0] * self.n_placeholders + words.tolist()
 
@@ -326,7 +326,7 @@ def make_answers(prompter: MadeUpPrompter, n: int, *, n_tokens: int) -> dict[str
 
 
 def make_model(recipe: Recipe, *, dtype: torch.dtype) -> BitLlmForCausalLM:
-    """A model of full size with random weights, the LLM in ``dtype``; nothing is downloaded."""
+    """A model of full size with random weights, with the LLM in ``dtype``; nothing is downloaded."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -356,7 +356,7 @@ def _fill(weight: Tensor, block: Tensor) -> None:
 
 
 def make_betas(recipe: Recipe, n_trials: int, seed: int) -> tuple[Tensor, Tensor, Anatomy]:
-    """Betas, subject rows and anatomy of ``n_trials`` trials that go through all subjects in turn."""
+    """Betas, subject indices and anatomy of ``n_trials`` trials, dealt to all subjects in turn."""
     generator = torch.Generator().manual_seed(seed)
     n_voxels = list(recipe.data.voxels.values())[:n_trials]
     width = max(n_voxels)

@@ -1,4 +1,4 @@
-"""The report of an evaluated run: one self-contained HTML page, the model card and the terminal's tables."""
+"""The report of an evaluated run: a self-contained HTML page, the model card and the terminal's tables."""
 
 from bitllm.report.page import write_comparison, write_report
 from bitllm.report.run import RunFiles, read_run

@@ -1,9 +1,9 @@
 """Brain figures of the page: the encoder's pooling map of every subject, and the loss when a region is silenced.
 
-Values at voxels are drawn on the flattened cortex of fsaverage5, which is part of nilearn's package (no download), or
-at the voxels' coordinates where nilearn is not installed. A vertex shows the mean of the voxels near its position on
-the pial surface; both are taken to be in MNI space in mm. For a simulated brain (a folded ellipsoid) this is a sketch.
-These figures are PNG, because twenty thousand triangles make a heavy SVG.
+Values are drawn on the flattened cortex of fsaverage5, which is part of nilearn's package (no download), or at the
+voxels' coordinates if nilearn is not installed. A vertex shows the mean of the voxels near its position on the pial
+surface; both are assumed to be in MNI space in mm. For a simulated brain (a folded ellipsoid) this is a sketch.
+These figures are PNG, because twenty thousand triangles would make a heavy SVG.
 """
 
 import base64
@@ -61,16 +61,16 @@ class BrainMaps(NamedTuple):
 def brain_maps(
     results: Results, pooling: Mapping[str, Float[np.ndarray, " _"]], store: Store | None
 ) -> BrainMaps | None:
-    """Draw the pooling maps, the test subject first, and the losses by region; None where there is neither.
+    """Draw the pooling maps, the test subject first, and the losses by region; None if there is neither.
 
     Parameters
     ----------
     results
-        With the losses by region.
+        Results with the losses by region.
     pooling
-        Subject → weight of every voxel (`bitllm.evaluation.pooling`).
+        Weight of every voxel, by subject (`bitllm.evaluation.pooling`).
     store
-        Holds the voxels' coordinates; without it only the chart of losses is drawn.
+        Store with the coordinates of the voxels; without it only the chart of losses is drawn.
     """
     subject, regions = results.about.subject, results.regions
     has_maps = store is not None and (pooling or regions)
@@ -105,7 +105,7 @@ def region_chart(regions: Sequence[RegionResult]) -> str:
 
 
 def load_mesh() -> Mesh | None:
-    """The mesh of fsaverage5; None where nilearn is not installed."""
+    """The mesh of fsaverage5; None if nilearn is not installed."""
     try:
         from nilearn.datasets import load_fsaverage, load_fsaverage_data
     except ImportError:
@@ -129,7 +129,7 @@ def load_mesh() -> Mesh | None:
 def at_vertices(
     mesh: Mesh, coords_mm: Float[np.ndarray, "voxels 3"], values: Float[np.ndarray, " voxels"]
 ) -> Float[np.ndarray, " vertices"]:
-    """Distance-weighted mean of the nearest voxels within `RADIUS_MM` of each vertex; NaN without one."""
+    """Distance-weighted mean of the voxels within `RADIUS_MM` of each vertex; NaN if there are none."""
     k = min(_NEIGHBORS, len(coords_mm))
     distance, voxel = KDTree(coords_mm).query(
         mesh.pial_mm, k=list(range(1, k + 1)), distance_upper_bound=RADIUS_MM
@@ -151,7 +151,7 @@ def brain_uri(
     colors: str,
     unit: str,
 ) -> str:
-    """A PNG with color bar as a data URI; without a mesh the voxels themselves, from above and from the right."""
+    """A PNG with color bar as a data URI; without a mesh the voxels, from above and from the right."""
     buffer = io.BytesIO()
     with style():
         figure = Figure(figsize=(6.4, 3.3), dpi=110)

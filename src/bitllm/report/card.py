@@ -23,7 +23,7 @@ _LICENSES = {
 
 
 def license_of(llm: str, *, is_simulated: bool) -> str:
-    """License of a base LLM by its name, as the hub calls it; ``other`` where it is not known.
+    """License of a base LLM by its name, in the hub's terms; ``other`` if it is not known.
 
     The small Llama of a demo is trained on simulated captions and has this project's license.
     """
@@ -43,12 +43,12 @@ def model_card(
     is_whole: bool,
     interface: str,
 ) -> str:
-    """The text of ``README.md`` in the hub's convention.
+    """The text of ``README.md`` in the hub's format.
 
     Parameters
     ----------
     results
-        Of the evaluation; None where the system was not evaluated.
+        Results of the evaluation; None if the system was not evaluated.
     system
         Name of the system.
     brain
@@ -56,9 +56,9 @@ def model_card(
     llm
         Name, revision and sha256 of the base LLM.
     license_name
-        License of the base LLM, as the hub calls it.
+        The hub's name of the base LLM's license.
     is_whole
-        Whether the folder holds the weights of the base LLM.
+        Whether the folder contains the weights of the base LLM.
     interface
         How brain tokens reach the LLM.
     """

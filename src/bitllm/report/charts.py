@@ -31,7 +31,7 @@ class SystemCharts(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """A chart of a training log: title, and log key → name of its curve. Runs are compared by the first key."""
+    """A chart of a training log: title, and name of the curve of each log key. Runs are compared by the first key."""
 
     title: str
     keys: Mapping[str, str]
@@ -123,7 +123,7 @@ def retrieval_charts(results: Results) -> list[str]:
 
 
 def stage_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[StageCurves]:
-    """Charts of the log rows of every stage, in the order of training; a stage without known keys is left out."""
+    """Charts of the logs of the stages, in the order of training; stages without known keys are left out."""
     names = [name for name in MAIN_STAGES if name in curves]
     names += [name for name in curves if name not in MAIN_STAGES]
     found = []
@@ -135,7 +135,7 @@ def stage_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Stag
 
 
 def logged_curve(rows: Sequence[Mapping[str, Any]], key: str, name: str) -> Curve | None:
-    """The finite values of one log key by step, or None without any."""
+    """The finite values of a log key by step; None if there are none."""
     points = {}
     for row in rows:
         step, value = row.get("step"), row.get(key)

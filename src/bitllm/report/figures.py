@@ -4,8 +4,8 @@
 :func:`as_html` writes SVG for a page, with title and description for screen readers and with the page's color
 variables, so that it follows dark mode.
 
-Colors are those of Okabe and Ito, which are distinguishable with color blindness; every color is doubled by a word or
-a shape.
+Colors are those of Okabe and Ito, which are distinguishable with color blindness; a word or a shape always repeats
+the meaning of a color.
 """
 
 import io
@@ -93,7 +93,7 @@ CURVES = (
 
 
 def style(**more: Any) -> Any:
-    """A context for drawing: matplotlib's own defaults whatever the machine's settings, and ours."""
+    """A drawing context: matplotlib's defaults, whatever the machine's settings, plus ours."""
     return context(["default", _STYLE | more])
 
 
@@ -103,13 +103,13 @@ def new_figure(height: float) -> Figure:
 
 
 def axes_at(figure: Figure, *, left: float, top: float, width: float, height: float) -> Axes:
-    """Axes at a place in inches from the figure's upper left corner."""
+    """Axes at a position in inches from the upper left corner of the figure."""
     whole = figure.get_figheight()
     return figure.add_axes((left / WIDTH, 1 - (top + height) / whole, width / WIDTH, height / whole))
 
 
 def draw_interval(axes: Axes, found: Estimate, y: float, look: Look, **more: Any) -> None:
-    """A value as a mark at a height, its interval as a line."""
+    """A value as a mark at height ``y``, with its interval as a line."""
     if found.low is not None and found.high is not None:
         axes.plot([found.low, found.high], [y, y], color=look.color, linewidth=2, solid_capstyle="butt")
     more |= {"markerfacecolor": WHITE if look.is_hollow else look.color, "markersize": 7}
@@ -117,7 +117,7 @@ def draw_interval(axes: Axes, found: Estimate, y: float, look: Look, **more: Any
 
 
 def draw_curve(axes: Axes, x: Sequence[float], y: Sequence[float], look: Look, **more: Any) -> None:
-    """A line; with ``yerr`` its intervals, with ``label`` an entry of the legend."""
+    """A line; with ``yerr`` it has intervals, with ``label`` a legend entry."""
     drawn = {"color": look.color, "marker": look.marker, "linestyle": look.dash, "linewidth": 1.6, **more}
     axes.errorbar(x, y, **{"markersize": 5.5, "capsize": 3, "zorder": 2, **drawn})
 
@@ -137,22 +137,22 @@ def interval_chart(
     line: tuple[str, float] | None = None,
     is_difference: bool = False,
 ) -> str:
-    """Rows with a value and its interval: bars from 0, or differences as dots, hollow where they may be 0.
+    """Rows with a value and its interval: bars from 0, or differences as dots, hollow if they may be 0.
 
     Parameters
     ----------
     title
-        What is shown, with its unit.
+        Quantity, with its unit.
     rows
-        From top to bottom.
+        Rows from top to bottom.
     digits
-        Decimals of the written values.
+        Decimals of the printed values.
     maximum
-        Right end of the axis, to share it between charts; the largest value by default.
+        Right end of the axis, to share it between charts; by default the largest value.
     line
         Label and value of a vertical line, such as chance.
     is_difference
-        Whether values are differences: hollow unless the interval lies above 0.
+        Whether values are differences, hollow unless the interval is above 0.
     """
     ends = [0.0, maximum or 0.0, line[1] if line else 0.0]
     ends += [
@@ -205,7 +205,7 @@ def curve_chart(title: str, curves: Sequence[Curve], *, x_label: str = "step") -
 
 
 def thinned(curve: Curve, max_points: int = MAX_POINTS) -> Curve:
-    """The curve with at most ``max_points`` points, each the mean of equally many neighbors."""
+    """The curve reduced to at most ``max_points`` points, each the mean of equally many neighbors."""
     n_points = len(curve.x)
     if n_points <= max_points:
         return curve
@@ -226,10 +226,10 @@ def as_svg(figure: Figure) -> str:
 
 
 def as_html(figure: Figure, title: str, description: str) -> str:
-    """The figure as SVG within a page: named for a screen reader, in the page's colors and font.
+    """The figure as SVG within a page, with a name for screen readers, and the page's colors and font.
 
-    Ids get the chart's name, because one page holds several charts. References to addresses (namespaces, clip paths)
-    are removed, because the page loads nothing.
+    Ids are prefixed with the chart's name, because a page has several charts. References to URLs (namespaces, clip
+    paths) are removed, because the page loads nothing.
     """
     with style(**_ON_PAGE):
         drawn = fromstring(as_svg(figure))  # noqa: S314 - our own
@@ -246,7 +246,7 @@ def as_html(figure: Figure, title: str, description: str) -> str:
 
 
 def _with_heading(title: str, height: float) -> tuple[Figure, float]:
-    """A figure with the title above ``height`` inches of room, and where that room begins."""
+    """A figure with the title above ``height`` inches of space, and the top of that space."""
     lines = textwrap.wrap(title, 48) or [""]
     top = _HEADING + _LINE * (len(lines) - 1)
     figure = new_figure(top + height)
@@ -286,7 +286,7 @@ def _draw_line(axes: Axes, words: str, at: float) -> None:
 
 
 def _only_a_grid(axes: Axes, along: str) -> None:
-    """Ticks at round numbers with lines through the axes instead of a frame."""
+    """Ticks at round numbers with grid lines, without a frame."""
     axis = axes.xaxis if along == "x" else axes.yaxis
     axis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10]))
     axis.set_major_formatter(lambda value, _: f"{value:.6g}".replace("-", "−"))
@@ -299,7 +299,7 @@ def _only_a_grid(axes: Axes, along: str) -> None:
 
 
 def _cleaned(drawn: Element, name: str) -> Iterable[Element]:
-    """The children of an element of matplotlib's SVG, as they are written within a page."""
+    """The children of an element of matplotlib's SVG, in the form for a page."""
     for child in drawn:
         tag = child.tag.rpartition("}")[2]
         if tag in ("metadata", "style", "clipPath"):

@@ -1,4 +1,4 @@
-"""The gallery: images of the test set, their references, and what was decoded."""
+"""The gallery: test images, their references, and decoded captions."""
 
 import base64
 import io
@@ -29,19 +29,19 @@ _N_EACH = 4
 
 
 class WordBits(NamedTuple):
-    """A word of a caption with log2 p(word | betas of this image) − the mean of the same for other images."""
+    """A word of a caption, with log2 p(word | betas of this image) − the mean of the same for other images."""
 
     word: str
     bits: float
 
     @property
     def strength(self) -> int:
-        """Strength of its color, 0 to 5; 5 from 6 bits on."""
+        """Strength of the color, 0 to 5; 5 from 6 bits."""
         return min(5, math.ceil(abs(self.bits) / 6 * 5 - 0.3)) if abs(self.bits) >= 0.36 else 0
 
 
 class Decoded(NamedTuple):
-    """One caption of an image; ``is_control`` unless it was decoded from the real betas."""
+    """A caption of an image; ``is_control`` if it was not decoded from the real betas."""
 
     name: str
     caption: str
@@ -52,7 +52,7 @@ class Decoded(NamedTuple):
 
 @dataclass(frozen=True)
 class GalleryItem:
-    """One image of the test set with its captions; without pixels where the picture must not be shown."""
+    """A test image with its captions; without pixels if the image must not be shown."""
 
     nsd_id: int
     pixels: UInt8[np.ndarray, "h w 3"] | None
@@ -62,13 +62,13 @@ class GalleryItem:
 
     @property
     def alt(self) -> str:
-        """Alternative text of the picture."""
+        """Alternative text of the image."""
         said = f"; a person wrote: {self.references[0]}" if self.references else ""
         return f"Image {self.nsd_id}{said}"
 
     @property
     def picture_uri(self) -> str:
-        """The picture as a data URI: PNG if it is small, else a JPEG of at most 320 pixels a side."""
+        """The image as a data URI: PNG if it is small, else a JPEG with at most 320 pixels a side."""
         if self.pixels is None:
             return ""
         image, buffer = Image.fromarray(self.pixels), io.BytesIO()
@@ -79,7 +79,7 @@ class GalleryItem:
 
 
 def read_gallery(found: Evaluation, final: str, *, seed: int, store: Store | None) -> list[GalleryItem]:
-    """Best, median, worst and random images by the final system's CIDEr, with captions of some inputs.
+    """Best, median, worst and random images by the final system's CIDEr, with captions from some inputs.
 
     Parameters
     ----------
@@ -88,9 +88,9 @@ def read_gallery(found: Evaluation, final: str, *, seed: int, store: Store | Non
     final
         Name of the final system.
     seed
-        Of the random choice.
+        Seed of the random choice.
     store
-        Holds the pictures; None shows none.
+        Store with the images; without it none are shown.
     """
     shown = [
         (final, "real"),
@@ -116,7 +116,7 @@ def read_gallery(found: Evaluation, final: str, *, seed: int, store: Store | Non
 
 
 def chosen_rows(cider: Sequence[float], *, seed: int, n_each: int = _N_EACH) -> dict[str, list[int]]:
-    """Rows of some random captions and of the best, median and worst ones."""
+    """Rows of the best, median and worst captions, and of some random ones."""
     order = np.argsort(cider, kind="stable")
     middle = max(0, len(order) // 2 - n_each // 2)
     random = np.random.default_rng(seed).choice(len(order), size=min(n_each, len(order)), replace=False)

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a run, or about several side by side: no network, no script."""
+"""One self-contained HTML page about a run, or about several runs side by side: no network, no script."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -38,7 +38,7 @@ class Column(NamedTuple):
 
 
 class CompareRow(NamedTuple):
-    """One number in every run, None where a run lacks it."""
+    """One number in every run; None for a run without it."""
 
     label: str
     found: list[Estimate | None]
@@ -128,7 +128,7 @@ def _write(page: str, out: Path) -> None:
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
-    """The names, repeated ones numbered."""
+    """The names; repeated ones are numbered."""
     return [
         f"{name} ({list(names[: place + 1]).count(name)})" if list(names).count(name) > 1 else name
         for place, name in enumerate(names)
@@ -136,7 +136,7 @@ def unique_names(names: Sequence[str]) -> list[str]:
 
 
 def why_not_comparable(runs: Sequence[RunFiles]) -> list[str]:
-    """Reasons why scores of the runs must not be compared; empty if they may be."""
+    """Reasons why scores of the runs must not be compared; empty if there are none."""
     return [
         reason
         for key, reason in _MUST_AGREE.items()
@@ -145,7 +145,7 @@ def why_not_comparable(runs: Sequence[RunFiles]) -> list[str]:
 
 
 def compare_rows(runs: Sequence[RunFiles]) -> list[CompareRow]:
-    """Metrics, controls, differences and bits of the final systems, and retrieval; rows that all runs lack left out."""
+    """Metrics, controls, differences and bits of the final systems, and retrieval; without rows that no run has."""
 
     def of_final(number: Callable[[SystemResult], Estimate | None]) -> list[Estimate | None]:
         return [None if one is None else number(one) for one in _finals(runs)]

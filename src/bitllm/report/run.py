@@ -1,4 +1,4 @@
-"""What the report reads from the folder of a run: results, table of answers, maps, training logs."""
+"""Input of the report from a run folder: results, table of answers, maps, training logs."""
 
 import json
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ RESULTS = "results.json"
 
 @dataclass(frozen=True)
 class RunFiles:
-    """Everything that the page shows of one run."""
+    """Everything that the page shows about one run."""
 
     name: str
     results: Results
@@ -35,9 +35,9 @@ def read_run(folder: Path, *, pictures: bool | None = None, store: Path | None =
     Parameters
     ----------
     folder
-        With ``results.json``; the gallery needs ``evaluation.parquet`` and ``evaluation.json`` too.
+        Folder with ``results.json``; the gallery also needs ``evaluation.parquet`` and ``evaluation.json``.
     pictures
-        Whether pictures are shown; by default only simulated ones, because others have licenses.
+        Whether to show images; by default only simulated ones, because others have licenses.
     store
         The store that was evaluated; by default ``store`` in the folder, if there is one.
 

@@ -21,7 +21,7 @@ SYSTEMS = {
 
 
 class Row(NamedTuple):
-    """One line of the table of scores; ``kind`` is system, single, control, comparison or ceiling."""
+    """One row of the table of scores; ``kind`` is system, single, control, comparison or ceiling."""
 
     kind: str
     label: str
@@ -34,14 +34,14 @@ class Row(NamedTuple):
 
 
 class Group(NamedTuple):
-    """A system with its controls; the last group, without a system, holds the human captions."""
+    """A system with its controls; the last group, without a system, contains the human captions."""
 
     system: str
     rows: list[Row]
 
 
 class RetrievalRow(NamedTuple):
-    """Retrieval of the image from the brain embedding of one input."""
+    """Retrieval of the image from the brain embedding, under one input."""
 
     name: str
     label: str
@@ -69,7 +69,7 @@ POSTER = {
 
 
 class AblationRow(NamedTuple):
-    """One interface in this run and on the poster."""
+    """One interface in this run and in the poster."""
 
     system: SystemResult
     over_permuted: Estimate | None
@@ -80,7 +80,7 @@ class AblationRow(NamedTuple):
 
 
 def metrics_of(results: Results) -> list[str]:
-    """The metrics of any input of any system, CIDEr first."""
+    """Names of all metrics in the results, CIDEr first."""
     known = {
         metric
         for one in results.systems.values()
@@ -132,7 +132,7 @@ def retrieval_rows(results: Results) -> list[RetrievalRow]:
 
 
 def ablation_rows(results: Results) -> list[AblationRow]:
-    """The interfaces of the run next to the poster's; empty without a prefix to compare with."""
+    """The interfaces of the run next to those of the poster; empty without a prefix to compare with."""
     found = {name: results.systems[name] for name in POSTER if name in results.systems}
     if not {"prefix", "prefix_mlp"} & found.keys():
         return []
@@ -143,7 +143,7 @@ def ablation_rows(results: Results) -> list[AblationRow]:
 
 
 def facts(about: About) -> dict[str, str]:
-    """Where the numbers come from; unknown facts are left out."""
+    """Origin of the numbers; unknown facts are left out."""
     subject, images = subject_note(about), images_note(about)
     found = {
         "Data": about.data,
@@ -165,14 +165,14 @@ def facts(about: About) -> dict[str, str]:
 
 
 def subject_note(about: About) -> str:
-    """Whether the subject was in the training data; empty where that is unknown."""
+    """Whether the subject was in the training data; empty if that is unknown."""
     return {True: "in the training data", False: "not in the training data", None: ""}[
         about.is_subject_trained_on
     ]
 
 
 def images_note(about: About) -> str:
-    """Which images these are; empty where that is unknown."""
+    """Description of the test images; empty if that is unknown."""
     if not about.is_store_of_training:
         return "from a store or split that was not used for training"
     return {

@@ -34,7 +34,7 @@ _STYLES = {"system": "bold", "comparison": "yellow", "ceiling": "green"}
 
 
 def render_table(results: Results) -> Stack:
-    """The results as something rich can print."""
+    """The results as an object that rich can print."""
     judged = headline(results)
     color = "green" if judged.is_evidence else "yellow"
     title = "Do the captions depend on the brain data?"
@@ -125,7 +125,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def _bits(results: Results) -> Table:
-    """Every system against another image's betas; the final system against the other controls too."""
+    """Bits of every system against another image's betas; for the final system also against the other controls."""
     table = _table("Bits by which the real betas make the references more probable (0: none)")
     _columns(table, "real − control", "per caption", "per word", "p")
     for name, system in results.systems.items():
