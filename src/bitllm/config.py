@@ -1,4 +1,4 @@
-"""What all configurations share: strict keys, YAML, and errors that name the nearest valid key."""
+"""Common parts of all configurations: strict keys, YAML, and errors that name the nearest valid key."""
 
 import difflib
 import math
@@ -27,7 +27,7 @@ class StrictConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _fit_words(cls, values: Any) -> Any:
-        """Numbers stay text where a field is text, and a single word is a list of one."""
+        """Keep numbers as text for text fields, and turn a single word into a list of one."""
         if not isinstance(values, dict):
             return values
         for key, value in values.items():
@@ -60,10 +60,10 @@ class StrictConfig(BaseModel):
 
 
 def read_yaml(path: Path, *, is_written: bool = False) -> dict[str, Any]:
-    """The keys and values of a YAML file in UTF-8, or of a JSON file by its ending.
+    """Keys and values of a YAML file in UTF-8, or of a JSON file (by its extension).
 
-    Keys are text as they are written: ``01`` is no number. With ``is_written`` numbers remember how they were
-    written, so that a field of text can have ``01`` or ``1.10``.
+    Keys are always text: ``01`` is not a number. With ``is_written`` numbers remember how they were written, so that
+    a text field can have the value ``01`` or ``1.10``.
     """
     what = "a YAML configuration"
     try:
@@ -94,14 +94,14 @@ def parse_yaml(text: str, source: str, is_written: bool = True) -> Any:
 
 
 def _composed(content: Any) -> Any:
-    """The same JSON, its keys without spaces around and in Unicode's composed form, as those of YAML."""
+    """The same JSON with keys in Unicode's composed form and without surrounding spaces, like those of YAML."""
     if isinstance(content, dict):
         return {normalized_name(key): _composed(value) for key, value in content.items()}
     return [_composed(value) for value in content] if isinstance(content, list) else content
 
 
 class _UniqueKeysLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, but a key is text, may be there once, and a date is text too."""
+    """PyYAML's safe loader, with text keys that must be unique; dates are text."""
 
     source: str
 
@@ -136,7 +136,7 @@ _UniqueKeysLoader.yaml_implicit_resolvers = {
 
 
 class _WrittenLoader(_UniqueKeysLoader):
-    """Its numbers remember how they were written."""
+    """A loader that keeps the written form of numbers."""
 
 
 class _WrittenInt(int):
@@ -164,7 +164,7 @@ _WrittenLoader.add_constructor("tag:yaml.org,2002:float", _written_float)
 
 
 def _fitted(value: Any, annotation: Any) -> Any:
-    """A value of YAML as a field wants it: text as it was written, one word as a list of one."""
+    """A YAML value in the form of a field: text as written, one word as a list of one."""
     kinds = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
     is_name = any(_is_text(kind) for kind in kinds) and not {int, float, bool} & set(kinds)
     if is_name and isinstance(value, _WrittenInt | _WrittenFloat):
@@ -190,7 +190,7 @@ def _is_text(kind: Any) -> bool:
 def require_number(
     option: str, value: float | int, *, least: float | int, most: float | int = math.inf
 ) -> None:
-    """Refuse the number of an option that is out of its range, or not a number."""
+    """Refuse an option's number that is NaN or out of range."""
     if not least <= value <= most:
         span = f"at least {least}" if most == math.inf else f"{least} to {most}"
         found = str(value) if len(str(value)) < 30 else f"one of {len(str(value))} digits"
@@ -204,13 +204,13 @@ LONGEST_CAPTION = 2**16
 
 
 def nearest(word: str, valid: list[str]) -> str:
-    """A phrase that names the valid word nearest to ``word``, or all of them."""
+    """A phrase with the valid word nearest to ``word``, or with all valid words."""
     close = difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
     return f"did you mean `{close[0]}`?" if close else f"valid: {', '.join(sorted(valid))}"
 
 
 def first_problem(config: type[BaseModel], error: ValidationError) -> str:
-    """The first of pydantic's complaints in one line: the key, what was expected, what was found."""
+    """The first of pydantic's errors on one line: the key, what was expected, what was found."""
     problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":

@@ -1,41 +1,41 @@
-"""Named errors for a user's mistakes: one line each, naming the file, what was expected, what came, what to do."""
+"""Named errors for users' mistakes: one line each, with the file, what was expected, what was found, what to do."""
 
 
 class BitLlmError(Exception):
-    """A mistake the user can mend; the command line prints its one line and exits with status 2."""
+    """A mistake that the user can correct; the command line prints its message and exits with status 2."""
 
 
 class ConfigError(BitLlmError):
-    """A configuration key or value that is not valid."""
+    """An invalid configuration key or value."""
 
 
 class DataError(BitLlmError):
-    """An input file that is missing, damaged or not what its name says."""
+    """An input file that is missing, damaged or has other content than its name says."""
 
 
 class SplitError(BitLlmError):
-    """A split that leaks, or that does not belong to the data at hand."""
+    """A split that leaks, or does not belong to the data."""
 
 
 class SealedTestError(SplitError):
-    """The test part was opened while something was being fitted."""
+    """Use of the test part during training."""
 
 
 class CheckpointError(BitLlmError):
-    """A checkpoint that is missing, incomplete or of another model."""
+    """A checkpoint that is missing, incomplete or belongs to another model."""
 
 
 class ModelError(BitLlmError):
-    """A model that loads but cannot do what it was chosen for."""
+    """A model that loads, but cannot be used for its purpose."""
 
 
 class OutputError(BitLlmError):
-    """A place that cannot be written: it is not empty, it is full, or it is not ours."""
+    """An output path that cannot be written: not empty, disk full, or no permission."""
 
 
 class TrainingError(BitLlmError):
-    """A training run that cannot go on: the loss or a reward is not a number."""
+    """Training that cannot continue, because the loss or a reward is not finite, for example."""
 
 
 class StoppedError(BitLlmError):
-    """A run that was asked to end, and stopped after a checkpoint."""
+    """A run that stopped after a checkpoint because it was asked to (SIGTERM)."""

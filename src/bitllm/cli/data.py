@@ -1,4 +1,4 @@
-"""Commands that make and look at data: simulate, prepare, inspect."""
+"""Commands for data: simulate, prepare nsd, split, inspect, audit."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Changes:
-    """What is changed of a preset."""
+    """Changed parameters of a preset."""
 
     signal: float | None = None
     """Strength of the signal (1); 0 writes betas that know nothing of the images."""
@@ -41,10 +41,10 @@ def simulate(
     Args:
         out: New folder for the release.
         preset: Size: tiny, demo or bench.
-        seed: Of scenes, brains and noise.
-        changes: What is changed of the preset.
+        seed: Seed of scenes, brains and noise.
+        changes: Parameters that differ from the preset.
         betas_format: Format of the beta files.
-        fsaverage: Write the betas at the vertices of a simulated fsaverage too.
+        fsaverage: Also write betas at the vertices of a simulated fsaverage.
     """
     from bitllm.cli.display import Display
     from bitllm.config import LARGEST_SEED, require_number
@@ -83,21 +83,21 @@ def prepare_nsd(  # noqa: PLR0913 - tyro reads the signature
     picture_px: int | None = None,
     workers: int = 1,
 ) -> None:
-    """Prepare a store from NSD's own file layout (real or simulated); resumes where a killed run stopped.
+    """Prepare a store from NSD's own file layout (real or simulated); resumes after a kill.
 
     Args:
-        root: Folder that holds nsddata, nsddata_betas and nsddata_stimuli.
+        root: Folder with nsddata, nsddata_betas and nsddata_stimuli.
         store: New folder for the store.
         space: The subjects' own volumes, or the vertices of fsaverage.
-        roi: Voxels to keep: a file of func1pt8mm/roi (freesurfer's label on fsaverage), or several joined by +.
-        subjects: Subjects to prepare (all that are there).
-        sessions: Only the first so many of every subject (all); -3 leaves out the last three, as before 2023.
+        roi: Voxels to read: a file in func1pt8mm/roi (on fsaverage a FreeSurfer label), or several joined by +.
+        subjects: Subjects to prepare; by default all.
+        sessions: Number of sessions, from the first; by default all. -3 leaves out the last three, as before 2023.
         beta_version: NSD's version of the betas.
-        normalization: Whose trials the z-scores' statistics see; session sees test trials (a leak, says audit).
-        validation_fraction: Share of the training images set aside for choices.
-        seed: Of the choice of validation images.
-        picture_px: Side to which pictures are resized (as they are: 425 in NSD, 39 GB for all).
-        workers: How many processes read sessions at the same time.
+        normalization: Which trials determine mean and standard deviation; `session` uses test trials, which is a leak.
+        validation_fraction: Share of the training images used for validation.
+        seed: Seed of the choice of validation images.
+        picture_px: Side to which images are resized; by default unchanged (NSD: 425 pixels, 39 GB for all).
+        workers: Number of processes that read sessions in parallel.
     """
     from bitllm.cli.display import Display
     from bitllm.data.prepare import prepare_nsd as prepare
@@ -140,13 +140,13 @@ def split(
 
     Args:
         store: Folder of the store.
-        out: New JSON file; one with the same split is left as it is.
-        preset: Which subjects train and which are tested.
-        held_out: The subject to hold out with leave-one-subject-out (the last), or that of within-subject (all).
+        out: New JSON file; an existing file with the same split is accepted.
+        preset: Which subjects are for training and which for test.
+        held_out: The subject of leave-one-subject-out (default: the last) or within-subject (default: all).
         test_images: A named set of NSD's shared images.
-        max_cosine: Keep pictures that are more alike than this on one side of training, validation and test.
-        embeddings: For max-cosine: a CLIP (folder or hub id), or the targets.safetensors that a demo wrote.
-        trials: Train on about so many trials alone, of pictures drawn at random.
+        max_cosine: Remove validation and training images with a higher cosine to an image of another part.
+        embeddings: For max-cosine: a CLIP (folder or hub id), or a targets.safetensors.
+        trials: Number (approximate) of training trials, of images drawn at random.
     """
     from bitllm.data import splits
     from bitllm.data.splits import check_split, make_split, save_split
@@ -185,7 +185,7 @@ def split(
 
 
 def _require_same(out: Path, made: "Split") -> None:
-    """Refuse to write over a file that is not this very split."""
+    """Refuse to overwrite a file unless it contains the same split."""
     from bitllm.data.splits import load_split
     from bitllm.errors import DataError, OutputError, SplitError
 
@@ -224,7 +224,7 @@ def _without_neighbours(store: "Store", made: "Split", embeddings: str, max_cosi
 
 
 def inspect(store: tyro.conf.Positional[Path], /, json: bool = False, verify: bool = False) -> None:
-    """Show what a store holds.
+    """Show the contents of a store.
 
     Args:
         store: Folder of the store.
@@ -250,12 +250,12 @@ def audit(
     split: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Look for leaks in a store, and in a run's split, results and choices; exit status 1 if there is one.
+    """Look for leaks in a store, and in a run's split, results and selections; exit status 1 if there are any.
 
     Args:
         store: Folder of the store.
         run: Folder with the run's results, its split.json and run.json.
-        split: The split to audit by; the run's own split.json by default.
+        split: The split to audit; by default the run's split.json.
         json: Print JSON instead of lines.
     """
     from bitllm.data.audit import audit as look

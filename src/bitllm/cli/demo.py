@@ -1,4 +1,4 @@
-"""The commands that run everything: demo once, reproduce one question over many worlds."""
+"""Commands that run everything: demo once, reproduce a question in many worlds."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,10 +21,10 @@ def demo(
 ) -> None:
     """Run everything: simulated brain, three stages, baselines, held-out subject, report.
 
-    The recipe is named with --recipe NAME or FILE (default: demo). Its values are the defaults of the options below.
+    Choose the recipe with --recipe NAME or FILE (default: demo). Its values are the defaults of the options below.
 
     Args:
-        out: Folder of the run; an unfinished run in it is resumed.
+        out: Run folder; an unfinished run in it is resumed.
         json: Print results.json instead of tables.
         recipe: Values of the recipe (--recipe NAME or FILE; default: demo).
     """
@@ -71,20 +71,18 @@ def reproduce(
     keep_published: bool = False,
     experiments: Path = Path("experiments"),
 ) -> None:
-    """Put the poster's claims to the test on simulated brains; an unfinished run goes on.
+    """Test the poster's claims on simulated brains; resumes an unfinished run.
 
-    The same command in a second terminal takes its share of the work.
+    The same command in a second terminal shares the work.
 
     Args:
-        names: The questions: folders of experiments with a config.yaml, or all. Those of one run share a recipe.
-        quick: One tiny world and a few steps, about a minute for a question: its numbers mean nothing.
-        out: Folder for the work and the results, shared by questions; reproduce/RECIPE (quick: reproduce/quick) by
-            default.
-        seeds: Only the first so many simulated brains.
-        model_seeds: Only the first so many model seeds on each.
-        keep_published: Take over the worlds whose results lie beside their question, with their learning rates, and run
-            the others alone.
-        experiments: Folder of all experiments; that of the project by default.
+        names: Questions (folders of experiments with a config.yaml) with the same recipe, or all.
+        quick: Use one tiny world and few steps, about a minute per question; the numbers mean nothing.
+        out: Folder for work and results, shared by questions; by default reproduce/RECIPE (quick: reproduce/quick).
+        seeds: Number of simulated brains, from the first.
+        model_seeds: Number of model seeds for each brain, from the first.
+        keep_published: Reuse published worlds with their learning rates, and run only the others.
+        experiments: Folder of all experiments; by default that of the project.
     """
     from bitllm.cli.display import Display
     from bitllm.experiments.config import read_experiments

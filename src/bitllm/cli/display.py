@@ -1,4 +1,4 @@
-"""Progress of long work in the terminal: one bar for what is under way, one line for each step that is done."""
+"""Progress of long work in the terminal: a bar for the current step, one line for each finished one."""
 
 from types import TracebackType
 
@@ -14,7 +14,7 @@ from rich.progress import (
 
 
 class Display:
-    """A context that shows progress where the output is a terminal, and lines everywhere."""
+    """A context that shows progress bars if the output is a terminal, and lines everywhere."""
 
     def __init__(self, console: Console) -> None:
         self.console = console

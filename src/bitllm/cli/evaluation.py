@@ -20,9 +20,9 @@ def evaluate(
     """Measure how much of the captions comes from the brain: scores, bits and retrieval with every control.
 
     Args:
-        run: Folder of a run, or of one checkpoint of sft or rft (then name the store).
+        run: A run folder, or the folder of one checkpoint of sft or rft (then name the store).
         store: Store to evaluate on; by default that of the run. For a store of other data see --judge-on.
-        options: What is evaluated, and where its parts lie.
+        options: What to evaluate, and where its parts are.
         json: Print results.json instead of tables.
     """
     from bitllm.cli.display import Display
@@ -57,22 +57,22 @@ def score(  # noqa: PLR0913 - each argument is an option of the command
     seed: int = 0,
     json: bool = False,
 ) -> None:
-    """Score captions, always beside a constant caption, permuted captions and people.
+    """Score captions, always with a constant caption, permuted captions and people for comparison.
 
     Args:
         captions: Our captions.jsonl, or {"id": "caption"}, COCO's results list or JSON lines of any decoder.
-        references: {"id": ["reference", ...]} or COCO's annotations, where the captions do not carry their own.
-        training_references: The same of training images, to choose the constant caption on.
+        references: {"id": ["reference", ...]} or COCO's annotations, if the captions do not contain references.
+        training_references: References of training images, to choose the constant caption.
         compare: Captions of another system on the same images, for paired differences.
-        per_image: Parquet file to be written, with the scores of every caption.
-        meteor: METEOR, which needs Java and some seconds.
-        spice: SPICE, which needs Java, its jars and some minutes.
+        per_image: Parquet file to write, with the scores of every caption.
+        meteor: Compute METEOR, which needs Java and some seconds.
+        spice: Compute SPICE, which needs Java, its jars and some minutes.
         bertscore: Folder or hub id of an encoder for BERTScore.
-        bertscore_layer: Its hidden layer; by default the last one.
+        bertscore_layer: Hidden layer for BERTScore; by default the last one.
         clip: Folder or hub id of a CLIP for CLIP-S and RefCLIP-S.
-        images: Folder of pictures named for the ids (73.png), or a store; for --clip.
-        tokenizer: auto is that of the COCO tools where Java is there, else ours.
-        seed: Of the bootstrap and the permutations.
+        images: For --clip: folder of images named by id (73.png), or a store.
+        tokenizer: auto uses that of the COCO tools if Java is installed, else ours.
+        seed: Seed of the bootstrap and the permutations.
         json: Print JSON instead of a table.
     """
     from bitllm.evaluation.scoring.score_file import ScoreOptions, score_file

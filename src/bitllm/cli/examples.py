@@ -1,4 +1,4 @@
-"""What stands under the help: an example or two of each command, and under the list of commands the exit statuses."""
+"""Text below the help: examples of each command, and below the list of commands the exit statuses."""
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "demo": ("bitllm demo --out demo", "bitllm demo --data.signal 0 --out demo-no-signal"),
@@ -46,12 +46,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "preflight": ("bitllm preflight poster --limit-gb 16",),
 }
 
-EXIT_STATUSES = """Exit status: 0 done; 1 something was found (audit: a leak); 2 a mistake in the input, and one line
-that says which; 130 interrupted, 143 asked to end: the same command resumes. --debug shows the traceback."""
+EXIT_STATUSES = """Exit status: 0 done; 1 audit found a leak; 2 an error in the input, in one line; 130 interrupted,
+143 asked to end: the same command resumes. --debug shows the traceback."""
 
 
 def under_help(command: str | None) -> str:
-    """What is printed under the help of a command, or of all of them."""
+    """Text below the help of a command, or of the list of commands."""
     if command is None:
         first = "\n  ".join(EXAMPLES[name][0] for name in ("demo", "report", "explore"))
         return f"First steps:\n  {first}\n\n{EXIT_STATUSES}"

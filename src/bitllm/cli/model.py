@@ -32,13 +32,13 @@ def preflight(
     *,
     recipe: "Recipe",
 ) -> None:
-    """Try one step of every stage at full size with random weights: time, memory, what would not fit.
+    """Run one step of every stage at full size with random weights: time, memory, and what would not fit.
 
     Args:
         align_batch: Trials in the step of align.
         sft_batch: Captions in the step of sft and in the decode.
         rft_batch: Brain inputs in the step of rft.
-        limit_gb: Memory that may be used, in GB; what is free by default.
+        limit_gb: Largest memory to use, in GB; by default what is free.
         json: Print JSON instead of tables.
         recipe: Values of the recipe.
     """

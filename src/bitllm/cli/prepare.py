@@ -1,4 +1,4 @@
-"""Commands that prepare a store from the formats that people hold besides NSD's own."""
+"""Commands that prepare a store from other formats than NSD's."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Images:
-    """What was seen."""
+    """Stimulus table and captions."""
 
     captions: tuple[Path, ...] = ()
     """COCO's annotations, or JSON of the format's own image numbers (NSD's; MindLLM: COCO's) to captions."""
@@ -24,7 +24,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Places:
-    """Where the voxels lie."""
+    """Coordinates of the voxels."""
 
     nsd: Path | None = None
     """Root of an NSD release with masks and transforms."""
@@ -45,9 +45,9 @@ def prepare_mindeye(
     Args:
         root: Folder webdataset_avg_split, with train, val and test.
         store: New folder for the store.
-        images: What was seen.
-        places: Where the voxels lie.
-        subjects: Some of the subjects; all by default.
+        images: Stimulus table and captions.
+        places: Coordinates of the voxels.
+        subjects: Subjects to prepare; by default all.
     """
     from bitllm.data.formats.processed import read_processed
 
@@ -62,14 +62,14 @@ def prepare_mindeye2(
     places: tyro.conf.OmitArgPrefixes[Places] = Places(),
     subjects: tuple[str, ...] = (),
 ) -> None:
-    """Prepare a store from MindEye2's HDF5 betas and behaviour arrays.
+    """Prepare a store from MindEye2's HDF5 betas and behavior arrays.
 
     Args:
         root: Folder with betas_all_subj01_fp32_renorm.hdf5 and wds.
         store: New folder for the store.
-        images: What was seen.
-        places: Where the voxels lie.
-        subjects: Some of the subjects; all by default.
+        images: Stimulus table and captions.
+        places: Coordinates of the voxels.
+        subjects: Subjects to prepare; by default all.
     """
     from bitllm.data.formats.processed import read_processed
 
@@ -90,10 +90,10 @@ def prepare_mindllm(
     Args:
         root: MindLLM's data folder, with nsd0/subject_1.h5 and so on.
         store: New folder for the store.
-        images: What was seen.
-        places: Where the voxels lie.
-        pictures: Folder of COCO's pictures.
-        subjects: Some of the subjects; all by default.
+        images: Stimulus table and captions.
+        places: Coordinates of the voxels.
+        pictures: Folder of COCO's images.
+        subjects: Subjects to prepare; by default all.
     """
     from bitllm.data.formats.processed import read_processed
 
@@ -117,9 +117,9 @@ def prepare_algonauts(
         root: Folder with subj01 and so on.
         store: New folder for the store.
         images: What was seen.
-        surfaces: FreeSurfer's folder fsaverage/surf: the places of the vertices.
+        surfaces: FreeSurfer's folder fsaverage/surf, with the coordinates of the vertices.
         labels: JSON of label names instead of NSD's own.
-        subjects: Some of the subjects; all by default.
+        subjects: Subjects to prepare; by default all.
     """
     from bitllm.data.formats.algonauts import read_algonauts
 
@@ -132,7 +132,7 @@ def prepare_algonauts(
 
 @dataclass(frozen=True)
 class StimulusFiles:
-    """Captions and pictures of the stimuli."""
+    """Captions and images of the stimuli."""
 
     captions: tuple[Path, ...]
     """JSON of stimulus_id to captions."""
@@ -142,7 +142,7 @@ class StimulusFiles:
 
 @dataclass(frozen=True)
 class TrialTable:
-    """Which image each beta is a response to."""
+    """The image of each beta."""
 
     trials: Path
     """Trials table (TSV or Parquet)."""
@@ -169,10 +169,10 @@ def prepare_glmsingle(
         betas: TYPED_FITHRF_GLMDENOISE_RR.hdf5, TYPEC or TYPEB.
         store: New folder for the store.
         table: Trials table, and the order of the trials.
-        stimuli: Captions and pictures.
+        stimuli: Captions and images.
         places: Mask on the grid of the betas (values above 0), or table of x_mm, y_mm, z_mm.
-        normalization: Whose trials the z-scores' statistics see; session sees test trials (a leak, says audit).
-        trust_pickle: Read GLMsingle's npy, a pickle; only arrays and plain containers are admitted.
+        normalization: Which trials determine mean and standard deviation; `session` uses test trials, which is a leak.
+        trust_pickle: Read GLMsingle's npy, a pickle; only arrays and plain containers are allowed.
     """
     from bitllm.data.formats.glmsingle import read_glmsingle
 

@@ -1,4 +1,4 @@
-"""The command line. A user's mistake is one line and exit status 2; ``--debug`` shows the traceback."""
+"""The command line. A user's mistake gives one line and exit status 2; ``--debug`` shows the traceback."""
 
 import os
 import sys
@@ -47,7 +47,7 @@ _GROUPS = {name.split()[0] for name in _COMMANDS if " " in name}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; exit status 2 for a user's mistake, 130 when interrupted, 143 when asked to end."""
+    """Run the command line; exit status 2 for a user's mistake, 130 if interrupted, 143 on SIGTERM."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -107,7 +107,7 @@ def _run(words: list[str]) -> None:
 
 
 def _bound(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
-    """A command with its arguments, to be run later: mistakes in arguments are told from errors of the command."""
+    """A command with its arguments, to run later: errors in arguments are thus separate from errors of the command."""
 
     @wraps(command)
     def bound(*args: Any, **options: Any) -> Callable[[], None]:
@@ -127,7 +127,7 @@ def _only_named(command: Callable[..., None]) -> Callable[[], None]:
 
 
 def _quiet_libraries() -> None:
-    """Keep the libraries' own bars and notices out of our output, and the network out of reach unless asked for."""
+    """Silence the libraries' bars and notices, and prevent network access unless it is requested."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

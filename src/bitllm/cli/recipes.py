@@ -1,4 +1,4 @@
-"""Commands that take a recipe: its values become the defaults of the command's dotted options."""
+"""Commands with a recipe: its values become the defaults of the command's dotted options."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,22 +15,22 @@ _FROM_POSITION = ("train", "params", "preflight")
 def with_recipe(
     name: str, command: Callable[..., Any], words: list[str]
 ) -> tuple[Callable[..., Any], list[str]]:
-    """Read the recipe that a command line names and make its values the defaults of the command's options.
+    """Read the recipe in a command line and make its values the defaults of the command's options.
 
     Parameters
     ----------
     name
         Name of the command.
     command
-        Its function. One that takes a recipe has a parameter `recipe`.
+        Function of the command; with a recipe it has a parameter `recipe`.
     words
-        What follows the name: `demo` names the recipe with `--recipe` (default: demo), the others name it first.
+        Words after the command's name. `demo` has an option `--recipe`; for the others the recipe is the first word.
 
     Returns
     -------
     tuple
-        The command with the recipe as default, and the words without the recipe; both unchanged for a command that
-        takes none.
+        The command with the recipe as default, and the words without the recipe. Both are unchanged for a command
+        without a recipe.
     """
     if name in _FROM_OPTION:
         recipe, rest = _option(words)

@@ -22,7 +22,7 @@ def report(
     Args:
         runs: Folders of demos, or of other runs after `bitllm evaluate`.
         out: Path of the page.
-        store: The store that was evaluated, if it is not in the folder of the run; for pictures and brain maps.
+        store: The evaluated store, if it is not in the run folder; for images and brain maps.
         pictures: Show the images that the subject saw; by default only simulated ones.
         json: Print the numbers as JSON.
     """
@@ -63,9 +63,9 @@ def explore(
     Args:
         run: A checkpoint of sft or rft, or the folder of a demo with all systems.
         store: The store that the run was trained on.
-        host: Address to listen on; any other than 127.0.0.1 shows the data to the network.
-        port: Port; 0 takes a free one.
-        names: Further host names under which the page may be opened.
+        host: Address to listen on; any other than 127.0.0.1 exposes the data to the network.
+        port: Port; 0 for any free one.
+        names: Further host names of this server.
         llm: Base LLM, a folder or hub id, if it is not in the folder of the run.
         split: Split of the run, if it is not in its folder.
         precision: Precision of the frozen LLM (that of the training).
@@ -103,8 +103,8 @@ def export(
         out: New folder for the model.
         system: Name of the system (default: rft, else sft).
         llm: Base LLM, a folder or hub id, if it is not in the folder of the run.
-        whole: Write the base LLM's weights too; after rft they always are.
-        license: License of the base LLM, as the hub calls it, e.g. llama3.2; known for some.
+        whole: Write the base LLM's weights too; a model of rft always contains them.
+        license: The hub's name of the base LLM's license, e.g. llama3.2; known for some LLMs.
         push_to_hub: Upload to a private repository of this id. Without it nothing leaves the machine.
         json: Print what was written as JSON.
     """

@@ -1,4 +1,4 @@
-"""Where the commands print."""
+"""Output of the commands."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""The commands that train: train, embed."""
+"""Commands for training: train, embed."""
 
 import logging
 import sys
@@ -21,10 +21,10 @@ def train(
     *,
     recipe: "Recipe",
 ) -> None:
-    """Train stages of a recipe in a run folder, resuming what was stopped. Name the recipe first.
+    """Train stages of a recipe in a run folder; resumes an interrupted stage. Name the recipe first.
 
     Args:
-        steps: align, sft, rft, a variant of the recipe, or all. What a step starts from is trained before it.
+        steps: align, sft, rft, a variant of the recipe, or all. Steps that they start from are trained first.
         out: Folder of the run.
         json: Print JSON instead of a line for each step.
         recipe: Values of the recipe.
@@ -69,7 +69,7 @@ def train(
 
 
 def _print_warnings(is_main) -> None:  # type: ignore[no-untyped-def]
-    """Print this package's warnings, such as that of a damaged checkpoint, as lines of the main process."""
+    """Print this package's warnings, such as that of a damaged checkpoint, in the main process."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("bitllm: %(message)s"))
     handler.addFilter(lambda _: is_main())
@@ -84,10 +84,10 @@ def embed(
     out: Path = Path("targets.safetensors"),
     json: bool = False,
 ) -> None:
-    """Embed every picture and caption of a store by a frozen CLIP: what the align stage aims at.
+    """Embed every image and caption of a store with a frozen CLIP: the targets of the align stage.
 
     Args:
-        store: What `bitllm prepare` wrote.
+        store: A store that `bitllm prepare` wrote.
         clip: Folder or hub id of a CLIPModel, e.g. openai/clip-vit-large-patch14.
         out: File to write.
         json: Print JSON instead of a line.
