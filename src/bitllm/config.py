@@ -14,7 +14,7 @@ from bitllm.errors import ConfigError, DataError
 from bitllm.files import normalized_name, read_json, read_text
 
 _LARGEST_NUMBER = 2**53
-"""Above, sizes overflow in torch and are no longer exact as floats."""
+"""Larger sizes overflow in torch and are not exact as floats."""
 
 ConfigT = TypeVar("ConfigT", bound="StrictConfig")
 
@@ -198,9 +198,9 @@ def require_number(
 
 
 LARGEST_SEED = 2**32 - 1
-"""Of numpy's old generator, which `transformers.set_seed` sets."""
+"""Largest seed of numpy's legacy generator, which `transformers.set_seed` sets."""
 LONGEST_CAPTION = 2**16
-"""In tokens."""
+"""Longest caption, in tokens."""
 
 
 def nearest(word: str, valid: list[str]) -> str:

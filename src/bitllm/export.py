@@ -18,7 +18,7 @@ from bitllm.report.card import UNKNOWN_LICENSE, license_of, model_card
 from bitllm.report.run import RESULTS, read_results
 
 BRAIN_FILE = "brain.json"
-"""Atlases of the labels, in the order that the model expects."""
+"""File with the atlases of the labels, in the order that the model expects."""
 _PREFERRED = ("rft", "sft")
 
 

@@ -89,7 +89,7 @@ class SmallClipConfig(StrictConfig):
     """Sizes and schedule of the small CLIP."""
 
     image_px: int = 64
-    """Side of the pictures it sees, in pixels."""
+    """Side of its input images, in pixels."""
     patch_px: int = 16
     """Side of a patch, in pixels."""
     width: int = 128
@@ -169,7 +169,7 @@ FUNCTION_WORDS = frozenset({
     "a", "an", "the", "of", "on", "in", "at", "to", "is", "are", "with", "and", "by", "near", "next", "it", "its",
     "there", "that", "this", "some", "from", "for", "as", "while", "has",
 })  # fmt: skip
-"""Words that say nothing about the image, never used as keywords."""
+"""Words without information about the image, never used as keywords."""
 
 
 class SmallLlmConfig(StrictConfig):
@@ -180,7 +180,7 @@ class SmallLlmConfig(StrictConfig):
     layers: int = 6
     """Number of decoder layers."""
     heads: int = 4
-    """Attention heads; half as many for keys and values."""
+    """Number of attention heads; there are half as many for keys and values."""
     keyword_share: float = 0.8
     """Share of documents that begin with keywords."""
     keyword_keep: float = 0.5

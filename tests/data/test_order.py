@@ -42,7 +42,7 @@ def test_grouping_by_length_keeps_every_example_and_brings_like_lengths_together
     for epoch in range(2):
         indices = [order[epoch * n + place][1] for place in range(n)]
         assert sorted(indices) == list(range(n))
-        if batch_size <= n <= 16 * batch_size:  # one pool: batches hold neighbours of the sorted lengths
+        if batch_size <= n <= 16 * batch_size:  # one pool: batches hold neighbors of the sorted lengths
             batches = [lengths(epoch)[indices[i : i + batch_size]] for i in range(0, n, batch_size)]
             bounds = sorted((batch.min(), batch.max()) for batch in batches)
             if n % batch_size == 0:

@@ -95,7 +95,7 @@ def test_a_split_that_is_named_is_never_ignored(easy, tmp_path, resealed):
 
 @pytest.fixture(scope="module")
 def other_store(easy, tmp_path_factory):
-    """The easy brain's store as another normalisation would give it: the same split, other betas."""
+    """The easy brain's store as another normalization would give it: the same split, other betas."""
     place = tmp_path_factory.mktemp("other") / "store"
     shutil.copytree(easy.store.path, place)
     manifest = json.loads((place / "manifest.json").read_text())

@@ -18,13 +18,13 @@ class Changes:
     """Changed parameters of a preset."""
 
     signal: float | None = None
-    """Strength of the signal (1); 0 writes betas that know nothing of the images."""
+    """Strength of the signal (1); 0 writes betas that do not depend on the images."""
     noise: float | None = None
-    """Strength of everything in the betas that is no response (1)."""
+    """Strength of everything in the betas that is not a response (1)."""
     shared_tuning: float | None = None
     """Share of the tuning that all subjects have in common, 0 to 1."""
     misalignment_mm: float | None = None
-    """Typical distance between anatomical and functional place, in mm."""
+    """Typical distance between anatomical and functional position, in mm."""
 
 
 def simulate(

@@ -17,9 +17,9 @@ class Images:
     """Stimulus table and captions."""
 
     captions: tuple[Path, ...] = ()
-    """COCO's annotations, or JSON of the format's own image numbers (NSD's; MindLLM: COCO's) to captions."""
+    """COCO's annotations, or JSON from image ids (NSD's; for MindLLM COCO's) to captions."""
     stimulus_table: Path | None = None
-    """nsd_stim_info_merged.csv: maps NSD's numbers to COCO's and marks the shared images."""
+    """nsd_stim_info_merged.csv: maps NSD ids to COCO ids and marks the shared images."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,9 @@ class StimulusFiles:
     """Captions and images of the stimuli."""
 
     captions: tuple[Path, ...]
-    """JSON of stimulus_id to captions."""
+    """JSON from stimulus_id to captions."""
     pictures: Path | None = None
-    """Folder of pictures named by stimulus_id."""
+    """Folder of images named by stimulus_id."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class TrialTable:
     subject: str
     """The subject's name in the trials table."""
     design: Path | None = None
-    """DESIGNINFO, whose stimorder is checked against the trials."""
+    """DESIGNINFO; its stimorder is compared with the trials."""
 
 
 def prepare_glmsingle(

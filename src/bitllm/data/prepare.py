@@ -23,7 +23,7 @@ from bitllm.data.store.write import Progress, write_store
 from bitllm.errors import ConfigError, DataError
 
 _MAX_PICTURE_PX = 4096
-"""Larger pictures than NSD's 425 pixels gain nothing, and a mistyped number would fill the memory."""
+"""Larger images than NSD's 425 pixels have no use, and a mistyped number would fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class VolumeSessions:
     """Reads sessions of one subject's voxels, in percent signal change; picklable, for worker processes."""
 
     files: tuple[Path, ...]
-    """One a session, from the first."""
+    """Files of the sessions, in order."""
     voxel_mask: Bool[np.ndarray, "x y z"]
     n_trials: dict[int, int]
-    """By session."""
+    """Number of trials of each session."""
     grid: Grid
-    """Of the brain mask."""
+    """Grid of the brain mask."""
 
     def __call__(self, session: int) -> np.ndarray:
         """Betas [trials, voxels] of a session."""
@@ -51,10 +51,10 @@ class SurfaceSessions:
     """Reads sessions of one subject's vertices, in percent signal change; picklable, for worker processes."""
 
     files: tuple[tuple[Path, ...], ...]
-    """Both hemispheres of each session, from the first."""
+    """Files of both hemispheres of each session, in order."""
     masks: VertexMasks
     n_trials: dict[int, int]
-    """By session."""
+    """Number of trials of each session."""
 
     def __call__(self, session: int) -> np.ndarray:
         """Betas [trials, vertices] of a session."""

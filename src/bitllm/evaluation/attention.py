@@ -23,9 +23,9 @@ class AdapterReading(NamedTuple):
     """What one adapter attended to."""
 
     layer: int
-    """Decoder layer that it stands behind, 0-based."""
+    """Decoder layer (0-based) that the adapter follows."""
     openness: float
-    """tanh of its gate: 0 is closed."""
+    """tanh of the gate; 0 is closed."""
     weights: Float[Tensor, "words N"]
     """Share of each brain token, averaged over heads and over the tokens of a word; rows sum to 1."""
 

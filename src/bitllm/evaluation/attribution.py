@@ -93,7 +93,7 @@ def attribution(
     """
     trained = gradients(system, found, what="attribution", progress=progress)
     with random_weights(system.model, seed=seed):
-        random = gradients(system, found, what="attribution, randomised", progress=progress)
+        random = gradients(system, found, what="attribution, randomized", progress=progress)
     return Attribution(found.held_out.betas, trained, random)
 
 
@@ -159,7 +159,7 @@ _ABOUT = {
     "pooling_map.npy": "queries x voxels: the encoder's pooling weights, each row sums to 1. A fixed map of this "
     "subject: it does not depend on the betas and explains no trial.",
     "voxels.parquet": "voxels in the order of the store: place, atlas labels, pooling (mean weight over queries), "
-    "attribution (gradient x input, mean over images, bits), attribution_absolute, and both for a randomised model.",
+    "attribution (gradient x input, mean over images, bits), attribution_absolute, and both for a randomized model.",
 }
 
 

@@ -37,7 +37,7 @@ ENCODER_PART, REGIONS_PART = "encoder", "regions"
 
 _ROWS, _REST = "rows.parquet", "part.json"
 _N_OTHERS = 4
-"""Other images that the probability of a decoded word is compared with."""
+"""Number of other images for the bits of a decoded word."""
 _THIRDS = ("least similar", "middle", "most similar")
 
 

@@ -21,12 +21,11 @@ class EvaluateOptions:
     inputs: tuple[Input, ...] = INPUTS
     """Controls; real and permuted betas are always used."""
     likelihood: Likelihood = "all"
-    """Inputs with bits of evidence: all that a system reads, only permuted against real betas averaged over
-    repetitions, or none."""
+    """Inputs with bits of evidence: all, only real against permuted (averaged over repetitions), or none."""
     subject: str | None = None
-    """Subject to evaluate; needed where the part has several."""
+    """Subject to evaluate; needed if the part has several."""
     part: Literal["test", "validation"] = "test"
-    """Part of the split; validation does not open the test."""
+    """Part of the split; with validation the test part stays sealed."""
     rois: str | None = None
     """Atlases or regions to silence and to use alone, e.g. floc-faces,prf-visualrois:V1v; for the final system."""
     words: Path | None = None
@@ -51,4 +50,4 @@ class EvaluateOptions:
     """Seed of shuffles, permutations, noise and the bootstrap; by default that of the run's recipe, else 0."""
     out: Path | None = None
     """New folder, or that of an earlier evaluation, for evaluation.parquet, evaluation.json and results.json; by
-    default that of the run."""
+    default the run folder."""

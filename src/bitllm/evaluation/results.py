@@ -25,11 +25,11 @@ class InputResult:
 
     scores: Scores
     n_distinct: int
-    """Different captions."""
+    """Number of different captions."""
     n_empty: int
-    """Captions without a word."""
+    """Number of captions without a word."""
     mean_length: float
-    """Words per caption."""
+    """Mean number of words."""
     n_captions: int
     real_minus_this: Scores = field(default_factory=dict)
     """Paired difference real − this input, by metric; empty for the real input."""
@@ -47,7 +47,7 @@ class SystemResult:
     single: dict[str, InputResult] = field(default_factory=dict)
     """By input: single trials."""
     n_trainable: int | None = None
-    """Trained parameters."""
+    """Number of trained parameters."""
 
     @property
     def real(self) -> InputResult:
@@ -93,10 +93,10 @@ class EncoderResult:
     cosine_real_zero: tuple[float, float] | None = None
     """Mean and standard deviation over trials of the cosine of the embeddings of real and all-zero betas."""
     embedding: str = ""
-    """Which embedding was used."""
+    """The embedding that was used."""
     real_minus_permuted: dict[str, Estimate] = field(default_factory=dict)
-    """Paired difference in ``R@10`` and in 2-way identification (``2-way``), a control averaged over its draws;
-    and of single trials (``R@10, single trials``, …)."""
+    """Paired difference in ``R@10`` and in 2-way identification (``2-way``), with the draws of a control averaged;
+    also for single trials (``R@10, single trials``, …)."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class GroupResult:
     name: str
     n_images: int
     cider: Estimate | None = None
-    """None with fewer than two images, as all below."""
+    """None with fewer than two images, like all fields below."""
     real_minus_permuted: Estimate | None = None
     bits_per_word: Estimate | None = None
 
@@ -121,11 +121,11 @@ class RegionResult:
     """``ATLAS`` or ``ATLAS:LABEL``."""
     n_voxels: int
     bits_lost: Estimate
-    """Per word, when the region is silent."""
+    """Bits per word lost when the region is silenced."""
     bits_lost_same_size: Estimate
-    """Per word, when as many random voxels outside of it are."""
+    """Bits per word lost when as many random voxels outside the region are silenced."""
     bits_alone: Estimate
-    """Per word, from the region alone: its own image against another image."""
+    """Bits per word from the region alone: its own image against another image."""
     cider_lost: Estimate
     cider_alone: Estimate
     bits_lost_by_category: dict[str, Estimate] = field(default_factory=dict)
@@ -141,7 +141,7 @@ class About:
     is_simulated: bool
     subject: str
     is_subject_trained_on: bool | None
-    """None where that is not known."""
+    """None if that is not known."""
     part: str
     """``test`` or ``validation``."""
     is_store_of_training: bool
@@ -159,19 +159,19 @@ class About:
     """Strength of the simulated signal."""
     constant_caption: str = ""
     how_chosen: str = ""
-    """How the settings were chosen, where it is known."""
+    """How the settings were chosen, if that is known."""
     command: str = ""
     git_revision: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    """Of every step of the run."""
+    """Seconds of every step of the run."""
     peak_memory_gb: float | None = None
     controls: dict[str, dict[str, Any]] = field(default_factory=dict)
     """How each control was made."""
     not_run: dict[str, str] = field(default_factory=dict)
-    """What was not computed, and why."""
+    """What was not computed, with the reason."""
     notes: tuple[str, ...] = ()
-    """What a reader should know, though nothing is wrong."""
+    """What a reader should know although it is not an error."""
 
 
 @dataclass(frozen=True)
@@ -188,8 +188,8 @@ class Results:
     """Each reference scored against the others of its image, by metric."""
     groups: tuple[GroupResult, ...] = ()
     similarity_to_training: Estimate | None = None
-    """Rank correlation over images of CIDEr real − permuted with the similarity of the image to its nearest training
-    image: positive where the images that resemble a training image are decoded best."""
+    """Rank correlation over images between CIDEr real − permuted and the similarity to the nearest training image;
+    positive if images similar to a training image are decoded better."""
     regions: tuple[RegionResult, ...] = ()
     reward: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Mean sampled reward of the first and the last fifth of the rft steps: ``reward`` and each of its parts."""

@@ -23,7 +23,7 @@ from bitllm.model.precision import Precision
 from bitllm.training.distributed import device
 
 CARDS = (RFT_CARD, CARD)
-"""Names of the cards of checkpoints: that of rft, whose folder has it alone, and that of sft."""
+"""File names of the cards of rft and sft checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Checkpoints:
     """Checkpoints to evaluate on one store and split, with the other parts of their run."""
 
     folders: dict[str, Path]
-    """System → folder."""
+    """Folder of each system."""
     store: Store
     split: Split
     llm: str
     """Folder or hub id of the base LLM."""
     precision: Precision | None
-    """Precision of the frozen LLM; None for the one that each system was trained in."""
+    """Precision of the frozen LLM; None for that of each system's training."""
     aligner: BrainAligner | None
     """The encoder of the final system with the heads of the align stage, if found."""
     encoder: BrainEncoder
@@ -49,7 +49,7 @@ class Checkpoints:
     is_own_store: bool = True
     """Whether store and split are those of the training."""
     is_continued: bool = False
-    """Whether an sft continued another one; that one's subjects are not known here."""
+    """Whether an sft continues another one, with possibly other training subjects."""
 
     @property
     def final(self) -> str:

@@ -28,9 +28,9 @@ class SystemConfig(Variant):
     encoder: dict[str, Any] = Field(default_factory=dict)
     """Changed settings of the encoder."""
     averaged: bool = True
-    """Whether the test subject's repetitions are averaged; otherwise each image has its first trial alone."""
+    """Whether the test subject's repetitions are averaged; otherwise only the first trial of each image is used."""
     rate_of: str | None = None
-    """System whose learning rate it takes, instead of one chosen for it."""
+    """System whose learning rate this one uses instead of its own choice."""
     learning_rates: tuple[float, ...] | None = Field(default=None, min_length=1)
     """Learning rates to choose from, instead of the experiment's."""
 
@@ -64,7 +64,7 @@ class ExperimentConfig(StrictConfig):
     rft_learning_rates: tuple[float, ...] = Field(default=(0.0001, 0.0003, 0.001), min_length=1)
     """Learning rates of rft to choose from for each system."""
     controls: tuple[Control, ...] = ("zero", "shuffle", "noise")
-    """Controls in addition to permuted betas and the LLM alone, which always run."""
+    """Controls in addition to permuted betas and the LLM alone, which are always run."""
     diagnostics: bool = False
     """Whether the encoders of the sft systems are evaluated alone: retrieval, cosine of real and zero betas."""
     systems: dict[str, SystemConfig]

@@ -31,7 +31,7 @@ from bitllm.pipeline.run import Run
 
 _PENALTIES = (1.0, 10.0, 100.0, 1000.0, 10000.0)
 _DRAWS = 20
-"""Random draws that a control is averaged over."""
+"""Number of random draws of a control, which are averaged."""
 
 
 class LinearHead(NamedTuple):

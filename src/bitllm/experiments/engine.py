@@ -38,7 +38,7 @@ class Unit(NamedTuple):
     """Work that one process does at a time."""
 
     place: str
-    """Where much is shared with other units."""
+    """Units with the same place share many parts."""
     do: Callable[[], None]
 
 

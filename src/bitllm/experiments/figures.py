@@ -56,7 +56,7 @@ class _Row(NamedTuple):
     effect: Effect
     lines: list[str]
     is_last: bool
-    """Whether its axis is drawn below it."""
+    """Whether the axis is drawn below this row."""
     limits: tuple[float, float]
 
     @property

@@ -47,7 +47,7 @@ class Headline(StrictConfig):
     name: str
     """Folder of the experiment."""
     claim: int
-    """Place of the claim in its configuration."""
+    """Index of the claim in the configuration."""
 
 
 class Summary(StrictConfig):
@@ -60,7 +60,7 @@ class Summary(StrictConfig):
     poster: tuple[str, ...]
     """The poster's own questions, in its order."""
     also: tuple[str, ...] = ()
-    """Other questions whose verdict is on the first page too."""
+    """Other questions with a verdict on the first page."""
     titles: dict[str, str] = Field(default_factory=dict)
     """Headings of questions, if not their names."""
     headlines: tuple[Headline, ...] = ()
@@ -73,7 +73,7 @@ class Results:
     rows: pd.DataFrame
     """Rows of complete waves."""
     record: dict[str, Any]
-    """Where they come from."""
+    """Origin of the rows."""
     effects: tuple[Effect, ...]
     """The effect of each claim."""
 

@@ -41,14 +41,14 @@ LEAST_BRAINS = 3
 _KEYS = ["simulator_seed", "model_seed", "nsd_id"]
 
 RETRIEVED = ("real", "permuted", "zero", "shuffle")
-"""Inputs that an encoder alone is evaluated with."""
+"""Inputs of the evaluation of an encoder alone."""
 MEASURED_UNDER: dict[str, tuple[str, ...]] = {
     "bits": ("real",),
     "cosine_zero": ("real",),
     "recall_at_10": RETRIEVED,
     "recall_at_10_linear": RETRIEVED,
 }
-"""Inputs that a measure exists for, if not for all."""
+"""Inputs for which a measure exists, if not for all."""
 ENCODER_MEASURES = ("cosine_zero", "recall_at_10", "recall_at_10_linear")
 """Measures of an encoder alone, in experiments with diagnostics."""
 
@@ -77,9 +77,9 @@ class Claim(StrictConfig):
     measure: Measure = "cider"
     """The measure, per image (BLEU-4: of all images of a world)."""
     factor: float = Field(default=1.0, gt=0)
-    """How many times as much the first arm should have."""
+    """The first arm should have this many times as much."""
     negligible: float = Field(default=0.0, ge=0)
-    """Largest difference that counts as none: with an interval below it the claim is not borne out."""
+    """Largest difference that counts as none: the claim is not borne out if the interval is below it."""
     poster: str
     """The poster's figures, on NSD."""
 
@@ -90,7 +90,7 @@ class Effect(NamedTuple):
     more: float
     less: float
     difference: Estimate
-    """*more − factor × less*; its p is the larger one of the two intervals'."""
+    """*more − factor × less*; p is the larger one of the two intervals."""
     n_brains: int
     n_models: int
     """Model seeds on each brain."""

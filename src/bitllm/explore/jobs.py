@@ -36,7 +36,7 @@ class Job:
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     state: JobState = "waiting"
     events: list[dict[str, Any]] = field(default_factory=list)
-    """Only ever grows, so that a reader can continue where it stopped."""
+    """Only appended to, so that a reader can continue where it stopped."""
     cancelled: threading.Event = field(default_factory=threading.Event)
     over: threading.Event = field(default_factory=threading.Event)
     """Set after the last event."""

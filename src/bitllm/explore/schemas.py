@@ -24,7 +24,7 @@ class Ask(_Strict):
     subject: Name
     nsd_id: NsdId
     repetition: Annotated[int, Field(ge=1, le=1000)] | None = None
-    """One repetition, counted from 1; none for the mean of all."""
+    """A repetition, counted from 1; none for the mean over all."""
     perturbation: Kind = "none"
     roi: RoiName | None = None
     factor: Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)] = 1.0
@@ -53,7 +53,7 @@ class SubjectInfo(_Strict):
     n_voxels: int
     is_trained_on: bool
     n_images: dict[str, int]
-    """How many images of each use the subject saw."""
+    """Number of images of each use that the subject saw."""
     rois: list[RoiInfo]
 
 
@@ -102,7 +102,7 @@ class JobInfo(_Strict):
     id: str
     state: JobState
     n_ahead: int
-    """Decodes before it in the queue."""
+    """Number of decodes ahead in the queue."""
 
 
 class Problem(_Strict):

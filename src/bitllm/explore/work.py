@@ -58,7 +58,7 @@ from bitllm.training.distributed import device
 
 NEEDS_ROI = frozenset({"silence", "alone"})
 N_OTHERS = 8
-"""Other images that a word's probability is compared with."""
+"""Number of other images for the bits of a word."""
 MAX_NEW_TOKENS = 24
 MAX_SHOWN_VOXELS = 20_000
 _SYSTEMS_LOADED, _PANELS_CACHED = 2, 64
@@ -131,7 +131,7 @@ class Session:
     split: Split
     base: BaseLlm
     precision: Precision | None = None
-    """Of the frozen LLM; None for the one that each system was trained in."""
+    """Precision of the frozen LLM; None for that of each system's training."""
     _loaded: dict[str, Captioner] = field(default_factory=dict)
     _subjects: dict[str, SubjectTrials] = field(default_factory=dict)
 

@@ -23,7 +23,7 @@ class _Tokens(NamedTuple):
     embeddings: Float[Tensor, "tokens width"]
     """Unit vectors of all tokens, special ones included."""
     weights: Float[Tensor, " tokens"]
-    """1 / (number of words' tokens) for these, 0 for special tokens."""
+    """1 / (number of word tokens) for word tokens, 0 for special tokens."""
 
 
 class BertScorer:
@@ -84,7 +84,7 @@ class BertScorer:
         Parameters
         ----------
         captions, references
-            Raw text, not tokenised; at least one reference for each caption.
+            Raw text, not tokenized; at least one reference for each caption.
         """
         require_references(captions, references)
         if len(captions) == 0:

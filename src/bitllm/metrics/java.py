@@ -30,7 +30,7 @@ from bitllm.metrics.tokenize import without_punctuation
 JAVA_TOKENIZER = "ptb-java (stanford-corenlp 3.4.1)"
 PTB_TIMEOUT_S, METEOR_TIMEOUT_S, SPICE_TIMEOUT_S = 300.0, 600.0, 3600.0
 MAX_METEOR_WORDS = 1000
-"""METEOR aligns every word with every word: 15,000 words take minutes or Java's whole heap."""
+"""METEOR aligns all pairs of words: 15,000 words take minutes or fill Java's heap."""
 
 _PTB_JAR, _METEOR_JAR, _SPICE_JAR = "stanford-corenlp-3.4.1.jar", "meteor-1.5.jar", "spice-1.0.jar"
 # pycocoevalcap downloads these on the first use of its own wrapper; we download nothing

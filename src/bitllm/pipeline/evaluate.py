@@ -45,7 +45,7 @@ _CHOICES = (
     "subj01–06), on other simulator seeds; subj08 and the test images were sealed while fitting."
 )
 _NOT_SHAPING = ("systems", "out", "maps", "llm", "split", "align", "targets")
-"""Options that say where things lie; what lies there is part of a step's settings by its checksum."""
+"""Options with paths; the step's settings contain the checksums of their contents instead."""
 
 
 def evaluate(

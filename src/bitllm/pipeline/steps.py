@@ -42,11 +42,11 @@ class Steps:
     maker: str = "demo"
     tells_kept: bool = True
     seconds: dict[str, float] = field(default_factory=dict)
-    """Time that each step took when it was made."""
+    """Time of each step when it was made."""
     keys: dict[str, str] = field(default_factory=dict)
-    """Key of each step that is done."""
+    """Key of each finished step."""
     kept: list[str] = field(default_factory=list)
-    """Steps that an earlier run had finished."""
+    """Steps that an earlier run finished."""
 
     def __post_init__(self) -> None:
         owner = self.folder / f"bitllm-{self.maker}.json"

@@ -22,7 +22,7 @@ from bitllm.pipeline.recipe import Recipe
 from bitllm.stages.rft import with_lora
 
 GPUS_GB = (24, 40, 80)
-"""Sizes of GPU that an estimate is compared with."""
+"""Memory of GPUs for which the largest batch is estimated."""
 _FP32, _BF16, GB = 4, 2, 1e9
 _ADAM = 3 * _FP32  # gradient and two moments
 _USABLE = (

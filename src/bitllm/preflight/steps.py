@@ -54,7 +54,7 @@ from bitllm.training.loop import Loop, OptimizerConfig, RunContext, TrainerSetti
 
 STAGES = ("align", "sft", "decode", "rft")
 PROMPT_TOKENS, CAPTION_TOKENS = 48, 16
-"""Length of made-up prompts (a chat template with one instruction) and of captions."""
+"""Lengths of synthetic prompts (a chat template with one instruction) and of captions."""
 _LARGEST_BATCH, _BLOCK = 2**20, 2**20
 
 
@@ -81,10 +81,10 @@ class Preflight(NamedTuple):
     not_run: dict[str, str]
     """Stages that were not run, with the reason."""
     planned: dict[str, StageMemory]
-    """Memory of each stage by arithmetic, at the recipe's own batch."""
+    """Estimated memory of each stage with the recipe's batch size."""
     planned_batch: dict[str, int]
     largest_batch: dict[str, dict[str, int]]
-    """For each stage and size of GPU (GB), the largest batch that fits; 0 if not even one example does."""
+    """Largest batch that fits, for each stage and size of GPU (GB); 0 if not even one example fits."""
 
     def to_json(self) -> dict[str, Any]:
         """Output of ``--json``."""

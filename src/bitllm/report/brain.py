@@ -24,7 +24,7 @@ from bitllm.evaluation.results import RegionResult, Results
 from bitllm.report.figures import Row, interval_chart, style
 
 RADIUS_MM = 8.0
-"""A vertex without a voxel within this distance stays gray."""
+"""A vertex without a voxel within this distance is gray."""
 _NEIGHBORS = 6
 _MOST_REGIONS = 12
 _COORDS = ["x_mm", "y_mm", "z_mm"]
@@ -54,7 +54,7 @@ class BrainMaps(NamedTuple):
     regions: list[BrainFigure]
     region_chart: str
     where: str
-    """What the values are drawn on."""
+    """Surface or coordinates on which the values are drawn."""
     n_regions_shown: int = 0
 
 
@@ -217,7 +217,7 @@ def _strongest_labels(store: Store, subject: str, values: Float[np.ndarray, " vo
         if number > 0 and (table[atlas] == number).any()
     }
     best = sorted(means, key=lambda name: -means[name])[:3]
-    return ", ".join(f"{name} ({means[name]:.1f})" for name in best) or "no labelled region"
+    return ", ".join(f"{name} ({means[name]:.1f})" for name in best) or "no labeled region"
 
 
 def _draw_flat(

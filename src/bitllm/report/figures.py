@@ -25,7 +25,7 @@ from matplotlib.ticker import MaxNLocator
 from bitllm.metrics.intervals import Estimate
 
 WIDTH = 4.8
-"""Inches; 96 pixels each: about as wide as a phone, so that text stays readable there."""
+"""Width in inches of 96 pixels: about that of a phone, so that text is readable there."""
 INK, FAINT, BLUE, ORANGE, BAND, WHITE = "#222222", "#5f5f5f", "#0072b2", "#d55e00", "#e4e4e4", "#ffffff"
 GREY, BROWN, RED, GREEN, PURPLE = "#8a929c", "#b5651d", "#a63f00", "#00795a", "#a4437c"
 MAX_POINTS = 400  # of one curve: more than the screen has pixels for; beyond, neighbors are averaged

@@ -25,7 +25,7 @@ ATLASES: dict[str, tuple[str, ...]] = {
 """Labels 1, 2, … of every atlas; 0 is cortex without a label and −1 is not cortex."""
 
 COMMON_ATLASES = frozenset({"nsdgeneral", "streams"})
-"""Atlases whose color tables NSD has under fsaverage too; the others are under the subjects alone."""
+"""Atlases with a color table under fsaverage in NSD; the others have theirs in the subjects' folders only."""
 
 
 class Patch(NamedTuple):
@@ -49,10 +49,10 @@ PATCHES: dict[str, Patch] = {
 """Category-selective areas. NSD has no atlas of the food areas, so they have no label here either."""
 
 EARLY_RING = 51.0
-"""Retinotopic areas end here."""
+"""Outer limit of the retinotopic areas."""
 
 _BAND = 22.0
-"""Width of V1, V2 and V3 on either side of the calcarine."""
+"""Width of V1, V2 and V3 on either side of the calcarine sulcus."""
 
 
 def angles(places: Places) -> tuple[Float[np.ndarray, " voxels"], Float[np.ndarray, " voxels"]]:

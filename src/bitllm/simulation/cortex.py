@@ -14,7 +14,7 @@ from bitllm.simulation import atlases
 from bitllm.simulation.parameters import SimulationConfig, stream
 
 SHEET_RADIUS_MM = 60.0
-"""Turns distances along the cortex in mm into angles on the sphere of places."""
+"""Converts distances along the cortex in mm into angles on the sphere."""
 
 _CENTRE_MM = np.array([35.0, -18.0, 10.0])
 _SEMI_AXES_MM = np.array([31.0, 84.0, 54.0])
@@ -35,11 +35,11 @@ class Cortex:
     mni_mm: Float[np.ndarray, "x y z 3"]
     """MNI position of every voxel's center, in mm (right, anterior, superior)."""
     cortical: Bool[np.ndarray, "x y z"]
-    """Voxels that the cortical ribbon passes through."""
+    """Voxels that contain a part of the cortical ribbon."""
     hemisphere: Int[np.ndarray, " cortical"]
     """0 left, 1 right, of each cortical voxel."""
     places: Float[np.ndarray, "cortical 3"]
-    """Functional place of each cortical voxel: a unit vector, see ``bitllm.simulation.atlases``."""
+    """Functional position of each cortical voxel: a unit vector, see ``bitllm.simulation.atlases``."""
 
     def atlas(self, name: str, hemisphere: int | None = None) -> Float[np.ndarray, "x y z"]:
         """Volume of an atlas in NSD's convention: −1 outside (this hemisphere's) cortex, 0 without a label, 1, 2, …

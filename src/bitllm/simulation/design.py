@@ -8,7 +8,7 @@ from jaxtyping import Int
 from bitllm.simulation.parameters import REPETITIONS, RUNS_PER_SESSION, SimulationConfig, stream
 
 _BLANK_SLOTS = 4
-"""Slots without a picture in the longest run (NSD: 12)."""
+"""Slots without an image in the longest run (NSD: 12)."""
 
 
 @dataclass(frozen=True)
@@ -16,17 +16,17 @@ class Design:
     """NSD's design tables; all numbers are 1-based, as in ``nsd_expdesign.mat``."""
 
     masterordering: Int[np.ndarray, " trials"]
-    """Of every planned trial, the number of its image in the subject's list; the same for all subjects."""
+    """Position of each planned trial's image in the subject's list; the same for all subjects."""
     subjectim: Int[np.ndarray, "subjects images"]
     """Each subject's list of images; the shared ones come first."""
     sharedix: Int[np.ndarray, " shared"]
     """The shared images, in order."""
     stimpattern: Int[np.ndarray, "sessions runs slots"]
-    """1 where a slot of a run has a picture."""
+    """1 for a slot of a run with an image."""
     basiccnt: Int[np.ndarray, "3 sessions"]
-    """How many trials of each session show an image for the first, second and third time."""
+    """Number of trials of each session that show an image for the first, second and third time."""
     repetition: Int[np.ndarray, " trials"]
-    """0, 1 or 2: how often the trial's image was shown before."""
+    """0, 1 or 2: number of earlier presentations of the trial's image."""
 
     @property
     def trials_per_run(self) -> Int[np.ndarray, " runs"]:

@@ -9,7 +9,7 @@ from bitllm.config import StrictConfig, nearest
 from bitllm.errors import ConfigError
 
 SIMULATION_VERSION = 1
-"""Raised whenever the same preset and seed would give other betas, pictures or captions."""
+"""Increased whenever the same preset and seed give other betas, images or captions."""
 
 RUNS_PER_SESSION = 12
 """NSD's own number of runs in a session."""

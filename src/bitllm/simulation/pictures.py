@@ -233,7 +233,7 @@ def _toward(colour: Colour, end: int, share: float) -> Colour:
 
 
 _FINER = 2
-"""Pictures are drawn at twice their size and then averaged, for smooth edges."""
+"""Images are drawn at twice their size and averaged, for smooth edges."""
 
 _BACKDROPS: dict[str, tuple[Colour, Colour, float, str]] = {
     "street": ((196, 208, 220), (112, 114, 120), 0.50, "houses dashes"),
@@ -249,7 +249,7 @@ _BACKDROPS: dict[str, tuple[Colour, Colour, float, str]] = {
     "restaurant": ((122, 52, 50), (92, 62, 48), 0.66, "lamps"),
     "office": ((222, 228, 230), (128, 142, 154), 0.66, "blinds"),
 }
-"""Of every setting: color above and below the horizon, the horizon's height, and what decorates it."""
+"""Color above and below the horizon, height of the horizon, and decoration of every setting."""
 
 _DECOR: dict[str, str] = {
     "houses": (

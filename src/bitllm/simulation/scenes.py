@@ -19,17 +19,17 @@ class Scene:
 
     object: str
     count: int
-    """1, 2, 3 or 4 (which stands for several)."""
+    """1, 2, 3 or 4 (which means several)."""
     colour: str
-    """Color of the object, or ``""`` when it has its usual one and nobody would mention it."""
+    """Color of the object, or ``""`` for its usual color, which nobody would mention."""
     action: str
     partner: str
     """The second object, or ``""``."""
     relation: str
-    """How the object stands to its partner, or ``""``."""
+    """Relation of the object to its partner, or ``""``."""
     setting: str
     jitter: tuple[float, float]
-    """Where the object is, left to right and near to far, each in -1 to 1."""
+    """Position of the object, left to right and near to far, each in -1 to 1."""
 
     @property
     def category(self) -> str:
@@ -107,7 +107,7 @@ FEATURE_GROUPS: dict[str, tuple[str, ...]] = {
     "words": ("words",),
     "food": ("food",),
 }
-"""What higher areas can be tuned to: groups of features, each feature 0 to 1 before it is centered."""
+"""Groups of features to which higher areas can be tuned; each feature is 0 to 1 before centering."""
 
 FEATURES: tuple[tuple[str, str], ...] = tuple(
     (group, value) for group, values in FEATURE_GROUPS.items() for value in values

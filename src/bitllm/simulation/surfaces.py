@@ -18,7 +18,7 @@ from bitllm.simulation.parameters import SimulationConfig, stream
 HEMISPHERES = {"lh": LEFT, "rh": RIGHT}
 
 NearestVoxels = dict[str, Int[np.ndarray, " vertices"]]
-"""By hemisphere: for every vertex, the column of its voxel among those of the brain mask."""
+"""For each hemisphere and vertex, the column of its voxel among those of the brain mask."""
 
 
 def template_sphere(config: SimulationConfig) -> Float[np.ndarray, "vertices 3"]:

@@ -19,7 +19,7 @@ _MAT_HEADER_BYTES = 116
 """Length of the free text at the start of a MATLAB 5 file."""
 
 _SIZES = ((640, 480), (480, 640), (640, 427), (640, 640), (500, 375))
-"""Widths and heights that COCO's photos have."""
+"""Widths and heights of COCO's photographs."""
 
 
 def write_design(path: Path, design: Design) -> None:

@@ -63,7 +63,7 @@ SETTINGS: dict[str, tuple[str, str]] = {
     "restaurant": ("in a restaurant", "at a cafe"),
     "office": ("in an office", "inside a modern building"),
 }
-"""Places, each with two phrasings."""
+"""Settings, each with two phrasings."""
 
 INDOOR = frozenset({"kitchen", "lounge", "bedroom", "restaurant", "office"})
 
@@ -88,7 +88,7 @@ INVERSE = {
     "behind": "in front of",
     "in front of": "behind",
 }
-"""How the second object stands to the first."""
+"""Relation of the second object to the first."""
 
 COUNTS: dict[int, tuple[str, str]] = {
     1: ("a", "a"),
@@ -187,7 +187,7 @@ OWN_ACTIONS: dict[str, str] = {
     "kite": "flying placed",
     "baby": "sitting sleeping eating",
 }
-"""Objects that do something else than the rest of their category."""
+"""Objects with other actions than the rest of their category."""
 
 OWN_SETTINGS: dict[str, str] = {
     "boat": "harbor beach",
@@ -195,4 +195,4 @@ OWN_SETTINGS: dict[str, str] = {
     "airplane": "field harbor snow",
     "kite": "beach park field snow",
 }
-"""Objects that are found elsewhere than the rest of their category."""
+"""Objects with other settings than the rest of their category."""

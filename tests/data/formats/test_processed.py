@@ -267,7 +267,7 @@ def test_a_damaged_chunk_of_mindeye2_is_named_with_its_trials(mindeye2):
 def test_mindeye2_of_another_release_is_refused(mindeye2, make):
     path = mindeye2.root / "betas_all_subj01_fp32_renorm.hdf5"
     make.write_h5(path, betas=mindeye2.betas[:20])
-    with pytest.raises(DataError, match=r"the row 23 of the behaviour, found the shape \(20, 7\)"):
+    with pytest.raises(DataError, match=r"the row 23 of behav.npy, found the shape \(20, 7\)"):
         read_processed("mindeye2", mindeye2.root, sidecar(mindeye2))
     make.write_h5(path, voxels=mindeye2.betas)
     with pytest.raises(DataError, match=r"expected a dataset `betas`, found voxels"):

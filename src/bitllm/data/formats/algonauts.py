@@ -31,7 +31,7 @@ LABELS = {
     "floc-words": ["OWFA", "VWFA-1", "VWFA-2", "mfs-words", "mTL-words"],
     "streams": ["early", "midventral", "midlateral", "midparietal", "ventral", "lateral", "parietal"],
 }
-"""NSD's own label tables, in their order from 1; the challenge's ``mapping_*.npy`` are pickles, never opened."""
+"""NSD's own label tables, in order from 1; the challenge's ``mapping_*.npy`` are pickles and are never opened."""
 
 _NAME = re.compile(r"train-(\d+)_nsd-(\d+)\.png")
 

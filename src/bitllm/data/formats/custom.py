@@ -30,12 +30,12 @@ class SubjectFiles(StrictConfig):
     """The files of one subject; paths are relative to the header."""
 
     betas: tuple[Path, ...] = Field(min_length=1)
-    """One file, or several (one a session) in the order of the trials: ``.npy``, ``.h5``, ``.nii.gz``, ``.mgh`` or
-    CIFTI ``.dscalar.nii``."""
+    """One file, or several in the order of the trials: ``.npy``, ``.h5``, ``.nii.gz``, ``.mgh`` or CIFTI
+    ``.dscalar.nii``."""
     key: str = "betas"
-    """The dataset, for HDF5."""
+    """Name of the dataset in HDF5."""
     mask: Path | None = None
-    """A volume whose labels above 0 are the voxels, on the grid of the betas."""
+    """A volume on the grid of the betas; voxels are its labels above 0."""
     voxels: Path | None = None
     """A table with ``x_mm``, ``y_mm``, ``z_mm`` for each voxel (TSV or Parquet)."""
 
@@ -47,20 +47,20 @@ class Header(StrictConfig):
     trials: Path
     captions: Path
     pictures: Path | None = None
-    """Folder of the pictures, named by ``stimulus_id``."""
+    """Folder of images named by ``stimulus_id``."""
     scale: float = 1.0
-    """What stored whole numbers are multiplied by; 1/300 for NSD's."""
+    """Factor for stored integers; 1/300 for NSD's."""
     axis_order: AxisOrder | None = None
-    """By default that of the kind of file; a plain array needs it where its shape could be read in two ways."""
+    """By default that of the file format; needed for a plain array with an ambiguous shape."""
     voxel_order: Literal["C", "F"] = "C"
-    """Order in which a flat array lists the voxels of the mask's axes x, y, z."""
+    """Order of the voxels along the axes x, y, z of the mask in a flat array."""
     already_zscored: bool
     normalization: Normalization | None = None
-    """As in `prepare nsd`; by default ``training``, or ``as-delivered`` where the betas are z-scores."""
+    """As for `prepare nsd`; by default ``training``, or ``as-delivered`` if the betas are z-scores."""
     resample_mask: bool = False
     """Whether a mask on another grid is resampled to that of the betas (nearest neighbor, by nilearn)."""
     space: str = "unknown"
-    """The space of the coordinates. ``T1w``, ``native`` and the like are a subject's own."""
+    """The space of the coordinates. ``T1w``, ``native`` and similar ones are specific to a subject."""
     source_version: str = "unknown"
 
     @model_validator(mode="after")

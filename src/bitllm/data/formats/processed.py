@@ -41,13 +41,14 @@ class _Subject:
     """Contents of one subject's files."""
 
     trials: pd.DataFrame
-    """``session``, an image (``nsd_id`` or ``coco_id``), and ``shared`` or ``part``; ``run`` and ``trial`` if known."""
+    """``session``, an image (``nsd_id`` or ``coco_id``), and ``shared`` or ``part``; optionally ``run`` and
+    ``trial``."""
     n_voxels: int
     read_session: Callable[[int], np.ndarray]
     files: tuple[Path, ...]
-    """Those with the betas; errors name the first."""
+    """Files with the betas; errors name the first."""
     encoded: dict[int, bytes] = field(default_factory=dict)
-    """Pictures in the files, by NSD id."""
+    """Encoded images in the files, by NSD id."""
 
 
 @dataclass(frozen=True)
@@ -55,23 +56,23 @@ class _Format:
     """How to find, read and describe the files of one format."""
 
     patterns: tuple[str, ...]
-    """Globs of files, at least one a subject; the first that finds any is used."""
+    """Globs that match at least one file per subject; the first with a match is used."""
     name_part: int
-    """Which of the parts of a file's name, separated by ``_``, names or counts the subject."""
+    """Index of the part of a file name (separated by ``_``) that identifies the subject."""
     example: str
     advice: str
     read: Callable[[Path, str, Path], _Subject]
-    """Reads a subject, given the root, the subject's name and its first file."""
+    """Reads a subject, given the root folder, the subject's name and its first file."""
     pictures: Callable[[Path, Sidecar, pd.DataFrame, Sequence[_Subject], list[str]], Blocks | None]
     no_pictures: str
     notes: tuple[str, ...]
     beta_version: str = "unknown"
     image: str = "nsd_id"
-    """The identity by which the files name an image."""
+    """Kind of id of an image in the files."""
     is_z_scored: bool | None = True
-    """``None``: not documented, decided by the values."""
+    """``None`` if it is not documented; then the values decide."""
     is_sorted: bool = False
-    """Whether chosen subjects are in the order of the files, not in the one in which they were named."""
+    """Whether selected subjects are in the order of the files, not in that of the selection."""
 
 
 def read_processed(
@@ -296,7 +297,7 @@ def _mindeye_pictures(
 
 _BEHAVIOUR_COLUMNS = 17
 _BEHAVIOUR = {"nsd_id": 0, "session": 2, "run": 3, "trial": 4, "row": 5, "shared": 16}
-"""Columns of ``behav.npy``: 0 is the 0-based NSD id (its own notes say COCO), 5 the 0-based row of the betas."""
+"""Columns of ``behav.npy``: 0 is the 0-based NSD id (its documentation says COCO), 5 the 0-based row of the betas."""
 _MINDEYE2_PICTURES = "coco_images_224_float16.hdf5"
 
 
@@ -307,7 +308,7 @@ def _read_mindeye2(root: Path, name: str, path: Path) -> _Subject:
         shape = hdf5_dataset(file, "betas").shape
     if len(shape) != 2 or trials["row"].max() >= shape[0]:
         raise DataError(
-            f"{path}: expected betas of trials × voxels with the row {trials['row'].max()} of the behaviour, found "
+            f"{path}: expected betas of trials × voxels with the row {trials['row'].max()} of behav.npy, found "
             f"the shape {shape}; betas and tars must be of one release (27,750 or 30,000 trials)"
         )
 

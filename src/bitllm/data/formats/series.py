@@ -30,7 +30,7 @@ class Axes:
     """Axes of the values in a file."""
 
     axis_order: AxisOrder | None = None
-    """``None``: by the kind of file."""
+    """``None`` for the default of the file format."""
     voxel_order: Literal["C", "F"] = "C"
 
 
@@ -39,11 +39,11 @@ class Series:
     """Betas of one subject, trials × voxels in C order of the mask; files are read on demand."""
 
     n_trials: tuple[int, ...]
-    """By file."""
+    """Number of trials of each file."""
     n_voxels: int
     dtype: np.dtype
     read_file: Callable[[int], np.ndarray]
-    """Reads trials x voxels of a file, given its number."""
+    """Reads trials × voxels of a file, given its index."""
 
     def rows(self, trials: np.ndarray) -> np.ndarray:
         """Betas of some trials, counted over all files; only one file at a time is in memory."""
@@ -62,7 +62,7 @@ class Voxels:
 
     mask: np.ndarray | None
     grid: Grid | None
-    """Of the mask."""
+    """Grid of the mask."""
     table: pd.DataFrame | None
 
     @property

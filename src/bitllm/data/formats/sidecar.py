@@ -29,11 +29,11 @@ class Sidecar:
     stimulus_table: Path | None = None
     """``nsd_stim_info_merged.csv``, which maps NSD ids (0-based) to COCO ids."""
     pictures: Path | None = None
-    """Folder of pictures named by the image's id."""
+    """Folder of images named by id."""
     nsd: Path | None = None
     """Root of an NSD release with the anatomy of the subjects."""
     voxels: Path | None = None
-    """Folder with ``<subject>.tsv`` or ``<subject>.parquet``: ``x_mm``, ``y_mm``, ``z_mm``, one row a voxel."""
+    """Folder with ``<subject>.tsv`` or ``<subject>.parquet``: ``x_mm``, ``y_mm``, ``z_mm``, one row per voxel."""
 
 
 @dataclass(frozen=True)

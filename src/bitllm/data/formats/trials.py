@@ -24,7 +24,7 @@ _PLAIN_SESSION = re.compile(r"(?:ses(?:sion)?-?)?0*(\d{1,5})(?:\.0)?")
 """A whole number, or BIDS's ``ses-01``."""
 _LARGEST_SESSION = int(np.iinfo(np.int16).max)
 _CONVENTION = 50
-"""So many names of digits, all equally long, are a convention; fewer may be chance."""
+"""This many all-digit names of equal length are a convention; fewer may be chance."""
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,11 @@ class BetasFile:
     kind: Kind
     shape: tuple[int, ...]
     dtype: np.dtype
-    """Of the values that ``read`` gives: floats where the file's own header scales them."""
+    """Type of the values that ``read`` returns: floats if the file's own header scales them."""
     key: str = ""
-    """The dataset, for HDF5."""
+    """Name of the dataset in HDF5."""
     grid: Grid | None = None
-    """For volumes."""
+    """Grid of a volume."""
 
     def read(self, *, trial_axis: int = 0) -> np.ndarray:
         """The values (a memory map for ``.npy``); those of CIFTI are trials × grayordinates."""

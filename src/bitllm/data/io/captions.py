@@ -23,7 +23,7 @@ _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 _PICTURE_ENDING = re.compile(r"\.[A-Za-z]\w{1,4}$")
 _COCO_NAME = re.compile(r"(?:COCO_\w+_)?(\d{12})")
-"""COCO names its pictures by their id: ``000000000139``, in 2014 ``COCO_train2014_000000000139``."""
+"""COCO names its images by id: ``000000000139``, in 2014 ``COCO_train2014_000000000139``."""
 _FORMS = '{"image": ["caption", …]}, COCO\'s annotations, or a list or JSON lines of {"image_id": 1, "caption": "…"}'
 
 

@@ -28,7 +28,7 @@ class Packing:
     factor: float = 1.0
     offset: float = 0.0
     missing: tuple[float, ...] = ()
-    """Stored numbers that mean a missing value and become NaN."""
+    """Stored numbers that stand for a missing value and become NaN."""
 
     def unpacked(self, stored: np.ndarray) -> np.ndarray:
         """The values, as float64 unless nothing changes."""

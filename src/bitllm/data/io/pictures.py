@@ -13,9 +13,9 @@ from bitllm.errors import DataError
 from bitllm.files import normalized_name
 
 _DARK = 2**12
-"""Cameras and converters that write fewer bits into 16-bit files leave all values below this."""
+"""Cameras and converters that use fewer bits in 16-bit files produce only values below this."""
 _COCO_DIGITS = 12
-"""COCO names its pictures by their id, padded with zeros to twelve digits."""
+"""COCO names its images by id, padded with zeros to twelve digits."""
 
 
 class PictureFolder:

@@ -24,7 +24,7 @@ from bitllm.files import decoded_text, normalized_name, require_file
 TABLE_ENDINGS = (".parquet", ".tsv", ".csv", ".tsv.gz", ".csv.gz")
 _SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
 _MISSING = frozenset({"", "na", "n/a", "nan", "null", "none"})
-"""What stands for no number; in a column of names they are names, but for the empty one."""
+"""Cells that mean a missing number; in a column of names they are names, except the empty one."""
 _FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 _UNNAMED = re.compile(r"(Unnamed: \d+|__index_level_\d+__)?")
 _DECIMAL_COMMA = re.compile(r"-?\d+,\d+")

@@ -12,13 +12,13 @@ from bitllm.errors import DataError
 from bitllm.files import require_file
 
 MEMBER_BYTES = 512 * 2**20
-"""No member of the known tars comes near this (a whole brain, three repeats, is 150 MB)."""
+"""Larger than any member of the known tars (a whole brain with three repetitions has 150 MB)."""
 
 KEPT_BYTES = 8 * 2**30
-"""All that is kept of one tar comes into memory; the known ones keep about 0.1 GB (500 images, three repeats)."""
+"""Limit of what is read from one tar into memory; the known ones need 0.1 GB (500 images, three repetitions)."""
 
 _MOST_UNPACKED = 200
-"""An archive that unpacks to more than so many times its size on disk holds next to nothing."""
+"""Limit of the ratio of unpacked to packed size; a larger ratio suggests a decompression bomb."""
 
 _ALWAYS_UNPACKED = 64 * 2**20
 

@@ -7,7 +7,7 @@ import numpy as np
 from bitllm.errors import DataError
 
 _LABEL_TOLERANCE = 1e-3
-"""How far a label may be from a whole number: a file saved again as scaled int16 turns 3 into 2.9999999991."""
+"""Largest distance of a label from a whole number: saving as scaled int16 turns 3 into 2.9999999991."""
 
 _REAL = "biuf"
 

@@ -22,13 +22,13 @@ Image = nib.Nifti1Image | nib.MGHImage | nib.Cifti2Image
 _MGH = (".mgh", ".mgz")
 
 _GRID_TOLERANCE_MM = 1e-3
-"""How far the same voxel may lie apart in two files: headers hold float32, whose error in a brain is below 1e-4 mm."""
+"""Largest distance of the same voxel in two files: headers are float32, with errors below 1e-4 mm within a brain."""
 
 _SMALLEST_DETERMINANT = 1e-9
-"""Volume of a voxel in mm³ below which an affine has lost an axis (10 µm voxels have 1e-6)."""
+"""Volume of a voxel in mm³; an affine with less is degenerate (10 µm voxels have 1e-6)."""
 
 _MM_PER_UNIT = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
-"""NIfTI's units of length; files that name none are in mm."""
+"""NIfTI's units of length; files without a unit are in mm."""
 
 _SPACES = ("unknown", "scanner", "aligned", "talairach", "mni", "template")
 """NIfTI's codes of an sform or qform, from 0."""
@@ -43,7 +43,7 @@ IMAGE_DAMAGE = (
     ImageFileError,
     HeaderDataError,
 )
-"""What nibabel raises for files that are no images, or not whole (a short MGH header is a TypeError)."""
+"""Errors that nibabel raises for files that are not images or incomplete (a TypeError for a short MGH header)."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,14 @@ class Grid:
     """Shape and affine of a volume."""
 
     path: Path
-    """The file that states them."""
+    """The file of this grid."""
     shape: tuple[int, ...]
     affine: np.ndarray | None
-    """From voxel to mm; ``None`` where the header does not say where its voxels lie."""
+    """From voxel indices to mm; ``None`` if the header has no position."""
     space: str = "unknown"
-    """What the affine's NIfTI code says: scanner, aligned, talairach, mni or template."""
+    """Space according to the NIfTI code of the affine: scanner, aligned, talairach, mni or template."""
     notes: tuple[str, ...] = ()
-    """A line if sform and qform disagree."""
+    """A note if sform and qform disagree."""
 
     def mm(self, ijk: np.ndarray) -> np.ndarray:
         """Coordinates in mm of 0-based voxels."""

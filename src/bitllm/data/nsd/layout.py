@@ -18,7 +18,7 @@ BETA_FOLDERS = {
 """NSD's names of its three versions of the single-trial responses."""
 
 SPACES = ("func1pt8mm", "fsaverage")
-"""Where NSD's responses that are read lie: the subject's own volume, or the surface that all have in common."""
+"""Spaces of NSD's betas that can be read: the subject's own volume, or the common surface."""
 
 HEMISPHERES = ("lh", "rh")
 """The order of the hemispheres on a surface."""

@@ -26,7 +26,7 @@ from bitllm.files import require_plain_name
 
 _BY_SESSION = SCORED_BY_US - {"across-sessions"}
 _FEW_TRIALS = 10
-"""A deviation of 10 values is known to about a quarter (1 / sqrt(2 n))."""
+"""The standard deviation of 10 values has a relative error of about a quarter (1 / sqrt(2 n))."""
 
 _SMALLEST_EXTENT_MM = 0.5
 _FARTHEST_MM = 500.0

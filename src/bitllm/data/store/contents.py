@@ -13,12 +13,12 @@ from bitllm.data.store.normalize import Normalization
 _SUBJECTS_OWN = frozenset(
     {"t1w", "t2w", "native", "func", "bold", "boldref", "anat", "orig", "individual", "scanner"}
 )
-"""In lower case; BIDS's names of a subject's own spaces, and what labs call them. NSD's func1pt8mm is not among
-them, since its stores hold MNI coordinates; a space of another name may be common to all."""
+"""Lower-case names of subject-specific spaces, in BIDS and in common use. NSD's func1pt8mm is not among them, because
+its stores contain MNI coordinates. Spaces with other names may be common to all subjects."""
 
 _CODES_AGAINST_MNI = frozenset({"scanner", "talairach"})
 _CODES_AGAINST_OWN = frozenset({"talairach", "mni", "template"})
-"""NIfTI's codes. ``aligned`` contradicts nothing: it may mean aligned to a template."""
+"""NIfTI codes of common spaces. ``aligned`` is not among them: it may mean aligned to a template."""
 
 
 def contradicts(space: str, code: str) -> bool:
@@ -35,18 +35,18 @@ def is_subjects_own(space: str) -> bool:
 
 TRIAL_COLUMNS = ("session", "run", "trial", "nsd_id", "repetition", "shared")
 TRIAL_OPTIONAL = ("session_name",)
-"""The label of a session where it is no plain number; sessions are numbered in the order of the trials."""
+"""Labels of sessions that are not plain numbers; sessions are then numbered in the order of the trials."""
 VOXEL_COLUMNS = ("i", "j", "k", "x_mm", "y_mm", "z_mm", "ncsnr")
 STIMULUS_COLUMNS = ("nsd_id", "coco_id", "shared", "part")
 STIMULUS_OPTIONAL = ("stimulus_name",)
-"""The name of an image where its makers did not count it; the store counts it all the same."""
+"""Name of an image in formats without image numbers; the store numbers the images."""
 
 OBJECT_COLUMNS = ("nsd_id", "category", "supercategory", "is_crowd", "x", "y", "w", "h", "area")
 """One row per object. ``x``, ``y`` (top left), ``w``, ``h`` are fractions of the image's sides, ``area`` of its area.
 A row with ``is_crowd`` is a region with many objects of the category: use it for presence, not for counts."""
 
 SessionReader = Callable[[int], np.ndarray]
-"""Reads a session's betas [trials, voxels] by the session's number; picklable, for worker processes."""
+"""Reads a session's betas [trials, voxels], given its number; picklable, for worker processes."""
 
 
 class StoreSettings(StrictConfig):
@@ -62,7 +62,7 @@ class StoreSettings(StrictConfig):
     normalization: Normalization = "training"
     validation_fraction: float = 0.08
     seed: int = 0
-    """Of the choice of validation images."""
+    """Seed of the choice of validation images."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class View:
     """Voxels in the field of view of a session, according to a file."""
 
     origin: str
-    """The file that notes name."""
+    """File to name in notes."""
     voxels: Bool[np.ndarray, " voxels"]
 
 

@@ -30,7 +30,7 @@ class SubjectRecord(StrictConfig):
     n_voxels: int
     n_sessions: int
     sha256: dict[str, str]
-    """Checksum of each of the subject's files."""
+    """Checksums of the subject's files."""
 
 
 class StoreManifest(StrictConfig):
@@ -47,17 +47,17 @@ class StoreManifest(StrictConfig):
     space: str
     roi: str
     statistics: Literal["training", "not-shared", "session", "across-sessions", "none", "as-delivered"]
-    """Whose trials the z-scores' statistics saw."""
+    """Which trials are in the statistics of the z-scores."""
     normalization: str = Field(alias="normalisation")
-    """The same, in words. The file keeps the spelling of the first release, so that old stores open."""
+    """The same in words, in the spelling of the first release, so that old stores open."""
     validation_fraction: float
     seed: int
-    """Of the choice of validation images."""
+    """Seed of the choice of validation images."""
     subjects: dict[str, SubjectRecord]
     atlases: dict[str, dict[str, str]]
-    """Label's number to its name, by atlas; 0 is unlabelled."""
+    """Label number → name, for each atlas; 0 is unlabeled."""
     sha256: dict[str, str]
-    """Checksum of each file that the subjects share."""
+    """Checksums of the files that the subjects share."""
 
 
 @dataclass(frozen=True)

@@ -23,28 +23,28 @@ class CaptionRecord(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     nsd_id: int
-    """0-based NSD number of the image."""
+    """0-based NSD id of the image."""
     subject: str
-    """Whose betas were decoded, ``"subj08"``."""
+    """Subject, such as ``"subj08"``."""
     caption: str
-    """What was decoded; may be empty."""
+    """The decoded caption; may be empty."""
     references: tuple[str, ...]
-    """What people wrote about the image."""
+    """The human captions of the image."""
     n_repetitions: int = 1
-    """How many trials were averaged; 1 is a single trial."""
+    """Number of trials averaged; 1 for a single trial."""
     control: str = "real"
-    """What the decoder was given: ``"real"`` betas, or the control ``"zero"``, ``"shuffle"``, …"""
+    """Input of the decoder: ``"real"`` betas, or the control ``"zero"``, ``"shuffle"``, …"""
 
 
 class CaptionPairs(NamedTuple):
     """Captions and the references of their images, in the same order."""
 
     ids: tuple[str, ...]
-    """Of the image; the rows of single trials share one."""
+    """Image of each row; rows of single trials may have the same one."""
     captions: tuple[str, ...]
-    """One caption each."""
+    """One caption per row."""
     references: tuple[tuple[str, ...], ...]
-    """The references of each caption's image."""
+    """The references of each row's image."""
     are_coco_ids: bool = False
     """Whether ``ids`` are COCO's, not NSD's."""
 

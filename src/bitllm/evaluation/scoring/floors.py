@@ -13,10 +13,10 @@ from bitllm.metrics.tokenize import ptb_tokenize
 
 _TRIES = 1000
 _HUMAN_ROUNDS = 20
-"""Up to so many references of an image, each is held out in turn."""
+"""Up to this number of references per image, each is held out in turn."""
 _HUMAN_PAIRS = 100_000
-"""With more references, so many comparisons of a held-out reference with another one, in at least 5 rounds: METEOR
-takes 0.2 ms for each."""
+"""With more references, this is the number of comparisons between a held-out reference and another one, in at least 5
+rounds: METEOR takes 0.2 ms for each."""
 
 
 def human_ceiling(scorer: CaptionScorer, *, seed: int = 0) -> dict[str, Any]:

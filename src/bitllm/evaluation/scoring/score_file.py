@@ -56,21 +56,21 @@ class ScoreOptions:
     """Options of `bitllm score`: further metrics and their models."""
 
     tokenizer: Literal["auto", "java", "python"] = "python"
-    """``"auto"`` is Java where it runs, else Python."""
+    """``"auto"`` is Java if it is installed, else Python."""
     meteor: bool = False
-    """METEOR, where Java and its jar are there."""
+    """METEOR, if Java and its jar are installed."""
     spice: bool = False
-    """SPICE, where Java and its jars are there."""
+    """SPICE, if Java and its jars are installed."""
     bertscore: str | None = None
     """Folder or hub id of an encoder."""
     bertscore_layer: int | None = None
-    """Hidden layer of it to be used; by default the last one."""
+    """Hidden layer of the encoder; by default the last one."""
     clip: str | None = None
     """Folder or hub id of a CLIP."""
     images: Path | None = None
-    """Folder of pictures named for the ids, or a store."""
+    """Folder of images named by id, or a store."""
     seed: int = 0
-    """Of the bootstrap and the permutations."""
+    """Seed of the bootstrap and the permutations."""
 
 
 @dataclass(frozen=True)
