@@ -181,7 +181,7 @@ def test_nan_betas_leave_nothing_behind(mindeye, make, prepared, tmp_path):
 
 
 def test_what_lacks_is_asked_for(mindeye, tmp_path, make):
-    refused(mindeye, r"where the 7 voxels of subj01 lie.*--nsd, or a folder", voxels=None)
+    refused(mindeye, r"the 7 voxels of subj01.*--nsd, or a folder", voxels=None)
     refused(mindeye, r"expected captions, found none in this format; name .* --captions", captions=())
     make.places(mindeye.root, "subj01", 8)
     refused(mindeye, r"subj01.tsv: expected 7 voxels, as in .*found 8")

@@ -212,7 +212,7 @@ BROKEN = {
     ),
     "no way to fsaverage": (
         lambda s: s.transform("lh").unlink(),
-        "lh.white-to-fsaverage.mgz: expected the way",
+        "lh.white-to-fsaverage.mgz: expected the map",
     ),
     "0-based way": (
         lambda s: write_map(s.transform("lh"), np.arange(9, dtype=np.int32) % 5),
