@@ -104,12 +104,14 @@ def test_an_object_counts_from_a_fifth_of_its_box_and_one_without_length_where_i
         [500, 0, 61, 9],
         [100, 5, 0, 8],
         [20, 5, 0, 8],
+        [200, -2, 10, 9],
     ]
     write(release, CONTENT | {"annotations": [annotation(n, 139, box) for n, box in enumerate(boxes)]})
     objects = read_objects(release, STIMULI)
-    np.testing.assert_allclose(objects["x"] * 480, [0, 468, 68])
-    np.testing.assert_allclose(objects["w"] * 480, [8, 12, 0])
-    np.testing.assert_allclose(objects["area"] * 480**2, [40, 54, 0])
+    np.testing.assert_allclose(objects["x"] * 480, [0, 468, 68, 168])
+    np.testing.assert_allclose(objects["w"] * 480, [8, 12, 0, 10])
+    np.testing.assert_allclose(objects["h"] * 480, [10, 9, 8, 7])  # the last one begins 2 pixels above
+    np.testing.assert_allclose(objects["area"] * 480**2, [40, 54, 0, 35])
 
 
 def test_a_release_without_instances_has_no_objects_and_a_note_says_so(release):
@@ -159,7 +161,7 @@ BROKEN = {
     "other split's file": (lambda c: c | {"images": c["images"][1:], "annotations": []},
                            r"image 139 \(nsdId 4\) among `images`, found none \(1 of 3 .* is that of train2017"),
     "box outside": (entry("annotations", 0, bbox=[600, 0, 50, 10]), r"inside .*640 × 480 .*\[600\.0.* image 139"),
-    "box before": (entry("annotations", 0, bbox=[-3, 0, 50, 10]), "inside of their photograph"),
+    "box before": (entry("annotations", 0, bbox=[-30, 0, 50, 10]), "inside of their photograph"),
     "box of corners": (entry("annotations", 1, bbox=[300, 300, 480, 480]), "inside of their photograph"),
     "box of 3": (entry("annotations", 0, bbox=[1, 2, 3]), r"`bbox` .* found \[1, 2, 3\] in number 1"),
     "box of NaN": (entry("annotations", 0, bbox=[1, 2, 3, float("nan")]), "found .*nan"),
