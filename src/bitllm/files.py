@@ -222,9 +222,9 @@ def read_record(path: Path, *keys: str) -> dict[str, Any]:
 
 
 def parse_json(text: str, where: object, *, without: Collection[str] = ()) -> Any:
-    """The value of a text in JSON; errors name ``where``.
+    """The value of a JSON text; errors name ``where``.
 
-    Keys in ``without`` are dropped from every object while parsing, so that their values take no memory.
+    Keys in ``without`` are dropped from every object during parsing, so that their values take no memory.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

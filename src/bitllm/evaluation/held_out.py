@@ -105,7 +105,7 @@ def first_trials(held_out: HeldOut) -> HeldOut:
 
 
 def trials_of(store: Store, subject: str, rows: list[tuple[int, ...]]) -> TrialSet:
-    """Trials of one subject by their rows; several rows of one item are averaged."""
+    """Trials of one subject with given rows; several rows of an item are averaged."""
     nsd_id = store.subject(subject).trials["nsd_id"].to_numpy()
     first = np.array([item[0] for item in rows])
     return TrialSet(store, (subject,), np.zeros(len(rows), dtype=np.int64), rows, nsd_id[first])

@@ -51,7 +51,7 @@ def neighbors(
     others: Sequence[Sequence[int]],
     sessions: Int[np.ndarray, " trials"],
 ) -> Bool[np.ndarray, "n m"]:
-    """Which items have trials within `ADJACENT_TRIALS` of trials of which other items, in one session.
+    """Which items have trials within `ADJACENT_TRIALS` of trials of other items, in the same session.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def neighbors(
 
 
 def _places(rows: Sequence[Sequence[int]], sessions: Int[np.ndarray, " trials"]) -> Int[np.ndarray, "k n"]:
-    """Place of every trial on a line with large gaps between sessions; shorter items repeat their last trial."""
+    """Positions of trials on a line with large gaps between sessions; shorter items repeat their last trial."""
     # An offset larger than any session separates the sessions, so one subtraction compares trial and session.
     longest = max(map(len, rows), default=0)
     padded = [[*item, *[item[-1]] * (longest - len(item))] for item in rows]

@@ -82,7 +82,7 @@ def _of_atlas(store: Store, subject: str, atlas: str, label: str) -> list[Roi]:
 def silenced(
     betas: Float[np.ndarray, "*n voxels"], voxels: Bool[np.ndarray, " voxels"]
 ) -> Float[np.ndarray, "*n voxels"]:
-    """Betas with those of some voxels at 0, the mean of every voxel's z-scores."""
+    """Betas with those of some voxels set to 0, the mean of every voxel's z-scores."""
     return np.where(voxels, 0.0, betas).astype(betas.dtype)
 
 

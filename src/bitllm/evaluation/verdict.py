@@ -1,8 +1,8 @@
 """The verdict on a system: whether its captions depend on the betas. Also the names of all inputs, in their order.
 
-Only paired differences real − control in CIDEr decide, each with its interval over images: one constant sentence
-already reaches the BLEU and ROUGE-L of published decoders. `bitllm evaluate`, its report, the model card and
-`bitllm score` all judge by `judge`.
+The verdict uses only paired differences real − control in CIDEr, each with its interval over images, because one
+constant sentence already reaches the BLEU and ROUGE-L of published decoders. `bitllm evaluate`, its report, the
+model card and `bitllm score` all use `judge`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -78,7 +78,7 @@ CONTROLS = {
     ),
 }
 COMPARISONS = frozenset({"nearest", "other_subject"})
-"""Inputs that carry information about the image: a system that does not beat them can still decode."""
+"""Inputs with information about the image: a system that does not beat them may still decode."""
 REAL = {
     "real": ("real betas", "real betas"),
     "single_trial": ("real betas, single trials", "single trials"),
@@ -200,7 +200,7 @@ def bits_of(system: SystemResult, unit: str = "per_caption", control: str = "per
 
 
 def label(name: str, *, is_short: bool = False) -> str:
-    """Name of an input in words; an unknown one shows its key."""
+    """Name of an input in words; for an unknown one its key."""
     if name in REAL:
         return REAL[name][is_short]
     return CONTROLS[name][is_short] if name in CONTROLS else name.replace("_", " ")

@@ -176,12 +176,12 @@ def draw_differences(
 def _weights(
     sizes: tuple[tuple[int, int], ...], n_draws: int, seed: int
 ) -> list[tuple[Float[np.ndarray, "n_draws models"], Float[np.ndarray, "n_draws images"]]]:
-    """How often each model (as a share) and each image of each brain is drawn."""
+    """Weights of the models (as shares) and images of each brain in each draw."""
     rng = np.random.default_rng(seed)
     return [
         (
             rng.multinomial(n_models, np.full(n_models, 1 / n_models), size=n_draws) / n_models,
-            # as float, so that the product with the numbers is one of matrices
+            # as floats, so that their product with the numbers uses a fast matrix product
             rng.multinomial(n_images, np.full(n_images, 1 / n_images), size=n_draws).astype(np.float64),
         )
         for n_models, n_images in sizes

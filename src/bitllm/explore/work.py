@@ -102,8 +102,8 @@ class SubjectTrials:
     def others(self, nsd_id: int, *, n: int, single: bool, seed: int) -> Float[np.ndarray, "n voxels"]:
         """Betas of ``n`` other images of the same part, averaged over repetitions or single.
 
-        None is a neighbor of this image (`bitllm.evaluation.pairing.neighbors`). With fewer images than ``n``, some
-        are repeated.
+        Neighbors of this image (`bitllm.evaluation.pairing.neighbors`) are not used. If there are fewer than ``n``
+        other images, some are repeated.
         """
         use = self.use_of(nsd_id)
         same_use = [other for other in self.rows if other != nsd_id and self.use_of(other) == use]
@@ -317,7 +317,7 @@ def perturbed(
     roi
         The voxels of the region, for ``silence`` and ``alone``.
     seed
-        Of the shuffle, which is that of the evaluation's control.
+        Seed of the shuffle, which is the evaluation's control.
     """
     if kind == "zero":
         return np.zeros_like(betas)

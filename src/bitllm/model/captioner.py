@@ -238,21 +238,21 @@ class Captioner:
         instruction: str = INSTRUCTIONS[0],
         on_batch: Callable[[int, int], None] | None = None,
     ) -> Float[np.ndarray, "R L"]:
-        """log2 p of every token of many answers; 0 past the end.
+        """log2 p of every token of many answers; 0 beyond the end.
 
-        The prompt runs once for each input; the answers of an input continue on its cache, those of one length
-        together.
+        The prompt is processed once for each input. The answers of an input continue from its cache, in batches of
+        similar length.
 
         Parameters
         ----------
         answers
             Token ids of each answer.
         input_of_answer
-            Row of ``brain_tokens`` that each answer is conditioned on.
+            Row of ``brain_tokens`` for each answer.
         brain_tokens
-            A single row serves all answers; None is the LLM without brain input.
+            Brain tokens, or a single one for all answers; None for the LLM without brain input.
         on_batch
-            Called with the number of answers done and of all.
+            Called with the number of answers done and the total.
         """
         lengths = np.array([len(answer) for answer in answers])
         found, n_done = np.zeros((len(answers), int(lengths.max()))), 0
@@ -280,7 +280,7 @@ class Captioner:
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        """The model in evaluation mode and its precision, without gradients; then in the mode that it had."""
+        """Within the block, the model is in evaluation mode, without gradients and in its precision."""
         was_training = self.model.training
         self.model.eval()
         try:
@@ -300,10 +300,10 @@ class Captioner:
         on_token: Callable[[Int[Tensor, "R L"]], None] | None = None,
         stops_early: bool = True,
     ) -> Int[Tensor, "R L"]:
-        """Tokens of ``n_each`` answers to each input; the host waits for the device once a token.
+        """Tokens of ``n_each`` answers to each input; the host waits for the device once per token.
 
-        The prompt runs once for each input. After its end token an answer is padded; decoding stops when all have
-        ended, or after ``max_new_tokens`` if ``stops_early`` is false.
+        The prompt is processed once for each input. After its end token an answer is padded. Decoding stops when all
+        answers have ended, or after ``max_new_tokens`` if ``stops_early`` is false.
         """
         device, pad = self.model.device, self.prompter.tokenizer.pad_token_id
         ends = torch.tensor(self._ends, device=device)
@@ -315,6 +315,7 @@ class Captioner:
             has_ended = torch.zeros(len(now.hidden), dtype=torch.bool, device=device)
             answers: list[Tensor] = []
             while True:
+                # float32, because argmax of bfloat16 logits would have ties.
                 scores = self.model.lm_head(now.hidden)[:, -1].float().index_fill(1, never, -torch.inf)
                 answers.append(choose(scores).masked_fill(has_ended, pad))
                 has_ended = has_ended | torch.isin(answers[-1], ends)
@@ -383,20 +384,20 @@ class GumbelSampling:
 
 @dataclass
 class _AfterPrompt:
-    """The LLM after one prompt under each of R brain inputs, ready to read on."""
+    """State of the LLM after the prompt, for each of R brain inputs."""
 
     model: Any
     hidden: Float[Tensor, "R _ d"]
-    """States of what was read last."""
+    """Hidden states of the last tokens."""
     cache: DynamicCache
     memory: Float[Tensor, "R ..."] | None
-    """What the adapters read; the soft tokens of a prefix are in the cache."""
+    """Memory of the adapters; None for a prefix, of which the soft tokens are in the cache."""
 
     @classmethod
     def of(
         cls, captioner: Captioner, brain_tokens: Float[Tensor, "R N width"] | None, instruction: str
     ) -> "_AfterPrompt":
-        """Read the prompt, once for each input."""
+        """Process the prompt, once for each input."""
         model, prompter, memory = captioner.model, captioner.prompter.without_brain(), None
         if brain_tokens is not None:
             prompter = captioner.prompter
@@ -409,18 +410,18 @@ class _AfterPrompt:
         )
 
     def rows(self, row: Int[np.ndarray, " n"]) -> "_AfterPrompt":
-        """The same for these rows, some of them several times; each reads on by itself."""
+        """The state with these rows, possibly repeated; each copy continues independently."""
         chosen = torch.from_numpy(row).to(self.hidden.device)
         cache = DynamicCache([(keys[chosen], values[chosen]) for keys, values, _ in self.cache])
         memory = None if self.memory is None else self.memory[chosen]
         return _AfterPrompt(self.model, self.hidden[chosen], cache, memory)
 
     def read(self, ids: Int[Tensor, "R L"]) -> Float[Tensor, "R L d"]:
-        """States of further tokens."""
+        """Hidden states of further tokens."""
         return _read(self.model, ids, self.memory, self.cache)
 
     def log_probs(self, answers: Sequence[Sequence[int]]) -> Float[np.ndarray, " tokens"]:
-        """Natural log p of each token of the answer of each row, one answer after the other."""
+        """Natural log p of each token of each row's answer, concatenated."""
         width = max(map(len, answers))
         ids = torch.tensor([[*answer, *[0] * (width - len(answer))] for answer in answers])
         place = torch.tensor(

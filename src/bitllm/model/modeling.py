@@ -180,7 +180,7 @@ class BitLlmModel(BitLlmPreTrainedModel):
         return embeds.masked_scatter(places[..., None], prefix.to(embeds.dtype))
 
     def check_places(self, input_ids: Tensor | None, brain_memory: Tensor | None) -> None:
-        """Require a placeholder for each soft token of a prefix; where a memory is given, this was done before."""
+        """Require a placeholder for each soft token of a prefix."""
         if self.config.interface == "cross_attention" or brain_memory is None or input_ids is None:
             return
         n_expected, n_places = brain_memory.shape[1], (input_ids == self.config.brain_token_id).sum(-1)

@@ -1,4 +1,4 @@
-"""Rows of the report's tables, names of systems, and how numbers are written: for page, card, terminal."""
+"""Rows of the report's tables, names of systems, and formats of numbers, for page, card and terminal."""
 
 from typing import NamedTuple
 

@@ -52,7 +52,7 @@ def render_table(results: Results) -> Stack:
 
 
 def render_scores(found: CaptionScores) -> Stack:
-    """The scores of a file of captions as something rich can print."""
+    """The scores of a file of captions as an object that rich can print."""
     table = _table(f"{found.n_images:,} images, {found.n_distinct:,} distinct captions")
     _columns(table, "metric", "score", "95 % interval", *found.floors)
     for name, one in found.scores.items():

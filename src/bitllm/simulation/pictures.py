@@ -332,7 +332,7 @@ class PlacedObject(NamedTuple):
     name: str
     centre: tuple[float, float]
     size: float
-    """Side of the square that its glyph is drawn in."""
+    """Side of the square in which the glyph is drawn."""
     colour: Colour | None
     action: str
     """The action to mark; ``""`` for the second object."""

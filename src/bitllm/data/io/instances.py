@@ -1,4 +1,4 @@
-"""COCO's instances: which objects a photograph shows, with their boxes."""
+"""COCO's instances: the objects in a photograph, with their boxes."""
 
 import math
 from collections.abc import Callable, Sequence

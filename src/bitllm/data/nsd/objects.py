@@ -1,4 +1,4 @@
-"""The objects that a subject saw: COCO instances on NSD's square crop of each photograph."""
+"""Objects that a subject saw: COCO instances within NSD's square crop of each photograph."""
 
 from pathlib import Path
 

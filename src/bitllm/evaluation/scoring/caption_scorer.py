@@ -1,4 +1,4 @@
-"""The scorer of captions: the numbers of every caption, and scores, intervals and differences that follow from them.
+"""The caption scorer: numbers of every caption, and scores, intervals and differences computed from them.
 
 Scores are in the points of the COCO caption tools (BLEU-1 59.44, CIDEr 61.06).
 """
@@ -40,11 +40,11 @@ class Batch(NamedTuple):
     captions: Sequence[str]
     """Raw text."""
     words: Sequence[str]
-    """The same, tokenised."""
+    """The same, tokenized."""
     references: Sequence[Sequence[str]]
     """Raw references of each caption."""
     reference_words: Sequence[Sequence[str]]
-    """The same, tokenised."""
+    """The same, tokenized."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,13 +52,13 @@ class ExtraMetric:
     """A metric other than BLEU, ROUGE-L and CIDEr: summable numbers per caption, and a score from their sums."""
 
     name: str
-    """What the results call it."""
+    """Name in the results."""
     numbers: Callable[[Batch], np.ndarray]
     """Summable numbers of each caption, ``[n, k]``."""
     value: Callable[[np.ndarray, float], float]
-    """Score in points from the sums ``[k]`` over so many captions."""
+    """Score in points from sums ``[k]`` over a number of captions."""
     is_on_floors: bool = True
-    """Whether it is quick enough to be computed for every floor too."""
+    """Whether it is fast enough to be computed for floors too."""
 
 
 class ExtraNumbers(NamedTuple):
@@ -80,7 +80,7 @@ class PerCaption:
     bleu_counts: Int[np.ndarray, "n k"]
     """The counts that corpus BLEU sums."""
     image_ids: tuple[Hashable, ...]
-    """Whose caption it is; single trials of one image share an id."""
+    """Image of each caption; single trials of one image have the same id."""
     extras: tuple[ExtraNumbers, ...] = ()
     """The numbers of other metrics."""
 

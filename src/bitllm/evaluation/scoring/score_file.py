@@ -88,16 +88,16 @@ class CaptionScores:
     per_caption: PerCaption
     """The numbers of each caption."""
     floors: dict[str, dict[str, Any]]
-    """Scores of "constant" and "permuted" captions, and of "human" ones where every image has two references."""
+    """Scores of "constant" and "permuted" captions, and of "human" ones if every image has two references."""
     differences: dict[str, dict[str, Estimate]]
     """Paired differences: "real - permuted", "real - constant", and from another system if one was given."""
     references_sha256: str
-    """Checksum of the references, whatever the order of images: scores compare only where it is the same."""
+    """Checksum of the references, independent of the order of images; compare scores only if it is equal."""
     tokenizer: str
     versions: dict[str, str]
-    """Versions of what computed the scores."""
+    """Versions of the software that computed the scores."""
     not_run: dict[str, str]
-    """Metrics and floors that were not computed, and why."""
+    """Metrics and floors that were not computed, with the reason."""
     notes: list[str]
     """What a reader must know: empty captions, another tokenizer than usual."""
 
