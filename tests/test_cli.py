@@ -62,7 +62,7 @@ def test_simulate_prepare_and_inspect_follow_one_another(tmp_path, capsys):
     assert "next: bitllm prepare nsd" in said
     store = tmp_path / "store"
     main(["prepare", "nsd", str(tmp_path / "nsd"), str(store), "--validation-fraction", "0.2"])
-    assert "look at it with: bitllm inspect" in re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "bitllm inspect" in re.sub(r"\s+", " ", capsys.readouterr().out)
     main(["inspect", str(store), "--json"])
     found = json.loads(capsys.readouterr().out)
     assert list(found["subjects"]) == [f"subj{number:02d}" for number in range(1, 9)]

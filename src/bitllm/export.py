@@ -108,7 +108,7 @@ def push_to_hub(folder: Path, hub_id: str, *, license_name: str) -> str:
     except (HfHubHTTPError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise OutputError(
-            f"{hub_id}: expected a hub that takes the model, found that it does not ({reason}); the folder {folder} "
+            f"{hub_id}: expected a hub that accepts the model, found an error ({reason}); the folder {folder} "
             "is complete, push it again later"
         ) from None
     return str(done.commit_url if hasattr(done, "commit_url") else done)

@@ -58,7 +58,7 @@ def test_an_edited_split_is_refused(store, tmp_path):
     content = json.loads(path.read_text())
     content["train_images"].append(content["test_images"][0])
     path.write_text(json.dumps(content))
-    message = r"split.json: expected the content whose checksum is .* changed by hand"
+    message = r"split.json: expected content with the checksum .* changed by hand"
     with pytest.raises(SplitError, match=message):
         load_split(path)
 

@@ -186,6 +186,6 @@ def test_a_push_that_cannot_be_is_one_line(monkeypatch, tmp_path):
     with pytest.raises(ConfigError, match="expected NAME or OWNER/NAME, found `a/b/c`"):
         push_to_hub(tmp_path, "a/b/c", license_name="mit")
     with pytest.raises(
-        OutputError, match=r"me/offline: expected a hub that takes the model.*no route to host"
+        OutputError, match=r"me/offline: .*no route to host"
     ):
         push_to_hub(tmp_path, "me/offline", license_name="mit")

@@ -122,7 +122,7 @@ def prepare_nsd(  # noqa: PLR0913 - tyro reads the signature
         )
     for line in notes:
         OUT.print(f"note: {line}", markup=False, soft_wrap=True)
-    OUT.print(f"{store}: store written; look at it with: bitllm inspect {store}")
+    OUT.print(f"{store}: store written; to see its contents: bitllm inspect {store}")
 
 
 def split(
@@ -201,7 +201,7 @@ def _require_same(out: Path, made: "Split") -> None:
         what = f"the split {found.name} ({found.sha256[:12]})"
     raise OutputError(
         f"{out}: expected a new file for the split {made.name} ({made.sha256[:12]}), found {what}; name another file, "
-        "or take that one away"
+        "or delete that one"
     )
 
 

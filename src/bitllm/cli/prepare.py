@@ -217,4 +217,4 @@ def _write(store: Path, reading: "ParsedDataset") -> None:
         write_store(store, reading.contents, reading.settings, progress=display.progress, note=notes.append)
     for note in notes:
         OUT.print(f"note: {note}", markup=False, soft_wrap=True)
-    OUT.print(f"{store}: store written; look at it with: bitllm inspect {store}")
+    OUT.print(f"{store}: store written; to see its contents: bitllm inspect {store}")

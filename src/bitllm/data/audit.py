@@ -131,7 +131,7 @@ def _split_leaks(store: Store, split: Split) -> Iterator[str]:
 
 
 def _store_leaks(store: Store) -> Iterator[str]:
-    """Leaks of the store itself, whatever the split."""
+    """Leaks of the store itself, independent of the split."""
     if store.manifest.statistics == "session":
         yield "test trials in the statistics of the z-scores: normalization `session` sees all trials"
     stimuli = store.stimuli
@@ -174,7 +174,7 @@ def _trial_leaks(store: Store, subject: str) -> Iterator[str]:
     shared = store.stimuli["shared"].reindex(trials["nsd_id"]).to_numpy()
     wrong = np.flatnonzero(trials["shared"].to_numpy() != shared)
     if wrong.size:
-        yield f"repeats on two sides: {subject} has {wrong.size} trials whose `shared` is not their image's"
+        yield f"repeats on two sides: {subject} has {wrong.size} trials with another `shared` than their image"
     counted = trials.groupby("nsd_id").cumcount().to_numpy()
     if (counted != trials["repetition"].to_numpy()).any():
         yield f"repeats miscounted: {subject} has trials listed twice or out of order"
@@ -187,7 +187,7 @@ def _trial_leaks(store: Store, subject: str) -> Iterator[str]:
             sides[of_test].add(hashlib.blake2b(values.tobytes(), digest_size=16).digest())
     same = sides[True] & sides[False]
     if same:
-        yield f"test trial in training: {subject} has {len(same)} test trials whose betas are a training trial's"
+        yield f"test trial in training: {subject} has {len(same)} test trials with the betas of a training trial"
 
 
 def _copied_test_subjects(copies: list[tuple[str, str, str]], split: Split) -> Iterator[str]:
@@ -200,7 +200,7 @@ def _copied_test_subjects(copies: list[tuple[str, str, str]], split: Split) -> I
 def _copies(store: Store) -> Iterator[tuple[str, str, str]]:
     """Pairs of subjects with the same betas, and a line about each.
 
-    They are found whatever the order of trials or voxels, and if each voxel of a session was scaled and shifted.
+    They are found in any order of trials or voxels, and if each voxel of a session was scaled and shifted.
     """
     by_width: dict[int, list[str]] = {}
     for name in store.subjects:

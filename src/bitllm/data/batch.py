@@ -139,7 +139,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def describe_images(batch: dict[str, Any]) -> str:
-    """The images of a batch for an error message: the one whose betas are not finite, else the first eight."""
+    """The images of a batch for an error message: the one with betas that are not finite, else the first eight."""
     if "nsd_id" not in batch:
         return ""
     nsd_id = batch["nsd_id"].tolist()

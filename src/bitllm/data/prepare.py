@@ -236,7 +236,7 @@ def _merged_labels(release: NsdRelease, people: Sequence[tuple[str, Labels]]) ->
             lacks = name if atlas in of_first else first
             raise DataError(
                 f"{release.atlas_file(lacks, atlas)}: expected the atlas `{atlas}`, which another subject has, "
-                "found none; download it, or take it away for all"
+                "found none; download it, or remove it for all subjects"
             )
         found = ((atlas, n, label) for atlas, names in labels.items() for n, label in names.items())
         for atlas, number, label in found:

@@ -94,8 +94,8 @@ def load_split(path: Path) -> Split:
     written = content.pop("sha256")
     if written != sha256_of_json(content):
         raise SplitError(
-            f"{path}: expected the content whose checksum is {str(written)[:12]}, found another "
-            f"({sha256_of_json(content)[:12]}); the file was changed by hand or damaged, make the split again"
+            f"{path}: expected content with the checksum {str(written)[:12]}, found "
+            f"{sha256_of_json(content)[:12]}; the file was changed by hand or damaged, make the split again"
         )
     subjects = {key: tuple(content[key]) for key in _SUBJECTS}
     images = {key: frozenset(content[key]) for key in _IMAGES}
@@ -283,7 +283,7 @@ def with_test_images(split: Split, images: frozenset[int], *, name: str) -> Spli
     kept = split.test_images & images
     if not kept:
         raise SplitError(
-            f"split `{split.name}`: expected test images of the set {name}, found none; take another set"
+            f"split `{split.name}`: expected test images of the set {name}, found none; choose another set"
         )
     return with_checksum(replace(split, name=f"{split.name}-{name}", test_images=kept))
 

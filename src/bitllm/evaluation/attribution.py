@@ -147,7 +147,7 @@ def random_weights(model: Any, *, seed: int) -> Iterator[None]:
 
 
 def _over_rows(a: Float[np.ndarray, "n voxels"], b: Float[np.ndarray, "n voxels"]) -> dict[str, float]:
-    """Mean and standard deviation over rows of the rank correlation over voxels."""
+    """Rank correlation between a and b over the voxels of each row: mean and standard deviation over rows."""
     ranks = [rankdata(values, axis=1) for values in (a, b)]
     x, y = (values - values.mean(axis=1, keepdims=True) for values in ranks)
     spread = np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))

@@ -55,7 +55,7 @@ class ReferenceTokens:
         return np.array([len(words) for words in self.words])
 
     def by_row(self, values: np.ndarray | None, n_rows: int) -> Float[np.ndarray, " n"]:
-        """Sum of a value of each reference over the references of each row; without values their number."""
+        """Sums over the references of each row, or their number without ``values``."""
         return np.bincount(self.row, values, minlength=n_rows).astype(np.float64)
 
 

@@ -112,7 +112,7 @@ def trials_of(store: Store, subject: str, rows: list[tuple[int, ...]]) -> TrialS
 
 
 def betas_of(trials: TrialSet) -> Float[np.ndarray, "n voxels"]:
-    """All betas of a set of trials of *one* subject."""
+    """All betas of trials of *one* subject."""
     return np.stack([trials.betas(index) for index in range(len(trials))])
 
 

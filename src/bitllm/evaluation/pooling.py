@@ -33,7 +33,7 @@ def pooling_map(
 def pooling_maps(
     encoder: BrainEncoder, store: Store, atlases: Sequence[str]
 ) -> dict[str, Float[np.ndarray, " voxels"]]:
-    """Pooling weight of every voxel of every subject, averaged over queries, as a multiple of the mean weight."""
+    """Pooling weights of every subject's voxels: mean over queries, relative to the mean over voxels."""
     maps = {subject: pooling_map(encoder, store, subject, atlases) for subject in store.subjects}
     return {subject: weights.mean(axis=0) * weights.shape[1] for subject, weights in maps.items()}
 

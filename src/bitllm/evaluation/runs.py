@@ -199,7 +199,7 @@ def find_split(folder: Path, store: Store, sha256: str, *, given: Path | None) -
     if trained_on not in (None, store.sha256):
         raise SplitError(
             f"{store.path}: expected the store that {folder} was trained on ({trained_on:.12}), found another "
-            f"({store.sha256:.12}); take that one, or judge the run on this one with `bitllm evaluate --judge-on SPLIT`"
+            f"({store.sha256:.12}); name that store, or evaluate on this one with `bitllm evaluate --judge-on SPLIT`"
         )
     if given is not None and (named := load_split(given)).sha256 != sha256:
         raise SplitError(

@@ -15,7 +15,7 @@ from bitllm.metrics.intervals import Estimate
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the captions of a system depend on the betas; None where the differences cannot tell."""
+    """Whether the captions of a system depend on the betas; None if the differences do not decide it."""
 
     is_evidence: bool | None
     sentence: str

@@ -76,7 +76,7 @@ def read_words(path: Path) -> WordCategories:
             if owner.setdefault(word, name) != name:
                 raise DataError(
                     f"{path}: expected every word in one category, found `{word}` in {owner[word]} and {name}; "
-                    "take it out of one"
+                    "remove it from one"
                 )
     return WordCategories(str(path.name), words, tuple(words))
 

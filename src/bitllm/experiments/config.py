@@ -36,7 +36,7 @@ class SystemConfig(Variant):
 
     @property
     def parent(self) -> str | None:
-        """The system whose sft this one starts from."""
+        """The sft system that this one starts from."""
         return None if self.start in (None, "align", "random") else self.start
 
     @property
@@ -124,7 +124,7 @@ class ExperimentConfig(StrictConfig):
             )
 
     def changes_of(self, name: str) -> dict[str, dict[str, Any]]:
-        """Changed settings of a system, by part of the recipe, including those of the system that it starts from."""
+        """Changed settings of a system and of its parents, by part of the recipe."""
         system = self.systems[name]
         own = {"data": system.data, "encoder": system.encoder, "sft": system.sft, "rft": system.rft or {}}
         above = {} if system.parent is None else self.changes_of(system.parent)

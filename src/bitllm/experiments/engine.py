@@ -328,7 +328,7 @@ def _steps_of(
     system: str,
     rates: Mapping[str, tuple[float, ...]],
 ) -> list[tuple[tuple[str, ...], str]]:
-    """The steps of a system, for any of its learning rates and of those of the system that it starts from."""
+    """The steps of a system, for all learning rates that it and its parent may have."""
     config, parent = grid.experiments[name], grid.experiments[name].systems[system].parent
     names = [system] if parent is None else [system, parent]
     cells = [

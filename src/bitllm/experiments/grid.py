@@ -154,7 +154,7 @@ class Cell:
 
     @property
     def parent(self) -> "Cell | None":
-        """The system whose sft this one starts from."""
+        """The sft system that this one starts from."""
         name = self.system.parent
         return None if name is None else Cell(self.world, self.config, self.split, name, self.rates)
 

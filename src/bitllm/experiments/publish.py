@@ -43,7 +43,7 @@ def publish(run: Path, folder: Path, names: tuple[str, ...] = ()) -> dict[str, i
 
 
 def _fit_to_publish(name: str, run: Path, folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Rows and record of a question."""
+    """Rows and record of a question; refused if they are incomplete or do not match the configuration."""
     rows, record = read_run(run / name)
     complete_waves(rows, record, run / name)  # refuses results without any
     require_same(read_experiment(name, folder), record, folder / name)

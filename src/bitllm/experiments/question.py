@@ -203,7 +203,7 @@ def size(question: Question, *, names: bool = True) -> str:
 
 
 def along_in_words(question: Question) -> str:
-    """Mean CIDEr with real betas at every amount, ascending, for a question about an amount."""
+    """For a question about an amount (such as the number of trials): mean CIDEr with real betas at each amount."""
     assert question.results is not None
     rows = question.results.rows[question.results.rows["control"] == "real"]
     means = rows.groupby(["system", "world"])["cider"].mean().groupby("system").mean()

@@ -19,10 +19,10 @@ def same_image(nsd_id: Int[Tensor, " B"]) -> Bool[Tensor, "B B"]:
 def mixed_images(
     first: Int[Tensor, " B"], second: Int[Tensor, " B"], share: Float[Tensor, " B"]
 ) -> Float[Tensor, "B B"]:
-    """Soft positives: for brain i and target j, the share of image j in the mixture of brain i.
+    """Soft positives for mixed betas: how much of brain i's mixture is the image of target j.
 
-    Target j is the first image of trial j; ``share`` is the share of the first image, the rest is that of the
-    second.
+    Target j is the first image of trial j. ``share`` is the share of a trial's first image; its second image has the
+    rest.
 
     References
     ----------

@@ -75,10 +75,9 @@ class BrainInterface(nn.Module):
 
 
 def matched_prefix_width(config: LlamaConfig, *, token_width: int, n_adapters: int) -> int:
-    """Hidden width of ``prefix_mlp`` whose parameters match the projection and adapters of ``cross_attention``.
+    """Hidden width of ``prefix_mlp`` with as many parameters as projection and adapters of ``cross_attention``.
 
-    At the poster's size this is 25,347, so that the counts are equal; the poster's own prefix (100.67M parameters
-    against 103.82M) has 24,576.
+    At the poster's size this is 25,347; the poster's own prefix (100.67M parameters instead of 103.82M) has 24,576.
     """
     shape = AttentionShape.of(config)
     q_width, kv_width = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim

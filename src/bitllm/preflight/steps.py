@@ -164,7 +164,7 @@ def align_step(recipe: Recipe, *, batch: int) -> Measured:
 
 
 def llm_steps(recipe: Recipe, *, sft_batch: int, rft_batch: int, stages: tuple[str, ...], tell: Tell) -> None:
-    """Encoding, a step of sft, a short decode and a step of rft, all with one model of full size."""
+    """Encoding, an sft step, a short decode and an rft step, all with one model of full size."""
     model = make_model(recipe, dtype=base_dtype(recipe.sft.precision))
     nn.Module.to(model, device())
     prompter = make_prompter(recipe, model, n_tokens=PROMPT_TOKENS)

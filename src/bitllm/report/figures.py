@@ -246,7 +246,7 @@ def as_html(figure: Figure, title: str, description: str) -> str:
 
 
 def _with_heading(title: str, height: float) -> tuple[Figure, float]:
-    """A figure with the title above ``height`` inches of space, and the top of that space."""
+    """A figure with a title above a drawing area ``height`` inches high; also returns the top of that area."""
     lines = textwrap.wrap(title, 48) or [""]
     top = _HEADING + _LINE * (len(lines) - 1)
     figure = new_figure(top + height)
@@ -299,7 +299,7 @@ def _only_a_grid(axes: Axes, along: str) -> None:
 
 
 def _cleaned(drawn: Element, name: str) -> Iterable[Element]:
-    """The children of an element of matplotlib's SVG, in the form for a page."""
+    """The children of an SVG element, without what a page must not contain."""
     for child in drawn:
         tag = child.tag.rpartition("}")[2]
         if tag in ("metadata", "style", "clipPath"):

@@ -74,7 +74,7 @@ def read_results(folder: Path) -> Results:
 
 
 def read_curves(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Rows of the training log of the folder, or of every stage in it."""
+    """Rows of the training log in the folder, or in the folder of every stage."""
     logs = {path.parent.name: path for path in sorted(folder.glob("*/log.jsonl"))}
     if (folder / "log.jsonl").is_file():
         logs[folder.resolve().name] = folder / "log.jsonl"

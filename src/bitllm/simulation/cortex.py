@@ -159,7 +159,7 @@ def _rasterised(
     voxel_mm: float,
     shape: tuple[int, ...],
 ) -> tuple[Float[np.ndarray, "2 x y z"], Float[np.ndarray, "2 x y z 3"]]:
-    """Number of points of each hemisphere's ribbon in each voxel, and the sum of their positions."""
+    """For each voxel, the number of points of each hemisphere's ribbon, and the sum of their positions."""
     counts, sums = [], []
     for side in (LEFT, RIGHT):
         index = np.ravel_multi_index(tuple(((native[side] - low) / voxel_mm).astype(int).T), shape)

@@ -104,7 +104,7 @@ class CompositeReward:
 
 
 def permuted_reward(reward: Reward, nsd_ids: Sequence[int], *, seed: int) -> Reward:
-    """Reward the captions of each image by the references and embedding of another image of ``nsd_ids``."""
+    """A reward that compares each caption with another image of ``nsd_ids`` instead of its own."""
     order = np.random.default_rng(seed).permutation(sorted(set(nsd_ids))).tolist()
     other = dict(
         zip(order, [*order[1:], order[0]], strict=True)

@@ -309,7 +309,7 @@ def _require_axes(file: BetasFile, order: AxisOrder, voxels: Voxels) -> None:
 
 
 def _two_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape without the two axes of length 1 of surfaces in MGH and of GLMsingle's V × 1 × 1."""
+    """The shape without axes of length 1, as in surfaces in MGH and in GLMsingle's V × 1 × 1 × trials."""
     return (shape[0], shape[3]) if len(shape) == 4 and shape[1:3] == (1, 1) else shape
 
 

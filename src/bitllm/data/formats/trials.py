@@ -97,7 +97,7 @@ def _as_in_header(written: pd.Series, subjects: Sequence[str], path: Path) -> pd
         if not (found == name).any():
             raise DataError(
                 f"{path}: expected trials of the subject `{name}`, found those of "
-                f"{', '.join(sorted(set(written)))}; name the subjects alike in header and table"
+                f"{', '.join(sorted(set(written)))}; use the same names in header and table"
             )
     return found
 
@@ -110,7 +110,7 @@ def _require_every_row(rows: pd.Series, name: str, path: Path) -> None:
     if rows.duplicated().any():
         raise DataError(
             f"{path}: expected every trial once, found the trial_row {rows[rows.duplicated()].iloc[0]} of `{name}` "
-            "twice; take the duplicate out"
+            "twice; remove the duplicate"
         )
     if sorted(rows) != list(range(len(rows))):
         raise DataError(
@@ -256,7 +256,7 @@ def _with_parts(
         if parts.isna().any():
             raise DataError(
                 f"{path}: expected `split` to be train, val or test, found `{table['split'][parts.isna()].iloc[0]}`; "
-                "name the parts so, or take the column out"
+                "rename the parts, or remove the column"
             )
         of_image = parts.groupby(table["stimulus_id"]).agg(["nunique", "first"])
         if (of_image["nunique"] > 1).any():

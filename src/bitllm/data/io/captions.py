@@ -174,7 +174,7 @@ def captions_by_nsd_id(
     if missing:
         raise DataError(
             f"{where}: expected captions of the image `{missing[0]}`, found none ({len(missing)} of {len(names)} "
-            f"images lack; the file has {n_images}); add them, or check that both files count the images alike (NSD "
+            f"images have none; the file has {n_images}); add them, or check that both files use the same ids (NSD "
             "ids are 0-based)"
         )
     return captions

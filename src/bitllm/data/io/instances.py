@@ -57,7 +57,7 @@ def read_instances(path: Path) -> Instances:
     entries = _entries(path, content, "annotations")
     if any("keypoints" in entry for entry in entries[:1]):
         raise DataError(
-            f"{path}: expected {_WHAT}, found keypoints; take instances_*.json of the same archive"
+            f"{path}: expected {_WHAT}, found keypoints; use instances_*.json of the same archive"
         )
     objects = _objects(path, entries)
     _require_known(path, objects["category_id"], categories.index, "category_id", "categories")

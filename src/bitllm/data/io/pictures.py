@@ -138,7 +138,7 @@ def decode_picture(file: Any, path: Path) -> np.ndarray:
 
 
 def _scaled_gray(values: np.ndarray, path: Path) -> np.ndarray:
-    """Grayscale of 32 bits, whose range must be inferred from its values: 0 to 1, 255 or 65,535."""
+    """32-bit grayscale scaled to 8 bits; its range (0 to 1, 255 or 65,535) is inferred from the values."""
     if not np.isfinite(values).all() or values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
         raise DataError(
             f"{path}: expected gray values from 0 to 65535, found {values.min():g} to {values.max():g}; save the "

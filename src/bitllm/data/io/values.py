@@ -20,7 +20,7 @@ def require_real(dtype: np.dtype, path: Path, what: str) -> None:
 
 
 def whole_numbers(values: np.ndarray, path: Path, what: str) -> np.ndarray:
-    """Numbers of images, trials or sessions as int64, whatever their stored type."""
+    """Numbers of images, trials or sessions as int64, from any stored type."""
     require_real(values.dtype, path, what)
     if values.dtype.kind == "f":
         with np.errstate(invalid="ignore"):  # infinity minus infinity

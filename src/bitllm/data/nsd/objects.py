@@ -31,18 +31,18 @@ def read_objects(
     stimuli
         ``nsd_id``, ``coco_id`` and ``coco_split`` of each image.
     notes
-        Gets a line if there are no instances.
+        Receives a line if there are no instances.
 
     Returns
     -------
     pandas.DataFrame
         ``OBJECT_COLUMNS``, sorted by ``nsd_id``. Boxes are clipped to the crop and in fractions of it. An object is
-        kept if at least ``LEAST_SHARE`` of its box lies in the crop. ``area`` assumes that the area of COCO's
+        kept if at least ``LEAST_SHARE`` of its box is in the crop. ``area`` assumes that the area of COCO's
         segmentation is spread evenly over the box.
 
     References
     ----------
-    NSD Data Manual: ``cropBox`` holds the fractions of the photograph that are cut from top, bottom, left and right.
+    NSD Data Manual: ``cropBox`` contains the fractions of the photograph that are cut from top, bottom, left and right.
     """
     paths = {str(split): release.instances(str(split)) for split in sorted(stimuli["coco_split"].unique())}
     missing = [path for path in paths.values() if not path.is_file()]

@@ -54,7 +54,7 @@ def read_stimuli(
     missing = np.setdiff1d(nsd_ids, table.index)
     if missing.size:
         raise DataError(
-            f"{path}: expected a row with nsdId {missing[0]}, which was shown, found none ({missing.size} "
+            f"{path}: expected a row for each image that was shown, found none for nsdId {missing[0]} ({missing.size} "
             "images without); check that table and design are of one release"
         )
     stimuli = table.loc[nsd_ids].reset_index()

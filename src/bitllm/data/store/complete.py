@@ -133,7 +133,7 @@ def _complete_captions(contents: StoreContents, stimuli: pd.DataFrame) -> pd.Dat
     if len(empty):
         raise DataError(
             f"{contents.origin}: expected captions with words, found an empty one of the image "
-            f"{empty.iloc[0]} ({len(empty)} in all); take the empty captions out"
+            f"{empty.iloc[0]} ({len(empty)} in all); remove the empty captions"
         )
     without = np.setdiff1d(stimuli["nsd_id"], captions["nsd_id"])
     if without.size:

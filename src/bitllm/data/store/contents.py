@@ -1,4 +1,4 @@
-"""Contents of a store, whatever the input format: plain tables, and betas that are read by session."""
+"""Contents of a store in a form common to all input formats: plain tables, and betas that are read by session."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field

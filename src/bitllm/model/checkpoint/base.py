@@ -95,7 +95,7 @@ def _require_llama(model_type: str, where: str) -> None:
 
 
 def placeholder_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token whose embeddings a prefix interface replaces: a special token that no caption contains."""
+    """The placeholder of brain tokens for a prefix interface: a special token that no caption contains."""
     vocabulary = tokenizer.get_vocab()
     found = [vocabulary[token] for token in _PLACEHOLDERS if token in vocabulary]
     if not found:
