@@ -80,9 +80,8 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
 ) -> None:
     """Write the store of an NSD release, completely or not at all.
 
-    First everything except the betas is read and checked for all subjects (of the images the file and the first of
-    them), so that a missing file is reported at once. Then the betas are read session by session; only one session
-    is in memory.
+    First everything except the betas is read and checked for all subjects (of the images only the first one), so that
+    a missing file is reported at once. Then the betas are read session by session; only one session is in memory.
 
     Parameters
     ----------

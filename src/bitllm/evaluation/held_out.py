@@ -53,7 +53,7 @@ class HeldOut:
         atlases: Sequence[str],
         betas: Float[np.ndarray, "m voxels"] | None = None,
     ) -> Float[Tensor, "m N width"]:
-        """Brain tokens of the rows, or of other betas of the same voxels."""
+        """Brain tokens of the trials, or of other betas (such as a control's) at the same voxels."""
         anatomies = Anatomies.of(self.store, [self.subject], atlases)
         return brain_tokens_of_betas(
             encoder, list(self.betas if betas is None else betas), self.subject, anatomies

@@ -46,7 +46,7 @@ def find_rois(store: Store, subject: str, wanted: Sequence[str]) -> list[Roi]:
     Parameters
     ----------
     wanted
-        ``ATLAS`` for all its labels together and each of them, ``ATLAS:LABEL`` for one label.
+        ``ATLAS`` selects the atlas as a whole and each of its labels, ``ATLAS:LABEL`` a single label.
     """
     rois: dict[str, Roi] = {}
     for word in wanted:

@@ -194,7 +194,7 @@ def find_llm(folder: Path, *, given: str | None) -> str:
 
 
 def find_split(folder: Path, store: Store, sha256: str, *, given: Path | None) -> Split:
-    """The split that the run was trained on; refused if the store is not that of the run."""
+    """The split that the run was trained on; an error if ``store`` is not the store of the run."""
     trained_on = store_of(folder)
     if trained_on not in (None, store.sha256):
         raise SplitError(

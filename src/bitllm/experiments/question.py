@@ -164,7 +164,7 @@ def difference(claim: Claim) -> str:
 
 
 def must_not(claim: Claim) -> bool:
-    """Whether a claim is a check that must not be borne out."""
+    """Whether a claim is a sanity check, which is an error in the experiment if it is borne out."""
     return _MUST_NOT in claim.poster
 
 

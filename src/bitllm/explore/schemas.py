@@ -58,7 +58,7 @@ class SubjectInfo(_Strict):
 
 
 class RunInfo(_Strict):
-    """All choices of the page."""
+    """Systems, subjects and regions that can be chosen."""
 
     run: str
     data: str

@@ -170,7 +170,7 @@ class Session:
         return brain_tokens_of_betas(system.encoder, list(betas), subject, anatomies)
 
     def info(self) -> RunInfo:
-        """All choices of the page."""
+        """Systems, subjects, regions and images that can be chosen on the page."""
         return RunInfo(
             run=self.run,
             data=self.store.manifest.source,

@@ -247,7 +247,7 @@ def object_vocabulary(store: Store) -> ObjectVocabulary:
 
 
 def categories_by_image(store: Store) -> dict[int, frozenset[str]]:
-    """The categories that every image of a store shows, crowds included, by ``nsd_id``."""
+    """Categories in each image of a store, including crowds, by ``nsd_id``."""
     shown: dict[int, frozenset[str]] = dict.fromkeys(store.stimuli.index.tolist(), frozenset())
     for nsd_id, categories in store.objects.groupby(level="nsd_id")["category"]:
         shown[int(str(nsd_id))] = frozenset(categories)
@@ -296,7 +296,7 @@ def object_scores(
 
 
 def _forms(texts: str) -> tuple[str, ...]:
-    """Singular and plural of words that are separated by commas."""
+    """Singular and plural forms, given as words separated by commas."""
     words = (word.strip() for word in texts.split(","))
     return tuple(
         form for word in words for form in (word.split("/") if "/" in word else (word, _plural(word)))

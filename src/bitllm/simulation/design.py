@@ -54,7 +54,7 @@ def make_design(config: SimulationConfig, *, seed: int) -> Design:
 
 
 def _masterordering(config: SimulationConfig, rng: np.random.Generator) -> Int[np.ndarray, " trials"]:
-    """Three presentations of each image, close together or anywhere in the experiment."""
+    """The order of three presentations of each image, which are close together or spread over the experiment."""
     n = config.images_per_subject
     moment = rng.uniform(0, 1, (n, 1))
     close = moment + rng.vonmises(0, 40, (n, REPETITIONS)) / (2 * np.pi)

@@ -79,7 +79,8 @@ def model_running(place: str | Path, purpose: str) -> Iterator[None]:
 
 
 def _files_of_model(folder: Path) -> list[Path]:
-    """Files that `transformers` opens; a clone may contain git-lfs pointers for other formats of the same weights."""
+    """The files that `transformers` opens; others, such as another format of the same weights, may be git-lfs pointers.
+    """
     weights = [*folder.glob("model*.safetensors"), *folder.glob("adapter_model.safetensors")]
     weights = weights or [*folder.glob("pytorch_model*.bin"), *folder.glob("adapter_model.bin")]
     words = [*folder.glob("*.json"), *folder.glob("merges.txt"), *folder.glob("vocab.txt")]
