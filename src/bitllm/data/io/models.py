@@ -79,8 +79,7 @@ def model_running(place: str | Path, purpose: str) -> Iterator[None]:
 
 
 def _files_of_model(folder: Path) -> list[Path]:
-    """The files that `transformers` opens; others, such as another format of the same weights, may be git-lfs pointers.
-    """
+    """The files that `transformers` opens; other formats of the same weights may be git-lfs pointers."""
     weights = [*folder.glob("model*.safetensors"), *folder.glob("adapter_model.safetensors")]
     weights = weights or [*folder.glob("pytorch_model*.bin"), *folder.glob("adapter_model.bin")]
     words = [*folder.glob("*.json"), *folder.glob("merges.txt"), *folder.glob("vocab.txt")]
