@@ -111,7 +111,7 @@ class _UniqueKeysLoader(yaml.SafeLoader):
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
                 continue
-            # a subject `01` would become the number 1, and PyYAML would drop the first of two equal keys
+            # PyYAML would turn a subject `01` into the number 1, and drop the first of two equal keys
             key.tag, key.value = "tag:yaml.org,2002:str", normalized_name(key.value)
             line = key.start_mark.line + 1
             if key.value in lines:

@@ -24,7 +24,9 @@ from bitllm.errors import DataError, OutputError
 
 _UNFINISHED = ".unfinished"
 _PLAIN_NAME = re.compile(r"\w(?:[\w .+@=-]{0,98}[\w+@=-])?")
-_INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff"
+_INVISIBLE = (
+    "\u200b\u200c\u200d\u2060\ufeff"  # zero-width characters, which spreadsheets and web pages insert
+)
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -53,6 +55,7 @@ def folder_written_whole(path: Path, *, replace: bool = False) -> Iterator[Path]
             if path.exists():
                 shutil.rmtree(path)
             unfinished.rename(path)
+    # Also on Ctrl-C: a partial folder is never useful here, unlike in folder_gone_on_with.
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise

@@ -66,6 +66,7 @@ def make_word_tokenizer(captions: Iterable[str], *, wrap: bool) -> PreTrainedTok
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Lowercase(), normalizers.Replace(".", " . "), normalizers.Replace(",", " , ")]
     )
+    # Whole words, and punctuation as separate words: captions then have one token per word.
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if wrap:
         tokenizer.post_processor = processors.TemplateProcessing(

@@ -185,7 +185,5 @@ def test_a_push_that_cannot_be_is_one_line(monkeypatch, tmp_path):
         push_to_hub(tmp_path, "me/brain", license_name="other")
     with pytest.raises(ConfigError, match="expected NAME or OWNER/NAME, found `a/b/c`"):
         push_to_hub(tmp_path, "a/b/c", license_name="mit")
-    with pytest.raises(
-        OutputError, match=r"me/offline: .*no route to host"
-    ):
+    with pytest.raises(OutputError, match=r"me/offline: .*no route to host"):
         push_to_hub(tmp_path, "me/offline", license_name="mit")

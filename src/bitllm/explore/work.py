@@ -271,7 +271,7 @@ def open_session(
     sha256 = {name: card_of(folder)["split"] for name, folder in folders.items()}
     found = find_split(first, data, sha256[chosen], given=split)
     of_split = {name: folder for name, folder in folders.items() if sha256[name] == found.sha256}
-    # in its stored precision until a system asks for another: a copy in float32 would double Llama's memory
+    # in its stored precision, unless a system needs another: a float32 copy would double the memory of a Llama
     base = load_llm(find_llm(first, given=llm), dtype=None)
     session = Session(run.resolve().name, of_split, data, found, base, precision)
     session.system(next(iter(of_split)))

@@ -107,8 +107,8 @@ class BertScorer:
         self._kept.update(self._encode(set(texts)))
 
     def _of_references(self, texts: tuple[str, ...]) -> list[_Tokens]:
-        # One image's references make one batch: what comes out in the last bits then depends on the image
-        # alone, not on which images came before, and a resumed run gets the rewards of one never stopped.
+        # Each image's references are a batch of their own. The last bits of an embedding depend on its batch, so
+        # otherwise rewards would depend on earlier images, and a resumed run would differ from an uninterrupted one.
         if texts not in self._cache:
             while len(self._cache) >= max(1, self._max_cached):
                 del self._cache[next(iter(self._cache))]
@@ -118,6 +118,7 @@ class BertScorer:
 
     @torch.no_grad()
     def _encode(self, texts: set[str]) -> dict[str, _Tokens]:
+        # By length against padding, and by text so that batches do not depend on the order of a set.
         in_order = sorted(texts - self._kept.keys(), key=lambda text: (len(text), text))
         found: dict[str, _Tokens] = {text: self._kept[text] for text in texts if text in self._kept}
         for start in range(0, len(in_order), self._batch_size):
@@ -135,6 +136,8 @@ class BertScorer:
             units = torch.nn.functional.normalize(states.float(), dim=-1)
             for row, text in enumerate(batch):
                 real = inputs["attention_mask"][row].bool().nonzero()[:, 0]
+                # Special tokens have weight 0 in the means, but another text's words may still match them, as
+                # in bert-score.
                 words = (~special[row][real]).float()
                 weights = (words / words.sum().clamp(min=1)).to(units.device)
                 found[text] = _Tokens(units[row][real.to(units.device)], weights)
@@ -154,7 +157,7 @@ class BertScorer:
     @staticmethod
     @torch.no_grad()
     def _f1_of_pairs(pairs: list[tuple[_Tokens, _Tokens]]) -> Float[np.ndarray, " pairs"]:
-        # pairs of like length share a batch, so that little of it is padding
+        # pairs of similar length share a batch, which reduces padding
         order = sorted(range(len(pairs)), key=lambda place: [len(side.weights) for side in pairs[place]])
         scores = np.zeros(len(pairs))
         for start in range(0, len(order), _PAIRS_AT_ONCE):

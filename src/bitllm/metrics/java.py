@@ -35,7 +35,7 @@ MAX_METEOR_WORDS = 1000
 _PTB_JAR, _METEOR_JAR, _SPICE_JAR = "stanford-corenlp-3.4.1.jar", "meteor-1.5.jar", "spice-1.0.jar"
 # pycocoevalcap downloads these on the first use of its own wrapper; we download nothing
 _PARSER_JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
-# A library of 2016 in SPICE reaches into Java's own classes, which Java 16 and later forbid unless told so.
+# A library of 2016 in SPICE accesses internal classes of Java, which Java 16 and later allow only with these options.
 # Java 8 does not know the option, and does not read this variable.
 _OPENED = " ".join(
     f"--add-opens java.base/{package}=ALL-UNNAMED"
@@ -278,7 +278,7 @@ def java_version() -> str | None:
 def last_words(stderr: bytes) -> str:
     """The line of a Java process's stderr that names the failure."""
     lines = [line.strip() for line in stderr.decode("utf-8", errors="replace").splitlines() if line.strip()]
-    # below "Exception in thread …" and "Error: …" come the places in the code, which tell a user nothing
+    # the lines after "Exception in thread …" and "Error: …" are a stack trace, which does not help a user
     telling = [
         line for line in lines if re.search(r"(Exception|Error)\b", line) and not line.startswith("at ")
     ]
@@ -301,7 +301,7 @@ def _why_not(part: str, jar: str) -> str | None:
 
 
 def _start_java(arguments: Sequence[str], **pipes: Any) -> subprocess.Popen[bytes]:
-    # in a session of its own, so that a `java` that is a script is killed together with the Java it started
+    # in a new session, so that a kill reaches all processes if `java` is a wrapper script
     command = [str(java_command()), "-Dfile.encoding=UTF-8", *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True, **pipes)  # noqa: S603
 
@@ -341,6 +341,7 @@ def _require_short(kind: str, texts: Sequence[str]) -> None:
 
 
 def _one_field(text: str) -> str:
+    # METEOR's line protocol separates fields by |||; pycocoevalcap cleans texts in the same way.
     return text.replace("|||", "").replace("\n", " ").replace("  ", " ")
 
 

@@ -18,7 +18,7 @@ _ASCII = str.maketrans(
 # ... what it keeps in one piece (runs of ! and ?, AT&T, <b>, @name, 'n'), ...
 _KEPT_WHOLE = re.compile(
     r"([?!]{2,}|\b\w+&\w+\b|<[^<>\s]+>|(?<!\S)@\w+|(?<!\S)'n'(?!\S)"
-    # initials and abbreviations that end a caption, whose full stop nltk would take for the sentence's
+    # initials and abbreviations at the end of a caption: nltk would split off their period as that of the sentence
     r"|(?<!\S)(?:(?:[A-Za-z]\.)+|(?:[MJS]r|Mrs|Dr|St|etc|vs)\.)(?=\s*$))"
 )
 # ... the full stops that it splits off inside a caption (not those of initials and abbreviations), ...

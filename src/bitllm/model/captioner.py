@@ -315,7 +315,7 @@ class Captioner:
             has_ended = torch.zeros(len(now.hidden), dtype=torch.bool, device=device)
             answers: list[Tensor] = []
             while True:
-                # float32, because argmax of bfloat16 logits would have ties.
+                # float32: the largest bfloat16 logits are often equal, and sampling adds noise to them.
                 scores = self.model.lm_head(now.hidden)[:, -1].float().index_fill(1, never, -torch.inf)
                 answers.append(choose(scores).masked_fill(has_ended, pad))
                 has_ended = has_ended | torch.isin(answers[-1], ends)

@@ -11,7 +11,7 @@ from bitllm.model.interface import INTERFACES
 ADAPTER_STARTS = ("random", "self_attention")
 
 
-@no_type_check  # a saved configuration has more keys than fields, which the tests' shape checker would refuse
+@no_type_check  # saved configurations have more keys than fields, which the type checker of the tests would refuse
 class BitLlmConfig(PreTrainedConfig):
     """A Llama, a brain encoder and the interface between them.
 

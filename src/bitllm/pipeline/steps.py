@@ -155,7 +155,7 @@ class Steps:
         mark = self._mark(name)
         if not mark.exists() or (done := read_record(mark, "key", "seconds"))["key"] != key:
             return False
-        if self.keys.get(name) != key:  # not told again for every question
+        if self.keys.get(name) != key:  # report a step once, although several questions share it
             self.kept.append(name)
             if self.tells_kept:
                 self.tell(f"{name:<20} kept from an earlier run")

@@ -49,7 +49,7 @@ _STYLE: dict[str, Any] = {
 }
 _ON_PAGE = {"font.size": 11.5, "grid.color": BAND, "axes.axisbelow": True, "axes.formatter.useoffset": False}
 _HEADING, _LINE, _ROW, _LABELS, _VALUES = 0.3, 0.22, 0.31, 1.62, 0.55  # inches
-_MARK = "mark: "  # a group of this id is a mark with a title of its own
+_MARK = "mark: "  # start of the id of a group that is a mark with a title
 
 
 class Look(NamedTuple):

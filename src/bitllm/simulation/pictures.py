@@ -351,7 +351,7 @@ def place_objects(scene: Scene, side: float) -> list[PlacedObject]:
         "behind": (-0.12, 0.16, 0.80, True), "in front of": (0.14, -0.18, 0.92, False),
     }[scene.relation]  # fmt: skip
     shift = 0.5 if scene.relation == "next to" else 0.3
-    side_of = -1 if scene.jitter[0] > 0 else 1  # the partner goes where there is room
+    side_of = -1 if scene.jitter[0] > 0 else 1  # the partner is drawn on the side with more room
     partner = (x + side_of * dx * side * (1 - shift / 2), y + dy * side * 0.8)
     main = (x - side_of * dx * side * shift, y - dy * side * 0.3)
     group = _place_group(scene, main, size)

@@ -211,7 +211,7 @@ def _write_tuning_truth(path: Path, subject: Subject, tuning: Tuning) -> None:
         "noise_percent": subject.noise_percent[in_brain][chosen].astype(np.float32),
         "mean_percent": subject.mean_percent[in_brain][chosen].astype(np.float32),
     }
-    # safetensors writes the bytes as they lie, so the order of the axes must be C order
+    # safetensors writes the bytes in memory order, so arrays must be in C order
     save_file({key: np.ascontiguousarray(array) for key, array in arrays.items()}, path)
 
 

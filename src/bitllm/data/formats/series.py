@@ -284,7 +284,7 @@ def _possible(file: BetasFile, voxels: Voxels) -> dict[AxisOrder, int]:
     if len(shape) == 4 and voxels.mask is not None:
         if shape[:3] == voxels.mask.shape:
             possible["xyz-trials"] = shape[3]
-        # With x and z of one length trials-zyx cannot be told from trials, x, y, z.
+        # If x and z have the same length, the shape does not distinguish trials-zyx from trials, x, y, z.
         if shape[1:] == voxels.mask.shape[::-1] and voxels.mask.shape[0] != voxels.mask.shape[2]:
             possible["trials-zyx"] = shape[0]
     return possible
@@ -342,7 +342,7 @@ def _flattened(
         if mask is None:
             return flat
         assert voxels.grid is not None, "of the mask"
-        return flat[:, cifti_order(file.path, mask, voxels.grid)]  # CIFTI says where each column lies
+        return flat[:, cifti_order(file.path, mask, voxels.grid)]  # CIFTI states the voxel of each column
     flat = flat.T if order == "voxels-trials" else flat
     if voxel_order == "F" and mask is not None and flat.shape[1] == mask.sum():
         place = np.zeros(mask.shape, np.int64)

@@ -187,7 +187,7 @@ def _known_columns(
 
 
 def _note_others(path: Path, others: list[str], absent: list[str], notes: list[str]) -> None:
-    for name in others:  # a table without its `split` would be read as one that has none
+    for name in others:  # a misspelled `split` would otherwise be ignored silently
         if name.casefold() in {one.casefold() for one in absent}:
             raise DataError(
                 f"{path}: expected known columns, found `{name}`; {nearest(name.casefold(), absent)}"

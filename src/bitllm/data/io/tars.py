@@ -35,6 +35,7 @@ def read_samples(
     """
     require_file(path, "a webdataset tar")
     try:
+        # "r|*" reads the tar as a stream: members are checked before any of them is decompressed as a whole.
         with tarfile.open(path, "r|*") as archive:
             members = _within(path, _safe_files(path, archive, member_bytes), wanted, kept_bytes)
             for of_sample in _grouped(path, members):

@@ -151,6 +151,7 @@ def require_same_grid(found: Grid, expected: Grid, what: str) -> None:
 
 def _mm_apart(one: Grid, other: Grid) -> float:
     """Largest distance between corresponding voxels of two grids of the same shape."""
+    # The distance of two affine maps is convex in the voxel, so it is largest at a corner.
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in one.shape])).reshape(3, -1).T
     return float(np.linalg.norm(one.mm(corners) - other.mm(corners), axis=1).max())
 
@@ -189,6 +190,7 @@ def stored_volumes(image: Image, path: Path, what: str) -> Iterator[np.ndarray]:
     assert isinstance(image.dataobj, ArrayProxy), f"{path}: not read from a file"
     n_values = int(np.prod(image.shape[:3]))
     dtype = image.get_data_dtype()
+    # nibabel's proxy would decompress a .gz file from its start for every volume.
     with _damage_named(path, what), _opened(path) as file:
         file.seek(image.dataobj.offset)
         for number in range(image.shape[3]):
@@ -206,6 +208,7 @@ def _nifti_grid(path: Path, header: nib.Nifti1Header, shape: tuple[int, ...]) ->
     """Grid by the sform, or by the qform if the sform is not set."""
     grids = []
     for affine, code in (header.get_sform(coded=True), _qform(header)):
+        # Both are read even if only one is used, to report a disagreement.
         if _is_whole(affine):
             in_mm = np.array(affine, np.float64)
             in_mm[:3] *= _mm_per_unit(header)

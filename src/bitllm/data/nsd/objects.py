@@ -113,7 +113,7 @@ def _on_one_axis(
     crop_start, crop_side = cut_before * side, (1 - cut_before - cut_after) * side
     first, last = ((end - crop_start) / crop_side for end in (start, start + length))
     clipped_first, clipped_last = first.clip(0, 1), last.clip(0, 1)
-    # COCO has a few boxes of length 0; such a box lies where it starts
+    # COCO has a few boxes of length 0; their position is that of their start
     is_in = (first >= 0) & (first <= 1)
     with np.errstate(invalid="ignore", divide="ignore"):
         share = np.where(last > first, (clipped_last - clipped_first) / (last - first), is_in)

@@ -321,7 +321,7 @@ def _numbers_of_other(
     """The numbers of another system's captions, on the same images and references."""
     if (other.ids, other.references) == (pairs.ids, pairs.references):
         return scorer.per_caption(other.captions, is_floor=False)
-    # trials in another number, or references of its own: the pictures of a CLIP would be in another order
+    # other trials or references than this scorer's: the images of CLIP-S would be in another order
     its_scorer = _scorer(other, [one for one in extras if "CLIP" not in one.name], options, [])
     if its_scorer.references_sha256 != scorer.references_sha256:
         raise DataError(
