@@ -95,7 +95,7 @@ def region(name: str, lost: float) -> RegionResult:
                         around(4.0, 2.0))  # fmt: skip
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def results() -> Results:
     """Results with every part that an evaluation can have."""
     return Results(
@@ -112,13 +112,13 @@ def results() -> Results:
     )  # fmt: skip
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def about() -> About:
     """Where the numbers of the results come from."""
     return ABOUT
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def with_lead():
     """Results with another difference of a control: ``with_lead(results, "permuted", Estimate(…), system="rft")``."""
 
@@ -134,7 +134,7 @@ def with_lead():
     return change
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def curves() -> dict[str, list[dict[str, Any]]]:
     """Log rows of the three stages and a baseline."""
     sft = [{"step": step, "loss": falling(step), "learning_rate": 1e-3} for step in range(10, 601, 10)]
@@ -149,14 +149,14 @@ def curves() -> dict[str, list[dict[str, Any]]]:
     }  # fmt: skip
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def gallery() -> list[GalleryItem]:
     """Twelve images with captions of two systems and two controls."""
     groups = ["random"] * 4 + ["best"] * 4 + ["median"] * 2 + ["worst"] * 2
     return [item(number, group) for number, group in enumerate(groups)]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run(results, curves, gallery) -> RunFiles:
     """A whole run without brain maps."""
     return RunFiles("one", results, curves, gallery, None)

@@ -15,7 +15,7 @@ def pages(demo_folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize("page", ["one", "two"])
-def test_it_opens_without_a_network_and_without_a_complaint(visit, pages, page):
+def test_it_opens_without_a_network_fits_a_phone_and_is_accessible(visit, pages, page):
     seen = visit(pages[page], offline=True)
     assert seen.complaints == []
     assert [url for url in seen.requested if not url.startswith(("data:", "file:"))] == []
@@ -23,18 +23,12 @@ def test_it_opens_without_a_network_and_without_a_complaint(visit, pages, page):
     assert "depend on the brain data" in seen.page.inner_text("h1")
     broken = "[...document.images].filter((one) => !one.complete || one.naturalWidth === 0).length"
     assert seen.page.evaluate(broken) == 0
-
-
-@pytest.mark.parametrize("page", ["one", "two"])
-@pytest.mark.parametrize("dark", [False, True])
-def test_nothing_is_wider_than_a_phone(visit, pages, page, dark):
-    assert visit(pages[page], width=360, dark=dark).overflow_px() == 0
-
-
-@pytest.mark.parametrize("page", ["one", "two"])
-@pytest.mark.parametrize("dark", [False, True])
-def test_axe_finds_no_serious_violation(visit, pages, page, dark):
-    assert visit(pages[page], dark=dark).violations() == []
+    for width in (1200, 360):
+        seen.page.set_viewport_size({"width": width, "height": 900})
+        for colors in ("light", "dark"):
+            seen.page.emulate_media(color_scheme=colors)
+            assert seen.overflow_px() == 0, (width, colors)
+            assert width == 360 or seen.violations() == [], colors
 
 
 def test_words_are_colored_by_their_bits(visit, pages):
