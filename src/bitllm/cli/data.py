@@ -91,7 +91,7 @@ def prepare_nsd(  # noqa: PLR0913 - tyro reads the signature
         space: The subjects' own volumes, or the vertices of fsaverage.
         roi: Voxels to read: a file in func1pt8mm/roi (on fsaverage a FreeSurfer label), or several joined by +.
         subjects: Subjects to prepare; by default all.
-        sessions: Number of sessions, from the first; by default all. -3 leaves out the last three, as before 2023.
+        sessions: Number of sessions to read (default: all). -3 leaves out the last three, as before 2023.
         beta_version: NSD's version of the betas.
         normalization: Which trials determine mean and standard deviation; `session` uses test trials, which is a leak.
         validation_fraction: Share of the training images used for validation.

@@ -79,8 +79,8 @@ def reproduce(
         names: Questions (folders of experiments with a config.yaml) with the same recipe, or all.
         quick: Use one tiny world and few steps, about a minute per question; the numbers mean nothing.
         out: Folder for work and results, shared by questions; by default reproduce/RECIPE (quick: reproduce/quick).
-        seeds: Number of simulated brains, from the first.
-        model_seeds: Number of model seeds for each brain, from the first.
+        seeds: Use only this number of simulated brains; by default all.
+        model_seeds: Use only this number of model seeds for each brain; by default all.
         keep_published: Reuse published worlds with their learning rates, and run only the others.
         experiments: Folder of all experiments; by default that of the project.
     """

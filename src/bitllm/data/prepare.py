@@ -96,8 +96,8 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
     subjects
         Subjects to prepare; by default all in the release.
     n_sessions
-        Number of sessions of every subject, from the first; by default all. -3 leaves out the last three, as NSD did
-        until August 2023 (37 sessions of 40).
+        Number of sessions to read of every subject; by default all. -3 leaves out the last three, as NSD did until
+        August 2023 (37 sessions of 40).
     validation_fraction
         Share of the non-shared images that become validation images.
     seed

@@ -39,7 +39,7 @@ def pooling_maps(
 
 
 def write_maps(folder: Path, maps: dict[str, Float[np.ndarray, " voxels"]]) -> None:
-    """Write ``evaluation_maps.npz``, whole or not at all."""
+    """Write ``evaluation_maps.npz``, completely or not at all."""
     with file_written_whole(folder / MAPS) as unfinished, unfinished.open("wb") as file:
         np.savez(file, **maps)  # type: ignore[arg-type]
 

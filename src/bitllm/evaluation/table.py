@@ -157,13 +157,13 @@ def _place(held_out: Any, system: str, trials: str, name: str) -> dict[str, Any]
 
 
 def write_evaluation(folder: Path, found: Evaluation) -> None:
-    """Write ``evaluation.parquet`` and ``evaluation.json``, each whole or not at all."""
+    """Write ``evaluation.parquet`` and ``evaluation.json``, each completely or not at all."""
     write_rows(folder / TABLE, found.rows)
     write_json(folder / ABOUT, found.about)
 
 
 def write_rows(path: Path, rows: pd.DataFrame) -> None:
-    """Write a table with all columns, whole or not at all."""
+    """Write a table with all columns, completely or not at all."""
     with file_written_whole(path) as unfinished:
         rows.reindex(columns=list(_COLUMNS)).to_parquet(unfinished, index=False)
 

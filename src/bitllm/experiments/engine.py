@@ -260,7 +260,7 @@ class Plan:
     Parameters
     ----------
     steps
-        Possible names of each step (RUN/STEP; several until the learning rates are chosen), and its kind.
+        Kind of each step, by its possible names (RUN/STEP). A step has several names until learning rates are chosen.
     expected
         Seconds of each kind of step, measured in one process.
     """

@@ -65,7 +65,7 @@ def is_ready(folder: Path) -> bool:
 
 
 def write_small(rows: pd.DataFrame, path: Path) -> None:
-    """Write rows as a small Parquet file, whole or not at all."""
+    """Write rows as a small Parquet file, completely or not at all."""
     floats = [name for name in rows.select_dtypes("float64") if name not in _EXACT]
     small = rows.astype(dict.fromkeys(floats, "float32")).reset_index(drop=True)
     table = pa.Table.from_pandas(small, preserve_index=False)

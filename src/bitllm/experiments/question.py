@@ -169,7 +169,7 @@ def must_not(claim: Claim) -> bool:
 
 
 def verdict(claim: Claim, effect: Effect) -> str:
-    """The verdict, with a note on too few brains, on the outcome of a check, or on a small difference."""
+    """The verdict in words, with a note on too few brains, a sanity check, or a small difference."""
     found = verdict_of(effect, claim.negligible)
     if effect.n_brains < LEAST_BRAINS:
         return f"{found} ({effect.n_brains} brain{'' if effect.n_brains == 1 else 's'})"

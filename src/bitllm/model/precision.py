@@ -31,7 +31,7 @@ def has_fast_bf16() -> bool:
 
 
 def name_of(dtype: torch.dtype) -> Precision:
-    """Name of a precision: the result of ``auto``."""
+    """Name of a dtype, to record which one ``auto`` chose."""
     return "bf16" if dtype is torch.bfloat16 else "fp32"
 
 

@@ -127,7 +127,7 @@ class Steps:
         Parameters
         ----------
         waits
-            Whether to wait until no other process has it; otherwise it is then not reserved.
+            Whether to wait while another process has the name; otherwise yield false at once.
         """
         if fcntl is None:
             yield True

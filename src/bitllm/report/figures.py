@@ -70,7 +70,7 @@ class Row(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """One curve: values along a step or an amount, ascending."""
+    """One curve: values at ascending training steps or amounts."""
 
     name: str
     x: tuple[float, ...]

@@ -47,7 +47,7 @@ class CompareRow(NamedTuple):
 
 
 def write_report(run: RunFiles, out: Path) -> None:
-    """Write the page of one run, whole or not at all.
+    """Write the page of one run, completely or not at all.
 
     Raises
     ------

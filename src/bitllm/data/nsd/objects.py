@@ -109,7 +109,9 @@ def _on_the_crop(instances: Instances, stimuli: pd.DataFrame) -> pd.DataFrame:
 def _on_one_axis(
     cut_before: np.ndarray, cut_after: np.ndarray, side: np.ndarray, start: np.ndarray, length: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Start and end in fractions of the crop, the share of the length that lies in it, and its side in pixels."""
+    """On one axis: start and end of each box as fractions of the crop, the share of its length in the crop, and the
+    side of the crop in pixels.
+    """
     crop_start, crop_side = cut_before * side, (1 - cut_before - cut_after) * side
     first, last = ((end - crop_start) / crop_side for end in (start, start + length))
     clipped_first, clipped_last = first.clip(0, 1), last.clip(0, 1)

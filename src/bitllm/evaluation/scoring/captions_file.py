@@ -50,7 +50,7 @@ class CaptionPairs(NamedTuple):
 
 
 def write_captions(path: Path, records: Sequence[CaptionRecord]) -> None:
-    """Write ``captions.jsonl``, whole or not at all."""
+    """Write ``captions.jsonl``, completely or not at all."""
     with file_written_whole(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="\n") as file:
         for record in records:
             file.write(json.dumps(record.model_dump(mode="json"), ensure_ascii=False) + "\n")
