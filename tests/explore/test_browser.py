@@ -40,7 +40,7 @@ def test_a_trial_is_decoded_beside_its_control(opened, easy_served):
         "real",
         "control",
     ]
-    page.get_by_text("Which brain tokens each word read").first.click()
+    page.get_by_text("Brain tokens that each word attends to").first.click()
     rows = page.locator("[data-panel=real] .cells")
     assert rows.count() == 2 * len(caption(page, "real")[0])
     assert "mostly brain tokens" in rows.first.get_attribute("aria-label")

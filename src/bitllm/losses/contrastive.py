@@ -49,8 +49,8 @@ def info_nce(
     scale
         Inverse temperature.
     positives
-        ``positives[i, j]``: whether brain i and target j are of the same image, or its share in a mixture
-        (`mixed_images`). The diagonal is not 0.
+        ``positives[i, j]``: whether brain i and target j are of the same image; for mixtures, the share of image j in
+        brain i (`mixed_images`). The diagonal is not 0.
 
     Returns
     -------

@@ -46,11 +46,11 @@ export function total(words) {
 }
 
 export function readings(panel) {
-  if (!panel.words.length) return element("p", { class: "small" }, "No word was written.");
+  if (!panel.words.length) return element("p", { class: "small" }, "The caption has no words.");
   if (!panel.adapters.length) {
-    return element("p", { class: "small" }, "This interface has no adapters: its brain tokens stand before the words.");
+    return element("p", { class: "small" }, "This interface has no adapters: its brain tokens are placed before the text.");
   }
-  const box = element("details", {}, element("summary", {}, "Which brain tokens each word read"));
+  const box = element("details", {}, element("summary", {}, "Brain tokens that each word attends to"));
   for (const adapter of panel.adapters) {
     const most = Math.max(...adapter.weights.flat());
     const part = element("div", { class: "reading" }, element("p", {},

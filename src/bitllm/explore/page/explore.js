@@ -85,7 +85,7 @@ function showSeen() {
   const said = one.references[0] ? `, of which a person said: ${one.references[0]}` : "";
   place.replaceChildren(run.has_pictures
     ? element("img", { src: `/api/pictures/${one.nsd_id}`, alt: `Image ${one.nsd_id}${said}` })
-    : element("p", {}, "The store holds no pictures."));
+    : element("p", {}, "The store has no images."));
   document.getElementById("references").replaceChildren(...one.references.map((text) => element("li", {}, text)));
   const who = subject().is_trained_on ? "trained on" : "never trained on";
   document.getElementById("known").textContent = `${subject().name}: ${who}. This image: ${USES[field.use.value]}.`;
@@ -99,7 +99,7 @@ function showBrain() {
   const text = document.getElementById("voxels-text");
   if (!brain || !shownBetas) {
     canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
-    text.textContent = "The betas that went in are shown once they are decoded.";
+    text.textContent = "The input betas are shown after decoding.";
     return;
   }
   const region = ["silence", "alone"].includes(field.perturbation.value) ? field.roi.value : null;
@@ -195,7 +195,7 @@ async function decode() {
   const answers = systems.map((system) => new Answer(system));
   document.getElementById("nothing").hidden = true;
   document.getElementById("decoded").replaceChildren(...answers.map((one) => one.section));
-  say("Waiting for the decodes before this one …");
+  say("Waiting for earlier decodes …");
   const mine = [];
   running = mine;
   document.getElementById("stop").disabled = false;
