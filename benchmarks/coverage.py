@@ -1,25 +1,25 @@
-"""How often an interval of 95 % for real − permuted leaves out 0 where nothing is decoded, and nothing is trained.
+"""How often a 95 % interval of real − permuted excludes 0 if nothing is decoded; no model is trained.
 
     python benchmarks/coverage.py
     python benchmarks/coverage.py --captions captions.json --references references.json   # CIDEr of anyone's decoder
 
-Each time 48 images are given captions, or queries, at random, so that there is nothing to find. CIDEr: the captions
-of 300 images scored against the references of others, or without files made-up scores, mostly 0 and a few large.
-Retrieval: noise queries with a part that all share (they crowd around the same few pictures), and pictures in eight
-clusters; one query an image or three (single trials, resampled by image), against 20 exchanges as in `bitllm evaluate`.
+In each repetition 48 images get captions, or queries, at random, so that there is no effect. CIDEr: the captions
+of 300 images scored against the references of others; without files synthetic scores, mostly 0 and a few large.
+Retrieval: noise queries with a common part (they cluster around the same few images), and images in eight clusters; one
+or three queries per image (single trials, resampled by image), against 20 exchanges as in `bitllm evaluate`.
 "halves" is `bitllm.metrics.intervals.paired_difference`; "bootstrap" the percentile bootstrap, used before it.
 
-Prediction, written before the first run: the bootstrap leaves out 0 in more than 5 % for CIDEr (skewed) and for
-identification (the queries share one gallery, whose luck a resampling of images does not know), the halves in 5 % for
-CIDEr and still too often for identification.
+Prediction, written before the first run: the bootstrap excludes 0 in more than 5 % for CIDEr (skewed) and for
+identification (all queries share one gallery, and resampling images does not account for its random variation), the
+halves in 5 % for CIDEr and still too often for identification.
 
-Measured (3,000 times each, seed 7; standard error .4 to .5), share in % that leaves out 0, halves and bootstrap:
+Measured (3,000 repetitions each, seed 7; standard error .4 to .5), percentage that excludes 0, halves and bootstrap:
 
                             CIDEr       ten captions   R@10        2-way       R@10, 3     2-way, 3
     UMBRAE on BrainHub      4.7  9.1    4.0  7.9       5.4  6.8    4.5  6.0    4.9  6.3    5.0  6.4
     made-up scores          5.0  9.0    4.9  9.3       5.5  7.4    4.9  6.1    4.6  6.1    5.2  6.5
 
-So the fear for identification was wrong: the exchanges pass through the same gallery, whose luck cancels.
+So the prediction for identification was wrong: the exchanges use the same gallery, and its variation cancels.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""How fast betas are read: one session of NSD's own size and chunks, and random rows of a store.
+"""Speed of reading betas: one session with NSD's size and chunks, and random rows of a store.
 
-A session of subject 1's size (750 x 83 x 104 x 81 int16, chunks of one voxel and 750 trials) is made up in a
-temporary folder, with a mask of 15,724 voxels at the back of the volume. All files are in the page cache, on
-either side of every ratio; what is timed is checked to be equal. A single trial touches the chunk of every voxel,
-so from HDF5 it is timed on one plane (8,424 chunks) and scaled to the mask's 15,724.
+A synthetic session of subject 1's size (750 x 83 x 104 x 81 int16, chunks of one voxel and 750 trials) is written to a
+temporary folder, with a mask of 15,724 voxels at the back of the volume. For both sides of every ratio all files are in
+the page cache, and the results are checked to be equal. A single trial touches the chunk of every voxel, so from HDF5
+it is timed on one plane (8,424 chunks) and scaled to the mask's 15,724.
 
 Prediction, written before measuring: the reader is 10 times faster than the whole dataset (2% of the chunks,
 but one look-up each); it is within 1.3 of the mask's chunks alone; NIfTI is within 1.2 of unpacking it; random
@@ -22,9 +22,9 @@ after preparing. The prediction was too careful for the dataset and for single t
 of preparing. Two runs before, at a load of 7: reader by chunks 1.22 and 1.28, NIfTI 0.95 and 1.04, store rows .98
 and (timed one after the other, not by turns) .73 of the memory map.
 
-Not like for like: the dataset is read once, the others are the best of three. The chunks alone are now also
-gathered in an array, so as to be compared; when they were only counted (an earlier, partial run, before this
-prediction was completed) they took 0.21 s against the reader's 0.44 s, 2.0 times.
+Not fully comparable: the dataset is read once, the others are the best of three. The chunks alone are now also
+collected in an array, to compare them; when they were only counted (an earlier, partial run, before this prediction
+was completed) they took 0.21 s and the reader 0.44 s, 2.0 times as long.
 
 Run with ``python benchmarks/data.py``; it needs 2 GB of disk, which it frees.
 """

@@ -4,8 +4,8 @@
 
 128 brain tokens of width 1024, adapters after layers 3, 7, 11, 15, prompts of 24 tokens, exactly 16 new tokens each, so
 that every system does the same number of steps. The bare LLM is `LlamaForCausalLM.generate` of transformers on the same
-prompts; because its language head copies its weights for each row of a batch in the first step (a slice that is not
-contiguous), our own model without a memory, which is the plain LLM without that copy, stands beside it.
+prompts. Its language head copies its weights for each row of a batch in the first step (because of a non-contiguous
+slice), so our own model without a memory, which is the plain LLM without that copy, is measured too.
 
 Prediction, written before this script first ran: four adapters add 4 · 2 · 576² products and 128 keys to a step of
 30 layers and a head of 49,152 × 576, 4 %; the memory is projected once. So 0.95 times the speed of the bare LLM. Batch

@@ -3,9 +3,9 @@
     python benchmarks/encoder.py
 
 Both pool the betas of one subject (V = 15,724 voxels, 1024 queries, rank 128). The per-trial formulation computes keys
-and softmax weights of every trial anew, as published code does, so it holds [B, 1024, V]. Ours computes them once, with
-the batch as the value dimension of one attention. "Front end" is the pooling alone; "encoder" adds the four residual
-blocks and the head to 128 × 1024, which are the same in both and cost the same.
+and softmax weights again for every trial, as published code does, so it needs a tensor [B, 1024, V]. Ours computes them
+once, with the batch as the value dimension of one attention. "Front end" is the pooling alone; "encoder" adds the four
+residual blocks and the head to 128 × 1024, which are the same in both.
 
 Prediction, written before this script first ran: the per-trial work is B times one attention, ours one attention
 whose values are 128 wide whatever B ≤ 128. Front end at batch 32: 25 times (32, less what ours pays for its padding to
@@ -15,8 +15,8 @@ MB, held three times over in the backward pass, 6 GB, against 100 MB of ours. Ba
 Measured (2 threads, float32 240 GFLOP/s, copy 86 GB/s; median of 3): front end 65.7 times (0.19 s against 12.1 s),
 30 MB against 7,277 MB; encoder 14.7 times (0.79 s against 11.9 s), 577 MB against 7,311 MB (0.079; 537 MB of ours is
 the gradient of the head before it is added); batch 128 against 32: 1.13 times. The front end beats the prediction
-because [32, 1024, 15724] no longer fits any cache: the per-trial softmax is bound by memory, not by arithmetic. A kept
-map makes pooling 3.4 times as fast in evaluation.
+because [32, 1024, 15724] no longer fits any cache: the per-trial softmax is bound by memory, not by arithmetic. A
+cached map makes pooling 3.4 times as fast in evaluation.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""A GPU against the predictions of `scaling.py`: at most ten minutes on one card, random weights, no network.
+"""Measure a GPU and compare it with the predictions of `scaling.py`: at most ten minutes, random weights, no network.
 
     python benchmarks/gpu.py                       on an H100: the poster's sizes
     python benchmarks/gpu.py --device cpu mine.yaml    the same program at the sizes of a small recipe

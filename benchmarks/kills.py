@@ -1,12 +1,12 @@
-"""A run that is killed again and again against the one that never was: the same weights, bit by bit, and the same log.
+"""A run that is killed repeatedly must give the same weights (bit for bit) and log as an uninterrupted run.
 
     python benchmarks/kills.py                      # 30 SIGKILLs, one process
     python benchmarks/kills.py --processes 2        # the same under torchrun
     python benchmarks/kills.py --flip 0.5           # and a byte flipped in half of the newest checkpoints
 
-Each stage (align, sft, rft) is trained once to the end; then again, killed at random moments (a fifth of them while it
-starts, the others while it trains or writes a checkpoint) and started again by the same command. Whatever is found
-under a checkpoint's name after a kill must be whole.
+Each stage (align, sft, rft) is trained once without interruption, and once more while it is killed at random moments (a
+fifth of them during the start, the others during training or a checkpoint) and restarted by the same command. After
+every kill, each folder with a checkpoint's name must be complete.
 
 Prediction, written before the first run: all equal, in one process and in two; no checkpoint unreadable.
 

@@ -1,16 +1,16 @@
-"""Grounding on a simulated brain whose truth is known: nothing at zero signal, and more bits the more signal.
+"""Evaluation of simulated brains with known ground truth: no effect without signal, more bits with more signal.
 
     python benchmarks/known_truth.py zero     --log zero.jsonl       # 20 seeds without any signal
     python benchmarks/known_truth.py strength --log strength.jsonl   # five strengths, three seeds each
     python benchmarks/known_truth.py silence  --log silence.jsonl    # selective areas silenced, five seeds
 
-Every seed is a world of its own (scenes, brains, noise, models), small enough for half a minute: the tiny preset with
-48 test images, one tuning for all subjects, an encoder and a Llama of two layers, all trained on it. The log has one
-line for each world; worlds that it holds already are not made again.
+Every seed is a separate world (scenes, brains, noise, models), small enough for half a minute: the tiny preset with
+48 test images, the same tuning for all subjects, and an encoder and a Llama of two layers, all trained on it. The log
+has one line for each world; worlds in the log are not repeated.
 
-zero: of 20 intervals of 95 % for real − permuted, at most 2 may leave out 0, for captions (CIDEr), for bits per word
-and for retrieval (R@10 and two-way identification) each. Intervals that are right miss this by chance with 7.5 % for
-each measure, so look at more seeds (``--first-seed``) before you believe a miss.
+zero: of 20 95 % intervals of real − permuted, at most 2 may exclude 0, for each of captions (CIDEr), bits per word and
+retrieval (R@10 and two-way identification). Correct intervals fail this by chance with probability 7.5 % for each
+measure, so use more seeds (``--first-seed``) before you conclude anything.
 
 Prediction, written before the first run: about one exception of 20 each. A percentile interval over 48 images misses a
 little more often than one time in twenty, but an exchange of betas uses every row once on each side, so that what is

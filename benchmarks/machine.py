@@ -1,4 +1,4 @@
-"""The machine's own ceilings, and timing side by side: what the other benchmarks measure with.
+"""Peak rates of the machine, and paired timing, for the other benchmarks.
 
 python benchmarks/machine.py
 """

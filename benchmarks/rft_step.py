@@ -1,4 +1,4 @@
-"""One step of rft against TRL's `GRPOTrainer` with the four overrides of ``trl_grpo.py``: same model, same G.
+"""An rft step compared with TRL's `GRPOTrainer` (with the four overrides of ``trl_grpo.py``): same model, same G.
 
     make smollm2 && python benchmarks/rft_step.py
 

@@ -1,11 +1,11 @@
-"""What the three stages cost on one and on eight GPUs: predictions by arithmetic, not measurements.
+"""Predicted cost of the three stages on one and on eight GPUs; nothing here is a measurement.
 
     python benchmarks/scaling.py poster
 
-A step takes as long as the slower of the GPU (products, memory traffic) and the host (launching kernels), plus what
-neither overlaps: waiting, collating, rewards, checkpoints. Kernels and waits are those that
-`tests/stages/test_waiting.py` counts, scaled to the number of layers; the rates of the cards are assumptions that
-stand below. No GPU was at hand; `benchmarks/gpu.py` measures the parts.
+A step takes as long as the slower of the GPU (matrix products, memory traffic) and the host (kernel launches), plus
+what does not overlap: synchronization, collating, rewards, checkpoints. `tests/stages/test_waiting.py` counts kernels
+and synchronizations, which are scaled to the number of layers. The rates of the GPUs below are assumptions. No GPU was
+available; `benchmarks/gpu.py` measures the parts.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A step of sft on SmolLM2-135M-Instruct, batch 16, against the plain way: encoder every step, logits everywhere.
+"""An sft step on SmolLM2-135M-Instruct, batch 16, compared with a plain one: encoder in every step, logits everywhere.
 
     make smollm2 && python benchmarks/sft_step.py
 

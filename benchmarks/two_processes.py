@@ -1,4 +1,4 @@
-"""Two processes with one thread each against one process with one thread: the same global batch, the same steps.
+"""Speed of two processes with one thread each relative to one such process, with the same global batch and steps.
 
     make demo && python benchmarks/two_processes.py demo
 
