@@ -14,6 +14,8 @@ not lost. Losses and gains are therefore not shares of a total.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -109,7 +111,7 @@ def evaluate_regions(
     progress
         Called as ``progress(what, done, total)``.
     """
-    regions = _Regions(system, found, categories, seed=seed, max_new_tokens=max_new_tokens)
+    regions = _Regions(system, found, categories, seed, max_new_tokens)
     results = []
     for number, roi in enumerate(rois):
         if progress is not None:
@@ -118,28 +120,29 @@ def evaluate_regions(
     return results
 
 
+@dataclass(frozen=True)
 class _Regions:
     """The same measurements for each region."""
 
-    def __init__(
-        self,
-        system: Captioner,
-        found: Outcomes,
-        categories: WordCategories | None,
-        *,
-        seed: int,
-        max_new_tokens: int,
-    ) -> None:
-        self.system, self.found, self.seed, self.max_new_tokens = system, found, seed, max_new_tokens
-        self.held_out = found.held_out
-        self.images = self.held_out.nsd_id.tolist()
-        self.cider = self._cider(found.captions["real"])
-        names = () if categories is None else categories.words
-        self.masks = {name: categories.tokens_of(name, found.tokens) for name in names if categories}
+    system: Captioner
+    found: Outcomes
+    categories: WordCategories | None
+    seed: int
+    max_new_tokens: int
+
+    @cached_property
+    def cider(self) -> Float[np.ndarray, " n"]:
+        return self._cider(self.found.captions["real"])
+
+    @cached_property
+    def masks(self) -> dict[str, Bool[np.ndarray, "R L"]]:
+        """The tokens of the words of each category."""
+        known = self.categories
+        return {} if known is None else {one: known.tokens_of(one, self.found.tokens) for one in known.words}
 
     def result(self, roi: Roi) -> RegionResult:
         """All results of one region."""
-        betas, real = self.held_out.betas, self.found.log2_probs["real"]
+        betas, real = self.found.held_out.betas, self.found.log2_probs["real"]
         without, alone = silenced(betas, roi.voxels), silenced(betas, ~roi.voxels)
         outside = silenced(betas, self._random_voxels_outside(roi))
         log2_without, log2_outside = self._log2_probs(without), self._log2_probs(outside)
@@ -162,19 +165,21 @@ class _Regions:
         return paired_difference(a, b, seed=self.seed)
 
     def _bits(self, a: Float[np.ndarray, "R L"], b: Float[np.ndarray, "R L"]) -> Estimate:
-        found = bits_per_word(a, b, self.found.tokens, self.images, seed=self.seed)
+        images = self.found.held_out.nsd_id.tolist()
+        found = bits_per_word(a, b, self.found.tokens, images, seed=self.seed)
         assert found is not None  # held-out trials are of two images or more
         return found
 
     def _by_category(self, a: Float[np.ndarray, "R L"], b: Float[np.ndarray, "R L"]) -> dict[str, Estimate]:
+        images = self.found.held_out.nsd_id.tolist()
         found = {
-            name: bits_per_word(a, b, self.found.tokens, self.images, seed=self.seed, chosen=mask)
+            name: bits_per_word(a, b, self.found.tokens, images, seed=self.seed, chosen=mask)
             for name, mask in self.masks.items()
         }
         return {name: one for name, one in found.items() if one is not None}
 
     def _brain_tokens(self, betas: Float[np.ndarray, "n voxels"]) -> Float[Tensor, "n N width"]:
-        return self.held_out.brain_tokens(self.system.encoder, self.system.atlases, betas)
+        return self.found.held_out.brain_tokens(self.system.encoder, self.system.atlases, betas)
 
     def _log2_probs(self, betas: Float[np.ndarray, "n voxels"]) -> Float[np.ndarray, "R L"]:
         tokens = self.found.tokens
@@ -184,7 +189,7 @@ class _Regions:
         return self.system.greedy(self._brain_tokens(betas), n=len(betas), max_new_tokens=self.max_new_tokens)
 
     def _cider(self, captions: list[str]) -> Float[np.ndarray, " n"]:
-        return self.held_out.scorer.per_caption(captions).cider
+        return self.found.held_out.scorer.per_caption(captions).cider
 
     def _random_voxels_outside(self, roi: Roi) -> np.ndarray:
         """As many random voxels outside the region as it has (or all, if there are fewer)."""

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from pyarrow import ArrowInvalid
 from scipy.stats import spearmanr
 
@@ -234,11 +234,12 @@ def results_of(found: Evaluation, where: str = ABOUT) -> Results:
     )
     if not systems:
         return results
-    groups = _Groups(scored[results.final]["averaged"], about.seed)
+    final = scored[results.final]["averaged"]
+    real, permuted = final["real"], final.get("permuted")
     return replace(
         results,
-        groups=tuple(groups.result(one) for one in content.get("groups", [])),
-        similarity_to_training=groups.similarity(content.get("similarity", {})),
+        groups=tuple(_group(one, real, permuted, about.seed) for one in content.get("groups", [])),
+        similarity_to_training=_similarity_to_training(content.get("similarity", {}), real, permuted),
     )
 
 
@@ -252,6 +253,10 @@ class _Input:
     @property
     def log2_p(self) -> Float[np.ndarray, " n"]:
         return self.rows["log2_p"].to_numpy(np.float64)
+
+    @property
+    def has_log2_p(self) -> bool:
+        return not np.isnan(self.log2_p).any()
 
 
 def _inputs_of(rows: pd.DataFrame) -> dict[str, dict[str, _Input]]:
@@ -290,7 +295,7 @@ def _input_result(one: _Input, real: _Input, seed: int) -> InputResult:
 def _bits(real: _Input, control: _Input, seed: int) -> Scores:
     """log2 p(references | real) − log2 p(references | control) per caption, token and word."""
     # NaN marks inputs without likelihoods (`--likelihood`).
-    if np.isnan(real.log2_p).any() or np.isnan(control.log2_p).any():
+    if not (real.has_log2_p and control.has_log2_p):
         return {}
     rows, ids = real.rows, real.rows["nsd_id"].tolist()
     # The table has sums over references. The same units as `bitllm.evaluation.bits.evidence`, which has the
@@ -407,48 +412,39 @@ class _Ranks:
         return found
 
 
-class _Groups:
-    """Results on groups of test images, with real and with another image's betas."""
+def _group(group: dict[str, Any], real: _Input, permuted: _Input | None, seed: int) -> GroupResult:
+    """Numbers within one group of the test images."""
+    chosen = np.isin(real.rows["nsd_id"], group["nsd_ids"])
+    found = GroupResult(group["kind"], group["name"], int(chosen.sum()))
+    if found.n_images < 2:  # no interval over images
+        return found
+    cider = real.numbers.cider[chosen]
+    found = replace(found, cider=bootstrap_mean(cider, seed=seed))
+    if permuted is None:
+        return found
+    found = replace(
+        found, real_minus_permuted=paired_difference(cider, permuted.numbers.cider[chosen], seed=seed)
+    )
+    if not (real.has_log2_p and permuted.has_log2_p):
+        return found
+    rows, bits = real.rows[chosen], (real.log2_p - permuted.log2_p)[chosen]
+    words, images = rows["n_words"].to_numpy(), rows["nsd_id"].tolist()
+    return replace(
+        found, bits_per_word=difference_of_ratios(bits, np.zeros(len(bits)), words, images, seed=seed)
+    )
 
-    def __init__(self, inputs: dict[str, _Input], seed: int) -> None:
-        self.seed, self.nsd_id = seed, inputs["real"].rows["nsd_id"].to_numpy()
-        self.real, self.permuted = inputs["real"], inputs.get("permuted")
 
-    def result(self, group: dict[str, Any]) -> GroupResult:
-        chosen = np.isin(self.nsd_id, group["nsd_ids"])
-        n, cider = int(chosen.sum()), self.real.numbers.cider[chosen]
-        if n < 2:  # no interval over images
-            return GroupResult(group["kind"], group["name"], n)
-        return GroupResult(
-            group["kind"],
-            group["name"],
-            n,
-            bootstrap_mean(cider, seed=self.seed),
-            self._real_minus_permuted(cider, chosen),
-            self._bits_per_word(chosen),
-        )
-
-    def similarity(self, similarity: dict[str, float]) -> Estimate | None:
-        """Rank correlation of CIDEr real − permuted with the similarity to the nearest training image."""
-        if not similarity or self.permuted is None:
-            return None
-        differences = self.real.numbers.cider - self.permuted.numbers.cider
-        if np.ptp(differences) == 0:  # every caption has the same score: no order to compare
-            return None
-        found = spearmanr([similarity[str(image)] for image in self.nsd_id], differences)
-        return Estimate(float(found.statistic), p=float(found.pvalue))
-
-    def _real_minus_permuted(self, cider: np.ndarray, chosen: Bool[np.ndarray, " n"]) -> Estimate | None:
-        if self.permuted is None:
-            return None
-        return paired_difference(cider, self.permuted.numbers.cider[chosen], seed=self.seed)
-
-    def _bits_per_word(self, chosen: Bool[np.ndarray, " n"]) -> Estimate | None:
-        if self.permuted is None or np.isnan(self.permuted.log2_p).any() or np.isnan(self.real.log2_p).any():
-            return None
-        bits = (self.real.log2_p - self.permuted.log2_p)[chosen]
-        words, ids = self.real.rows["n_words"].to_numpy()[chosen], self.nsd_id[chosen].tolist()
-        return difference_of_ratios(bits, np.zeros(len(bits)), words, ids, seed=self.seed)
+def _similarity_to_training(
+    similarity: dict[str, float], real: _Input, permuted: _Input | None
+) -> Estimate | None:
+    """Rank correlation of CIDEr real − permuted with the similarity to the nearest training image."""
+    if not similarity or permuted is None:
+        return None
+    differences = real.numbers.cider - permuted.numbers.cider
+    if np.ptp(differences) == 0:  # every caption has the same score: no order to compare
+        return None
+    found = spearmanr([similarity[str(image)] for image in real.numbers.image_ids], differences)
+    return Estimate(float(found.statistic), p=float(found.pvalue))
 
 
 def _ratio(sums: np.ndarray) -> float:

@@ -1,6 +1,5 @@
 """Retrieval and N-way identification from a matrix of similarities, with chance levels."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -106,28 +105,6 @@ def retrieval(
         r_at_10_standard_error=error,
         r_at_10_interval=interval,
     )
-
-
-def identification_curve(
-    ranks: Int[np.ndarray, " queries"], n_gallery: int, ways: Sequence[int] = (2, 10, 50, 300)
-) -> dict[int, float]:
-    """Probability that the target beats N − 1 distractors from the gallery, for each N; chance is 1/N.
-
-    Exact: the mean over all draws without replacement, not over a sample of them.
-
-    Parameters
-    ----------
-    ranks
-        From :func:`target_ranks`.
-    n_gallery
-        Size of the gallery. It is added to the values of N; larger N are left out.
-    ways
-        The values of N.
-    """
-    return {
-        n: float(identification_chances(ranks, n_gallery, n).mean())
-        for n in sorted({*(way for way in ways if 2 <= way < n_gallery), n_gallery})
-    }
 
 
 def identification_chances(

@@ -60,7 +60,6 @@ def _human_rounds(scorer: CaptionScorer) -> int:
 def best_constant_caption(
     training_references: Sequence[Sequence[str]],
     *,
-    candidates: Sequence[str] | None = None,
     n_candidates: int = 2000,
     n_images: int = 500,
     tokenize: Callable[[Sequence[str]], list[str]] = ptb_tokenize,
@@ -76,8 +75,6 @@ def best_constant_caption(
     ----------
     training_references
         Raw references, one set per training image.
-    candidates
-        Captions to choose from; by default the training captions.
     n_candidates, n_images
         Sizes of the samples.
     tokenize
@@ -87,9 +84,8 @@ def best_constant_caption(
     """
     images = [texts for texts in training_references if texts]
     rng = np.random.default_rng(seed)
-    texts = candidates if candidates is not None else [text for image in images for text in image]
-    pool = sorted(set(texts))
-    if not images or not pool:
+    pool = sorted({text for image in images for text in image})
+    if not pool:
         raise DataError(
             f"constant caption: expected training references and candidates, found {len(images)} images and "
             f"{len(pool)} candidates; give the references of the training images"
