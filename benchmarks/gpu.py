@@ -31,7 +31,8 @@ from bitllm.model.voxels import Anatomy
 from bitllm.pipeline.recipe import Recipe, read_recipe
 from bitllm.preflight.cost import make_aligner
 from bitllm.preflight.steps import make_answers, make_betas, make_model, make_prompter
-from bitllm.stages.rft import Rewards, RftObjective, with_lora
+from bitllm.stages.rewards import Answers
+from bitllm.stages.rft import RftObjective, with_lora
 from bitllm.stages.sft import answer_loss, make_optimizer
 
 PROMPT, CAPTION, NEW = 45, 12, 24
@@ -239,9 +240,8 @@ def sft(card: Card, recipe: Recipe, model: Any, prompter: Any, pooled: torch.Ten
 def rft(card: Card, recipe: Recipe, model: Any, captioner: Captioner, pooled: torch.Tensor) -> None:
     """A step of rft with random rewards."""
 
-    def reward(nsd_ids: Any, captions: list[str], has_ended: Any) -> Rewards:
-        values = np.random.default_rng(0).normal(size=len(captions))
-        return Rewards(values, values, values, values)
+    def reward(answers: Answers) -> dict[str, np.ndarray]:
+        return {"random": np.random.default_rng(0).normal(size=len(answers.captions))}
 
     policy = with_lora(model, recipe.rft).train().to(card.device)
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]

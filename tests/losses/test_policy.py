@@ -8,7 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitllm.losses.policy import group_advantages, policy_loss
+from bitllm.losses.policy import (
+    group_advantages,
+    is_flat,
+    policy_loss,
+    weighted_parts,
+    without_flat_groups,
+)
 
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
 
@@ -97,6 +103,51 @@ def test_a_constant_added_to_a_group_leaves_its_advantages(constant: float, n_ca
 
 def test_equal_rewards_give_no_advantage() -> None:
     assert torch.equal(group_advantages(torch.full((2, 4), 0.7)), torch.zeros(2, 4))
+
+
+def test_rloo_compares_each_caption_with_the_mean_of_the_others() -> None:
+    rewards = torch.tensor([[1.0, 2.0, 6.0], [0.0, 0.0, 3.0]], dtype=torch.float64)
+    expected = [
+        [own - sum(others) / 2 for own, others in ((group[i], group[:i] + group[i + 1 :]) for i in range(3))]
+        for group in rewards.tolist()
+    ]
+    assert torch.allclose(
+        group_advantages(rewards, baseline="rloo"), torch.tensor(expected, dtype=torch.float64)
+    )
+
+
+def test_parts_of_any_unit_weigh_the_same_within_a_group() -> None:
+    generator = torch.Generator().manual_seed(4)
+    parts = {name: torch.randn(3, 5, generator=generator, dtype=torch.float64) for name in ("one", "other")}
+    weights = {"one": 1.0, "other": 2.0}
+    scaled = parts | {"other": 1000 * parts["other"] + 7}
+    plain, large = (weighted_parts(some, weights, scale="group") for some in (parts, scaled))
+    assert torch.allclose(plain["other"], large["other"], atol=1e-3)
+    assert torch.allclose(plain["one"].std(dim=1), torch.ones(3, dtype=torch.float64), atol=1e-3)
+    assert torch.allclose(plain["other"].std(dim=1), 2 * torch.ones(3, dtype=torch.float64), atol=1e-3)
+    raw = weighted_parts(parts, weights)
+    assert torch.equal(raw["one"] + raw["other"], parts["one"] + 2 * parts["other"])
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo"])
+def test_the_loss_is_the_mean_over_the_groups_that_are_not_flat(loss_type: str) -> None:
+    generator = torch.Generator().manual_seed(5)
+    log_probs = torch.randn(6, 4, generator=generator, dtype=torch.float64)
+    rewards = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 3.0]], dtype=torch.float64)
+    flat = is_flat(rewards)
+    assert flat.tolist() == [False, True, False]
+    mask = torch.ones(6, 4).bool()
+
+    def loss(rows: list[int], advantages: torch.Tensor) -> float:
+        some = log_probs[rows]
+        return float(
+            policy_loss(some, some - 0.1, advantages.flatten(), mask[rows], loss_type=loss_type).loss
+        )
+
+    kept = group_advantages(rewards[~flat])
+    everything = without_flat_groups(group_advantages(rewards), flat)
+    assert loss([*range(6)], everything) == pytest.approx(loss([0, 1, 4, 5], kept))
+    assert torch.equal(without_flat_groups(torch.zeros(2, 2), torch.tensor([True, True])), torch.zeros(2, 2))
 
 
 def test_clipped_share_counts_only_ratios_that_the_clip_stops() -> None:

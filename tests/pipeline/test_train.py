@@ -1,19 +1,24 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
 from bitllm.cli import main
-from bitllm.data.batch import TrialBetas
+from bitllm.data.batch import Anatomies, TrialBetas
+from bitllm.data.dataset import select_trials
 from bitllm.errors import BitLlmError, CheckpointError, ConfigError, DataError, TrainingError
 from bitllm.model.aligner import load_aligner
 from bitllm.model.captioner import load_captioner
 from bitllm.model.checkpoint.base import load_llm, weights_hash
+from bitllm.model.embed import brain_tokens_of
 from bitllm.pipeline.recipe import Recipe, read_recipe
 from bitllm.pipeline.run import Run
 from bitllm.preflight.cost import count_parameters
+from bitllm.stages.cross_fit import load_trial_embeddings, without_fold
+from bitllm.training.logging import read_log
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +183,41 @@ def test_bertscore_needs_a_model_or_no_weight(trained, train):
     variants["other"]["rft"]["rewards"] = {"bertscore": 0}
     folder, _ = train(trained, "other", bertscore=None, variants=variants, **{"rft.rewards.bertscore": 0})
     assert (folder / "rft.json").is_file()
+
+
+def test_the_brain_of_an_image_judges_captions_by_an_encoder_that_never_saw_it(trained, train):
+    rewards = {
+        "cider": 0,
+        "bertscore": 0,
+        "ip": 0,
+        "neural_rank": 1,
+        "contrast": 0.5,
+        "objects": 1,
+        "scale": "group",
+    }
+    folder, _ = train(trained, "verified", variants={"verified": {"rft": {"rewards": rewards}}})
+    run = Run.open(folder.parent)
+    trials = select_trials(run.store, run.split, "train", averaged=False)
+    found = load_trial_embeddings(run.folder)
+    assert np.linalg.norm(found, axis=1) == pytest.approx(np.ones(len(trials)), abs=1e-5)
+    folds = [without_fold(run.split, fold, seed=run.recipe.seed) for fold in (0, 1)]
+    assert folds[0].train_images | folds[1].train_images == run.split.train_images
+    assert not folds[0].train_images & folds[1].train_images
+    for fold, split in enumerate(folds):
+        record = json.loads((run.folder / f"fold-{fold + 1}" / "run.json").read_text())
+        assert record["learnt_from"]["split"] == split.sha256
+        own = trials[[image not in split.train_images for image in trials.nsd_id.tolist()]]
+        aligner = load_aligner(run.folder / f"fold-{fold + 1}").eval()
+        anatomies = Anatomies.of(run.store, own.subjects, run.recipe.encoder.atlases)
+        with torch.no_grad():
+            expected = aligner.embed(brain_tokens_of(aligner.encoder, own[:9], anatomies))[1].numpy()
+        rows = np.flatnonzero([image not in split.train_images for image in trials.nsd_id.tolist()])[:9]
+        assert found[rows] == pytest.approx(expected, abs=1e-5)
+    row = read_log(folder / "log.jsonl")[0]
+    shares = [row[f"share_{name}"] for name in ("cider", "objects", "contrast", "neural_rank")]
+    assert shares[0] == 0
+    assert sum(shares) == pytest.approx(1)
+    assert row["reward_neural_rank"] < 0
 
 
 def test_a_batch_of_one_image_cannot_be_told_apart(write_recipe, train, tmp_path):

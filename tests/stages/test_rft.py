@@ -12,7 +12,6 @@ from bitllm.model.captioner import load_captioner
 from bitllm.model.checkpoint.base import load_llm
 from bitllm.model.checkpoint.weights import sft_beneath
 from bitllm.stages import rft
-from bitllm.stages.rewards import Rewards
 from bitllm.stages.rft import RftConfig, train_rft
 from bitllm.training.loop import OptimizerConfig, RunContext, TrainerSettings
 
@@ -33,16 +32,13 @@ class WordReward:
     def __init__(self, word):
         self.word = word
 
-    def __call__(self, nsd_ids, captions, has_ended):
-        total = np.array([float(self.word in caption.split()) for caption in captions])
-        nothing = np.zeros(len(total))
-        return Rewards(total, nothing, nothing, nothing)
+    def __call__(self, answers):
+        return {"word": np.array([float(self.word in caption.split()) for caption in answers.captions])}
 
 
 class NaNReward(WordReward):
-    def __call__(self, nsd_ids, captions, has_ended):
-        nothing = np.zeros(len(captions))
-        return Rewards(np.full(len(captions), np.nan), nothing, nothing, nothing)
+    def __call__(self, answers):
+        return {"word": np.full(len(answers.captions), np.nan)}
 
 
 def train(easy, folder, config=FEW_STEPS, *, reward=None, split=None, seed=0, context=None):
@@ -52,7 +48,7 @@ def train(easy, folder, config=FEW_STEPS, *, reward=None, split=None, seed=0, co
         folder,
         sft_folder=easy.folder / "sft",
         llm_path=easy.folder / "llm",
-        make_reward=lambda nsd_ids, weights: reward or WordReward("on"),
+        make_reward=lambda trials: reward or WordReward("on"),
         config=config,
         seed=seed,
         context=context or RunContext(),
@@ -139,7 +135,7 @@ def test_a_reward_that_is_not_a_number_stops_the_run_after_a_checkpoint(easy, tm
 def test_the_log_holds_each_part_of_the_reward_and_the_validation_with_its_control(trained):
     rows = log_of(trained)
     sampled = [row for row in rows if "reward" in row]
-    parts = {"reward", "reward_cider", "reward_bertscore", "reward_ip", "length", "distinct", "kl", "ended"}
+    parts = {"reward", "reward_word", "share_word", "flat_groups", "length", "distinct", "kl", "ended"}
     assert [row["step"] for row in sampled] == [1, 2, 3]
     assert all(parts <= set(row) for row in sampled)
     assert sampled[0]["kl"] == pytest.approx(0, abs=1e-6)  # the policy starts as its reference
@@ -234,10 +230,10 @@ def test_the_reward_is_built_from_training_images_alone(easy, tmp_path):
         tmp_path / "rft",
         sft_folder=easy.folder / "sft",
         llm_path=easy.folder / "llm",
-        make_reward=lambda nsd_ids, weights: asked.append(nsd_ids) or WordReward("on"),
+        make_reward=lambda trials: asked.append(trials.nsd_id) or WordReward("on"),
         config=FEW_STEPS.model_copy(
             update={"optimizer": OptimizerConfig(steps=1, batch_size=1, learning_rate=1e-3, warmup_steps=0)}
         ),
         seed=0,
     )
-    assert set(asked[0]) == easy.split.train_images
+    assert set(asked[0].tolist()) == easy.split.train_images

@@ -15,7 +15,6 @@ from bitllm.model.captioner import Captioner, load_captioner
 from bitllm.model.checkpoint.base import load_llm, placeholder_token_id
 from bitllm.stages.align import collate_align, make_encoder
 from bitllm.stages.examples import CaptionedTrials, checked_anatomies, pooled_betas
-from bitllm.stages.rewards import Rewards
 from bitllm.stages.rft import RftConfig, RftObjective, collate_rft, with_lora
 from bitllm.stages.sft import SftObjective, n_answer_tokens
 from bitllm.training.loop import Loop, OptimizerConfig, RunContext, TrainerSettings, TrainingData
@@ -89,9 +88,8 @@ def test_a_step_of_rft_waits_once_for_each_new_token(easy, gpu, tmp_path):
     betas = TrialBetas(trials, checked_anatomies(model.model.encoder, trials, easy.encoder.atlases), CUDA)
     pooled = pooled_betas(model.model.encoder, betas)
 
-    def reward(nsd_ids, captions, has_ended):
-        scores = np.array([float(len(caption)) for caption in captions])
-        return Rewards(scores, scores, scores, scores)
+    def reward(answers):
+        return {"length": np.array([float(len(caption)) for caption in answers.captions])}
 
     captioner = Captioner.of(policy.get_base_model(), base.tokenizer)
     objective = RftObjective(policy, captioner, reward, config, seed=0)

@@ -65,6 +65,12 @@ class TrialSet:
         stored = self.store.subject(self.subject_of(index)).betas
         return stored[list(self.rows[index])].astype(np.float32).mean(axis=0)
 
+    def sessions(self) -> Int[np.ndarray, " n"]:
+        """The session of each item (of its first row)."""
+        of_subject = [self.store.subject(subject).trials["session"].to_numpy() for subject in self.subjects]
+        pairs = zip(self.subject_index.tolist(), self.rows, strict=True)
+        return np.array([of_subject[index][rows[0]] for index, rows in pairs])
+
     @property
     def is_single(self) -> bool:
         """Whether every item is a single trial, so that its betas are exactly the float16 values of the store."""

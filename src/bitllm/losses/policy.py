@@ -8,6 +8,7 @@ over all tokens of a micro-batch, so it depends on its size), ``dr_grpo`` (Liu e
 length) and ``dapo`` (Yu et al. 2025: mean over all tokens of the step in all processes).
 """
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,6 +16,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo"]
+Baseline = Literal["grpo", "rloo"]
+RewardScale = Literal["raw", "group"]
+
+_EPSILON = 1e-4  # as in TRL: a group of equal rewards gets advantages of 0, not NaN
 
 
 class PolicyLoss(NamedTuple):
@@ -27,11 +32,67 @@ class PolicyLoss(NamedTuple):
     """Share of tokens whose ratio was clipped."""
 
 
-def group_advantages(rewards: Float[Tensor, "groups G"]) -> Float[Tensor, "groups G"]:
-    """Rewards minus the mean of their group, divided by its standard deviation."""
-    centred = rewards - rewards.mean(dim=1, keepdim=True)
-    # 1e-4 as in TRL: a group of equal rewards gets advantages of 0, not NaN.
-    return centred / (rewards.std(dim=1, keepdim=True) + 1e-4)
+def weighted_parts(
+    parts: Mapping[str, Float[Tensor, "groups G"]],
+    weights: Mapping[str, float],
+    *,
+    scale: RewardScale = "raw",
+) -> dict[str, Float[Tensor, "groups G"]]:
+    """The parts of a reward times their weights; their sum is the reward.
+
+    Parameters
+    ----------
+    parts
+        Rewards of G captions of each input, by name.
+    weights
+        Weight of each part.
+    scale
+        ``raw``: each part in its own units. ``group``: each part less its group's mean, over its standard deviation in
+        the group, so that the weights compare parts of different ranges; a part that is constant in a group is 0.
+    """
+    return {
+        name: weights[name] * (part if scale == "raw" else group_advantages(part))
+        for name, part in parts.items()
+    }
+
+
+def group_advantages(
+    rewards: Float[Tensor, "groups G"], *, baseline: Baseline = "grpo"
+) -> Float[Tensor, "groups G"]:
+    """Rewards relative to the other captions of their group.
+
+    Parameters
+    ----------
+    rewards
+        Rewards of G captions of each input.
+    baseline
+        ``grpo``: less the group's mean, over its standard deviation (+1e-4). ``rloo``: less the mean of the *other*
+        captions, not divided.
+
+    References
+    ----------
+    ``rloo``: Ahmadian et al. 2024, "Back to Basics" (arXiv 2402.14740).
+    """
+    centered = rewards - rewards.mean(dim=1, keepdim=True)
+    if baseline == "rloo":
+        n = rewards.shape[1]
+        return centered * n / (n - 1)
+    return centered / (rewards.std(dim=1, keepdim=True) + _EPSILON)
+
+
+def is_flat(rewards: Float[Tensor, "groups G"]) -> Bool[Tensor, " groups"]:
+    """Which groups have the same reward for all captions: they say nothing about what to prefer."""
+    return rewards.amax(dim=1) == rewards.amin(dim=1)
+
+
+def without_flat_groups(
+    advantages: Float[Tensor, "groups G"], flat: Bool[Tensor, " groups"]
+) -> Float[Tensor, "groups G"]:
+    """Advantages whose mean over all groups is the mean over the groups that are not flat."""
+    # A flat group contributes 0 to the policy gradient but is counted in the mean of the loss. Scaling the others is
+    # the same as leaving it out, and keeps shapes equal in all processes.
+    n_left = (~flat).sum().clamp(min=1)
+    return advantages * ~flat[:, None] * (len(flat) / n_left)
 
 
 def policy_loss(  # noqa: PLR0913 - the terms of one equation

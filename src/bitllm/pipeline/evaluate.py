@@ -281,7 +281,8 @@ def _reward_rise(log: Path) -> dict[str, tuple[float, float]]:
     """Mean sampled reward and its parts, in the first and the last fifth of the rft steps."""
     rows = [row for row in _log_rows(log) if "reward" in row]
     fifth = max(1, len(rows) // 5)
-    keys = ("reward", "reward_cider", "reward_bertscore", "reward_ip", "length", "distinct")
+    names = [key for key in (rows[0] if rows else ()) if key.startswith("reward")]
+    keys = (*names, "length", "distinct")
 
     def mean(key: str, part: list[dict[str, Any]]) -> float:
         return round(float(np.mean([row[key] for row in part])), 4)

@@ -26,6 +26,7 @@ from bitllm.pipeline.run import Run
 from bitllm.simulation.parameters import SIMULATION_VERSION
 from bitllm.simulation.release import simulate_release
 from bitllm.stages.align import align_fingerprint, make_encoder, train_align
+from bitllm.stages.cross_fit import N_FOLDS, save_trial_embeddings, without_fold
 from bitllm.stages.rft import rft_fingerprint, train_rft
 from bitllm.stages.sft import sft_fingerprint, train_sft
 from bitllm.stages.workspace import is_finished
@@ -170,6 +171,8 @@ def _sft(run: Run, system: System, start: Path | BrainEncoder) -> bool:
 
 
 def _rft(run: Run, system: System, start: Path) -> bool:
+    if system.rft.rewards.neural_rank > 0:
+        _cross_fit(run)
     parts: Any = {"config": system.rft, "seed": run.recipe.seed}
     return _stage(
         run,
@@ -185,6 +188,30 @@ def _rft(run: Run, system: System, start: Path) -> bool:
             make_reward=run.reward_maker(system.rft),
             context=run.context,
         ),
+    )
+
+
+def _cross_fit(run: Run) -> None:
+    """Encoders that each saw one part of the training images, and what they make of the trials of the other part."""
+    recipe, seed = run.recipe, run.recipe.seed
+    folds = [run.folder / f"fold-{fold + 1}" for fold in range(N_FOLDS)]
+    parts: Any = {"encoder_config": recipe.encoder, "config": recipe.align, "seed": seed}
+    for fold, folder in enumerate(folds):
+        split = without_fold(run.split, fold, seed=seed)
+        _stage(
+            run,
+            folder.name,
+            align_fingerprint(run.store, split, run.targets, **parts),
+            partial(train_align, run.store, split, run.targets, folder, **parts, context=run.context),
+        )
+    _once(
+        run,
+        "trial embeddings",
+        lambda: save_trial_embeddings(
+            run.store, run.split, run.folder, folds, atlases=recipe.encoder.atlases, seed=seed
+        ),
+        run.split.sha256,
+        after=tuple(folder.name for folder in folds),
     )
 
 

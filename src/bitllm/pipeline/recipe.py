@@ -24,7 +24,7 @@ from bitllm.stages.sft import SftConfig
 from bitllm.toy_models import SmallClipConfig, SmallLlmConfig
 from bitllm.training import loop
 
-PACKAGED = ("demo", "demo-smollm2", "smoke", "poster")
+PACKAGED = ("demo", "demo-poster", "demo-smollm2", "smoke", "poster", "best")
 """Recipes that come with the package."""
 
 MAIN_SYSTEMS = ("sft", "rft")
@@ -43,6 +43,8 @@ _TAKEN = (
     "encoder",
     "regions",
     "targets",
+    "fold-1",
+    "fold-2",
 )
 
 _NSDGENERAL = dict(zip([f"subj{n:02d}" for n in range(1, 9)],

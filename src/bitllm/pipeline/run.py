@@ -17,14 +17,15 @@ from bitllm.data.store import Store, open_store
 from bitllm.data.targets import Targets, load_clip, load_targets
 from bitllm.errors import ConfigError, DataError
 from bitllm.files import file_written_whole
-from bitllm.metrics.bertscore import load_bert_scorer
+from bitllm.metrics.bertscore import BertScorer, load_bert_scorer
 from bitllm.model.aligner import BrainAligner, load_aligner
 from bitllm.model.captioner import Captioner, load_captioner
 from bitllm.model.checkpoint.base import load_llm
 from bitllm.model.precision import Precision, base_dtype
 from bitllm.pipeline.recipe import Recipe
 from bitllm.pipeline.steps import Steps
-from bitllm.stages.rewards import CompositeReward, Reward, RewardWeights, permuted_reward
+from bitllm.stages.cross_fit import load_trial_embeddings
+from bitllm.stages.rewards import CLIP_F1, CompositeReward, Reward, RewardModels, reward_from
 from bitllm.stages.rft import RftConfig
 from bitllm.training.distributed import device, is_main
 from bitllm.training.logging import Progress
@@ -178,29 +179,36 @@ class Run:
         """
         return select_trials(self.store, self.split, part, averaged=averaged, subjects=[subject])
 
-    def reward_maker(self, config: RftConfig) -> Callable[[list[int], RewardWeights], Reward]:
-        """A function that builds the reward of rft from the training images and the weights.
+    def reward_maker(self, config: RftConfig) -> Callable[[TrialSet], Reward]:
+        """Builds the reward of rft from the training trials.
 
         Raises
         ------
         ConfigError
             If BERTScore is rewarded and the recipe names no encoder for it.
         """
-        source = self.clip_source if self.recipe.bertscore == "clip" else self.recipe.bertscore
-        if source is None and config.rewards.bertscore > 0:
+        rewards = config.rewards
+        if self.recipe.bertscore is None and rewards.bertscore > 0:
             raise ConfigError(
                 "bertscore: expected a folder or hub id of an encoder (e.g. microsoft/deberta-xlarge-mnli), found "
                 "none; name one, or set rft.rewards.bertscore to 0"
             )
-        clip = load_clip(self.clip_source, device=device())
-        scorer = None if source is None else load_bert_scorer(source, device=device())
 
-        def make_reward(nsd_ids: list[int], weights: RewardWeights) -> Reward:
-            reward = CompositeReward(
-                self.store, nsd_ids, self.targets, clip=clip, bert_scorer=scorer, weights=weights
+        def make_reward(trials: TrialSet) -> Reward:
+            needs_clip = max(rewards.ip, rewards.contrast, rewards.neural_rank) > 0
+            models = RewardModels(
+                clip=load_clip(self.clip_source, device=device()) if needs_clip else None,
+                targets=self.targets if needs_clip else None,
+                bert_scorer=self._bert_scorer() if rewards.bertscore > 0 else None,
+                bert_part=CLIP_F1 if self.recipe.bertscore == "clip" else "bertscore",
+                trial_embeddings=load_trial_embeddings(self.folder) if rewards.neural_rank > 0 else None,
             )
-            if config.reward_references == "own":
-                return reward
-            return permuted_reward(reward, nsd_ids, seed=self.recipe.seed)
+            reward = CompositeReward(self.store, trials, models, rewards, seed=self.recipe.seed)
+            return reward_from(reward, config.reward_references, trials, seed=self.recipe.seed)
 
         return make_reward
+
+    def _bert_scorer(self) -> BertScorer:
+        assert self.recipe.bertscore is not None
+        source = self.clip_source if self.recipe.bertscore == "clip" else self.recipe.bertscore
+        return load_bert_scorer(source, device=device())

@@ -8,7 +8,7 @@ import gc
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -45,7 +45,7 @@ from bitllm.preflight.cost import (
     make_aligner,
     model_config,
 )
-from bitllm.stages.rewards import Rewards
+from bitllm.stages.rewards import Answers
 from bitllm.stages.rft import RftObjective, with_lora
 from bitllm.stages.sft import SftObjective, make_optimizer, n_answer_tokens
 from bitllm.toy_models import make_word_tokenizer
@@ -220,8 +220,8 @@ def _rft_step(recipe: Recipe, captioner: Captioner, pooled: Tensor) -> Measured:
     return _trained(objective, inputs, config.optimizer, batch=len(pooled))
 
 
-def _random_rewards(nsd_ids: Sequence[int], captions: Sequence[str], has_ended: Sequence[bool]) -> Rewards:
-    return Rewards(*np.random.default_rng(0).random((4, len(captions))))
+def _random_rewards(answers: Answers) -> dict[str, np.ndarray]:
+    return {"random": np.random.default_rng(0).random(len(answers.captions))}
 
 
 def _trained(

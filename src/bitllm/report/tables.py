@@ -14,6 +14,8 @@ COMPARISON = "a comparison, not a control: it uses betas recorded for the same i
 SYSTEMS = {
     "rft": "all three stages: align, sft, rft",
     "sft": "two stages: align, sft",
+    "poster_rft": "the poster's three stages: frozen encoder, composite reward",
+    "poster": "the poster's two stages: align, sft with a frozen encoder",
     "prefix": "brain tokens prepended to the prompt by a linear projection",
     "prefix_mlp": "brain tokens prepended to the prompt by an MLP with as many parameters as the adapters",
     "no_align": "sft with an encoder that skipped the align stage",
@@ -133,12 +135,19 @@ def retrieval_rows(results: Results) -> list[RetrievalRow]:
 
 def ablation_rows(results: Results) -> list[AblationRow]:
     """The interfaces of the run next to those of the poster; empty without a prefix to compare with."""
-    found = {name: results.systems[name] for name in POSTER if name in results.systems}
+    own = {"sft": "poster", "rft": "poster_rft"} if "poster" in results.systems else {}
+    found = {name: own.get(name, name) for name in POSTER if own.get(name, name) in results.systems}
     if not {"prefix", "prefix_mlp"} & found.keys():
         return []
+    peer = own.get("sft", "sft")
     return [
-        AblationRow(one, lead(one, "permuted"), results.between_systems.get(f"sft - {name}"), POSTER[name])
-        for name, one in found.items()
+        AblationRow(
+            results.systems[system],
+            lead(results.systems[system], "permuted"),
+            results.between_systems.get(f"{peer} - {system}"),
+            POSTER[name],
+        )
+        for name, system in found.items()
     ]
 
 

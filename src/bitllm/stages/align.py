@@ -266,9 +266,21 @@ def validate(aligner: BrainAligner, betas: TrialBetas, targets: Targets) -> dict
     }
 
 
-@torch.no_grad()
 def brain_embeddings(aligner: BrainAligner, betas: TrialBetas) -> Float[np.ndarray, "n d"]:
-    """Unit embeddings of trials in the image space, without dropout."""
+    """Unit embeddings of trials in the space of images, computed without dropout on the device of the aligner."""
+    return _embeddings(aligner, betas)[0]
+
+
+def text_embeddings(aligner: BrainAligner, betas: TrialBetas) -> Float[np.ndarray, "n d"]:
+    """The same in the space of captions."""
+    return _embeddings(aligner, betas)[1]
+
+
+@torch.no_grad()
+def _embeddings(
+    aligner: BrainAligner, betas: TrialBetas
+) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n d"]]:
     pooled = pooled_betas(aligner.encoder, betas)
-    rows = [aligner.embed(frozen_brain_tokens(aligner.encoder, part))[0] for part in pooled.split(_BATCH)]
-    return torch.cat(rows).cpu().numpy()
+    rows = [aligner.embed(frozen_brain_tokens(aligner.encoder, part)) for part in pooled.split(_BATCH)]
+    image, text = (torch.cat(parts).cpu().numpy() for parts in zip(*rows, strict=True))
+    return image, text

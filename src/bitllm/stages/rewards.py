@@ -1,151 +1,323 @@
-"""The rewards of rft: R = α·R_CIDEr + β·R_BERT + γ·R_IP.
+"""The rewards of rft: the poster's composite R = α·R_CIDEr + β·R_BERT + γ·R_IP, and verifier rewards.
 
 References
 ----------
-The poster, "Stage 3". It defines neither R_IP nor the weights and models. Ours: CIDEr-D against the image's references
-with document frequencies of the *training* references (with those of a batch, a single image would always score 0);
-BERTScore F1, the best over the references; the inner product of the unit CLIP embeddings of caption and image. All are
-in natural units (CIDEr 0 to 10, BERTScore and inner product at most 1).
+The poster, "Stage 3". It does not define R_IP, nor the weights, nor the models. Ours: CIDEr-D against the image's
+references with document frequencies frozen from the *training* references (those of a batch alone would score a
+single image 0); BERTScore F1, the best over the references; the inner product of unit CLIP embeddings of caption and
+image.
+
+Verifiers check a caption against the image or the brain instead of the references. ``objects`` is the F1 of the
+objects that a caption names (as CHAIR, Rohrbach et al. 2018, counts them). ``contrast`` and ``neural_rank`` are
+log-probabilities of the right choice: the image among those of the batch by CLIP, the trial's own betas among other
+trials of the session by an encoder that was trained without this image.
 """
 
-from collections.abc import Callable, Hashable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+from zlib import crc32
 
 import numpy as np
-from jaxtyping import Float
-from pydantic import Field
+from jaxtyping import Float, Int
+from pydantic import Field, model_validator
 
 from bitllm.config import StrictConfig
+from bitllm.data.dataset import TrialSet
 from bitllm.data.prompt import plain_caption
 from bitllm.data.store import Store
 from bitllm.data.targets import ClipEmbedder, Targets
+from bitllm.errors import ConfigError
+from bitllm.losses.policy import RewardScale
 from bitllm.metrics.bertscore import BertScorer
 from bitllm.metrics.cider import Cider, DocumentFrequencies
+from bitllm.metrics.objects import categories_by_image, object_scores, object_vocabulary
 from bitllm.metrics.tokenize import ptb_tokenize
 from bitllm.training.loop import StopAfterCheckpointError
 
-_CACHED = 256  # images whose reference vectors are in memory: with all of them rft's memory grew by 25 %
+_CACHED = 256  # reference vectors in memory, so that it does not grow with the number of images
+_N_ANY = 16  # training images whose references together reward the text alone
+
+RewardSource = Literal["own", "permuted", "any", "none"]
 
 
-class RewardWeights(StrictConfig):
-    """Weights of the composite reward."""
+class RewardConfig(StrictConfig):
+    """Weights of the parts of the reward; a part with weight 0 is not computed."""
 
     cider: float = Field(default=1.0, ge=0)
-    """α, weight of CIDEr-D."""
+    """α, of CIDEr-D (0 to 10)."""
     bertscore: float = Field(default=1.0, ge=0)
-    """β, weight of BERTScore F1."""
+    """β, of BERTScore F1 (at most 1)."""
     ip: float = Field(default=1.0, ge=0)
-    """γ, weight of the inner product of caption and image."""
+    """γ, of the inner product of caption and image (at most 1)."""
+    objects: float = Field(default=0.0, ge=0)
+    """Of the F1 of the named objects (0 to 1)."""
+    contrast: float = Field(default=0.0, ge=0)
+    """Of the log-probability (nats) of the right image among those of the batch, given the caption."""
+    neural_rank: float = Field(default=0.0, ge=0)
+    """Of the log-probability (nats) of the trial's betas among those of other trials, given the caption."""
+    scale: RewardScale = "raw"
+    """raw: parts in their own units. group: each part standardized among the G captions of an input."""
+    n_rivals: int = Field(default=63, ge=1)
+    """Other trials of the subject and session that the betas of neural_rank compete with, at most."""
+
+    @model_validator(mode="after")
+    def _rewards_something(self) -> "RewardConfig":
+        if not any(self.weights.values()):
+            raise ValueError("expected at least one weight above 0, found only 0; set rft.rewards.cider to 1")
+        return self
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of every part, by name."""
+        return {name: getattr(self, name) for name in PARTS} | {CLIP_F1: self.bertscore}
 
 
-class Rewards(NamedTuple):
-    """Reward of each caption and its parts."""
-
-    total: Float[np.ndarray, " n"]
-    cider: Float[np.ndarray, " n"]
-    bertscore: Float[np.ndarray, " n"]
-    ip: Float[np.ndarray, " n"]
+PARTS = ("cider", "bertscore", "ip", "objects", "contrast", "neural_rank")
+CLIP_F1 = "clip_f1"
+"""Name of the part that replaces BERTScore where its encoder is the text tower of a CLIP."""
 
 
-Reward = Callable[[Sequence[int], Sequence[str], Sequence[bool]], Rewards]
-"""``reward(nsd_ids, captions, has_ended)``; ``has_ended`` says whether a caption ended with an end token."""
+class Answers(NamedTuple):
+    """Sampled captions with what they answer."""
+
+    trial: Sequence[int]
+    """Row among the training trials."""
+    nsd_id: Sequence[int]
+    captions: Sequence[str]
+    has_ended: Sequence[bool]
+    """Whether each caption ended with an end token."""
+
+    def rows(self, chosen: slice) -> "Answers":
+        """Some of the captions."""
+        return Answers(self.trial[chosen], self.nsd_id[chosen], self.captions[chosen], self.has_ended[chosen])
+
+
+Parts = Mapping[str, Float[np.ndarray, " n"]]
+"""The parts of the reward of each caption, by name."""
+
+Reward = Callable[[Answers], Parts]
+"""Rewards captions, part by part."""
 
 
 class RewardError(StopAfterCheckpointError):
-    """A reward that raised an error or is not finite."""
+    """A reward that raises or is not finite."""
+
+
+@dataclass(frozen=True)
+class RewardModels:
+    """What the parts of a reward need, besides the captions of the store; None for parts that are not rewarded."""
+
+    clip: ClipEmbedder | None = None
+    targets: Targets | None = None
+    """Embeddings of the images by the same CLIP."""
+    bert_scorer: BertScorer | None = None
+    bert_part: str = "bertscore"
+    """Name of its part: ``bertscore``, or ``clip_f1`` if its encoder is a CLIP's text tower."""
+    trial_embeddings: Float[np.ndarray, "trials d"] | None = None
+    """Unit embeddings of the betas of every training trial in the space of CLIP's captions, each by an encoder that
+    was trained without the trial's image."""
 
 
 class CompositeReward:
-    """Scores sampled captions of training images.
+    """Scores sampled captions of training trials.
 
     Parameters
     ----------
     store
-        The store with the captions of the images.
-    nsd_ids
-        Training images; the document frequencies are those of their references.
-    targets
-        CLIP embeddings of the images.
-    bert_scorer
-        None if BERTScore is not rewarded.
+        Captions and objects of the images.
+    trials
+        Training trials; the references of their images give the document frequencies.
+    models
+        Models of the parts that have a weight.
+    seed
+        Of the rival trials of ``neural_rank``.
+
+    Raises
+    ------
+    ConfigError
+        If a session has no rival trials for ``neural_rank``.
+    DataError
+        If the store has no objects for ``objects``.
     """
 
     def __init__(
-        self,
-        store: Store,
-        nsd_ids: Sequence[int],
-        targets: Targets,
-        *,
-        clip: ClipEmbedder,
-        bert_scorer: BertScorer | None,
-        weights: RewardWeights,
+        self, store: Store, trials: TrialSet, models: RewardModels, config: RewardConfig, *, seed: int = 0
     ) -> None:
-        self.weights, self.targets, self.clip, self.bert_scorer = weights, targets, clip, bert_scorer
-        self.references = {int(nsd_id): list(store.captions[int(nsd_id)]) for nsd_id in nsd_ids}
+        self.config, self.models = config, models
+        nsd_ids = sorted(set(trials.nsd_id.tolist()))
+        self.references = {nsd_id: list(store.captions[nsd_id]) for nsd_id in nsd_ids}
         tokenized: dict[Hashable, list[str]] = {
             nsd_id: ptb_tokenize(captions) for nsd_id, captions in self.references.items()
         }
-        frequencies = DocumentFrequencies.fit(list(tokenized.values()))
-        self.cider = Cider(tokenized, frequencies, max_cached=_CACHED)
+        self.cider = Cider(tokenized, DocumentFrequencies.fit(list(tokenized.values())), max_cached=_CACHED)
+        if config.objects > 0:
+            self.vocabulary, self.objects = object_vocabulary(store), categories_by_image(store)
+        if config.neural_rank > 0:
+            self.rivals = rival_trials(trials, config.n_rivals, seed=seed)
 
-    def __call__(self, nsd_ids: Sequence[int], captions: Sequence[str], has_ended: Sequence[bool]) -> Rewards:
-        """Rewards of captions of these images; 0 for captions without an end token."""
-        ended = np.asarray(has_ended, dtype=np.float64)
-        # Metrics are in points (percent); rewards are in natural units.
-        cider = self.cider.score([int(nsd_id) for nsd_id in nsd_ids], ptb_tokenize(captions)) / 100 * ended
-        references = [[plain_caption(text) for text in self.references[int(nsd_id)]] for nsd_id in nsd_ids]
-        bertscore = np.zeros(len(captions))
-        if self.bert_scorer is not None:
-            bertscore = self.bert_scorer.score(captions, references) / 100 * ended
-        pictures = self.targets.image[self.targets.rows(np.asarray(nsd_ids))]
-        ip = (self.clip.captions(captions) * pictures).sum(axis=1) * ended
-        total = self.weights.cider * cider + self.weights.bertscore * bertscore + self.weights.ip * ip
-        return Rewards(total, cider, bertscore, ip)
+    def __call__(self, answers: Answers) -> dict[str, Float[np.ndarray, " n"]]:
+        """The parts with a weight, and CIDEr; without an end token a part has its lowest value, at most 0."""
+        models, weights = self.models, self.config.weights
+        nsd_id, captions = [int(one) for one in answers.nsd_id], answers.captions
+        parts = {"cider": self.cider.score(nsd_id, ptb_tokenize(captions)) / 100}
+        if models.bert_scorer is not None:
+            references = [[plain_caption(text) for text in self.references[image]] for image in nsd_id]
+            parts[models.bert_part] = models.bert_scorer.score(captions, references) / 100
+        if weights["objects"] > 0:
+            scores = object_scores(captions, [self.objects[image] for image in nsd_id], self.vocabulary)
+            parts["objects"] = np.nan_to_num(scores.f1)  # 0 for all captions of an image without objects
+        if models.clip is not None:
+            text = models.clip.captions(captions)
+            assert models.targets is not None
+            images, own = np.unique(nsd_id, return_inverse=True)
+            pictures = models.targets.image[models.targets.rows(images)]
+            sharpness = float(models.clip.clip.logit_scale.exp())
+            if weights["ip"] > 0:
+                parts["ip"] = (text * pictures[own]).sum(axis=1)
+            if weights["contrast"] > 0:
+                parts["contrast"] = contrast(text, pictures, own, sharpness=sharpness)
+            if weights["neural_rank"] > 0:
+                assert models.trial_embeddings is not None
+                trial = np.asarray(answers.trial)
+                parts["neural_rank"] = neural_rank(
+                    text, models.trial_embeddings, trial, self.rivals[trial], sharpness=sharpness
+                )
+        ended = np.asarray(answers.has_ended, dtype=bool)
+        return {name: np.where(ended, part, min(0.0, part.min())) for name, part in parts.items()}
 
 
-def permuted_reward(reward: Reward, nsd_ids: Sequence[int], *, seed: int) -> Reward:
-    """A reward that compares each caption with another image of ``nsd_ids`` instead of its own."""
-    order = np.random.default_rng(seed).permutation(sorted(set(nsd_ids))).tolist()
-    other = dict(
-        zip(order, [*order[1:], order[0]], strict=True)
-    )  # a single cycle has no fixed point: no image keeps its own references
+def contrast(
+    text: Float[np.ndarray, "n d"],
+    pictures: Float[np.ndarray, "images d"],
+    own: Int[np.ndarray, " n"],
+    *,
+    sharpness: float,
+) -> Float[np.ndarray, " n"]:
+    """Log-probability (nats) of each caption's own image among ``pictures``: log softmax of sharpness · cosine."""
+    scores = sharpness * (text @ pictures.T)
+    return scores[np.arange(len(own)), own] - _logsumexp(scores)
 
-    def of_another(nsd_ids: Sequence[int], captions: Sequence[str], has_ended: Sequence[bool]) -> Rewards:
-        return reward([other[int(nsd_id)] for nsd_id in nsd_ids], captions, has_ended)
 
-    return of_another
+def neural_rank(
+    text: Float[np.ndarray, "n d"],
+    trial_embeddings: Float[np.ndarray, "trials d"],
+    own: Int[np.ndarray, " n"],
+    rivals: Int[np.ndarray, "n K"],
+    *,
+    sharpness: float,
+) -> Float[np.ndarray, " n"]:
+    """Log-probability (nats) of each caption's own trial among it and its rivals (rows; −1 for none)."""
+    among = np.column_stack([own, rivals])
+    scores = sharpness * np.einsum("nd,nkd->nk", text, trial_embeddings[among])
+    scores[among < 0] = -np.inf
+    return scores[:, 0] - _logsumexp(scores)
 
 
-def checked_reward(
-    reward: Reward, nsd_ids: Sequence[int], captions: Sequence[str], has_ended: Sequence[bool]
-) -> Rewards:
-    """Call the reward and require finite values."""
+def _logsumexp(scores: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
+    highest = scores.max(axis=1)
+    return highest + np.log(np.exp(scores - highest[:, None]).sum(axis=1))
+
+
+def rival_trials(trials: TrialSet, n_rivals: int, *, seed: int) -> Int[np.ndarray, "trials K"]:
+    """Trials of other images in the same subject and session, up to ``n_rivals``, for each single trial.
+
+    Rows of ``trials``; filled up with −1. Trials of one session share its noise, so that noise does not identify one.
+
+    Raises
+    ------
+    ConfigError
+        If a session has no trial of another image.
+    """
+    session = trials.sessions()
+    rivals = np.full((len(trials), n_rivals), -1)
+    for subject, number in sorted(set(zip(trials.subject_index.tolist(), session.tolist(), strict=True))):
+        members = np.flatnonzero((trials.subject_index == subject) & (session == number))
+        rng = np.random.default_rng([seed, subject, number, 7])
+        for row in members:
+            others = members[trials.nsd_id[members] != trials.nsd_id[row]]
+            if not len(others):
+                raise ConfigError(
+                    f"rft.rewards.neural_rank: expected trials of several images in session {number} of "
+                    f"{trials.subjects[subject]}, found one; set its weight to 0"
+                )
+            drawn = rng.permutation(others)[:n_rivals]
+            rivals[row, : len(drawn)] = drawn
+    return rivals
+
+
+def reward_from(reward: Reward, source: RewardSource, trials: TrialSet, *, seed: int) -> Reward:
+    """The reward, or one of the checks that it must beat.
+
+    Parameters
+    ----------
+    source
+        ``own``: the reward itself. ``permuted``: captions are rewarded as if they described another training trial,
+        always the same one for each image. ``any``: by the mean over 16 training trials that are the same for all
+        captions, so that only the text counts. ``none``: by a random number for each trial and caption.
+    """
+    if source == "own":
+        return reward
+    first: dict[int, int] = {}  # a trial of each image
+    for row, nsd_id in enumerate(trials.nsd_id.tolist()):
+        first.setdefault(nsd_id, row)
+    order = np.random.default_rng(seed).permutation(sorted(first)).tolist()
+    if source == "permuted":
+        other = dict(zip(order, [*order[1:], order[0]], strict=True))  # one cycle: no image has its own
+        return lambda answers: reward(_as_if(answers, [other[int(one)] for one in answers.nsd_id], first))
+    if source == "any":
+        return lambda answers: _mean_parts(
+            [reward(_as_if(answers, [image] * len(answers.captions), first)) for image in order[:_N_ANY]]
+        )
+    return lambda answers: {"random": _random(answers, seed)}
+
+
+def _random(answers: Answers, seed: int) -> Float[np.ndarray, " n"]:
+    """A number for each trial and caption, the same in every run: a resumed training sees the same rewards."""
+    pairs = zip(answers.trial, answers.captions, strict=True)
+    return np.array(
+        [np.random.default_rng([seed, trial, crc32(text.encode())]).random() for trial, text in pairs]
+    )
+
+
+def _as_if(answers: Answers, nsd_ids: list[int], trial_of: dict[int, int]) -> Answers:
+    return answers._replace(nsd_id=nsd_ids, trial=[trial_of[nsd_id] for nsd_id in nsd_ids])
+
+
+def _mean_parts(found: list[Parts]) -> Parts:
+    return {name: np.mean([parts[name] for parts in found], axis=0) for name in found[0]}
+
+
+def checked_reward(reward: Reward, answers: Answers) -> Parts:
+    """Call the reward and require finite values.
+
+    Raises
+    ------
+    RewardError
+        If the reward raises or is not finite; the message contains the caption.
+    """
     try:
-        rewards = reward(nsd_ids, captions, has_ended)
+        parts = reward(answers)
     except Exception as error:
-        # Repeat caption by caption to name the one at fault.
-        at = next(
-            (row for row in range(len(captions)) if _raises(reward, nsd_ids, captions, has_ended, row)), 0
-        )
+        at = next((row for row in range(len(answers.captions)) if _raises(reward, answers, row)), 0)
         raise RewardError(
-            f"reward: expected a number for the caption {captions[at]!r} of image {nsd_ids[at]}, found "
-            f"{type(error).__name__} ({error}); fix the reward and run the same command, which resumes"
+            f"reward: failed with {type(error).__name__} ({error}) at the caption {answers.captions[at]!r} of image "
+            f"{answers.nsd_id[at]}; a checkpoint was written, fix the reward and start again"
         ) from error
-    bad = np.flatnonzero(~np.isfinite(rewards.total))
-    if len(bad):
-        raise RewardError(
-            f"reward: expected a finite number for the caption {captions[bad[0]]!r} of image {nsd_ids[bad[0]]}, "
-            f"found {rewards.total[bad[0]]}; check the reward models and run the same command, which resumes"
-        )
-    return rewards
+    for name, part in parts.items():
+        bad = np.flatnonzero(~np.isfinite(part))
+        if len(bad):
+            raise RewardError(
+                f"reward: expected a number, found {part[bad[0]]} of {name} for the caption "
+                f"{answers.captions[bad[0]]!r} of image {answers.nsd_id[bad[0]]}; a checkpoint was written, look at "
+                "the reward models"
+            )
+    return parts
 
 
-def _raises(
-    reward: Reward, nsd_ids: Sequence[int], captions: Sequence[str], has_ended: Sequence[bool], row: int
-) -> bool:
-    one = slice(row, row + 1)
+def _raises(reward: Reward, answers: Answers, row: int) -> bool:
     try:
-        reward(nsd_ids[one], captions[one], has_ended[one])
+        reward(answers.rows(slice(row, row + 1)))
     except Exception:  # noqa: BLE001 - a reward may be anyone's code
         return True
     return False

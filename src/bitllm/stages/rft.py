@@ -4,9 +4,10 @@ For each brain input: sample G captions, score each with the composite reward, c
 and update the LoRA parameters. The reference policy is the same model with LoRA switched off, so no second model is
 needed.
 
-Departures from GRPO as published (Shao et al. 2024), in addition to those in `bitllm.losses.policy`: one optimizer
-step per rollout (on-policy, so the ratio is 1 and clipping has no effect); the reward of a caption without an end
-token is 0; temperature 1 without top-k or top-p, so that the sampled log-probabilities are those of the policy.
+Departures from GRPO as published (Shao et al. 2024), in addition to those listed in `bitllm.losses.policy`: one
+optimizer step per rollout (on-policy, so the ratio is 1 and clipping has no effect); the reward of a caption without an
+end token is the lowest, at most 0; groups whose captions all have the same reward are left out of the mean;
+temperature 1 without top-k or top-p, so that the sampled log-probabilities are those of the policy.
 
 References
 ----------
@@ -31,7 +32,15 @@ from bitllm.data.splits import Split, check_split
 from bitllm.data.store import Store
 from bitllm.errors import ConfigError
 from bitllm.files import read_record, sha256_of_file, write_json
-from bitllm.losses.policy import LossType, group_advantages, policy_loss
+from bitllm.losses.policy import (
+    Baseline,
+    LossType,
+    group_advantages,
+    is_flat,
+    policy_loss,
+    weighted_parts,
+    without_flat_groups,
+)
 from bitllm.metrics.diversity import mean_length, n_distinct_captions
 from bitllm.model.build import CARD, load_trained, n_trainable
 from bitllm.model.captioner import Captioner, Rollout
@@ -42,7 +51,15 @@ from bitllm.model.modeling import BitLlmForCausalLM
 from bitllm.model.precision import Precision, base_dtype, name_of
 from bitllm.stages.examples import checked_anatomies, frozen_brain_tokens, pooled_betas
 from bitllm.stages.monitor import ValidationMonitor
-from bitllm.stages.rewards import Reward, RewardError, Rewards, RewardWeights, checked_reward
+from bitllm.stages.rewards import (
+    Answers,
+    Parts,
+    Reward,
+    RewardConfig,
+    RewardError,
+    RewardSource,
+    checked_reward,
+)
 from bitllm.stages.workspace import workspace
 from bitllm.training.distributed import (
     any_rank,
@@ -84,11 +101,15 @@ class RftConfig(StrictConfig):
     precision: Precision = "fp32"
     """Precision of the frozen LLM; auto chooses bf16 if it is faster on this machine."""
     gradient_checkpointing: bool = False
-    """Whether to recompute activations in the backward pass: slower, with a fifth of the memory."""
-    rewards: RewardWeights = RewardWeights()
-    """α, β, γ of the composite reward."""
-    reward_references: Literal["own", "permuted"] = "own"
-    """Which image's references and embedding reward a caption: its own image's or, as a check, another image's."""
+    """Whether to recompute activations in the backward pass: a fifth of the memory for more time."""
+    rewards: RewardConfig = RewardConfig()
+    """Weights of the parts of the reward."""
+    reward_references: RewardSource = "own"
+    """What a caption is rewarded by: its own image or, as a check, another image (permuted), the mean over training
+    images that are the same for all captions (any), a random number (none)."""
+    baseline: Baseline = "grpo"
+    """What the reward of a caption is compared with: mean and standard deviation of its group (grpo), or the mean of
+    the group's other captions (rloo)."""
     optimizer: OptimizerConfig = OptimizerConfig(
         steps=60, batch_size=24, learning_rate=1e-3, weight_decay=0.0, warmup_steps=5, log_every=1
     )
@@ -135,10 +156,14 @@ class RftObjective(nn.Module):
                 model
             ),  # other processes need the shards of one that has finished its captions
         )
-        nsd_ids = np.repeat(nsd_id, config.n_captions).tolist()
-        rewards = self._rewards(nsd_ids, rollout)
-        grouped = torch.from_numpy(rewards.total).float().view(-1, config.n_captions)
-        advantages = group_advantages(grouped).flatten().to(rollout.input_ids.device)
+        parts = self._rewards(nsd_id, example, rollout)
+        groups = {name: torch.from_numpy(part).view(-1, config.n_captions) for name, part in parts.items()}
+        weights = {name: config.rewards.weights.get(name, 1.0) for name in parts}
+        weighted = weighted_parts(groups, weights, scale=config.rewards.scale)
+        rewards = torch.stack(list(weighted.values())).sum(dim=0)
+        flat = is_flat(rewards)
+        advantages = without_flat_groups(group_advantages(rewards, baseline=config.baseline), flat)
+        advantages = advantages.flatten().float().to(rollout.input_ids.device)
         log_probs, label_mask = rollout.log_probs(model, temperature=config.temperature)
         ref_log_probs = None
         if config.kl_weight > 0:
@@ -156,21 +181,38 @@ class RftObjective(nn.Module):
             max_length=config.max_new_tokens,
             n_tokens=sum_over_ranks(label_mask.sum()) / world_size() if config.loss_type == "dapo" else None,
         )
-        explained = {"kl": result.kl, "ended": float(rollout.has_ended.float().mean())}
-        return {"loss": result.loss, **_reward_row(rewards, rollout.captions), **explained}
+        return {
+            "loss": result.loss,
+            "reward": sum(weights[name] * float(part.mean()) for name, part in groups.items()),
+            **{f"reward_{name}": float(part.mean()) for name, part in groups.items()},
+            **_shares(weighted),
+            "flat_groups": float(flat.float().mean()),
+            "length": mean_length(rollout.captions),
+            "distinct": n_distinct_captions(rollout.captions) / len(rollout.captions),
+            "kl": result.kl,
+            "ended": float(rollout.has_ended.float().mean()),
+        }
 
-    def _rewards(self, nsd_ids: list[int], rollout: Rollout) -> Rewards:
+    def _rewards(
+        self, nsd_id: Int[np.ndarray, " B"], example: Int[np.ndarray, "B 2"], rollout: Rollout
+    ) -> Parts:
         """Rewards of sampled captions; if they fail in one process, all processes stop together."""
-        rewards, failure = None, None
+        parts, failure, n = None, None, self.settings.n_captions
+        answers = Answers(
+            np.repeat(example[:, 1], n).tolist(),
+            np.repeat(nsd_id, n).tolist(),
+            rollout.captions,
+            rollout.has_ended.tolist(),
+        )
         try:
-            rewards = checked_reward(self.reward, nsd_ids, rollout.captions, rollout.has_ended.tolist())
+            parts = checked_reward(self.reward, answers)
         except RewardError as error:
             failure = error
-        if any_rank(failure is not None)[0] or rewards is None:
+        if any_rank(failure is not None)[0] or parts is None:
             raise failure or RewardError(
                 "reward: expected rewards in all processes, found an error in another process; see its message"
             )
-        return rewards
+        return parts
 
 
 def rollout_seed(seed: int, epoch: int, index: int) -> int:
@@ -178,15 +220,11 @@ def rollout_seed(seed: int, epoch: int, index: int) -> int:
     return int(np.random.SeedSequence([seed, epoch, index, 3]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _reward_row(rewards: Rewards, captions: list[str]) -> dict[str, float]:
-    return {
-        "reward": float(rewards.total.mean()),
-        "reward_cider": float(rewards.cider.mean()),
-        "reward_bertscore": float(rewards.bertscore.mean()),
-        "reward_ip": float(rewards.ip.mean()),
-        "length": mean_length(captions),
-        "distinct": n_distinct_captions(captions) / len(captions),
-    }
+def _shares(weighted: dict[str, Float[Tensor, "groups G"]]) -> dict[str, float]:
+    """Share of each part in what decides among the captions of an input: their standard deviation."""
+    spread = {name: float(part.std(dim=1).mean()) for name, part in weighted.items()}
+    total = sum(spread.values())
+    return {f"share_{name}": part / total if total else 0.0 for name, part in spread.items()}
 
 
 def train_rft(  # noqa: PLR0913 - the parts of the stage
@@ -196,7 +234,7 @@ def train_rft(  # noqa: PLR0913 - the parts of the stage
     *,
     sft_folder: Path,
     llm_path: Path | str,
-    make_reward: Callable[[list[int], RewardWeights], Reward],
+    make_reward: Callable[[TrialSet], Reward],
     config: RftConfig,
     seed: int,
     context: RunContext = RunContext(),  # noqa: B008 - frozen
@@ -208,7 +246,7 @@ def train_rft(  # noqa: PLR0913 - the parts of the stage
     sft_folder
         The sft checkpoint to start from.
     make_reward
-        Called with the training images and the weights; returns the reward.
+        Builds the reward from the training trials.
     """
     check_split(store, split)
     micro_batch = context.settings.micro_batch
@@ -225,7 +263,7 @@ def train_rft(  # noqa: PLR0913 - the parts of the stage
         trials = select_trials(store, split, "train", averaged=False)
         anatomies = checked_anatomies(model.model.encoder, trials, atlases)
         captioner = Captioner.of(policy.get_base_model(), base.tokenizer)
-        reward = make_reward(sorted(set(trials.nsd_id.tolist())), config.rewards)
+        reward = make_reward(trials)
         monitor = ValidationMonitor(store, split, captioner, anatomies, max_new_tokens=config.max_new_tokens)
         betas = TrialBetas(trials, anatomies, device(), resident=False)
         pooled = pooled_betas(model.model.encoder, betas)
