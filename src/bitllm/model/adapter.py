@@ -148,6 +148,16 @@ class BitLlmTextModel(LlamaModel):
             for layer in range(config.num_hidden_layers)
         )
 
+    def compile_layers(self, **how: Any) -> None:
+        """Compile every layer when it is first used, which fuses its norms, rotations and activations.
+
+        ``how`` are arguments of `torch.compile`.
+        """
+        # layers with each adapter and with none, with and without gradients; the default of 8 is too few
+        torch._dynamo.config.recompile_limit = 64
+        for layer in self.layers:
+            layer.compile(dynamic=True, **how)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, CrossAttentionAdapter):

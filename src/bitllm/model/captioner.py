@@ -20,7 +20,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from peft import PeftModel
 from torch import Tensor
-from transformers import DynamicCache
 
 from bitllm.data.batch import Anatomies
 from bitllm.data.dataset import TrialSet
@@ -33,7 +32,7 @@ from bitllm.model.checkpoint.base import BaseLlm, before_end, end_token_ids
 from bitllm.model.checkpoint.weights import RFT_CARD, sft_beneath
 from bitllm.model.embed import brain_tokens_of, brain_tokens_of_betas
 from bitllm.model.encoder import BrainEncoder
-from bitllm.model.likelihood import Due, TokenLogProbs, token_log_probs
+from bitllm.model.likelihood import AfterPrompt, Due, TokenLogProbs, token_log_probs
 from bitllm.model.precision import Precision, base_dtype, computing
 
 _GENERATED_AT_ONCE = 256
@@ -264,12 +263,14 @@ class Captioner:
             own = by_length[(owner[by_length] >= inputs.start) & (owner[by_length] < inputs.stop)]
             with self._running():
                 part = None if brain_tokens is None else brain_tokens[inputs]
-                prompt = _AfterPrompt.of(self, part, instruction)
+                prompt = self._read_prompt(part, instruction)
                 for first in range(0, len(own), _SCORED_AT_ONCE):
                     chosen = own[first : first + _SCORED_AT_ONCE]
                     row, column = np.nonzero(np.arange(lengths[chosen].max()) < lengths[chosen][:, None])
-                    log_probs = prompt.rows(owner[chosen] - start).log_probs([answers[n] for n in chosen])
-                    found[chosen[row], column] = log_probs / np.log(2)
+                    labels = torch.full((len(chosen), int(column.max()) + 1), -100)
+                    labels[row, column] = torch.tensor([token for n in chosen for token in answers[n]])
+                    log_probs = prompt.rows(owner[chosen] - start).log_probs(labels).log_probs
+                    found[chosen, : log_probs.shape[1]] = log_probs.cpu().numpy() / np.log(2)
                     n_done += len(chosen)
                     tell(n_done, len(answers))
         return found
@@ -284,10 +285,20 @@ class Captioner:
         was_training = self.model.training
         self.model.eval()
         try:
-            with torch.no_grad(), computing(self.model):
+            # compiled layers are for training: each length of a cache would be compiled anew
+            with torch.no_grad(), computing(self.model), torch.compiler.set_stance("force_eager"):
                 yield
         finally:
             self.model.train(was_training)
+
+    def _read_prompt(self, brain_tokens: Float[Tensor, "R N width"] | None, instruction: str) -> AfterPrompt:
+        """The LLM after it read the prompt under each brain input, or without one."""
+        prompter = self.prompter.without_brain() if brain_tokens is None else self.prompter
+        ids = torch.tensor([prompter.prompt_ids(instruction)], device=self.model.device)
+        if brain_tokens is None:
+            return AfterPrompt.of(self.model, ids, None)
+        memory = self.model.model.brain_memory(brain_tokens=brain_tokens.to(self.model.device))
+        return AfterPrompt.of(self.model, ids.expand(len(memory), -1), memory)
 
     def _decode(
         self,
@@ -309,7 +320,7 @@ class Captioner:
         ends = torch.tensor(self._ends, device=device)
         never = torch.tensor(self.prompter.never_said or [], dtype=torch.long, device=device)
         with self._running():
-            now = _AfterPrompt.of(self, brain_tokens, instruction)
+            now = self._read_prompt(brain_tokens, instruction)
             if n_each > 1:
                 now = now.rows(np.repeat(np.arange(len(now.hidden)), n_each))
             has_ended = torch.zeros(len(now.hidden), dtype=torch.bool, device=device)
@@ -347,17 +358,25 @@ class Rollout:
 
     def log_probs(self, model: Any, *, temperature: float = 1.0) -> TokenLogProbs:
         """Log-probabilities of the sampled tokens under ``model``."""
+        n_each = len(self.captions) // len(self.brain_tokens)
+        start = int((self.labels[0] != -100).nonzero()[0])
         with computing(model):
             memory = model.model.brain_memory(brain_tokens=self.brain_tokens)
-        memory = memory.repeat_interleave(len(self.captions) // len(memory), 0)
-        return token_log_probs(
-            model,
-            input_ids=self.input_ids,
-            labels=self.labels.to(self.input_ids.device),
-            due=Due.of(self.labels).to(self.input_ids.device),
-            brain_memory=memory,
-            temperature=temperature,
-        )
+        if (
+            model.model.language_model.gradient_checkpointing and model.training
+        ):  # it works without a cache only
+            return token_log_probs(
+                model,
+                input_ids=self.input_ids,
+                labels=self.labels.to(memory.device),
+                due=Due.of(self.labels).to(memory.device),
+                brain_memory=memory.repeat_interleave(n_each, 0),
+                temperature=temperature,
+            )
+        with computing(model):
+            prompt = AfterPrompt.of(model, self.input_ids[::n_each, :start], memory)
+            rows = np.repeat(np.arange(len(memory)), n_each)
+            return prompt.rows(rows).log_probs(self.labels[:, start:], temperature=temperature)
 
 
 class GumbelSampling:
@@ -380,66 +399,6 @@ class GumbelSampling:
             # If e is exponential, −log e is Gumbel distributed. This is why the noise is subtracted below.
             rows.exponential_(generator=generator)
         return (scores / self.temperature - noise.log_()).argmax(-1)
-
-
-@dataclass
-class _AfterPrompt:
-    """State of the LLM after the prompt, for each of R brain inputs."""
-
-    model: Any
-    hidden: Float[Tensor, "R _ d"]
-    """Hidden states of the last tokens."""
-    cache: DynamicCache
-    memory: Float[Tensor, "R ..."] | None
-    """Memory of the adapters; None for a prefix, of which the soft tokens are in the cache."""
-
-    @classmethod
-    def of(
-        cls, captioner: Captioner, brain_tokens: Float[Tensor, "R N width"] | None, instruction: str
-    ) -> "_AfterPrompt":
-        """Process the prompt, once for each input."""
-        model, prompter, memory = captioner.model, captioner.prompter.without_brain(), None
-        if brain_tokens is not None:
-            prompter = captioner.prompter
-            memory = model.model.brain_memory(brain_tokens=brain_tokens.to(model.device))
-        ids = torch.tensor([prompter.prompt_ids(instruction)], device=model.device)
-        ids, cache = ids.expand(1 if memory is None else len(memory), -1), DynamicCache()
-        hidden = _read(model, ids, memory, cache)
-        return cls(
-            model, hidden[:, -1:], cache, memory if model.config.interface == "cross_attention" else None
-        )
-
-    def rows(self, row: Int[np.ndarray, " n"]) -> "_AfterPrompt":
-        """The state with these rows, possibly repeated; each copy continues independently."""
-        chosen = torch.from_numpy(row).to(self.hidden.device)
-        cache = DynamicCache([(keys[chosen], values[chosen]) for keys, values, _ in self.cache])
-        memory = None if self.memory is None else self.memory[chosen]
-        return _AfterPrompt(self.model, self.hidden[chosen], cache, memory)
-
-    def read(self, ids: Int[Tensor, "R L"]) -> Float[Tensor, "R L d"]:
-        """Hidden states of further tokens."""
-        return _read(self.model, ids, self.memory, self.cache)
-
-    def log_probs(self, answers: Sequence[Sequence[int]]) -> Float[np.ndarray, " tokens"]:
-        """Natural log p of each token of each row's answer, concatenated."""
-        width = max(map(len, answers))
-        ids = torch.tensor([[*answer, *[0] * (width - len(answer))] for answer in answers])
-        place = torch.tensor(
-            [row * width + n for row, answer in enumerate(answers) for n in range(len(answer))]
-        )
-        ids, place = ids.to(self.hidden.device), place.to(self.hidden.device)
-        hidden = torch.cat([self.hidden, self.read(ids[:, :-1])], 1) if width > 1 else self.hidden
-        logits = self.model.lm_head(hidden.flatten(0, 1)[place]).float()
-        chosen = logits.gather(-1, ids.flatten()[place][:, None])[:, 0]
-        return (chosen - logits.logsumexp(-1)).cpu().numpy()
-
-
-def _read(
-    model: Any, ids: Int[Tensor, "R L"], memory: Tensor | None, cache: DynamicCache
-) -> Float[Tensor, "R L d"]:
-    return model.model(
-        input_ids=ids, brain_memory=memory, past_key_values=cache, use_cache=True
-    ).last_hidden_state
 
 
 def load_captioner(

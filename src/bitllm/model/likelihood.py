@@ -3,11 +3,14 @@
 The sft loss, the policy of rft and the bits of the evaluation use the same function.
 """
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformers import DynamicCache
 
 from bitllm.model.precision import computing
 
@@ -75,12 +78,68 @@ def token_log_probs(
             input_ids=input_ids, brain_memory=brain_memory, use_cache=False
         ).last_hidden_state
         # The hidden state at position t predicts token t + 1, hence place - 1.
-        logits = model.lm_head(hidden.flatten(0, 1)[place - 1]).float()
-    logits = logits if temperature == 1 else logits / temperature
-    chosen = labels.flatten()[place]
-    # log_softmax would allocate a second tensor of labels × vocabulary.
-    values = logits.gather(-1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
+        values = _log_probs(model, hidden.flatten(0, 1)[place - 1], labels.flatten()[place], temperature)
     label_mask = torch.zeros(len(labels), n_columns, dtype=torch.bool, device=labels.device)
     label_mask = label_mask.index_put((row, number), torch.ones_like(row, dtype=torch.bool))
     log_probs = values.new_zeros(label_mask.shape).index_put((row, number), values)
     return TokenLogProbs(log_probs, label_mask)
+
+
+def _log_probs(
+    model: Any, hidden: Float[Tensor, "n d"], chosen: Int[Tensor, " n"], temperature: float
+) -> Float[Tensor, " n"]:
+    logits = model.lm_head(hidden).float()
+    logits = logits if temperature == 1 else logits / temperature
+    # log_softmax would allocate a second tensor of labels × vocabulary.
+    return logits.gather(-1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
+
+
+@dataclass
+class AfterPrompt:
+    """State of the LLM after the prompt, for each of R brain inputs; differentiable.
+
+    All captions of an input continue from it, so that the prompt, most of the tokens, is processed once.
+    """
+
+    model: Any
+    hidden: Float[Tensor, "R _ d"]
+    """Hidden states of the last tokens."""
+    cache: DynamicCache
+    memory: Float[Tensor, "R ..."] | None
+    """Memory of the adapters; None for a prefix, of which the soft tokens are in the cache."""
+
+    @classmethod
+    def of(cls, model: Any, ids: Int[Tensor, "R T"], memory: Float[Tensor, "R ..."] | None) -> "AfterPrompt":
+        """Process the prompt of each row."""
+        cache = DynamicCache()
+        hidden = _read(model, ids, memory, cache)[:, -1:]
+        return cls(model, hidden, cache, memory if model.config.interface == "cross_attention" else None)
+
+    def rows(self, row: Int[np.ndarray, " n"]) -> "AfterPrompt":
+        """The state with these rows, possibly repeated; each copy continues independently."""
+        chosen = torch.from_numpy(row).to(self.hidden.device)
+        cache = DynamicCache([(keys[chosen], values[chosen]) for keys, values, _ in self.cache])
+        memory = None if self.memory is None else self.memory[chosen]
+        return AfterPrompt(self.model, self.hidden[chosen], cache, memory)
+
+    def read(self, ids: Int[Tensor, "R L"]) -> Float[Tensor, "R L d"]:
+        """Hidden states of further tokens."""
+        return _read(self.model, ids, self.memory, self.cache)
+
+    def log_probs(self, labels: Int[Tensor, "R L"], *, temperature: float = 1.0) -> TokenLogProbs:
+        """Natural log p of each token of each row's answer; labels are on the CPU, −100 beyond the end."""
+        device, is_label = self.hidden.device, labels != -100
+        place = is_label.flatten().nonzero()[:, 0].to(device)
+        ids, label_mask = labels.clamp(min=0).to(device), is_label.to(device)
+        hidden = torch.cat([self.hidden, self.read(ids[:, :-1])], 1) if ids.shape[1] > 1 else self.hidden
+        values = _log_probs(self.model, hidden.flatten(0, 1)[place], ids.flatten()[place], temperature)
+        log_probs = values.new_zeros(ids.numel()).index_put((place,), values)
+        return TokenLogProbs(log_probs.view(ids.shape), label_mask)
+
+
+def _read(
+    model: Any, ids: Int[Tensor, "R L"], memory: Tensor | None, cache: DynamicCache
+) -> Float[Tensor, "R L d"]:
+    return model.model(
+        input_ids=ids, brain_memory=memory, past_key_values=cache, use_cache=True
+    ).last_hidden_state

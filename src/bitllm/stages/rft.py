@@ -100,6 +100,8 @@ class RftConfig(StrictConfig):
     """Which linear layers get LoRA."""
     precision: Precision = "fp32"
     """Precision of the frozen LLM; auto chooses bf16 if it is faster on this machine."""
+    compile_layers: bool = Field(default=False, exclude_if=lambda compiles: not compiles)
+    """Whether the LLM's layers are compiled for training: minutes at the start, faster steps, other rounding."""
     gradient_checkpointing: bool = False
     """Whether to recompute activations in the backward pass: a fifth of the memory for more time."""
     rewards: RewardConfig = RewardConfig()
@@ -260,6 +262,8 @@ def train_rft(  # noqa: PLR0913 - the parts of the stage
     with sealed_test(), workspace(folder, fingerprint, about=about, settings=context.settings) as work:
         torch.manual_seed(seed)
         policy = with_lora(model, config)
+        if config.compile_layers:
+            model.model.language_model.compile_layers()
         trials = select_trials(store, split, "train", averaged=False)
         anatomies = checked_anatomies(model.model.encoder, trials, atlases)
         captioner = Captioner.of(policy.get_base_model(), base.tokenizer)

@@ -70,6 +70,8 @@ class SftConfig(StrictConfig):
     """Hidden width of prefix_mlp; null for the width with as many parameters as cross_attention."""
     precision: Precision = "fp32"
     """Precision of the frozen LLM; auto chooses bf16 if it is faster on this machine."""
+    compile_layers: bool = Field(default=False, exclude_if=lambda compiles: not compiles)
+    """Whether the LLM's layers are compiled for training: minutes at the start, faster steps, other rounding."""
     gate_learning_rate: float | None = None
     """Learning rate of the gates; null for that of the other parameters."""
     # the next two are recorded only if they are set, so that records of runs without them remain valid
@@ -176,6 +178,8 @@ def train_sft(  # noqa: PLR0913 - the parts of the stage
         torch.manual_seed(seed)
         model = _initial_model(start, base, encoder_arguments, atlases, config)
         train_interface(model, with_encoder=train_encoder)
+        if config.compile_layers:
+            model.model.language_model.compile_layers()
         model.model.encoder.to(device())  # the loop moves the rest, shard by shard with fsdp
         training, validation = (
             CaptionedTrials.of(

@@ -18,3 +18,16 @@ for interface in ("cross_attention", "prefix", "prefix_mlp"):
         found = compiled(input_ids=ids, brain_memory=memory, use_cache=False).logits
     print(interface, float((plain - found).abs().max() / plain.abs().max()))
     torch._dynamo.reset()
+    model.requires_grad_(False).model.interface.requires_grad_(True)
+    gradients = []
+    for compiles in (False, True):
+        if compiles:
+            model.model.language_model.compile_layers(backend=sys.argv[1])
+        memory = model.model.brain_memory(**batch)
+        hidden = model.model(input_ids=ids, brain_memory=memory, use_cache=False).last_hidden_state
+        gradients.append(
+            torch.autograd.grad(hidden.square().sum(), model.model.interface.projection.parameters())
+        )
+    worst = max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(*gradients, strict=True))
+    print(f"{interface}-gradients", worst)
+    torch._dynamo.reset()
