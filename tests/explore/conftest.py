@@ -31,7 +31,7 @@ def nsd_id(session) -> int:
     return next(image.nsd_id for image in images if image.n_repetitions > 1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client(session) -> Iterator[TestClient]:
     """The application, called without a network."""
     queue = DecodeQueue(Decoder(session, max_new_tokens=6))

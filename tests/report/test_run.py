@@ -21,20 +21,25 @@ def moved(demo_folder, tmp_path_factory):
     return copy
 
 
-def test_a_demo_has_everything(demo_folder):
-    run = read_run(demo_folder)
-    assert run.results.about.subject == "subj08"
-    assert {"align", "sft", "rft", "prefix"} <= set(run.curves)
-    assert {item.group for item in run.gallery} == {"best", "median", "worst", "random"}
-    assert all(item.pixels is not None and item.references for item in run.gallery)
-    assert [figure.title for figure in run.brain.pooling] == [
+@pytest.fixture(scope="module")
+def demo(demo_folder):
+    """The demo as the report reads it."""
+    return read_run(demo_folder)
+
+
+def test_a_demo_has_everything(demo):
+    assert demo.results.about.subject == "subj08"
+    assert {"align", "sft", "rft", "prefix"} <= set(demo.curves)
+    assert {item.group for item in demo.gallery} == {"best", "median", "worst", "random"}
+    assert all(item.pixels is not None and item.references for item in demo.gallery)
+    assert [figure.title for figure in demo.brain.pooling] == [
         "subj08",
         *(f"subj{n:02d}" for n in range(1, 8)),
     ]
 
 
-def test_every_caption_with_bits_has_all_of_its_words(demo_folder):
-    for item in read_run(demo_folder).gallery:
+def test_every_caption_with_bits_has_all_of_its_words(demo):
+    for item in demo.gallery:
         found = {one.name: one for one in item.decoded if one.words}
         assert set(found) == {"rft", "sft", "rft, another image's betas"}
         for one in found.values():
@@ -97,12 +102,12 @@ def test_a_damaged_log_is_refused(tmp_path):
         read_curves(tmp_path)
 
 
-def test_the_command_writes_one_page_about_one_run_or_two(demo_folder, tmp_path, capsys):
+def test_the_command_writes_one_page_about_one_run_or_two(demo_folder, moved, tmp_path, capsys):
     out = tmp_path / "report.html"
     main(["report", str(demo_folder), "--out", str(out)])
     assert out.read_bytes() == (demo_folder / "report.html").read_bytes()
     assert "MB" in capsys.readouterr().out
-    main(["report", str(demo_folder), str(demo_folder), "--out", str(out), "--json"])
+    main(["report", str(moved), str(moved), "--out", str(out), "--json"])
     printed = json.loads(capsys.readouterr().out)
     assert [one["about"]["subject"] for one in printed] == ["subj08", "subj08"]
     assert "2 runs side by side" in out.read_text(encoding="utf-8")
