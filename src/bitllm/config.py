@@ -77,9 +77,13 @@ def read_yaml(path: Path, *, is_written: bool = False) -> dict[str, Any]:
         raise ConfigError(str(error)) from None
     except yaml.YAMLError as error:
         reason = str(error).replace("\n", " ")
-        raise ConfigError(f"{path}: expected {what}, found text that does not parse ({reason})") from None
+        raise ConfigError(
+            f"{path}: expected {what}, found text that does not parse ({reason}); correct it"
+        ) from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected YAML with `key: value` lines, found {type(values).__name__}")
+        raise ConfigError(
+            f"{path}: expected YAML with `key: value` lines, found {type(values).__name__}; write such lines"
+        )
     return values
 
 

@@ -269,8 +269,8 @@ def _disk_errors_named(path: Path) -> Iterator[None]:
         if number in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(_nearest_folder(path)).free / 1e9
             raise OutputError(
-                f"{path}: the disk is full ({free:.2f} GB free); nothing half-written was left, "
-                "free some room or name a folder on another disk"
+                f"{path}: the disk is full ({free:.2f} GB free); no incomplete file was left, "
+                "free some space or name a folder on another disk"
             ) from None
         if number in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise OutputError(

@@ -68,7 +68,7 @@ def test_a_checkpoint_of_another_base_llm_is_refused(easy, tmp_path):
 
 def test_a_run_of_another_split_is_refused(easy, tmp_path, resealed):
     fewer = resealed(easy.split, test_images=frozenset(sorted(easy.split.test_images)[2:]))
-    with pytest.raises(SplitError, match=f"trained on a split with the checksum {fewer.sha256[:12]}, found"):
+    with pytest.raises(SplitError, match=f"{fewer.sha256[:12]}.*, found others"):
         find_split(easy.folder / "sft", easy.store, fewer.sha256, given=None)
     named = resealed(fewer, name="own")
     save_split(named, tmp_path / "own.json")

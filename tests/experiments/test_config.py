@@ -72,21 +72,21 @@ def test_a_system_that_starts_from_another_has_its_data_and_settings(experiments
         ({"systems": {"prefix": {"data": {"signl": 1}}}}, "`data.signl`; did you mean `signal`"),
         ({"systems": {"rft": {"start": "sft", "rft": {}}, "sft": {}}}, "systems.rft.*sft above it"),
         ({"systems": {"rft": {"rft": {}}}}, "systems.rft.start"),
-        ({"systems": {"cross_attention": {}, "prefix": {}}}, r"prefix_mlp; did you mean `prefix`\?"),
-        ({"systems": {"rft": {"start": "stf", "rft": {}}, "sft": {}}}, r"stf; did you mean `sft`\?"),
+        ({"systems": {"cross_attention": {}, "prefix": {}}}, r"prefix_mlp`; did you mean `prefix`\?"),
+        ({"systems": {"rft": {"start": "stf", "rft": {}}, "sft": {}}}, r"stf`; did you mean `sft`\?"),
         ({"systems": {"a": {"rate_of": "b"}, "b": {}}}, "systems.a.*b above it"),
         ({"systems": {"../out": {}}}, "a system .*'../out'"),
         ({"systems": {"a": {}, "b": {"start": "a"}, "c": {"start": "b"}}}, "systems.c.start"),
         (
             {"systems": {"a": {}, "b": {"start": "a", "rft": {}, "sft": {"gate_start": 0.5}}}},
-            "systems.b`: sft",
+            "systems.b`: .* sft",
         ),
-        ({"systems": {"a": {}, "b": {"start": "a", "encoder": {"rank": 8}}}}, "systems.b`: encoder"),
+        ({"systems": {"a": {}, "b": {"start": "a", "encoder": {"rank": 8}}}}, "systems.b`: .* encoder"),
         (
             {"systems": {"a": {}, "b": {"rate_of": "a", "learning_rates": [0.1]}}},
-            "systems.b`: learning_rates",
+            "systems.b`: .* learning_rates",
         ),
-        ({"along": {"prefx": 1.0}}, r"prefx; did you mean `prefix`\?"),
+        ({"along": {"prefx": 1.0}}, r"prefx`; did you mean `prefix`\?"),
         ({"simulator_seeds": [11, 11]}, "simulator_seeds"),
     ],
 )
@@ -100,7 +100,7 @@ def test_a_configuration_that_does_not_fit_is_refused(change, message, experimen
     [
         ({"less": {"system": "prefix", "control": "other_subject"}}, "other_subject"),
         ({"measure": "cosine_zero"}, "diagnostics: true"),
-        ({"measure": "bits", "less": {"system": "prefix", "control": "zero"}}, "bits of prefix .zero."),
+        ({"measure": "bits", "less": {"system": "prefix", "control": "zero"}}, "bits .* prefix .zero."),
         (
             {"measure": "recall_at_10", "more": {"system": "prefix", "control": "noise"}},
             "real, permuted, zero, sh",

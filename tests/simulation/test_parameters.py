@@ -14,7 +14,7 @@ def test_an_unknown_preset_is_refused_with_the_nearest_name() -> None:
 
 def test_a_plan_whose_trials_do_not_add_up_is_refused() -> None:
     values = preset("tiny").model_dump() | {"n_unique": 57}
-    with pytest.raises(ConfigError, match="240 presentations, but 81 images shown three times need 243"):
+    with pytest.raises(ConfigError, match=r"243 presentations .* found 240"):
         SimulationConfig.parse(values)
 
 

@@ -221,8 +221,8 @@ def find_split(folder: Path, store: Store, sha256: str, *, given: Path | None) -
             return split
         tried.append(f"{path} is {split.sha256[:12]}")
     raise SplitError(
-        f"{folder}: trained on a split with the checksum {sha256[:12]}, found others ({'; '.join(tried)}); "
-        "evaluate it on the store that it was trained on, or name its split with --split"
+        f"{folder}: expected the split that it was trained on ({sha256[:12]}), found others ({'; '.join(tried)}); "
+        "evaluate on the store that it was trained on, or name its split with --split"
     )
 
 

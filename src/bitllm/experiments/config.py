@@ -82,7 +82,7 @@ class ExperimentConfig(StrictConfig):
     def _is_consistent(self) -> "ExperimentConfig":
         for key in ("simulator_seeds", "model_seeds"):
             if len(set(getattr(self, key))) < len(getattr(self, key)):
-                raise ValueError(f"`{key}`: expected each seed once, found one twice")
+                raise ValueError(f"`{key}`: expected each seed once, found one twice; remove one")
         names = list(self.systems)
         for place, (name, system) in enumerate(self.systems.items()):
             require_plain_name(name, "systems", "a system", error=ValueError)
@@ -92,13 +92,18 @@ class ExperimentConfig(StrictConfig):
                         f"`systems.{name}`: expected {above} above it, found it below; move it up"
                     )
             if system.parent is not None and self.systems[system.parent].parent is not None:
-                raise ValueError(f"`systems.{name}.start`: expected a system that starts from an encoder")
+                raise ValueError(
+                    f"`systems.{name}.start`: expected a system that starts from an encoder, found "
+                    f"`{system.parent}`; name another"
+                )
             if system.rft is not None and system.parent is None:
                 raise ValueError(
-                    f"`systems.{name}.start`: expected a system of sft to start rft from, found none"
+                    f"`systems.{name}.start`: expected a system of sft to start rft from, found none; name one"
                 )
             if idle := system.without_effect:
-                raise ValueError(f"`systems.{name}`: {', '.join(idle)} would change nothing; leave it out")
+                raise ValueError(
+                    f"`systems.{name}`: expected changed values, found {', '.join(idle)} as before; leave it out"
+                )
             self.recipe_of(name)
         for claim in self.claims:
             for arm in (claim.more, claim.less):
@@ -112,15 +117,20 @@ class ExperimentConfig(StrictConfig):
         """Refuse a claim that no run can answer, because rules must not be changed after results."""
         inputs = ("real", "permuted", "llm_alone", *self.controls)
         if arm.control not in inputs:
-            raise ValueError(f"a claim needs the control {arm.control}; {nearest(arm.control, list(inputs))}")
+            raise ValueError(
+                f"`claims`: expected a control of the experiment, found `{arm.control}`; "
+                f"{nearest(arm.control, list(inputs))}"
+            )
         measured = MEASURED_UNDER.get(measure, inputs)
         if arm.control not in measured:
-            raise ValueError(f"a claim needs {measure} of {arm}, which exists only for {', '.join(measured)}")
+            raise ValueError(
+                f"`claims`: expected {measure} under one of {', '.join(measured)}, found {arm}; choose another measure"
+            )
         of_encoder = measure in ENCODER_MEASURES
         if of_encoder and not (self.diagnostics and self.systems[arm.system].parent is None):
             raise ValueError(
-                f"a claim needs {measure} of {arm}, which `diagnostics: true` measures, of systems that start from an "
-                "encoder"
+                f"`claims`: expected {measure} of a system that starts from an encoder, with `diagnostics: true`, "
+                f"found {arm}; change one of them"
             )
 
     def changes_of(self, name: str) -> dict[str, dict[str, Any]]:
@@ -165,7 +175,7 @@ def _first(seeds: tuple[int, ...], n: int | None, option: str) -> tuple[int, ...
 
 def _place(names: list[str], name: str) -> int:
     if name not in names:
-        raise ValueError(f"no system {name}; {nearest(name, names)}")
+        raise ValueError(f"expected a system of the experiment, found `{name}`; {nearest(name, names)}")
     return names.index(name)
 
 

@@ -106,6 +106,6 @@ class JobInfo(_Strict):
 
 
 class Problem(_Strict):
-    """One-line reason of a refusal."""
+    """Why a request was refused, on one line."""
 
     detail: str

@@ -62,7 +62,7 @@ def listen(host: str, port: int) -> socket:
         )
     except OSError as error:
         raise ConfigError(
-            f"--port: expected a free port on {host}, found that {port} cannot be had ({error.strerror})"
+            f"--port: expected a free port on {host}, found {port} in use ({error.strerror}); choose another, or 0"
         ) from None
 
 

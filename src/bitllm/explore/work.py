@@ -89,12 +89,15 @@ class SubjectTrials:
     def betas(self, nsd_id: int, repetition: int | None) -> Float[np.ndarray, " voxels"]:
         """Betas of an image: the mean over its repetitions, or one repetition, counted from 1."""
         if nsd_id not in self.rows:
-            raise DataError(f"{self.subject}: expected an image that was seen, found nsd_id {nsd_id}")
+            raise DataError(
+                f"{self.subject}: expected an image that was seen, found nsd_id {nsd_id}; choose another"
+            )
         rows = self.rows[nsd_id]
         if repetition is not None:
             if repetition > len(rows):
                 raise DataError(
-                    f"{self.subject}: expected repetition 1 to {len(rows)} of nsd_id {nsd_id}, found {repetition}"
+                    f"{self.subject}: expected repetition 1 to {len(rows)} of nsd_id {nsd_id}, found {repetition}; "
+                    "choose another"
                 )
             rows = (rows[repetition - 1],)
         return self._betas([rows])[0]
@@ -111,7 +114,9 @@ class SubjectTrials:
         near = neighbors([self.rows[nsd_id]], [self.rows[other] for other in same_use], sessions)[0]
         candidates = np.array(same_use, dtype=np.int64)[~near]
         if not len(candidates):
-            raise DataError(f"{self.subject}: expected another {use} image to compare with, found none")
+            raise DataError(
+                f"{self.subject}: expected another {use} image for the control, found none; choose another subject"
+            )
         order = np.random.default_rng([seed, nsd_id]).permutation(candidates)
         rows = [self.rows[other] for other in np.resize(order, n).tolist()]
         return self._betas([item[:1] if single else item for item in rows])

@@ -41,7 +41,9 @@ class DocumentFrequencies:
     def fit(cls, references: Sequence[Sequence[str]]) -> "DocumentFrequencies":
         """Count the n-grams (n = 1..4) of tokenized references, one set per image."""
         if not references:
-            raise DataError("document frequencies: expected references of at least one image, found none")
+            raise DataError(
+                "document frequencies: expected references of at least one image, found none; add them"
+            )
         counts: Counter[Ngram] = Counter()
         for texts in references:
             counts.update({ngram for text in texts for ngram in ngrams(text)})
@@ -89,7 +91,9 @@ class Cider:
     def score(self, keys: Sequence[Hashable], captions: Sequence[str]) -> Float[np.ndarray, " n"]:
         """CIDEr-D in points of each tokenized caption against the references of its image."""
         if len(keys) != len(captions):
-            raise DataError(f"CIDEr: expected a key for each of {len(captions)} captions, found {len(keys)}")
+            raise DataError(
+                f"CIDEr: expected a key for each of {len(captions)} captions, found {len(keys)}; give one per caption"
+            )
         return np.array([self._image(key).score(text) for key, text in zip(keys, captions, strict=True)])
 
     def score_of_reference(self, k: int) -> Float[np.ndarray, " n"]:

@@ -67,7 +67,9 @@ def sum_by_image(
     if image_ids is None:
         return values.astype(np.float64)
     if len(image_ids) != len(values):
-        raise DataError(f"image ids: expected one for each of {len(values)} rows, found {len(image_ids)}")
+        raise DataError(
+            f"image ids: expected one for each of {len(values)} rows, found {len(image_ids)}; give one per row"
+        )
     places = {image: place for place, image in enumerate(dict.fromkeys(image_ids))}
     sums = np.zeros((len(places), values.shape[1]))
     np.add.at(sums, [places[image] for image in image_ids], values)

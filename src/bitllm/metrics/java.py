@@ -108,7 +108,7 @@ class Meteor:
         except OSError as error:
             self._stderr.close()
             raise BitLlmError(
-                f"METEOR: Java does not start ({error.strerror}); try `java -version`"
+                f"METEOR: expected Java to run, found that Java does not start ({error.strerror}); try `java -version`"
             ) from None
 
     def __enter__(self) -> "Meteor":

@@ -46,11 +46,13 @@ def target_ranks(
     """
     n_queries, n_gallery = similarity.shape
     if n_queries == 0 or len(target) != n_queries:
-        raise DataError(f"retrieval: expected a target for each query, found {len(target)} for {n_queries}")
+        raise DataError(
+            f"retrieval: expected a target for each query, found {len(target)} for {n_queries}; give one per query"
+        )
     if target.min() < 0 or target.max() >= n_gallery:
         raise DataError(
-            f"retrieval: expected targets from 0 to {n_gallery - 1} (the gallery's places), "
-            f"found {target.min()} to {target.max()}"
+            f"retrieval: expected targets from 0 to {n_gallery - 1} (indices in the gallery), "
+            f"found {target.min()} to {target.max()}; check gallery and targets"
         )
     if np.isnan(similarity).any():
         raise DataError(

@@ -131,7 +131,7 @@ def load_trained(
         config = BitLlmConfig.from_pretrained(folder)
     if config.model_type != "bit_llm" or config.base_llm is None:
         raise CheckpointError(
-            f"{folder}: expected a checkpoint of a stage, found config.json of another model"
+            f"{folder}: expected a checkpoint of a stage, found config.json of another model; check the path"
         )
     if interface is not None and config.interface != interface:
         raise CheckpointError(

@@ -82,10 +82,12 @@ class BitLlmConfig(PreTrainedConfig):
                 f"{self.llama.model_type}; choose a Llama, e.g. Llama-3.2-3B-Instruct or SmolLM2"
             )
         if self.interface not in INTERFACES:
-            raise ConfigError(f"interface: expected one of {', '.join(INTERFACES)}, found {self.interface!r}")
+            raise ConfigError(
+                f"interface: expected one of {', '.join(INTERFACES)}, found {self.interface!r}; choose one"
+            )
         if self.adapter_start not in ADAPTER_STARTS:
             raise ConfigError(
-                f"adapter_start: expected one of {', '.join(ADAPTER_STARTS)}, found {self.adapter_start!r}"
+                f"adapter_start: expected one of {', '.join(ADAPTER_STARTS)}, found {self.adapter_start!r}; choose one"
             )
         depth = self.llama.num_hidden_layers
         layers = self.adapter_layers
@@ -93,5 +95,5 @@ class BitLlmConfig(PreTrainedConfig):
         if is_cross and (len(set(layers)) != len(layers) or any(not 0 <= layer < depth for layer in layers)):
             raise ConfigError(
                 f"adapter_layers: expected different layers from 0 to {depth - 1} (the LLM has {depth}), "
-                f"found {layers}"
+                f"found {layers}; change them"
             )

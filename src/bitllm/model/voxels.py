@@ -142,7 +142,8 @@ def check_betas(
         )
     if len(subject_index) != len(betas):
         raise DataError(
-            f"betas: expected a subject for each of {len(betas)} trials, found {len(subject_index)} subjects"
+            f"betas: expected a subject for each of {len(betas)} trials, found {len(subject_index)} subjects; give "
+            "one per trial"
         )
     outside = ((subject_index < 0) | (subject_index >= len(voxel_mask))).nonzero()[:, 0]
     if len(outside):

@@ -112,7 +112,9 @@ class DataConfig(StrictConfig):
         except ConfigError as error:
             raise ValueError(str(error)) from None
         if min(self.voxels.values()) < 1:
-            raise ValueError(f"`voxels`: expected at least one voxel for each subject, found {self.voxels}")
+            raise ValueError(
+                f"`voxels`: expected at least one voxel for each subject, found {self.voxels}; change them"
+            )
         if self.store is not None and self.coordinates != "mni":
             raise ValueError("`coordinates`: expected mni with a store, found indices; leave one of them out")
         return self
@@ -265,7 +267,9 @@ class Recipe(StrictConfig):
     def _is_consistent(self) -> "Recipe":
         for name in self.variants:
             if name in _TAKEN or not re.fullmatch(r"[A-Za-z0-9][\w-]*", name):
-                raise ValueError(f"`variants.{name}`: expected another name, of letters, digits, - and _")
+                raise ValueError(
+                    f"`variants.{name}`: expected a name of letters, digits, - and _ that no stage has; rename it"
+                )
             try:
                 self.system(name)
             except ConfigError as error:
@@ -324,7 +328,9 @@ def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 def _values(name_or_path: str, above: tuple[str, ...]) -> dict[str, Any]:
     if name_or_path in above:
-        raise ConfigError(f"{above[0]}: `base` leads back to {name_or_path}; remove one of them")
+        raise ConfigError(
+            f"{above[0]}: expected `base` recipes without a cycle, found {name_or_path} again; remove one `base`"
+        )
     if name_or_path in PACKAGED:
         place = files("bitllm.pipeline").joinpath(f"recipes/{name_or_path}.yaml")
         values = parse_yaml(place.read_text(encoding="utf-8"), f"{name_or_path}.yaml")

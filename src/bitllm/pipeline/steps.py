@@ -96,8 +96,8 @@ class Steps:
             return
         if refuse and self._mark(name).exists():
             raise TrainingError(
-                f"{self.folder}: the step `{name}` was done with other settings or inputs; name another run, go back "
-                "to them, or set trainer.if_changed to restart"
+                f"{self.folder}: expected the step `{name}` with these settings and inputs, found it done with others; "
+                "name another run, go back to them, or set trainer.if_changed to restart"
             )
         with self.claim(name, waits=True):
             if self._is_kept(name, key):  # another process made it meanwhile

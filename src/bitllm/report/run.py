@@ -97,5 +97,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path}: expected JSON lines, found text that does not parse ({error})") from None
+        raise DataError(
+            f"{path}: expected JSON lines, found text that does not parse ({error}); copy the file again"
+        ) from None
     return [row for row in rows if isinstance(row, dict)]

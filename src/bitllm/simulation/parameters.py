@@ -71,9 +71,8 @@ class SimulationConfig(StrictConfig):
         wanted = REPETITIONS * self.images_per_subject
         if planned != wanted:
             raise ValueError(
-                f"{max(self.sessions)} sessions of {self.trials_per_session} trials are {planned} "
-                f"presentations, but {self.images_per_subject} images shown three times need {wanted}; "
-                "change one of them"
+                f"expected {wanted} presentations ({self.images_per_subject} images three times), found {planned} "
+                f"({max(self.sessions)} sessions of {self.trials_per_session} trials); change one of them"
             )
         return self
 

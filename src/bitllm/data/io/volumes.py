@@ -108,7 +108,7 @@ def read_volume(path: Path, what: str, *, n_axes: int = 3) -> tuple[np.ndarray, 
 
 
 def without_single_axes(shape: tuple[int, ...], n_axes: int) -> tuple[int, ...]:
-    """The shape without axes of length 1 after the third, while there are more than ``n_axes``."""
+    """A shape reduced to ``n_axes`` by removing axes of length 1 after the third, as far as there are any."""
     axes = list(shape)
     while len(axes) > n_axes and 1 in axes[3:]:
         del axes[3 + axes[3:].index(1)]

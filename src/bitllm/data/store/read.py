@@ -209,9 +209,7 @@ def open_store(path: Path | str) -> Store:
     try:
         manifest = StoreManifest.parse(content, source=str(manifest_path))
     except ConfigError as error:
-        raise DataError(
-            f"{error}; expected the manifest that `bitllm prepare nsd` wrote, make the store again"
-        ) from None
+        raise DataError(f"{error}; the manifest was changed or damaged, make the store again") from None
     for what, names in (("a subject", manifest.subjects), ("a file of the store", manifest.sha256)):
         for name in names:
             require_plain_name(name, manifest_path, what)
