@@ -38,7 +38,7 @@ def weighted_parts(
     *,
     scale: RewardScale = "raw",
 ) -> dict[str, Float[Tensor, "groups G"]]:
-    """The parts of a reward times their weights; their sum is the reward.
+    """Parts of a reward multiplied by their weights; their sum is the reward.
 
     Parameters
     ----------
@@ -47,8 +47,8 @@ def weighted_parts(
     weights
         Weight of each part.
     scale
-        ``raw``: each part in its own units. ``group``: each part less its group's mean, over its standard deviation in
-        the group, so that the weights compare parts of different ranges; a part that is constant in a group is 0.
+        ``raw``: each part in its own units. ``group``: each part minus its mean in the group, divided by its standard
+        deviation in the group, so that weights apply to parts of equal range; a part that is constant in a group is 0.
     """
     return {
         name: weights[name] * (part if scale == "raw" else group_advantages(part))
@@ -66,8 +66,8 @@ def group_advantages(
     rewards
         Rewards of G captions of each input.
     baseline
-        ``grpo``: less the group's mean, over its standard deviation (+1e-4). ``rloo``: less the mean of the *other*
-        captions, not divided.
+        ``grpo``: minus the group's mean, divided by its standard deviation (+1e-4). ``rloo``: minus the mean of the
+        *other* captions, not divided.
 
     References
     ----------
@@ -81,14 +81,14 @@ def group_advantages(
 
 
 def is_flat(rewards: Float[Tensor, "groups G"]) -> Bool[Tensor, " groups"]:
-    """Which groups have the same reward for all captions: they say nothing about what to prefer."""
+    """Which groups have the same reward for all captions, and so no preference."""
     return rewards.amax(dim=1) == rewards.amin(dim=1)
 
 
 def without_flat_groups(
     advantages: Float[Tensor, "groups G"], flat: Bool[Tensor, " groups"]
 ) -> Float[Tensor, "groups G"]:
-    """Advantages whose mean over all groups is the mean over the groups that are not flat."""
+    """Advantages rescaled so that a mean over all groups is the mean over those that are not flat."""
     # A flat group contributes 0 to the policy gradient but is counted in the mean of the loss. Scaling the others is
     # the same as leaving it out, and keeps shapes equal in all processes.
     n_left = (~flat).sum().clamp(min=1)

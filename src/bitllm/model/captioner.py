@@ -292,7 +292,7 @@ class Captioner:
             self.model.train(was_training)
 
     def _read_prompt(self, brain_tokens: Float[Tensor, "R N width"] | None, instruction: str) -> AfterPrompt:
-        """The LLM after it read the prompt under each brain input, or without one."""
+        """State of the LLM after the prompt, for each brain input or without one."""
         prompter = self.prompter.without_brain() if brain_tokens is None else self.prompter
         ids = torch.tensor([prompter.prompt_ids(instruction)], device=self.model.device)
         if brain_tokens is None:

@@ -192,7 +192,7 @@ def _rft(run: Run, system: System, start: Path) -> bool:
 
 
 def _cross_fit(run: Run) -> None:
-    """Encoders that each saw one part of the training images, and what they make of the trials of the other part."""
+    """Encoders of the folds, and their embeddings of the trials of the held-out folds."""
     recipe, seed = run.recipe, run.recipe.seed
     folds = [run.folder / f"fold-{fold + 1}" for fold in range(N_FOLDS)]
     parts: Any = {"encoder_config": recipe.encoder, "config": recipe.align, "seed": seed}

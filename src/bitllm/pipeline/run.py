@@ -180,7 +180,7 @@ class Run:
         return select_trials(self.store, self.split, part, averaged=averaged, subjects=[subject])
 
     def reward_maker(self, config: RftConfig) -> Callable[[TrialSet], Reward]:
-        """Builds the reward of rft from the training trials.
+        """A function that builds the reward of rft from the training trials.
 
         Raises
         ------

@@ -1,8 +1,8 @@
-"""Cross-fitted embeddings of the training trials: each by an encoder that was trained without the trial's image.
+"""Cross-fitted embeddings of the training trials: each from an encoder that was trained without the trial's image.
 
-The training images are divided into folds. For each fold an encoder is aligned on the images of the other folds; it
-then embeds the trials of its own fold. None of these encoders feeds the LLM, so that a reward based on them
-(`bitllm.stages.rewards.neural_rank`) does not measure what a policy has memorized.
+The training images are divided into folds. For each fold an encoder is aligned on the images of the other folds, and
+then embeds the trials of its own fold. None of these encoders provides brain tokens to the LLM, so a reward based on
+them (`bitllm.stages.rewards.neural_rank`) does not measure what a policy has memorized.
 """
 
 from dataclasses import replace
@@ -28,7 +28,7 @@ EMBEDDINGS = "trial_embeddings.safetensors"
 
 
 def without_fold(split: Split, fold: int, *, seed: int) -> Split:
-    """The split whose training images are those of the other folds."""
+    """The split with the training images of the other folds."""
     order = np.random.default_rng([seed, 13]).permutation(sorted(split.train_images))
     own = order[fold::N_FOLDS]
     name = f"{split.name} without fold {fold + 1} of {N_FOLDS}"
@@ -38,7 +38,7 @@ def without_fold(split: Split, fold: int, *, seed: int) -> Split:
 def save_trial_embeddings(
     store: Store, split: Split, folder: Path, folds: list[Path], *, atlases: tuple[str, ...], seed: int
 ) -> None:
-    """Embed every training trial by the encoder that did not see its image.
+    """Embed every training trial with the encoder that was trained without its image.
 
     Parameters
     ----------

@@ -2,10 +2,9 @@
 
 References
 ----------
-The poster, "Stage 3". It does not define R_IP, nor the weights, nor the models. Ours: CIDEr-D against the image's
-references with document frequencies frozen from the *training* references (those of a batch alone would score a
-single image 0); BERTScore F1, the best over the references; the inner product of unit CLIP embeddings of caption and
-image.
+The poster, "Stage 3". It defines neither R_IP nor the weights and models. Ours: CIDEr-D against the image's references
+with document frequencies of the *training* references (with those of a batch, a single image would always score 0);
+BERTScore F1, the best over the references; the inner product of the unit CLIP embeddings of caption and image.
 
 Verifiers check a caption against the image or the brain instead of the references. ``objects`` is the F1 of the
 objects that a caption names (as CHAIR, Rohrbach et al. 2018, counts them). ``contrast`` and ``neural_rank`` are
@@ -59,7 +58,7 @@ class RewardConfig(StrictConfig):
     scale: RewardScale = "raw"
     """raw: parts in their own units. group: each part standardized among the G captions of an input."""
     n_rivals: int = Field(default=63, ge=1)
-    """Other trials of the subject and session that the betas of neural_rank compete with, at most."""
+    """Largest number of other trials of the same subject and session in the ranking of neural_rank."""
 
     @model_validator(mode="after")
     def _rewards_something(self) -> "RewardConfig":
@@ -79,10 +78,10 @@ CLIP_F1 = "clip_f1"
 
 
 class Answers(NamedTuple):
-    """Sampled captions with what they answer."""
+    """Sampled captions, with the trial and image of each."""
 
     trial: Sequence[int]
-    """Row among the training trials."""
+    """Index of each caption's trial among the training trials."""
     nsd_id: Sequence[int]
     captions: Sequence[str]
     has_ended: Sequence[bool]
@@ -101,7 +100,7 @@ Reward = Callable[[Answers], Parts]
 
 
 class RewardError(StopAfterCheckpointError):
-    """A reward that raises or is not finite."""
+    """A reward that raised an error or is not finite."""
 
 
 @dataclass(frozen=True)
