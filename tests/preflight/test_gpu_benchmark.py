@@ -1,4 +1,4 @@
-"""The benchmark of a GPU, at toy size on the CPU: every row is measured, and nothing is judged."""
+"""The benchmark of a GPU, at toy size on the CPU: rows are measured or skipped with a reason, and nothing is judged."""
 
 import json
 
@@ -14,7 +14,9 @@ def test_the_benchmark_of_a_gpu_runs_at_toy_size(tiny_recipe, tmp_path, capsys):
     out = tmp_path / "gpu.json"
     assert gpu.main([str(tmp_path / "tiny.yaml"), "--device", "cpu", "--out", str(out)]) == 0
     found = json.loads(out.read_text())["found"]
-    assert set(found) == set(gpu.PREDICTIONS)
+    skipped = {"sft_compiled_ratio", "resume_error", "ddp_error", "fsdp_error"}
+    assert set(found) == set(gpu.PREDICTIONS) - skipped
     assert found["align_loss_error"] == 0
     assert found["pooling_error"] < 1e-5
-    assert capsys.readouterr().out.count("not judged") == len(gpu.PREDICTIONS)
+    said = capsys.readouterr().out
+    assert (said.count("not judged"), said.count("skipped")) == (len(found), len(skipped))

@@ -15,7 +15,7 @@ from bitllm.errors import ConfigError
 from bitllm.model.aligner import BrainAligner
 from bitllm.model.checkpoint.weights import is_encoder_parameter, is_interface_parameter
 from bitllm.model.configuration import BitLlmConfig
-from bitllm.model.encoder import BrainEncoder
+from bitllm.model.encoder import MAP_LIMIT_BYTES, BrainEncoder
 from bitllm.model.interface import matched_prefix_width
 from bitllm.model.modeling import BitLlmForCausalLM
 from bitllm.pipeline.recipe import Recipe
@@ -152,7 +152,7 @@ def estimate_memory(
     outputs of two norms in float32 count double), 2 × keys and values, 3 × feed-forward width. With gradient
     checkpointing one width per layer, plus one full layer. Language head: three float32 copies of the vocabulary per
     caption token (assumed to be a third of the tokens). Encoder: 12 × its width and 3 × its output per trial, and
-    6 float32 × voxels × rank per subject.
+    per subject and voxel 6 × rank, and 3 × queries for a pooling map that is held in memory, in float32.
     """
     sizes = recipe.llm.published_sizes()
     precision = {"sft": recipe.sft.precision, "rft": recipe.rft.precision}
@@ -187,7 +187,9 @@ def _encoder_activations(recipe: Recipe, batch: int) -> int:
     encoder, voxels = recipe.encoder, max(recipe.data.voxels.values())
     per_trial = 12 * encoder.n_queries + 3 * encoder.n_brain_tokens * encoder.token_width
     n_subjects = min(batch, len(recipe.data.voxels))
-    return _FP32 * (batch * (per_trial + voxels) + n_subjects * 6 * voxels * encoder.rank)
+    has_map = _FP32 * encoder.n_queries * voxels <= MAP_LIMIT_BYTES
+    per_voxel = 6 * encoder.rank + 3 * encoder.n_queries * has_map
+    return _FP32 * (batch * (per_trial + voxels) + n_subjects * voxels * per_voxel)
 
 
 def largest_batch(memory: StageMemory, batch: int, gpu_gb: int) -> int:
