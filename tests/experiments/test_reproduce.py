@@ -22,9 +22,11 @@ OTHERS = (
     "coordinates",
     "perturbation",
     "repetitions",
-    "reward",
+    "best",
 )
 LONG = (
+    "reward",
+    "verifiers",
     "adaptation",
     "few_shot",
     "leave_one_out",
@@ -73,6 +75,10 @@ def test_every_other_question_runs_in_its_quick_version(name, quick, experiments
     rows = pd.read_parquet(out / name / "results.parquet")
     assert set(rows["system"]) == set(config.systems)
     assert set(record["learning_rates"]) == set(config.systems)
+    if config.verified:
+        assert rows[["object_f1", "caption_recall_at_10"]].notna().all(axis=None)
+        nearest = set(rows.loc[rows["control"] == "nearest", "system"])
+        assert nearest == {one for one, system in config.systems.items() if system.start in (None, "align")}
     said = sentences(out / name, config, record)
     assert len(said) == len(config.claims) + 2
     assert all("undecided (1 brains" in line for line in said[:-2])

@@ -51,6 +51,18 @@ def test_the_difference_is_the_mean_of_the_paired_differences(rng):
     assert effect_of(CLAIM, rows).difference.value == pytest.approx(means["a"] - means["b"])
 
 
+def test_an_arm_may_be_the_difference_of_two_inputs_image_by_image(rng):
+    rows = made_rows(rng, effect=2.0)
+    floor = rows.assign(control="permuted", cider=rng.standard_normal(len(rows)))
+    both = pd.concat([rows, floor])
+    arms = {key: Arm(system=name, control="real - permuted") for key, name in (("more", "a"), ("less", "b"))}
+    found = effect_of(CLAIM.model_copy(update=arms), both)
+    means = both.groupby(["system", "control"])["cider"].mean()
+    assert found.more == pytest.approx(means["a", "real"] - means["a", "permuted"])
+    assert found.less == pytest.approx(means["b", "real"] - means["b", "permuted"])
+    assert found.difference.low < found.more - found.less < found.difference.high
+
+
 @pytest.mark.parametrize("shift", [1, 40])
 def test_other_images_under_another_model_seed_are_refused(shift, rng):
     rows = made_rows(rng, effect=1.0)

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from bitllm.config import StrictConfig, nearest, read_yaml
 from bitllm.errors import ConfigError
-from bitllm.experiments.verdict import ENCODER_MEASURES, MEASURED_UNDER, Arm, Claim
+from bitllm.experiments.verdict import CAPTION_MEASURES, ENCODER_MEASURES, MEASURED_UNDER, Arm, Claim
 from bitllm.files import require_plain_name
 from bitllm.pipeline.recipe import Recipe, Variant, merged, read_recipe
 
@@ -67,6 +67,10 @@ class ExperimentConfig(StrictConfig):
     """Controls in addition to permuted betas and the LLM alone, which are always run."""
     diagnostics: bool = False
     """Whether the encoders of the sft systems are evaluated alone: retrieval, cosine of real and zero betas."""
+    verified: bool = False
+    """Whether captions are also compared with the image: F1 of the named objects, retrieval of the image by a CLIP that
+    no system was trained with. Systems with an aligned encoder then have the input ``nearest``: the caption of the
+    training image with the nearest brain embedding."""
     systems: dict[str, SystemConfig]
     """The systems, by name."""
     claims: tuple[Claim, ...]
@@ -115,17 +119,22 @@ class ExperimentConfig(StrictConfig):
 
     def _require_measured(self, arm: Arm, measure: str) -> None:
         """Refuse a claim that no run can answer, because rules must not be changed after results."""
-        inputs = ("real", "permuted", "llm_alone", *self.controls)
-        if arm.control not in inputs:
-            raise ValueError(
-                f"`claims`: expected a control of the experiment, found `{arm.control}`; "
-                f"{nearest(arm.control, list(inputs))}"
-            )
+        if measure in CAPTION_MEASURES and not self.verified:
+            raise ValueError(f"`claims`: expected `verified: true` for {measure}, found none; add it")
+        has_nearest = self.verified and self.systems[arm.system].start in (None, "align")
+        inputs = ("real", "permuted", "llm_alone", *self.controls, *(["nearest"] if has_nearest else []))
+        if len(arm.inputs) > 2 or (len(arm.inputs) == 2 and measure == "bleu_4"):
+            raise ValueError(f"`claims`: expected a number of each image, found {measure} of {arm}; choose another")
         measured = MEASURED_UNDER.get(measure, inputs)
-        if arm.control not in measured:
-            raise ValueError(
-                f"`claims`: expected {measure} under one of {', '.join(measured)}, found {arm}; choose another measure"
-            )
+        for one in arm.inputs:
+            if one not in inputs:
+                raise ValueError(
+                    f"`claims`: expected a control of the experiment, found `{one}`; {nearest(one, list(inputs))}"
+                )
+            if one not in measured:
+                raise ValueError(
+                    f"`claims`: expected {measure} under one of {', '.join(measured)}, found {arm}; choose another measure"
+                )
         of_encoder = measure in ENCODER_MEASURES
         if of_encoder and not (self.diagnostics and self.systems[arm.system].parent is None):
             raise ValueError(

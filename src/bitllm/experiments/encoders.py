@@ -19,11 +19,14 @@ from torch import Tensor
 
 from bitllm.data.batch import Anatomies
 from bitllm.data.dataset import TrialSet, select_trials
+from bitllm.data.store import Store
+from bitllm.data.targets import ClipEmbedder
 from bitllm.evaluation.controls import control_betas
-from bitllm.evaluation.diagnostics import embeddings
+from bitllm.evaluation.diagnostics import embeddings, nearest_training_captions
 from bitllm.evaluation.held_out import HeldOut
 from bitllm.evaluation.pairing import other_images
 from bitllm.experiments.verdict import RETRIEVED
+from bitllm.metrics.objects import categories_by_image, object_scores, object_vocabulary
 from bitllm.metrics.retrieval import target_ranks
 from bitllm.model.embed import brain_tokens_of
 from bitllm.model.encoder import BrainEncoder
@@ -132,3 +135,23 @@ def _tokens(
         return held_out.brain_tokens(encoder, atlases, held_out.betas[order])
     betas = None if control == "real" else control_betas(control, held_out, seed=seed).betas
     return held_out.brain_tokens(encoder, atlases, betas)
+
+
+def nearest_captions(run: Run, held_out: HeldOut) -> list[str]:
+    """For each image, the caption of the training image with the nearest brain embedding."""
+    encoder, atlases = run.aligner.encoder, run.recipe.encoder.atlases
+    queries = embeddings(run.aligner, held_out.brain_tokens(encoder, atlases))
+    return nearest_training_captions(encoder, run.aligner, run.store, run.split, atlases, queries=queries)
+
+
+def with_caption_measures(rows: pd.DataFrame, store: Store, clip: ClipEmbedder, *, seed: int) -> pd.DataFrame:
+    """Add ``object_f1`` and ``caption_recall_at_10`` of each caption: does it fit its image, by other models?
+
+    The latter is 1 if the image is among the first ten of all images of ``rows`` by the CLIP's cosine to the caption.
+    """
+    captions, nsd_id = rows["caption"].tolist(), rows["nsd_id"].to_numpy()
+    shown = categories_by_image(store)
+    found = object_scores(captions, [shown[image] for image in nsd_id.tolist()], object_vocabulary(store))
+    images, target = np.unique(nsd_id, return_inverse=True)
+    recall = recall_at_10(clip.captions(captions), clip.pictures(store.pictures(images)), target, seed=seed)
+    return rows.assign(object_f1=found.f1, caption_recall_at_10=recall)

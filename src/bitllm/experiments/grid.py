@@ -19,10 +19,11 @@ from typing import Any, Literal
 import pandas as pd
 
 from bitllm import __version__
+from bitllm.data.targets import ClipEmbedder, load_clip
 from bitllm.evaluation.held_out import HeldOut, first_trials, read_held_out
 from bitllm.evaluation.outcomes import outcomes
 from bitllm.experiments.config import ExperimentConfig, SystemConfig
-from bitllm.experiments.encoders import encoder_rows
+from bitllm.experiments.encoders import encoder_rows, nearest_captions, with_caption_measures
 from bitllm.experiments.record import published_rows
 from bitllm.files import file_written_whole, sha256_of_json
 from bitllm.model.captioner import Captioner, load_captioner
@@ -36,6 +37,8 @@ from bitllm.stages.workspace import git_revision
 from bitllm.training.logging import Progress
 
 SplitName = Literal["develop", "poster"]
+_JUDGE = 1000
+"""Added to the seed of the models for the CLIP that judges captions."""
 Changes = Mapping[str, Mapping[str, Any]]
 """Changed settings by part of the recipe."""
 
@@ -83,6 +86,19 @@ class World:
         """The run with CLIP, LLM and targets on the unchanged brain; they are made if they are missing."""
         store = self.data({}).folder / "store"
         return self._run(self.name, {"data": {"store": store}, "seed": self.models}, make_models)
+
+    def judge(self) -> ClipEmbedder:
+        """A CLIP of another seed on the unchanged brain, which no system was trained with."""
+        models = self.shared_models()
+        own = {
+            "data": {
+                "store": self.data({}).folder / "store",
+                "targets": models.folder / "targets.safetensors",
+            },
+            "llm": {"source": models.llm_source},
+            "seed": self.models + _JUDGE,
+        }
+        return load_clip(self._run(f"{self.name} judge", own, make_models).clip_source)
 
     def group(self, changes: Changes, split: SplitName) -> Run:
         """The run of all systems with the same data and encoder; shared parts are made if they are missing."""
@@ -202,9 +218,14 @@ class Cell:
         has_diagnostics = self.config.diagnostics and self.split == "poster" and self.parent is None
         return {"judge": self._caption_rows, **({"encoder": self._encoder_rows} if has_diagnostics else {})}
 
+    @property
+    def _is_verified(self) -> bool:
+        return self.config.verified and self.split == "poster"
+
     def _part(self, kind: str) -> str:
         """Name of the step of an evaluation."""
-        return f"{self.label} {kind}" + ("" if self.system.averaged else " on single trials")
+        verified = " verified" if kind == "judge" and self._is_verified else ""
+        return f"{self.label} {kind}{verified}" + ("" if self.system.averaged else " on single trials")
 
     def path(self, kind: str) -> Path:
         """File with the rows of an evaluation."""
@@ -286,7 +307,13 @@ class Cell:
             likelihood_of=("real",),
             progress=self.world.progress,
         )
-        return published_rows(found)
+        if not self._is_verified:
+            return published_rows(found)
+        baselines = (
+            {"nearest": nearest_captions(self.run, found.held_out)} if self.starts_from_align else None
+        )
+        rows = published_rows(found, baselines)
+        return with_caption_measures(rows, self.run.store, self.world.judge(), seed=self.world.models)
 
     def _encoder_rows(self) -> pd.DataFrame:
         return encoder_rows(

@@ -55,7 +55,8 @@ _FIRST_CLAIM = (
 )
 _HERE = "here (simulated; brains × model seeds × images)"
 _COLUMNS = ("CIDEr", "BLEU-4", "ROUGE-L", "bits", "words", "distinct captions", "distinct-1", "distinct-2")
-_DIAGNOSTICS = {"recall_at_10": "R@10", "recall_at_10_linear": "R@10 linear", "cosine_zero": "cosine"}
+_MORE = {"recall_at_10": "R@10", "recall_at_10_linear": "R@10 linear", "cosine_zero": "cosine",
+         "object_f1": "object F1", "caption_recall_at_10": "R@10 of the caption"}  # fmt: skip
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z*`])")
 
 
@@ -174,7 +175,7 @@ def make_section(question: Question) -> str:
         f"![{alt_text(question)}]({FIGURES}/{question.name}.svg)\n",
         *([f"**Verdict.** {question.verdict}\n"] if question.verdict else []),
         f"{_SYSTEMS}\n",
-        systems_table(question.results.rows, diagnostics=question.config.diagnostics),
+        systems_table(question.results.rows),
     ]
     return "\n".join(parts)
 
@@ -199,9 +200,9 @@ def claims_table(question: Question) -> str:
     return _table(columns, lines)
 
 
-def systems_table(rows: pd.DataFrame, *, diagnostics: bool) -> str:
+def systems_table(rows: pd.DataFrame) -> str:
     """Every system under every input, as the mean over worlds."""
-    more = _DIAGNOSTICS if diagnostics else {}
+    more = {column: name for column, name in _MORE.items() if column in rows and rows[column].notna().any()}
     code, unique = pd.factorize(rows["caption"])
     rows, words = rows.assign(code=code), [_words(caption) for caption in unique]
     lines = []

@@ -32,8 +32,12 @@ MEASURES = {
     "recall_at_10": "R@10",
     "recall_at_10_linear": "R@10 (linear head)",
     "cosine_zero": "cosine",
+    "object_f1": "object F1",
+    "caption_recall_at_10": "R@10 of the caption",
 }
-_DIGITS = {"recall_at_10": 3, "recall_at_10_linear": 3, "cosine_zero": 3}
+_DIGITS = dict.fromkeys(
+    ("recall_at_10", "recall_at_10_linear", "cosine_zero", "object_f1", "caption_recall_at_10"), 3
+)
 _MUST_NOT = "must not come out"
 
 _VERDICT = re.compile(r"^\*\*Verdict\.\*\*\s+(?P<text>.+?)(?=\n\s*\n|\Z)", re.MULTILINE | re.DOTALL)

@@ -1,5 +1,6 @@
 """The results of an experiment: rows of every world (Parquet), and a record of their origin (JSON)."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,13 +81,15 @@ def make_record(name: str, config: ExperimentConfig, *, is_quick: bool) -> dict[
     }
 
 
-def published_rows(found: Outcomes) -> pd.DataFrame:
+def published_rows(found: Outcomes, baselines: Mapping[str, list[str]] | None = None) -> pd.DataFrame:
     """Rows of one system, with the columns of the published results: one for each input and image.
 
     The table's ``input`` is ``control`` and its ``answer`` is ``caption`` here. ``length`` counts words between spaces.
     ``bits`` per caption are those of real betas against another image's, so no other input has any.
     """
-    rows = rows_of(found, system="").rename(columns={"input": "control", "answer": "caption"})
+    rows = rows_of(found, system="", baselines=baselines).rename(
+        columns={"input": "control", "answer": "caption"}
+    )
     is_real = rows["control"] == "real"
     real, permuted = rows[is_real], rows[rows["control"] == "permuted"]
     rows["length"] = [float(len(caption.split())) for caption in rows["caption"]]

@@ -34,8 +34,9 @@ from bitllm.metrics.intervals import Estimate
 Numbers = Float[np.ndarray, "_models _images _numbers"]
 Verdict = Literal["borne out", "not borne out", "undecided"]
 Measure = Literal[
-    "cider", "rouge_l", "bleu_4", "bits", "length", "recall_at_10", "recall_at_10_linear", "cosine_zero"
-]
+    "cider", "rouge_l", "bleu_4", "bits", "length", "recall_at_10", "recall_at_10_linear", "cosine_zero",
+    "object_f1", "caption_recall_at_10",
+]  # fmt: skip
 
 LEAST_BRAINS = 3
 _KEYS = ["simulator_seed", "model_seed", "nsd_id"]
@@ -53,13 +54,23 @@ ENCODER_MEASURES = ("cosine_zero", "recall_at_10", "recall_at_10_linear")
 """Measures of an encoder alone, in experiments with diagnostics."""
 
 
+CAPTION_MEASURES = ("object_f1", "caption_recall_at_10")
+"""Measures of captions against the image, in experiments with ``verified``."""
+
+
 class Arm(StrictConfig):
     """One side of a comparison: a system with one input."""
 
     system: str
     """Name of the system."""
     control: str = "real"
-    """Input: real, permuted, llm_alone or one of the experiment's controls."""
+    """Input: real, permuted, llm_alone or one of the experiment's controls; or a difference such as `real - permuted`,
+    image by image."""
+
+    @property
+    def inputs(self) -> list[str]:
+        """The inputs that it needs."""
+        return self.control.split(" - ")
 
     def __str__(self) -> str:
         return self.system if self.control == "real" else f"{self.system} ({self.control})"
@@ -201,6 +212,11 @@ def _percentiles(draws: Float[np.ndarray, " n_draws"]) -> tuple[float, float, fl
 
 def _numbers(rows: pd.DataFrame, arm: Arm, measure: str) -> pd.DataFrame:
     """Summable numbers of an arm, one row for each world and image."""
+    if len(arm.inputs) == 2:
+        one, other = (
+            _numbers(rows, arm.model_copy(update={"control": name}), measure) for name in arm.inputs
+        )
+        return one - other
     chosen = rows[(rows["system"] == arm.system) & (rows["control"] == arm.control)]
     column = "bleu_counts" if measure == "bleu_4" else measure
     chosen = chosen[chosen[column].notna()] if column in chosen else chosen[:0]
