@@ -124,7 +124,9 @@ class ExperimentConfig(StrictConfig):
         has_nearest = self.verified and self.systems[arm.system].start in (None, "align")
         inputs = ("real", "permuted", "llm_alone", *self.controls, *(["nearest"] if has_nearest else []))
         if len(arm.inputs) > 2 or (len(arm.inputs) == 2 and measure == "bleu_4"):
-            raise ValueError(f"`claims`: expected a number of each image, found {measure} of {arm}; choose another")
+            raise ValueError(
+                f"`claims`: expected a number of each image, found {measure} of {arm}; choose another"
+            )
         measured = MEASURED_UNDER.get(measure, inputs)
         for one in arm.inputs:
             if one not in inputs:
@@ -133,7 +135,7 @@ class ExperimentConfig(StrictConfig):
                 )
             if one not in measured:
                 raise ValueError(
-                    f"`claims`: expected {measure} under one of {', '.join(measured)}, found {arm}; choose another measure"
+                    f"`claims`: expected {measure} under one of {', '.join(measured)}, found {arm}; choose another"
                 )
         of_encoder = measure in ENCODER_MEASURES
         if of_encoder and not (self.diagnostics and self.systems[arm.system].parent is None):
