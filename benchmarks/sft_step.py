@@ -16,6 +16,11 @@ s), bfloat16 1.56 times (1.02 s against 1.58 s). The 2 times asked for are NOT m
 backbone, which both need, are 72 % of the machine's rate in float32 and most of the step. Against the plain way of
 published code, whose encoder computes its weights for every trial (`encoder.py`), the ratio would be larger; that was
 not timed here.
+
+With `sft.compile_layers` (the plain way stays as it is): norms, rotations and activations, not products, took most of
+the step in bfloat16 in a profile on a busy machine. One trial of the compiled layers took 1.9 s of processor time
+instead of 4.1 s, which predicts 2.2 times. Measured here (processor time on a busy machine, 1 thread, median of 3
+pairs): 1.98 times [1.70, 2.34], and 1.27 times without compiling; compiling took two to four minutes.
 """
 
 import sys
