@@ -17,9 +17,8 @@ Measured (idle machine, 2 threads, median of 3 pairs): ours 7.4 s, TRL 9.2 s wit
 1.30]; 9.6 s where TRL encodes 96 rows a step (ours 0), 1.27 times. The prediction was too kind to TRL.
 
 Since then the prompt is read once for the 8 captions of an input, in sampling and in both passes: 576 positions a pass
-instead of 1,920. Processor time on a busy machine (1 thread, median of 2 pairs, kept brain tokens): ours 9.5 s, TRL 19.0
-s, 2.0 times [1.9, 2.1]; of ours 3.8 s are sampling, 3.5 s the two passes and 2.1 s
-the backward pass and the rest.
+instead of 1,920. Processor time on a busy machine (1 thread, median of 2 pairs, kept brain tokens): ours 9.5 s, TRL
+19.0 s, 2.0 times [1.9, 2.1]; of ours 3.8 s are sampling, 3.5 s the two passes and 2.1 s the backward pass and the rest.
 """
 
 import argparse
