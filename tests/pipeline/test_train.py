@@ -185,6 +185,21 @@ def test_bertscore_needs_a_model_or_no_weight(trained, train):
     assert (folder / "rft.json").is_file()
 
 
+def test_retrieval_is_that_of_align_where_sft_trained_the_encoder_further(
+    trained, train, demo_folder, capsys
+):
+    folder, _ = train(trained, "further", variants={"further": {"sft": {"encoder": "trained"}}})
+    words = [str(folder.parent), str(demo_folder / "store"), "--llm", str(demo_folder / "llm")]
+    words += ["--inputs", "real", "permuted", "--likelihood", "none", "--targets"]
+    words += [str(demo_folder / "targets.safetensors"), "--json"]
+    found = []
+    for name in ("further", "sft"):
+        main(["evaluate", *words, "--systems", name, "--out", str(folder.parent / f"evaluated {name}")])
+        found.append(json.loads(capsys.readouterr().out)["encoder"])
+    assert found[0]["retrieval"] == found[1]["retrieval"] != {}
+    assert [one["embedding"].count("before sft") for one in found] == [1, 0]
+
+
 def test_the_brain_of_an_image_judges_captions_by_an_encoder_that_never_saw_it(trained, train):
     rewards = {
         "cider": 0,

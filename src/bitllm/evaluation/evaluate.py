@@ -19,7 +19,7 @@ from jaxtyping import Float
 from bitllm.evaluation.attribution import attribution, write_maps
 from bitllm.evaluation.bits import word_evidence
 from bitllm.evaluation.controls import BETAS_CONTROLS
-from bitllm.evaluation.diagnostics import encoder_table, nearest_training_captions
+from bitllm.evaluation.diagnostics import encoder_table, nearest_training_captions, same_encoder
 from bitllm.evaluation.held_out import HeldOut, read_held_out
 from bitllm.evaluation.options import EvaluateOptions
 from bitllm.evaluation.outcomes import Outcomes, Progress, outcomes
@@ -106,13 +106,15 @@ class Evaluator:
         run, held_out = self.checkpoints, self.averaged
         images, similarity = self._images()
         tables: Any = {"inputs": self.options.inputs, "seed": self.seed}
-        encoder = (run.aligner, run.encoder, run.atlases)
+        # the heads of align read the tokens of the encoder as align left it
+        before_sft = run.encoder if run.aligner is None else run.aligner.encoder
+        encoder = (run.aligner, before_sft, run.atlases)
         rows, real, not_run = encoder_table(*encoder, held_out, images, trials="averaged", **tables)
         tables["inputs"] = ("permuted",)
         single, _, _ = encoder_table(*encoder, self.single, images, trials="single", **tables)
         training = [run.store.captions[nsd_id] for nsd_id in sorted(run.split.train_images)]
         nearest = nearest_training_captions(
-            run.encoder, run.aligner, run.store, run.split, run.atlases, queries=real
+            before_sft, run.aligner, run.store, run.split, run.atlases, queries=real
         )
         human: dict[str, Any] = {}
         if min(len(texts) for texts in held_out.references) > 1:
@@ -121,7 +123,7 @@ class Evaluator:
             folder,
             pd.concat([rows, single], ignore_index=True),
             {
-                "embedding": "mean brain token" if run.aligner is None else "image space of the align stage",
+                "embedding": _embedding(run),
                 "n_pictures": len(np.unique(held_out.nsd_id)),
                 "constant": best_constant_caption(training, seed=self.seed),
                 "nearest": nearest,
@@ -273,6 +275,18 @@ class Evaluator:
             ]
             for name in ("real", "permuted")
         }
+
+
+def _embedding(run: Checkpoints) -> str:
+    """What retrieval compares with the images, in words."""
+    if run.aligner is None:
+        return "mean brain token"
+    words = "image space of the align stage"
+    return (
+        words
+        if same_encoder(run.aligner.encoder, run.encoder)
+        else f"{words}, before sft trained the encoder"
+    )
 
 
 def _write_part(folder: Path, rows: pd.DataFrame | None, rest: dict[str, Any]) -> None:

@@ -264,7 +264,10 @@ def _aligner(
     if given is None and not place.is_dir():
         return None, {"retrieval": f"no aligner next to {folder.name}; name one with --align"}
     aligner = load_aligner(place).eval().to(device())
-    if not same_encoder(aligner.encoder, system.encoder):
+    sft = sft_beneath(folder) if (folder / RFT_CARD).is_file() else folder
+    # an encoder that sft trained further has other weights than the aligner's, but began as the aligner's
+    began_here = _learnt_from(sft).get("encoder") == weights_hash(aligner.encoder)
+    if not began_here and not same_encoder(aligner.encoder, system.encoder):
         return None, {"retrieval": f"the encoder of {folder.name} is not that of {place.name}"}
     return aligner, {}
 

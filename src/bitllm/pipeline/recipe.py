@@ -346,4 +346,7 @@ def _values(name_or_path: str, above: tuple[str, ...]) -> dict[str, Any]:
         return values
     if base not in PACKAGED:  # a path is relative to the file that names it
         base = str(Path(name_or_path).parent / str(base))
-    return merged(_values(base, (*above, name_or_path)), values)
+    both = merged(_values(base, (*above, name_or_path)), values)
+    if isinstance(both.get("variants"), dict):  # `NAME: null` takes out a variant of the base
+        both["variants"] = {name: one for name, one in both["variants"].items() if one is not None}
+    return both
