@@ -39,7 +39,7 @@ def test_each_trial_gets_its_own_caption(easy):
 def test_another_instruction_is_another_prompt(run):
     captioner, trials = run.captioner("sft"), run.trials("subj08", "test")[:2]
     prompts = []
-    captioner.model.register_forward_pre_hook(
+    captioner.model.model.register_forward_pre_hook(
         lambda _, args, kwargs: prompts.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
     captioner.caption(trials, max_new_tokens=1)

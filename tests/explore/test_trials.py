@@ -39,5 +39,5 @@ def test_without_another_image_there_is_no_control(session, nsd_id, monkeypatch)
     trials = session.trials("subj08")
     alone = {nsd_id: trials.rows[nsd_id]}
     monkeypatch.setitem(trials.__dict__, "rows", alone)
-    with pytest.raises(DataError, match="expected another test image to compare with, found none"):
+    with pytest.raises(DataError, match="subj08: expected another test image"):
         trials.others(nsd_id, n=2, single=False, seed=0)

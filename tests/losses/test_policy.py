@@ -13,7 +13,6 @@ from bitllm.losses.policy import (
     is_flat,
     policy_loss,
     weighted_parts,
-    without_flat_groups,
 )
 
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
@@ -129,25 +128,11 @@ def test_parts_of_any_unit_weigh_the_same_within_a_group() -> None:
     assert torch.equal(raw["one"] + raw["other"], parts["one"] + 2 * parts["other"])
 
 
-@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo"])
-def test_the_loss_is_the_mean_over_the_groups_that_are_not_flat(loss_type: str) -> None:
-    generator = torch.Generator().manual_seed(5)
-    log_probs = torch.randn(6, 4, generator=generator, dtype=torch.float64)
+def test_groups_with_equal_rewards_are_found_and_have_no_advantage() -> None:
     rewards = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 3.0]], dtype=torch.float64)
-    flat = is_flat(rewards)
-    assert flat.tolist() == [False, True, False]
-    mask = torch.ones(6, 4).bool()
-
-    def loss(rows: list[int], advantages: torch.Tensor) -> float:
-        some = log_probs[rows]
-        return float(
-            policy_loss(some, some - 0.1, advantages.flatten(), mask[rows], loss_type=loss_type).loss
-        )
-
-    kept = group_advantages(rewards[~flat])
-    everything = without_flat_groups(group_advantages(rewards), flat)
-    assert loss([*range(6)], everything) == pytest.approx(loss([0, 1, 4, 5], kept))
-    assert torch.equal(without_flat_groups(torch.zeros(2, 2), torch.tensor([True, True])), torch.zeros(2, 2))
+    assert is_flat(rewards).tolist() == [False, True, False]
+    for baseline in ("grpo", "rloo"):
+        assert (group_advantages(rewards, baseline=baseline) == 0).all(dim=1).tolist() == [False, True, False]
 
 
 def test_clipped_share_counts_only_ratios_that_the_clip_stops() -> None:

@@ -16,9 +16,9 @@ from bitllm.stages.rewards import (
     RewardConfig,
     RewardModels,
     checked_reward,
-    contrast,
-    neural_rank,
+    rank_log_prob,
     reward_from,
+    rival_images,
     rival_trials,
 )
 
@@ -102,15 +102,15 @@ def test_the_inner_product_is_that_of_the_clips_own_embeddings(easy, images, ans
     assert np.allclose(make()(answers(images[:2], captions))["ip"], expected, atol=1e-6)
 
 
-def test_a_caption_without_its_end_gets_the_lowest_reward_and_at_most_0(easy, images, answers, make):
+def test_a_caption_without_its_end_gets_nothing(easy, images, answers, make):
     same = [easy.store.captions[images[0]][0]] * 3
     reward = make(contrast=1.0, neural_rank=1.0)
     parts = reward(answers([images[0], images[0], images[1]], same, [True, False, True]))
     assert parts["cider"][0] > 1
-    assert (parts["cider"][1], parts["bertscore"][1]) == (0, 0)
+    assert (parts["cider"][1], parts["bertscore"][1], parts["ip"][1]) == (0, 0, 0)
     for name in ("contrast", "neural_rank"):
         assert parts[name].max() <= 0
-        assert parts[name][1] == parts[name].min()
+        assert parts[name].min() == parts[name][1] == pytest.approx(-2 * np.log(64))
 
 
 def test_empty_and_endless_captions_score_and_do_not_crash(images, answers, make):
@@ -119,17 +119,29 @@ def test_empty_and_endless_captions_score_and_do_not_crash(images, answers, make
     assert (parts["cider"] == 0).all()
 
 
-def test_contrast_is_the_log_softmax_over_the_images_of_the_batch():
-    rng = np.random.default_rng(1)
-    text, pictures, own = rng.normal(size=(4, 3)), rng.normal(size=(2, 3)), np.array([0, 0, 1, 1])
-    expected = []
-    for row, image in enumerate(own):
-        scores = [2.0 * sum(text[row] * picture) for picture in pictures]
-        expected.append(np.log(np.exp(scores[image]) / sum(np.exp(score) for score in scores)))
-    assert np.allclose(contrast(text, pictures, own, sharpness=2.0), expected)
+def test_rival_images_are_others_and_the_same_every_time():
+    rivals = rival_images(30, 8, seed=0)
+    for row, of_row in enumerate(rivals.tolist()):
+        assert len(set(of_row)) == 8
+        assert row not in of_row
+        assert 0 <= min(of_row) <= max(of_row) < 30
+    assert np.array_equal(rivals, rival_images(30, 8, seed=0))
+    assert sorted(rival_images(3, 4, seed=0)[0].tolist()) == [-1, -1, 1, 2]
 
 
-def test_neural_rank_is_the_log_softmax_over_a_trial_and_its_rivals():
+def test_the_reward_of_a_caption_does_not_depend_on_the_others(images, answers, make):
+    """Else it would depend on how a batch is divided among processes."""
+    reward = make(contrast=1.0, neural_rank=1.0, objects=1.0)
+    asked = answers(images[:4], ["a dog", "two boats", "", "a cat on a mat"], [True, False, True, True])
+    together = reward(asked)
+    for row in range(4):
+        alone = reward(asked.rows(slice(row, row + 1)))
+        assert {name: part[row] for name, part in together.items()} == pytest.approx(
+            {name: part[0] for name, part in alone.items()}, abs=1e-5
+        )
+
+
+def test_the_probability_of_a_rank_is_the_softmax_over_the_right_one_and_its_rivals():
     rng = np.random.default_rng(2)
     text, trials = rng.normal(size=(3, 4)), rng.normal(size=(6, 4))
     own, rivals = np.array([0, 3, 5]), np.array([[1, 2], [4, -1], [0, 1]])
@@ -138,7 +150,7 @@ def test_neural_rank_is_the_log_softmax_over_a_trial_and_its_rivals():
         others = [rival for rival in rivals[row] if rival >= 0]
         scores = {trial: 1.5 * sum(text[row] * trials[trial]) for trial in [own[row], *others]}
         expected.append(scores[own[row]] - np.log(sum(np.exp(score) for score in scores.values())))
-    assert np.allclose(neural_rank(text, trials, own, rivals, sharpness=1.5), expected)
+    assert np.allclose(rank_log_prob(text, trials, own, rivals, sharpness=1.5), expected)
 
 
 def test_rivals_are_trials_of_other_images_in_the_same_session(trials):
@@ -171,9 +183,7 @@ def test_naming_the_objects_of_an_image_is_rewarded(easy, images, answers, make)
 
 
 def test_a_reward_that_is_not_a_number_is_refused_with_its_caption(images, answers, make):
-    with pytest.raises(
-        TrainingError, match=rf"nan of bertscore for the caption 'two boats' of image {images[0]}"
-    ):
+    with pytest.raises(TrainingError, match=rf"'two boats' of image {images[0]}, found nan of bertscore"):
         checked_reward(make(OneScorer(np.nan)), answers(images[:1], ["two boats"]))
 
 
@@ -195,7 +205,7 @@ def test_a_reward_that_raises_is_named_with_the_caption_that_it_raised_at():
             raise ZeroDivisionError("nothing to divide by")
         return {"one": np.zeros(len(answers.captions))}
 
-    message = r"ZeroDivisionError \(nothing to divide by\) at the caption 'boat' of image 8"
+    message = r"'boat' of image 8, found ZeroDivisionError \(nothing to divide by\)"
     with pytest.raises(TrainingError, match=message):
         checked_reward(reward, Answers([0, 1], [7, 8], ["dog", "boat"], [True, True]))
 

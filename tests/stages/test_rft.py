@@ -135,7 +135,7 @@ def test_a_reward_that_is_not_a_number_stops_the_run_after_a_checkpoint(easy, tm
 def test_the_log_holds_each_part_of_the_reward_and_the_validation_with_its_control(trained):
     rows = log_of(trained)
     sampled = [row for row in rows if "reward" in row]
-    parts = {"reward", "reward_word", "share_word", "flat_groups", "length", "distinct", "kl", "ended"}
+    parts = {"reward", "reward_word", "spread_word", "flat_groups", "length", "distinct", "kl", "ended"}
     assert [row["step"] for row in sampled] == [1, 2, 3]
     assert all(parts <= set(row) for row in sampled)
     assert sampled[0]["kl"] == pytest.approx(0, abs=1e-6)  # the policy starts as its reference

@@ -85,16 +85,6 @@ def is_flat(rewards: Float[Tensor, "groups G"]) -> Bool[Tensor, " groups"]:
     return rewards.amax(dim=1) == rewards.amin(dim=1)
 
 
-def without_flat_groups(
-    advantages: Float[Tensor, "groups G"], flat: Bool[Tensor, " groups"]
-) -> Float[Tensor, "groups G"]:
-    """Advantages rescaled so that a mean over all groups is the mean over those that are not flat."""
-    # A flat group contributes 0 to the policy gradient but is counted in the mean of the loss. Scaling the others is
-    # the same as leaving it out, and keeps shapes equal in all processes.
-    n_left = (~flat).sum().clamp(min=1)
-    return advantages * ~flat[:, None] * (len(flat) / n_left)
-
-
 def policy_loss(  # noqa: PLR0913 - the terms of one equation
     log_probs: Float[Tensor, "B T"],
     old_log_probs: Float[Tensor, "B T"],

@@ -67,9 +67,24 @@ PANELS = (
             "reward_neural_rank": "log p(betas)",
         },
     ),
+    Panel(
+        "Spread of each weighted part among the captions of an input",
+        {
+            "spread_cider": "CIDEr",
+            "spread_bertscore": "BERTScore",
+            "spread_clip_f1": "token F1 by CLIP",
+            "spread_ip": "inner product",
+            "spread_objects": "object F1",
+            "spread_contrast": "log p(image)",
+            "spread_neural_rank": "log p(betas)",
+        },
+    ),
     Panel("KL divergence from the reference model", {"kl": "KL"}),
     Panel("Words per caption", {"length": "sampled", "validation_length": "greedy, validation"}),
-    Panel("Sampled captions, shares", {"distinct": "distinct", "ended": "with end token"}),
+    Panel(
+        "Sampled captions, shares",
+        {"distinct": "distinct", "ended": "with end token", "flat_groups": "in groups with equal rewards"},
+    ),
     Panel(
         "Greedy captions on validation images, shares",
         {

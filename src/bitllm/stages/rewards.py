@@ -8,8 +8,9 @@ BERTScore F1, the best over the references; the inner product of the unit CLIP e
 
 Verifiers check a caption against the image or the brain instead of the references. ``objects`` is the F1 of the
 objects that a caption names (as CHAIR, Rohrbach et al. 2018, counts them). ``contrast`` and ``neural_rank`` are
-log-probabilities of the right choice: the image among those of the batch by CLIP, the trial's own betas among other
-trials of the session by an encoder that was trained without this image.
+log-probabilities of the right choice: the image among other training images by CLIP, the trial's own betas among other
+trials of the session by an encoder that was trained without this image. They are at least twice the log-probability of
+chance.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -52,7 +53,7 @@ class RewardConfig(StrictConfig):
     objects: float = Field(default=0.0, ge=0)
     """Of the F1 of the named objects (0 to 1)."""
     contrast: float = Field(default=0.0, ge=0)
-    """Of the log-probability (nats) of the right image among those of the batch, given the caption."""
+    """Of the log-probability (nats) of the right image among other training images, given the caption."""
     neural_rank: float = Field(default=0.0, ge=0)
     """Of the log-probability (nats) of the trial's betas among those of other trials, given the caption."""
     scale: RewardScale = "raw"
@@ -73,6 +74,7 @@ class RewardConfig(StrictConfig):
 
 
 PARTS = ("cider", "bertscore", "ip", "objects", "contrast", "neural_rank")
+_LOG_PROBS = ("contrast", "neural_rank")
 CLIP_F1 = "clip_f1"
 """Name of the part that replaces BERTScore where its encoder is the text tower of a CLIP."""
 
@@ -152,63 +154,74 @@ class CompositeReward:
         self.cider = Cider(tokenized, DocumentFrequencies.fit(list(tokenized.values())), max_cached=_CACHED)
         if config.objects > 0:
             self.vocabulary, self.objects = object_vocabulary(store), categories_by_image(store)
+        self.images = np.array(nsd_ids)
+        if config.contrast > 0:
+            self.rival_images = rival_images(len(nsd_ids), config.n_rivals, seed=seed)
         if config.neural_rank > 0:
-            self.rivals = rival_trials(trials, config.n_rivals, seed=seed)
+            self.rival_trials = rival_trials(trials, config.n_rivals, seed=seed)
 
     def __call__(self, answers: Answers) -> dict[str, Float[np.ndarray, " n"]]:
-        """The parts with a weight, and CIDEr; without an end token a part has its lowest value, at most 0."""
-        models, weights = self.models, self.config.weights
+        """The parts with a weight, and CIDEr; a caption without an end token gets 0, or the floor of a log-probability.
+
+        No reward depends on the other captions, so it does not matter how a batch is divided among processes.
+        """
+        models = self.models
         nsd_id, captions = [int(one) for one in answers.nsd_id], answers.captions
         parts = {"cider": self.cider.score(nsd_id, ptb_tokenize(captions)) / 100}
         if models.bert_scorer is not None:
             references = [[plain_caption(text) for text in self.references[image]] for image in nsd_id]
             parts[models.bert_part] = models.bert_scorer.score(captions, references) / 100
-        if weights["objects"] > 0:
+        if self.config.objects > 0:
             scores = object_scores(captions, [self.objects[image] for image in nsd_id], self.vocabulary)
             parts["objects"] = np.nan_to_num(scores.f1)  # 0 for all captions of an image without objects
         if models.clip is not None:
-            text = models.clip.captions(captions)
-            assert models.targets is not None
-            images, own = np.unique(nsd_id, return_inverse=True)
-            pictures = models.targets.image[models.targets.rows(images)]
-            sharpness = float(models.clip.clip.logit_scale.exp())
-            if weights["ip"] > 0:
-                parts["ip"] = (text * pictures[own]).sum(axis=1)
-            if weights["contrast"] > 0:
-                parts["contrast"] = contrast(text, pictures, own, sharpness=sharpness)
-            if weights["neural_rank"] > 0:
-                assert models.trial_embeddings is not None
-                trial = np.asarray(answers.trial)
-                parts["neural_rank"] = neural_rank(
-                    text, models.trial_embeddings, trial, self.rivals[trial], sharpness=sharpness
-                )
+            parts |= self._by_clip(models.clip, answers)
         ended = np.asarray(answers.has_ended, dtype=bool)
-        return {name: np.where(ended, part, min(0.0, part.min())) for name, part in parts.items()}
+        floor = -2 * float(np.log1p(self.config.n_rivals))  # twice as improbable as chance
+        return {
+            name: np.where(ended, np.maximum(part, floor), floor)
+            if name in _LOG_PROBS
+            else np.where(ended, part, 0.0)
+            for name, part in parts.items()
+        }
+
+    def _by_clip(self, clip: ClipEmbedder, answers: Answers) -> dict[str, Float[np.ndarray, " n"]]:
+        """The parts that embed the captions."""
+        models, parts = self.models, {}
+        assert models.targets is not None
+        text, sharpness = clip.captions(answers.captions), float(clip.clip.logit_scale.exp())
+        pictures = models.targets.image[models.targets.rows(self.images)]
+        own = np.searchsorted(self.images, answers.nsd_id)
+        if self.config.ip > 0:
+            parts["ip"] = (text * pictures[own]).sum(axis=1)
+        if self.config.contrast > 0:
+            parts["contrast"] = rank_log_prob(
+                text, pictures, own, self.rival_images[own], sharpness=sharpness
+            )
+        if self.config.neural_rank > 0:
+            assert models.trial_embeddings is not None
+            trial = np.asarray(answers.trial)
+            rivals = self.rival_trials[trial]
+            parts["neural_rank"] = rank_log_prob(
+                text, models.trial_embeddings, trial, rivals, sharpness=sharpness
+            )
+        return parts
 
 
-def contrast(
+def rank_log_prob(
     text: Float[np.ndarray, "n d"],
-    pictures: Float[np.ndarray, "images d"],
-    own: Int[np.ndarray, " n"],
-    *,
-    sharpness: float,
-) -> Float[np.ndarray, " n"]:
-    """Log-probability (nats) of each caption's own image among ``pictures``: log softmax of sharpness · cosine."""
-    scores = sharpness * (text @ pictures.T)
-    return scores[np.arange(len(own)), own] - _logsumexp(scores)
-
-
-def neural_rank(
-    text: Float[np.ndarray, "n d"],
-    trial_embeddings: Float[np.ndarray, "trials d"],
+    embeddings: Float[np.ndarray, "m d"],
     own: Int[np.ndarray, " n"],
     rivals: Int[np.ndarray, "n K"],
     *,
     sharpness: float,
 ) -> Float[np.ndarray, " n"]:
-    """Log-probability (nats) of each caption's own trial among it and its rivals (rows; −1 for none)."""
+    """Log-probability (nats) of each caption's own row of ``embeddings`` among it and its rivals (−1 for none).
+
+    The log softmax of sharpness · cosine.
+    """
     among = np.column_stack([own, rivals])
-    scores = sharpness * np.einsum("nd,nkd->nk", text, trial_embeddings[among])
+    scores = sharpness * np.einsum("nd,nkd->nk", text, embeddings[among])
     scores[among < 0] = -np.inf
     return scores[:, 0] - _logsumexp(scores)
 
@@ -216,6 +229,16 @@ def neural_rank(
 def _logsumexp(scores: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
     highest = scores.max(axis=1)
     return highest + np.log(np.exp(scores - highest[:, None]).sum(axis=1))
+
+
+def rival_images(n_images: int, n_rivals: int, *, seed: int) -> Int[np.ndarray, "images K"]:
+    """For each image, up to ``n_rivals`` other ones (rows; −1 for none)."""
+    rivals = np.full((n_images, n_rivals), -1)
+    n = min(n_rivals, n_images - 1)
+    for row in range(n_images):
+        drawn = np.random.default_rng([seed, row, 17]).choice(n_images - 1, n, replace=False)
+        rivals[row, :n] = drawn + (drawn >= row)  # all but the image itself
+    return rivals
 
 
 def rival_trials(trials: TrialSet, n_rivals: int, *, seed: int) -> Int[np.ndarray, "trials K"]:
@@ -300,16 +323,16 @@ def checked_reward(reward: Reward, answers: Answers) -> Parts:
     except Exception as error:
         at = next((row for row in range(len(answers.captions)) if _raises(reward, answers, row)), 0)
         raise RewardError(
-            f"reward: failed with {type(error).__name__} ({error}) at the caption {answers.captions[at]!r} of image "
-            f"{answers.nsd_id[at]}; a checkpoint was written, fix the reward and start again"
+            f"reward: expected numbers for the caption {answers.captions[at]!r} of image {answers.nsd_id[at]}, found "
+            f"{type(error).__name__} ({error}); fix the reward and run the same command, which resumes"
         ) from error
     for name, part in parts.items():
         bad = np.flatnonzero(~np.isfinite(part))
         if len(bad):
             raise RewardError(
-                f"reward: expected a number, found {part[bad[0]]} of {name} for the caption "
-                f"{answers.captions[bad[0]]!r} of image {answers.nsd_id[bad[0]]}; a checkpoint was written, look at "
-                "the reward models"
+                f"reward: expected a finite number for the caption {answers.captions[bad[0]]!r} of image "
+                f"{answers.nsd_id[bad[0]]}, found {part[bad[0]]} of {name}; check the reward models and run the same "
+                "command, which resumes"
             )
     return parts
 

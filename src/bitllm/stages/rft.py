@@ -6,8 +6,8 @@ needed.
 
 Departures from GRPO as published (Shao et al. 2024), in addition to those listed in `bitllm.losses.policy`: one
 optimizer step per rollout (on-policy, so the ratio is 1 and clipping has no effect); the reward of a caption without an
-end token is the lowest, at most 0; groups whose captions all have the same reward are left out of the mean;
-temperature 1 without top-k or top-p, so that the sampled log-probabilities are those of the policy.
+end token is 0 (a log-probability: its floor); temperature 1 without top-k or top-p, so that the sampled
+log-probabilities are those of the policy.
 
 References
 ----------
@@ -39,7 +39,6 @@ from bitllm.losses.policy import (
     is_flat,
     policy_loss,
     weighted_parts,
-    without_flat_groups,
 )
 from bitllm.metrics.diversity import mean_length, n_distinct_captions
 from bitllm.model.build import CARD, load_trained, n_trainable
@@ -163,9 +162,9 @@ class RftObjective(nn.Module):
         weights = {name: config.rewards.weights.get(name, 1.0) for name in parts}
         weighted = weighted_parts(groups, weights, scale=config.rewards.scale)
         rewards = torch.stack(list(weighted.values())).sum(dim=0)
-        flat = is_flat(rewards)
-        advantages = without_flat_groups(group_advantages(rewards, baseline=config.baseline), flat)
-        advantages = advantages.flatten().float().to(rollout.input_ids.device)
+        advantages = (
+            group_advantages(rewards, baseline=config.baseline).flatten().float().to(rollout.input_ids.device)
+        )
         log_probs, label_mask = rollout.log_probs(model, temperature=config.temperature)
         ref_log_probs = None
         if config.kl_weight > 0:
@@ -187,8 +186,9 @@ class RftObjective(nn.Module):
             "loss": result.loss,
             "reward": sum(weights[name] * float(part.mean()) for name, part in groups.items()),
             **{f"reward_{name}": float(part.mean()) for name, part in groups.items()},
-            **_shares(weighted),
-            "flat_groups": float(flat.float().mean()),
+            # what decides among the captions of an input; means, so that processes may be averaged
+            **{f"spread_{name}": float(part.std(dim=1).mean()) for name, part in weighted.items()},
+            "flat_groups": float(is_flat(rewards).float().mean()),
             "length": mean_length(rollout.captions),
             "distinct": n_distinct_captions(rollout.captions) / len(rollout.captions),
             "kl": result.kl,
@@ -220,13 +220,6 @@ class RftObjective(nn.Module):
 def rollout_seed(seed: int, epoch: int, index: int) -> int:
     """Seed of the captions sampled for one brain input in one epoch."""
     return int(np.random.SeedSequence([seed, epoch, index, 3]).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _shares(weighted: dict[str, Float[Tensor, "groups G"]]) -> dict[str, float]:
-    """Share of each part in what decides among the captions of an input: their standard deviation."""
-    spread = {name: float(part.std(dim=1).mean()) for name, part in weighted.items()}
-    total = sum(spread.values())
-    return {f"share_{name}": part / total if total else 0.0 for name, part in spread.items()}
 
 
 def train_rft(  # noqa: PLR0913 - the parts of the stage
