@@ -9,8 +9,7 @@ BERTScore F1, the best over the references; the inner product of the unit CLIP e
 Verifiers check a caption against the image or the brain instead of the references. ``objects`` is the F1 of the
 objects that a caption names (as CHAIR, Rohrbach et al. 2018, counts them). ``contrast`` and ``neural_rank`` are
 log-probabilities of the right choice: the image among other training images by CLIP, the trial's own betas among other
-trials of the session by an encoder that was trained without this image. They are at least twice the log-probability of
-chance.
+trials of the session by an encoder that was trained without this image.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -161,7 +160,7 @@ class CompositeReward:
             self.rival_trials = rival_trials(trials, config.n_rivals, seed=seed)
 
     def __call__(self, answers: Answers) -> dict[str, Float[np.ndarray, " n"]]:
-        """The parts with a weight, and CIDEr; a caption without an end token gets 0, or the floor of a log-probability.
+        """The parts with a weight, and CIDEr; a caption without an end token gets 0, or the lowest log-probability.
 
         No reward depends on the other captions, so it does not matter how a batch is divided among processes.
         """
@@ -177,19 +176,17 @@ class CompositeReward:
         if models.clip is not None:
             parts |= self._by_clip(models.clip, answers)
         ended = np.asarray(answers.has_ended, dtype=bool)
-        floor = -2 * float(np.log1p(self.config.n_rivals))  # twice as improbable as chance
+        # the lowest possible value of a log-probability: cosines differ by 2 at most
+        lowest = 0.0 if models.clip is None else -2 * _sharpness(models.clip) - np.log1p(self.config.n_rivals)
         return {
-            name: np.where(ended, np.maximum(part, floor), floor)
-            if name in _LOG_PROBS
-            else np.where(ended, part, 0.0)
-            for name, part in parts.items()
+            name: np.where(ended, part, lowest if name in _LOG_PROBS else 0.0) for name, part in parts.items()
         }
 
     def _by_clip(self, clip: ClipEmbedder, answers: Answers) -> dict[str, Float[np.ndarray, " n"]]:
         """The parts that embed the captions."""
         models, parts = self.models, {}
         assert models.targets is not None
-        text, sharpness = clip.captions(answers.captions), float(clip.clip.logit_scale.exp())
+        text, sharpness = clip.captions(answers.captions), _sharpness(clip)
         pictures = models.targets.image[models.targets.rows(self.images)]
         own = np.searchsorted(self.images, answers.nsd_id)
         if self.config.ip > 0:
@@ -206,6 +203,10 @@ class CompositeReward:
                 text, models.trial_embeddings, trial, rivals, sharpness=sharpness
             )
         return parts
+
+
+def _sharpness(clip: ClipEmbedder) -> float:
+    return float(clip.clip.logit_scale.exp())
 
 
 def rank_log_prob(

@@ -6,7 +6,7 @@ needed.
 
 Departures from GRPO as published (Shao et al. 2024), in addition to those listed in `bitllm.losses.policy`: one
 optimizer step per rollout (on-policy, so the ratio is 1 and clipping has no effect); the reward of a caption without an
-end token is 0 (a log-probability: its floor); temperature 1 without top-k or top-p, so that the sampled
+end token is 0 (a log-probability: its lowest value); temperature 1 without top-k or top-p, so that the sampled
 log-probabilities are those of the policy.
 
 References
