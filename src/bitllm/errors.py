@@ -10,7 +10,7 @@ class ConfigError(BitLlmError):
 
 
 class DataError(BitLlmError):
-    """An input file that is missing, damaged or has other content than its name says."""
+    """An input file that is missing, damaged or does not match its name."""
 
 
 class SplitError(BitLlmError):

@@ -81,9 +81,8 @@ def test_only_what_a_change_concerns_is_made_again(demo_folder, tmp_path, capsys
 def test_a_run_that_was_stopped_three_times_ends_like_one_that_was_not(demo_folder, tmp_path, capsys):
     """Ctrl-C in the simulation, SIGKILL in the middle of sft and of rft; then one run to the end."""
     out = tmp_path / "demo"
-    code, err = stop_when(
-        start(out), (out / "nsd.unfinished" / "nsddata" / "ppdata" / "subj03").is_dir, signal.SIGINT
-    )
+    subject, mark = out / "nsd.unfinished" / "nsddata" / "ppdata" / "subj03", out / "steps" / "simulate.json"
+    code, err = stop_when(start(out), lambda: subject.is_dir() or mark.is_file(), signal.SIGINT)
     assert code == 130
     lines = [line for line in err.splitlines() if line.strip()]
     assert lines[-1].startswith("bitllm: interrupted; ")

@@ -120,7 +120,7 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
     ConfigError
         If a setting is out of its range.
     DataError
-        If a file of the release is missing, damaged or has other content than its name says.
+        If a file of the release is missing, damaged or does not match its name.
     OutputError
         If ``out`` contains files, or the disk is full.
 

@@ -1,7 +1,7 @@
 """Which brain tokens each word attends to: attention weights of the adapters during decoding.
 
 They show where an adapter attended, not what it read there or whether that changed the word; for that, use bits or
-silence a region. tanh of an adapter's gate says how much it contributes at all.
+silence a region. tanh of an adapter's gate is the weight of its contribution.
 """
 
 from collections.abc import Iterator

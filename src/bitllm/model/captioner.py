@@ -285,7 +285,7 @@ class Captioner:
         was_training = self.model.training
         self.model.eval()
         try:
-            # compiled layers are for training: each length of a cache would be compiled anew
+            # compiled layers are for training: each length of a cache would be compiled again
             with torch.no_grad(), computing(self.model), torch.compiler.set_stance("force_eager"):
                 yield
         finally:

@@ -76,7 +76,7 @@ def _entries(path: Path, content: Any, key: str) -> list[dict[str, Any]]:
 
 
 def _photographs(path: Path, entries: list[dict[str, Any]]) -> pd.DataFrame:
-    ids = _unique(path, entries, "images", "id", _is_whole, "a whole number")
+    ids = _unique(path, "images", "id", _values(path, entries, "images", "id", _is_whole, "a whole number"))
     sizes = {
         key: _values(path, entries, "images", key, lambda v: _is_whole(v) and v > 0, "pixels above 0")
         for key in ("width", "height")
@@ -85,15 +85,19 @@ def _photographs(path: Path, entries: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def _categories(path: Path, entries: list[dict[str, Any]]) -> pd.DataFrame:
-    ids = _unique(path, entries, "categories", "id", _is_whole, "a whole number")
-    names = _unique(path, entries, "categories", "name", _is_text, "a name")
+    ids = _unique(
+        path, "categories", "id", _values(path, entries, "categories", "id", _is_whole, "a whole number")
+    )
+    names = _unique(
+        path, "categories", "name", _values(path, entries, "categories", "name", _is_text, "a name")
+    )
     above = _values(path, entries, "categories", "supercategory", _is_text, "a name")
     return pd.DataFrame({"category": names, "supercategory": above}, index=pd.Index(ids), dtype=object)
 
 
 def _objects(path: Path, entries: list[dict[str, Any]]) -> pd.DataFrame:
     where = "annotations"
-    _unique(path, entries, where, "id", _is_whole, "a whole number")
+    _unique(path, where, "id", _values(path, entries, where, "id", _is_whole, "a whole number"))
     table = pd.DataFrame(
         {
             "coco_id": _values(path, entries, where, "image_id", _is_whole, "a whole number"),
@@ -125,15 +129,8 @@ def _values(
     return values
 
 
-def _unique(
-    path: Path,
-    entries: list[dict[str, Any]],
-    where: str,
-    key: str,
-    is_right: Callable[[Any], bool],
-    expected: str,
-) -> list[Any]:
-    values = pd.Series(_values(path, entries, where, key, is_right, expected), dtype=object)
+def _unique(path: Path, where: str, key: str, found: list[Any]) -> list[Any]:
+    values = pd.Series(found, dtype=object)
     twice = values[values.duplicated()]
     if len(twice):
         raise DataError(

@@ -83,7 +83,7 @@ class CaptionScores:
     words: list[str]
     """The captions, tokenized."""
     scores: dict[str, Estimate]
-    """BLEU-1 to BLEU-4, ROUGE-L, CIDEr and whatever else was asked for, in points, with intervals over images; CIDEr's
+    """BLEU-1 to BLEU-4, ROUGE-L, CIDEr and the requested metrics, in points, with intervals over images; CIDEr's
     idf is fixed from all references."""
     per_caption: PerCaption
     """The numbers of each caption."""
