@@ -3,7 +3,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitllm.data.prompt import INSTRUCTIONS, Prompter, choose, pad_answers, plain_caption
+from bitllm.data.prompt import (
+    INSTRUCTIONS,
+    Prompter,
+    choose,
+    pad_answers,
+    plain_caption,
+    plain_question,
+)
+from bitllm.errors import ModelError
 from bitllm.toy_models import make_word_tokenizer
 
 small = st.integers(0, 10_000)
@@ -114,3 +122,68 @@ def test_prompts_and_answers_of_different_number_are_refused():
 def test_a_caption_is_said_in_lower_case_without_its_full_stop(caption, plain):
     assert plain_caption(caption) == plain
     assert plain_caption(plain) == plain
+
+
+TALK = (("what is it ?", "a dog"), ("where is the dog ?", "on a bench"))
+CHATML = (
+    "{% for message in messages %}<{{ message['role'] }}> {{ message['content'] }} <eos> <bos> {% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+"""As ChatML: every message ends with the end token, and something stands between two messages."""
+
+
+def test_a_conversation_is_every_turn_with_its_end_token(tokenizer):
+    ids = Prompter(tokenizer).prompt_ids("two boats ?", history=TALK[:1])
+    assert tokenizer.convert_ids_to_tokens(ids) == [
+        *("<bos>", "<user>", "what", "is", "<unk>", "?", "<assistant>", "a", "dog", "<eos>"),
+        *("<user>", "two", "boats", "?", "<assistant>"),
+    ]
+
+
+def test_a_conversation_is_what_a_template_with_end_tokens_writes(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", CHATML)
+    messages = [
+        {"role": role, "content": text}
+        for turn in TALK
+        for role, text in zip(("user", "assistant"), turn, strict=True)
+    ]
+    messages.append({"role": "user", "content": "a dog ?"})
+    whole = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+    assert Prompter(tokenizer).prompt_ids("a dog ?", history=TALK) == whole["input_ids"]
+
+
+@pytest.mark.parametrize("template", [None, CHATML, "its own"])
+def test_the_prompt_of_a_turn_begins_with_the_turns_before(tokenizer, monkeypatch, template):
+    if template != "its own":
+        monkeypatch.setattr(tokenizer, "chat_template", template)
+    prompter = Prompter(tokenizer, 3, tokenizer.convert_tokens_to_ids("<brain>"))
+    for n in range(len(TALK)):
+        question, answer = TALK[n]
+        begun = [*prompter.prompt_ids(question, history=TALK[:n]), *prompter.answer_ids(answer)]
+        whole = prompter.prompt_ids("a dog ?", history=TALK[: n + 1])
+        assert whole[: len(begun)] == begun and len(whole) > len(begun)
+        assert whole.count(prompter.placeholder_id) == 3
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", "{{ messages | length }} {{ messages[-1]['content'] }}")
+    with pytest.raises(ModelError, match="chat template"):
+        Prompter(tokenizer).prompt_ids("a dog ?", history=TALK)
+
+
+@pytest.mark.parametrize(
+    ("question", "plain"),
+    [
+        ("Is there a dog?", "is there a dog ?"),
+        ("How many  people,\nand where?!", "how many people , and where ? !"),
+        ("At 1.5 m. or 3,000 ft.", "at 1.5 m . or 3,000 ft ."),
+        ("", ""),
+    ],
+)
+def test_a_question_is_asked_in_lower_case_with_separate_punctuation(question, plain):
+    assert plain_question(question) == plain
+    assert plain_question(plain) == plain
+
+
+def test_instructions_are_plain_questions():
+    assert [plain_question(text) for text in INSTRUCTIONS] == list(INSTRUCTIONS)

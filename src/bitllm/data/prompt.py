@@ -1,5 +1,6 @@
 """Prompts: instructions, the chat template, and the tokens of a prompt and its answer."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+
+from bitllm.errors import ModelError
 
 INSTRUCTIONS: tuple[str, ...] = (
     "describe the image .",
@@ -40,14 +43,56 @@ class Prompter:
     n_placeholders: int = 0
     placeholder_id: int | None = None
 
-    def prompt_ids(self, instruction: str) -> list[int]:
-        """Token ids of the prompt, up to the start of the answer."""
+    def prompt_ids(self, instruction: str, history: Sequence[tuple[str, str]] = ()) -> list[int]:
+        """Token ids of the prompt, up to the start of the answer.
+
+        Parameters
+        ----------
+        instruction
+            The instruction or question to be answered.
+        history
+            Earlier questions with their answers, in order. Placeholders for brain tokens stand once, before the first
+            question. Every answer has its end token, so that the prompt of a turn begins with the prompt and the answer
+            of the turn before.
+
+        Raises
+        ------
+        ModelError
+            If the chat template rewrites earlier turns.
+        """
+        first, *later = [*(question for question, _ in history), instruction]
         if self.n_placeholders:
             placeholder = str(self.tokenizer.convert_ids_to_tokens(int(self.placeholder_id or 0)))
-            instruction = placeholder * self.n_placeholders + instruction
+            first = placeholder * self.n_placeholders + first
+        ids = self._ids_of_messages([first])
+        for (_, answer), question in zip(history, later, strict=True):
+            ids += [*self.answer_ids(answer), *self._next_turn_ids(question)]
+        return ids
+
+    def _next_turn_ids(self, question: str) -> list[int]:
+        """Token ids from the end token of an answer to the start of the next one."""
         if self.tokenizer.chat_template is None:
-            return _ids(self.tokenizer(instruction))
-        messages = [{"role": "user", "content": instruction}]
+            return _ids(self.tokenizer(question, add_special_tokens=False))
+        # Templates differ in what they write between turns: it is found in a conversation with a known first turn.
+        asked, answer = "what ?", "this"
+        start, whole = self._ids_of_messages([asked]), self._ids_of_messages([asked, answer, question])
+        rest, answer_ids = whole[len(start) :], self.answer_ids(answer)
+        n = len(answer_ids) if rest[: len(answer_ids)] == answer_ids else len(answer_ids) - 1
+        if whole[: len(start)] != start or rest[:n] != answer_ids[:n]:
+            raise ModelError(
+                "chat template: expected earlier turns as they were written, found a template that rewrites them; ask "
+                "one question at a time, or use another LLM"
+            )
+        return rest[n:]
+
+    def _ids_of_messages(self, texts: Sequence[str]) -> list[int]:
+        """Token ids of messages, by the user and the assistant in turn, up to the start of the next answer."""
+        if self.tokenizer.chat_template is None:
+            return _ids(self.tokenizer(" ".join(texts)))
+        messages = [
+            {"role": "assistant" if number % 2 else "user", "content": text}
+            for number, text in enumerate(texts)
+        ]
         if "system" in str(self.tokenizer.chat_template):
             messages.insert(0, {"role": "system", "content": SYSTEM_PROMPT})
         return _ids(
@@ -100,6 +145,11 @@ def pad_answers(
 def plain_caption(caption: str) -> str:
     """A caption in the form that the LLM is trained on: lower case, without the final period, single spaces."""
     return " ".join(caption.strip().lower().rstrip(".").split())
+
+
+def plain_question(question: str) -> str:
+    """A question in the form of `INSTRUCTIONS`: lower case, single spaces, punctuation as separate words."""
+    return " ".join(re.sub(r"(?<!\d)([.,])|([.,])(?!\d)|([?!])", r" \1\2\3 ", question.lower()).split())
 
 
 def choose(n: int, *, seed: int, epoch: int, index: int, purpose: str) -> int:

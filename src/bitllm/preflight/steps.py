@@ -8,7 +8,7 @@ import gc
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -300,7 +300,7 @@ class MadeUpPrompter(Prompter):
     n_tokens: int = 48
     vocab_size: int = 100
 
-    def prompt_ids(self, instruction: str) -> list[int]:
+    def prompt_ids(self, instruction: str, history: Sequence[tuple[str, str]] = ()) -> list[int]:
         """Token ids of a prompt, whatever the instruction."""
         words = np.random.default_rng(len(instruction)).integers(8, self.vocab_size, self.n_tokens)
         return [self.placeholder_id or 0] * self.n_placeholders + words.tolist()

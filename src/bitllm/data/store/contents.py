@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from jaxtyping import Bool, UInt8
 
 from bitllm.config import StrictConfig
@@ -44,6 +45,23 @@ STIMULUS_OPTIONAL = ("stimulus_name",)
 OBJECT_COLUMNS = ("nsd_id", "category", "supercategory", "is_crowd", "x", "y", "w", "h", "area")
 """One row per object. ``x``, ``y`` (top left), ``w``, ``h`` are fractions of the image's sides, ``area`` of its area.
 A row with ``is_crowd`` is a region with many objects of the category: use it for presence, not for counts."""
+
+_TEXT, _TEXTS = pa.string(), pa.list_(pa.string())
+TASK_SCHEMA = pa.schema(
+    [
+        ("id", _TEXT),
+        ("nsd_id", pa.int64()),
+        ("task", _TEXT),
+        ("questions", _TEXTS),
+        ("answers", pa.list_(_TEXTS)),
+        ("options", pa.list_(_TEXTS)),
+        ("answer_type", _TEXT),
+        ("source", _TEXT),
+        ("license", _TEXT),
+        ("question_type", _TEXT),
+    ]
+)
+"""One row per exchange; see `bitllm.data.tasks.Exchange`."""
 
 SessionReader = Callable[[int], np.ndarray]
 """Reads a session's betas [trials, voxels], given its number; picklable, for worker processes."""
@@ -125,6 +143,8 @@ class StoreContents:
     objects
         The objects in the images, with ``OBJECT_COLUMNS``; an image without rows shows none of the annotated
         categories. ``None`` if there are no annotations.
+    tasks
+        Questions about the images, with the columns of ``TASK_SCHEMA``; ``None`` if there are none.
     pictures
         Returns an iterator over blocks of images, sorted by ``nsd_id``; ``None`` if there are no images.
     atlases
@@ -138,5 +158,6 @@ class StoreContents:
     captions: pd.DataFrame
     origin: str
     objects: pd.DataFrame | None = None
+    tasks: pd.DataFrame | None = None
     pictures: Callable[[], Iterator[UInt8[np.ndarray, "n h w 3"]]] | None = None
     atlases: dict[str, dict[int, str]] = field(default_factory=dict)

@@ -19,8 +19,9 @@ from bitllm.files import read_json, require_plain_name, sha256_of_json
 STORE_VERSION = 3
 
 SUBJECT_FILES = ("betas.npy", "trials.parquet", "voxels.parquet")
-SHARED_FILES = ("stimuli.parquet", "captions.parquet", "pictures.npy", "objects.parquet")
-"""The last two are optional."""
+TASKS = "tasks.parquet"
+SHARED_FILES = ("stimuli.parquet", "captions.parquet", "pictures.npy", "objects.parquet", TASKS)
+"""The last three are optional."""
 
 
 class SubjectRecord(StrictConfig):
@@ -98,8 +99,16 @@ class Store:
 
     @cached_property
     def sha256(self) -> str:
-        """Checksum of the manifest, which contains those of all files."""
-        return sha256_of_json(self.manifest.model_dump(mode="json"))
+        """Checksum of the manifest, which contains those of all files except the tasks, which may be added later."""
+        content = self.manifest.model_dump(mode="json")
+        content["sha256"].pop(TASKS, None)
+        return sha256_of_json(content)
+
+    @property
+    def tasks_sha256(self) -> str:
+        """Checksum of the tasks."""
+        self._require_tasks()
+        return self.manifest.sha256[TASKS]
 
     @cached_property
     def stimuli(self) -> pd.DataFrame:
@@ -134,6 +143,24 @@ class Store:
                 "again), then prepare the store again"
             )
         return _read_table(self.path / "objects.parquet").set_index("nsd_id")
+
+    @property
+    def has_tasks(self) -> bool:
+        """Whether the store has questions about its images."""
+        return TASKS in self.manifest.sha256
+
+    @cached_property
+    def tasks(self) -> pd.DataFrame:
+        """The questions about the images, one row per exchange, indexed by ``nsd_id``; see `bitllm.data.tasks`."""
+        self._require_tasks()
+        return _read_table(self.path / TASKS).set_index("nsd_id")
+
+    def _require_tasks(self) -> None:
+        if not self.has_tasks:
+            raise DataError(
+                f"{self.path}: expected questions about the images ({TASKS}), found a store without; add them with "
+                f"`bitllm tasks {self.path} --derive`"
+            )
 
     def subject(self, name: str) -> SubjectData:
         """Betas, trials and voxels of one subject."""

@@ -16,7 +16,7 @@ import pandas as pd
 from jaxtyping import Bool, Float32, Num
 
 from bitllm.data.store.complete import complete, few_training_trials, part_of_trials
-from bitllm.data.store.contents import StoreContents, StoreSettings, SubjectContents, View
+from bitllm.data.store.contents import TASK_SCHEMA, StoreContents, StoreSettings, SubjectContents, View
 from bitllm.data.store.normalize import (
     NORMALIZATIONS,
     SCORED_BY_US,
@@ -33,8 +33,11 @@ from bitllm.data.store.read import (
     SHARED_FILES,
     STORE_VERSION,
     SUBJECT_FILES,
+    TASKS,
+    Store,
     StoreManifest,
     SubjectRecord,
+    open_store,
 )
 from bitllm.errors import DataError
 from bitllm.files import (
@@ -348,6 +351,21 @@ def write_store(
         write_json(store / "manifest.json", manifest.model_dump(mode="json"))
 
 
+def replace_tasks(store: Store, tasks: pd.DataFrame) -> Store:
+    """Write a table with the columns of ``TASK_SCHEMA`` as the tasks of a store; returns the store opened again.
+
+    A kill in between leaves a store without tasks, never one whose checksums are wrong.
+    """
+    path, manifest = store.path / "manifest.json", store.manifest.model_dump(mode="json")
+    if manifest["sha256"].pop(TASKS, None) is not None:
+        write_json(path, manifest)
+    with file_written_whole(store.path / TASKS) as unfinished:
+        tasks.to_parquet(unfinished, index=False, schema=TASK_SCHEMA)
+    manifest["sha256"][TASKS] = sha256_of_file(store.path / TASKS)
+    write_json(path, manifest)
+    return open_store(store.path)
+
+
 def _remarks(store: Path, contents: StoreContents, settings: StoreSettings) -> Iterator[str]:
     for subject in contents.subjects:
         yield from few_training_trials(subject, contents.stimuli, settings.normalization)
@@ -416,6 +434,8 @@ def _write_images(store: Path, contents: StoreContents) -> tuple[str, ...]:
     contents.captions.to_parquet(store / "captions.parquet", index=False)
     if contents.objects is not None:
         contents.objects.to_parquet(store / "objects.parquet", index=False)
+    if contents.tasks is not None:
+        contents.tasks.to_parquet(store / TASKS, index=False, schema=TASK_SCHEMA)
     if contents.pictures is not None:
         _write_pictures(store, contents, contents.pictures())
     return tuple(file for file in SHARED_FILES if (store / file).exists())
@@ -437,8 +457,10 @@ def _fingerprint(contents: StoreContents, settings: StoreSettings) -> str:
     for subject in contents.subjects:
         tables[f"{subject.name} trials"] = subject.trials
         tables[f"{subject.name} voxels"] = subject.voxels
+    tasks = {} if contents.tasks is None else {"tasks": contents.tasks.to_dict("list")}
     return sha256_of_json(
-        {
+        tasks
+        | {
             "settings": settings.model_dump(mode="json"),
             "files": [subject.fingerprint for subject in contents.subjects],
             "views": [_views(subject) for subject in contents.subjects],
