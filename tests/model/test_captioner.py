@@ -5,7 +5,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from bitllm.data.prompt import Prompter
 from bitllm.model.build import build_bit_llm
-from bitllm.model.captioner import Captioner, GumbelSampling, load_captioner
+from bitllm.model.captioner import Captioner, GumbelSampling, Prompt, load_captioner
 from bitllm.model.checkpoint.base import load_llm, placeholder_token_id
 
 
@@ -168,3 +168,54 @@ def test_what_is_sampled_for_an_input_depends_on_its_seed_alone(system):
     assert draw([1], [11]) == whole[3:6]
     assert draw([1], [99]) != whole[3:6]
     assert len(set(whole[0:3])) > 1
+
+
+PROMPTS = [
+    Prompt("describe the image ."),
+    Prompt("what is in the image ?"),
+    Prompt("describe the image ."),
+    Prompt("what is in the image ?", (("describe the image .", "a dog"),)),
+    Prompt("a dog"),
+]
+"""Different lengths, one of them twice, one with a turn before it."""
+
+
+@pytest.mark.parametrize("with_brain", [True, False])
+def test_answers_to_a_prompt_for_each_row_are_those_of_each_row_alone(system, with_brain):
+    brain_tokens = torch.randn(5, 4, 32, generator=torch.Generator().manual_seed(3)) if with_brain else None
+    together = system.greedy(brain_tokens, instruction=PROMPTS, max_new_tokens=8)
+    answers = [[9, 12, 3], [7, 3], [3], [11, 10, 3], [9, 3], [8, 3]]
+    owner = np.array([3, 0, 4, 1, 3, 2])
+    scored = system.log2_probs(answers, owner, brain_tokens, instruction=PROMPTS)
+    for row, prompt in enumerate(PROMPTS):
+        part = None if brain_tokens is None else brain_tokens[row : row + 1]
+        assert together[row : row + 1] == system.greedy(part, instruction=[prompt], max_new_tokens=8)
+        for place in np.flatnonzero(owner == row):
+            alone = system.log2_probs([answers[place]], np.array([0]), part, instruction=[prompt])[0]
+            assert scored[place, : len(alone)] == pytest.approx(alone, abs=2e-5)
+    assert len(set(together)) > 1 or not with_brain
+
+
+def test_the_prompt_of_a_row_holds_its_earlier_turns(system):
+    """The likelihood after a dialogue is that of the model after the tokens of the whole dialogue."""
+    brain_tokens, answer = torch.randn(1, 4, 32), [9, 12, 3]
+    ids = [*system.prompter.prompt_ids(PROMPTS[3].instruction, PROMPTS[3].history), *answer]
+    with torch.no_grad():
+        logits = system.model(input_ids=torch.tensor([ids]), brain_tokens=brain_tokens).logits[0]
+    expected = [
+        logits[len(ids) - 4 + n].log_softmax(-1)[token].item() / np.log(2) for n, token in enumerate(answer)
+    ]
+    found = system.log2_probs([answer], np.array([0]), brain_tokens, instruction=PROMPTS[3:4])[0]
+    assert found.tolist() == pytest.approx(expected, abs=2e-5)
+
+
+def test_one_brain_input_and_zero_betas_serve_several_prompts(system):
+    one = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(4))
+    assert system.greedy(one.expand(5, -1, -1), instruction=PROMPTS, max_new_tokens=8) == [
+        system.greedy(one, instruction=[prompt], max_new_tokens=8)[0] for prompt in PROMPTS
+    ]
+    answers, owner = [[9, 3]] * 5, np.arange(5)
+    shared = system.log2_probs(answers, owner, one, instruction=PROMPTS)
+    each = system.log2_probs(answers, owner, one.expand(5, -1, -1), instruction=PROMPTS)
+    assert shared == pytest.approx(each, abs=2e-5)
+    assert shared[0] == pytest.approx(shared[2])

@@ -4,8 +4,10 @@
                                              ─ greedy(brain_tokens)       brain tokens → text, temperature 0
                                              ─ sample(brain_tokens)       brain tokens → `Rollout` for rft
                                              ─ log_probs(answers, memory) log p of the tokens of given answers
+                                             ─ log2_probs(answers, …)     the same of many answers, without gradients
 
-Validation, rollouts, evaluation and the local page all use it, so they decode and score in the same way.
+Validation, rollouts, evaluation and the local page all use it, so they decode and score in the same way. `greedy` and
+`log2_probs` take one instruction for all inputs, or a `Prompt` for each one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +40,14 @@ from bitllm.model.precision import Precision, base_dtype, computing
 _GENERATED_AT_ONCE = 256
 _SCORED_AT_ONCE = 128
 _PROMPTS_AT_ONCE = 64
+
+
+class Prompt(NamedTuple):
+    """An instruction or question, after earlier questions with their answers."""
+
+    instruction: str
+    history: tuple[tuple[str, str], ...] = ()
+    """Earlier (question, answer) pairs, the oldest first."""
 
 
 @dataclass(frozen=True)
@@ -109,21 +119,22 @@ class Captioner:
         brain_tokens: Float[Tensor, "n N width"] | None,
         *,
         n: int = 1,
-        instruction: str = INSTRUCTIONS[0],
+        instruction: str | Sequence[Prompt] = INSTRUCTIONS[0],
         max_new_tokens: int = 24,
         on_batch: Callable[[int], None] | None = None,
         on_text: Callable[[str], None] | None = None,
     ) -> list[str]:
-        """Captions by greedy decoding, in batches: the same input always gives the same text.
+        """Captions or answers by greedy decoding, in batches: the same input and prompt always give the same text.
 
         Parameters
         ----------
         brain_tokens
             Output of the encoder; None for the LLM without brain input.
         n
-            Number of captions if ``brain_tokens`` is None. They are all equal, so only one is decoded.
+            Number of captions if ``brain_tokens`` is None and there is one instruction.
         instruction
-            Instruction in the prompt.
+            Instruction for all inputs, or a prompt for each of them. Inputs with prompts of equal length are decoded
+            together, so that none is padded.
         max_new_tokens
             Longest caption, in tokens.
         on_batch
@@ -131,25 +142,29 @@ class Captioner:
         on_text
             Called after each token of a single input with the text so far; if it raises, decoding stops.
         """
-        if brain_tokens is not None:
-            n = len(brain_tokens)
-            # Equal inputs (such as the zero control) give equal captions: decode one.
-            if n > 1 and bool((brain_tokens == brain_tokens[:1]).all()):
-                brain_tokens = brain_tokens[:1]
-        rows = 1 if brain_tokens is None else len(brain_tokens)
-        captions: list[str] = []
-        for start in range(0, rows, _GENERATED_AT_ONCE):
-            part = None if brain_tokens is None else brain_tokens[start : start + _GENERATED_AT_ONCE]
+        n = n if brain_tokens is None else len(brain_tokens)
+        prompts = self._prompts(instruction, n, with_brain=brain_tokens is not None)
+        # Equal inputs (such as the zero control) give equal answers to equal prompts: decode one of each.
+        if brain_tokens is None or (n > 1 and bool((brain_tokens == brain_tokens[:1]).all())):
+            place = {ids: number for number, ids in enumerate(dict.fromkeys(prompts))}
+            copies = [place[ids] for ids in prompts]
+            prompts = list(place)
+        else:
+            copies = list(range(n))
+        texts, n_done = [""] * len(prompts), 0
+        for rows in _of_equal_length(prompts, _GENERATED_AT_ONCE):
             answers = self._decode(
-                part,
-                instruction=instruction,
+                None if brain_tokens is None else brain_tokens[rows],
+                [prompts[row] for row in rows],
                 max_new_tokens=max_new_tokens,
                 on_token=None if on_text is None else lambda ids: on_text(self._texts(ids)[0]),
             )
-            captions += self._texts(answers)
+            for row, text in zip(rows, self._texts(answers), strict=True):
+                texts[row] = text
+            n_done += len(rows)
             if on_batch is not None:
-                on_batch(len(captions))
-        return captions * n if rows == 1 else captions
+                on_batch(n_done)
+        return [texts[row] for row in copies]
 
     @torch.no_grad()
     def sample(
@@ -177,7 +192,7 @@ class Captioner:
         device = brain_tokens.device
         drawn = self._decode(
             brain_tokens,
-            instruction=instruction,
+            self._prompts(instruction, len(brain_tokens)),
             max_new_tokens=max_new_tokens,
             n_each=n_captions,
             choose=GumbelSampling(seeds, n_captions=n_captions, temperature=temperature, device=device),
@@ -234,7 +249,7 @@ class Captioner:
         input_of_answer: Int[np.ndarray, " R"],
         brain_tokens: Float[Tensor, "n N width"] | None,
         *,
-        instruction: str = INSTRUCTIONS[0],
+        instruction: str | Sequence[Prompt] = INSTRUCTIONS[0],
         on_batch: Callable[[int, int], None] | None = None,
     ) -> Float[np.ndarray, "R L"]:
         """log2 p of every token of many answers; 0 beyond the end.
@@ -247,29 +262,33 @@ class Captioner:
         answers
             Token ids of each answer.
         input_of_answer
-            Row of ``brain_tokens`` for each answer.
+            Row of ``brain_tokens``, and of the prompts if there are several, for each answer.
         brain_tokens
             Brain tokens, or a single one for all answers; None for the LLM without brain input.
+        instruction
+            Instruction for all inputs, or a prompt for each of them.
         on_batch
             Called with the number of answers done and the total.
         """
         lengths = np.array([len(answer) for answer in answers])
         found, n_done = np.zeros((len(answers), int(lengths.max()))), 0
-        n_inputs = 1 if brain_tokens is None else len(brain_tokens)
+        n_rows = 1 if brain_tokens is None else len(brain_tokens)
+        n_inputs = n_rows if isinstance(instruction, str) else len(instruction)
+        prompts = self._prompts(instruction, n_inputs, with_brain=brain_tokens is not None)
         owner = input_of_answer if n_inputs > 1 else np.zeros(len(answers), dtype=np.int64)
         by_length, tell = np.argsort(lengths, kind="stable"), on_batch or (lambda done, total: None)
-        for start in range(0, n_inputs, _PROMPTS_AT_ONCE):
-            inputs = slice(start, start + _PROMPTS_AT_ONCE)
-            own = by_length[(owner[by_length] >= inputs.start) & (owner[by_length] < inputs.stop)]
+        for inputs in _of_equal_length(prompts, _PROMPTS_AT_ONCE):
+            own = by_length[np.isin(owner[by_length], inputs)]
             with self._running():
-                part = None if brain_tokens is None else brain_tokens[inputs]
-                prompt = self._read_prompt(part, instruction)
+                part = None if brain_tokens is None else brain_tokens[[row % n_rows for row in inputs]]
+                prompt = self._read_prompts(part, [prompts[row] for row in inputs])
                 for first in range(0, len(own), _SCORED_AT_ONCE):
                     chosen = own[first : first + _SCORED_AT_ONCE]
                     row, column = np.nonzero(np.arange(lengths[chosen].max()) < lengths[chosen][:, None])
                     labels = torch.full((len(chosen), int(column.max()) + 1), -100)
                     labels[row, column] = torch.tensor([token for n in chosen for token in answers[n]])
-                    log_probs = prompt.rows(owner[chosen] - start).log_probs(labels).log_probs
+                    rows = np.searchsorted(inputs, owner[chosen])
+                    log_probs = prompt.rows(rows).log_probs(labels).log_probs
                     found[chosen, : log_probs.shape[1]] = log_probs.cpu().numpy() / np.log(2)
                     n_done += len(chosen)
                     tell(n_done, len(answers))
@@ -291,20 +310,31 @@ class Captioner:
         finally:
             self.model.train(was_training)
 
-    def _read_prompt(self, brain_tokens: Float[Tensor, "R N width"] | None, instruction: str) -> AfterPrompt:
-        """State of the LLM after the prompt, for each brain input or without one."""
-        prompter = self.prompter.without_brain() if brain_tokens is None else self.prompter
-        ids = torch.tensor([prompter.prompt_ids(instruction)], device=self.model.device)
-        if brain_tokens is None:
-            return AfterPrompt.of(self.model, ids, None)
-        memory = self.model.model.brain_memory(brain_tokens=brain_tokens.to(self.model.device))
-        return AfterPrompt.of(self.model, ids.expand(len(memory), -1), memory)
+    def _prompts(
+        self, instruction: str | Sequence[Prompt], n: int, *, with_brain: bool = True
+    ) -> list[tuple[int, ...]]:
+        """Token ids of the prompt of each of n inputs; equal prompts are tokenized once."""
+        prompter = self.prompter if with_brain else self.prompter.without_brain()
+        prompts = [Prompt(instruction)] * n if isinstance(instruction, str) else list(instruction)
+        ids = {
+            one: tuple(prompter.prompt_ids(one.instruction, one.history)) for one in dict.fromkeys(prompts)
+        }
+        return [ids[one] for one in prompts]
+
+    def _read_prompts(
+        self, brain_tokens: Float[Tensor, "R N width"] | None, prompts: Sequence[Sequence[int]]
+    ) -> AfterPrompt:
+        """State of the LLM after prompts of equal length, each with its brain input or all without one."""
+        ids, memory = torch.tensor(prompts, device=self.model.device), None
+        if brain_tokens is not None:
+            memory = self.model.model.brain_memory(brain_tokens=brain_tokens.to(self.model.device))
+        return AfterPrompt.of(self.model, ids, memory)
 
     def _decode(
         self,
         brain_tokens: Float[Tensor, "B N width"] | None,
+        prompts: Sequence[Sequence[int]],
         *,
-        instruction: str,
         max_new_tokens: int,
         n_each: int = 1,
         choose: Callable[[Float[Tensor, "R vocabulary"]], Int[Tensor, " R"]] = partial(torch.argmax, dim=-1),  # noqa: B008
@@ -320,7 +350,7 @@ class Captioner:
         ends = torch.tensor(self._ends, device=device)
         never = torch.tensor(self.prompter.never_said or [], dtype=torch.long, device=device)
         with self._running():
-            now = self._read_prompt(brain_tokens, instruction)
+            now = self._read_prompts(brain_tokens, prompts)
             if n_each > 1:
                 now = now.rows(np.repeat(np.arange(len(now.hidden)), n_each))
             has_ended = torch.zeros(len(now.hidden), dtype=torch.bool, device=device)
@@ -339,6 +369,14 @@ class Captioner:
     def _texts(self, answers: Int[Tensor, "B L"]) -> list[str]:
         rows = [before_end(row, self._ends) for row in answers.tolist()]
         return [text.strip() for text in self.prompter.tokenizer.batch_decode(rows, skip_special_tokens=True)]
+
+
+def _of_equal_length(prompts: Sequence[Sequence[int]], at_once: int) -> Iterator[list[int]]:
+    """Rows of prompts of equal length, in batches; each batch is in increasing order."""
+    lengths = np.array([len(ids) for ids in prompts])
+    for length in np.unique(lengths):
+        rows = np.flatnonzero(lengths == length).tolist()
+        yield from (rows[start : start + at_once] for start in range(0, len(rows), at_once))
 
 
 @dataclass(frozen=True)
