@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -67,6 +67,18 @@ def simulate(
     )
 
 
+@dataclass(frozen=True)
+class OtherExperiment:
+    """One of NSD's smaller experiments, instead of NSD itself."""
+
+    imagery: Literal["seen", "imagined"] | None = None
+    """NSD-imagery: the trials where an image was seen, or those where it was imagined."""
+    synthetic: bool = False
+    """NSD-synthetic."""
+    captions: tuple[Path, ...] = ()
+    """JSON from each image to its captions: from NSD-imagery's CONDITION, or NSD-synthetic's number (1 to 284)."""
+
+
 def prepare_nsd(  # noqa: PLR0913 - tyro reads the signature
     root: tyro.conf.Positional[Path],
     store: tyro.conf.Positional[Path],
@@ -82,6 +94,7 @@ def prepare_nsd(  # noqa: PLR0913 - tyro reads the signature
     seed: int = 0,
     picture_px: int | None = None,
     workers: int = 1,
+    experiment: tyro.conf.OmitArgPrefixes[OtherExperiment] = OtherExperiment(),
 ) -> None:
     """Prepare a store from NSD's own file layout (real or simulated); resumes after a kill.
 
@@ -98,10 +111,16 @@ def prepare_nsd(  # noqa: PLR0913 - tyro reads the signature
         seed: Seed of the choice of validation images.
         picture_px: Side to which images are resized; by default unchanged (NSD: 425 pixels, 39 GB for all).
         workers: Number of processes that read sessions in parallel.
+        experiment: NSD-imagery or NSD-synthetic.
     """
     from bitllm.cli.display import Display
     from bitllm.data.prepare import prepare_nsd as prepare
 
+    if experiment != OtherExperiment():
+        settings = {"beta_version": beta_version, "normalization": normalization, "seed": seed}
+        only_for_nsd = {"sessions": sessions, "picture-px": picture_px}
+        _prepare_experiment(root, store, experiment, (space, roi, subjects), settings, only_for_nsd)
+        return
     notes: list[str] = []
     with Display(OUT) as display:
         prepare(
@@ -123,6 +142,42 @@ def prepare_nsd(  # noqa: PLR0913 - tyro reads the signature
     for line in notes:
         OUT.print(f"note: {line}", markup=False, soft_wrap=True)
     OUT.print(f"{store}: store written; to see its contents: bitllm inspect {store}")
+
+
+def _prepare_experiment(
+    root: Path,
+    store: Path,
+    experiment: OtherExperiment,
+    where: tuple[str, str, tuple[str, ...]],
+    settings: dict[str, Any],
+    only_for_nsd: dict[str, int | None],
+) -> None:
+    from bitllm.cli.prepare import write_reading
+    from bitllm.data.formats.nsd_experiments import read_experiment
+    from bitllm.data.nsd.layout import NsdRelease
+    from bitllm.data.store.contents import StoreSettings
+    from bitllm.errors import ConfigError
+
+    if (experiment.imagery is None) != experiment.synthetic or not experiment.captions:
+        chosen = f"--imagery {experiment.imagery}" if experiment.imagery else "no --imagery"
+        raise ConfigError(
+            f"prepare nsd: expected one of --imagery and --synthetic, with --captions, found {chosen}, "
+            f"{'' if experiment.synthetic else 'no '}--synthetic and {len(experiment.captions)} files of captions; "
+            "change the options"
+        )
+    for name, value in only_for_nsd.items():
+        if value is not None:
+            raise ConfigError(f"--{name}: expected it for NSD itself only, found {value}; leave it out")
+    space, roi, subjects = where
+    reading = read_experiment(
+        NsdRelease(root, settings["beta_version"], space),
+        experiment.imagery or "synthetic",
+        captions=experiment.captions,
+        roi=roi,
+        subjects=subjects or None,
+        settings=StoreSettings(source="nsd", **settings),
+    )
+    write_reading(store, reading)
 
 
 def split(

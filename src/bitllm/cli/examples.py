@@ -10,6 +10,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "prepare nsd": (
         "bitllm prepare nsd release store",
         "bitllm prepare nsd NSD store --sessions -3 --workers 4",
+        "bitllm prepare nsd NSD imagined --imagery imagined --captions imagery.json",
     ),
     "split": (
         "bitllm split store split.json",
@@ -22,6 +23,14 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "prepare glmsingle": (
         "bitllm prepare glmsingle TYPED_FITHRF_GLMDENOISE_RR.hdf5 store --subject sub-01 --trials trials.tsv "
         "--places mask.nii.gz --captions captions.json",
+    ),
+    "prepare bold5000": (
+        "bitllm prepare bold5000 BOLD5000 store --captions captions_train2014.json --rois ds001499/derivatives/spm "
+        "--roi EarlyVis+LOC+OPA+PPA+RSC",
+    ),
+    "prepare mosaic": (
+        "bitllm prepare mosaic sub-01_NSD.hdf5 sub-01_BOLD5000.hdf5 store --captions captions_train2014.json "
+        "captions_val2014.json --grayordinates 91k.dscalar.nii --surfaces tpl-fsLR --labels glasser.dlabel.nii",
     ),
     "prepare table": ("bitllm prepare table header.yaml store",),
     "inspect": ("bitllm inspect store", "bitllm inspect store --verify"),

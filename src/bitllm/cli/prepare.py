@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -51,7 +51,7 @@ def prepare_mindeye(
     """
     from bitllm.data.formats.processed import read_processed
 
-    _write(store, read_processed("mindeye", root, _sidecar(images, places), subjects=subjects or None))
+    write_reading(store, read_processed("mindeye", root, _sidecar(images, places), subjects=subjects or None))
 
 
 def prepare_mindeye2(
@@ -73,7 +73,9 @@ def prepare_mindeye2(
     """
     from bitllm.data.formats.processed import read_processed
 
-    _write(store, read_processed("mindeye2", root, _sidecar(images, places), subjects=subjects or None))
+    write_reading(
+        store, read_processed("mindeye2", root, _sidecar(images, places), subjects=subjects or None)
+    )
 
 
 def prepare_mindllm(
@@ -97,7 +99,7 @@ def prepare_mindllm(
     """
     from bitllm.data.formats.processed import read_processed
 
-    _write(
+    write_reading(
         store, read_processed("mindllm", root, _sidecar(images, places, pictures), subjects=subjects or None)
     )
 
@@ -124,7 +126,7 @@ def prepare_algonauts(
     from bitllm.data.formats.algonauts import read_algonauts
 
     sidecar = _sidecar(images, Places())
-    _write(
+    write_reading(
         store,
         read_algonauts(root, sidecar, surfaces=surfaces, labels=labels, subjects=subjects or None),
     )
@@ -187,7 +189,7 @@ def prepare_glmsingle(
         trust_pickle=trust_pickle,
     )
     settings = reading.settings.model_copy(update={"normalization": normalization})
-    _write(store, replace(reading, settings=settings))
+    write_reading(store, replace(reading, settings=settings))
 
 
 def prepare_table(header: tyro.conf.Positional[Path], store: tyro.conf.Positional[Path], /) -> None:
@@ -199,7 +201,110 @@ def prepare_table(header: tyro.conf.Positional[Path], store: tyro.conf.Positiona
     """
     from bitllm.data.formats.custom import read_custom
 
-    _write(store, read_custom(header))
+    write_reading(store, read_custom(header))
+
+
+@dataclass(frozen=True)
+class CocoFiles:
+    """Captions and pictures of COCO."""
+
+    captions: tuple[Path, ...]
+    """COCO's captions, such as captions_train2014.json."""
+    pictures: Path | None = None
+    """Folder of the pictures."""
+
+
+@dataclass(frozen=True)
+class OpenNeuro:
+    """Parts of OpenNeuro's ds001499."""
+
+    events: Path | None = None
+    """Root of ds001499, with the events of each run; the order of the trials is compared with them."""
+    rois: Path | None = None
+    """Folder derivatives/spm, with the masks of regions."""
+
+
+def prepare_bold5000(
+    root: tyro.conf.Positional[Path],
+    store: tyro.conf.Positional[Path],
+    /,
+    *,
+    coco: tyro.conf.OmitArgPrefixes[CocoFiles],
+    openneuro: tyro.conf.OmitArgPrefixes[OpenNeuro] = OpenNeuro(),
+    roi: str = "brain",
+    subjects: tuple[str, ...] = (),
+    betas: str = "TYPED-FITHRF-GLMDENOISE-RR",
+    normalization: Literal["training", "not-shared", "session", "across-sessions", "none"] = "training",
+) -> None:
+    """Prepare a store from BOLD5000, release 2.0: the trials with images of COCO.
+
+    Args:
+        root: Folder with CSI1_GLMbetas-TYPED-FITHRF-GLMDENOISE-RR_ses-01.nii.gz, CSI1_brainmask.nii.gz and so on.
+        store: New folder for the store.
+        coco: Captions and pictures.
+        openneuro: Events and masks of regions.
+        roi: brain, or regions such as EarlyVis+LOC+OPA+PPA+RSC (needs --rois).
+        subjects: Subjects to prepare, such as CSI1; by default all.
+        betas: Version of the betas, as in the names of the files.
+        normalization: Which trials determine mean and standard deviation; `session` uses test trials, which is a leak.
+    """
+    from bitllm.data.formats.bold5000 import read_bold5000
+    from bitllm.data.formats.sidecar import Sidecar
+
+    reading = read_bold5000(
+        root,
+        Sidecar(captions=coco.captions, pictures=coco.pictures),
+        events=openneuro.events,
+        rois=openneuro.rois,
+        roi=roi,
+        subjects=subjects or None,
+        betas=betas,
+        normalization=normalization,
+    )
+    write_reading(store, reading)
+
+
+@dataclass(frozen=True)
+class FsLr:
+    """Where MOSAIC's grayordinates lie."""
+
+    grayordinates: Path
+    """Any CIFTI file with the same 91,282 grayordinates, such as a dscalar of the HCP or of fMRIPrep."""
+    surfaces: Path
+    """Folder with the midthickness surfaces of fsLR 32k in GIFTI (templateflow's tpl-fsLR)."""
+    labels: Path | None = None
+    """Glasser's areas (.dlabel.nii)."""
+
+
+def prepare_mosaic(
+    paths: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILES STORE")]],
+    /,
+    *,
+    coco: tyro.conf.OmitArgPrefixes[CocoFiles],
+    places: tyro.conf.OmitArgPrefixes[FsLr],
+    areas: tuple[str, ...] = (),
+    structures: Literal["cortex", "all"] = "cortex",
+) -> None:
+    """Prepare one store from subjects of MOSAIC (NSD, BOLD5000, NOD and others on fsLR): trials with captions.
+
+    Args:
+        paths: sub-01_NSD.hdf5, sub-01_BOLD5000.hdf5 and so on; last the new folder for the store.
+        coco: Captions (COCO's, or a map from the names of the images) and pictures.
+        places: Coordinates and areas of the grayordinates.
+        areas: Glasser's areas to read, such as V1 V2 FFC; by default the whole cortex.
+        structures: Read the voxels below the cortex too.
+    """
+    from bitllm.data.formats.mosaic import Cortex, read_mosaic
+    from bitllm.data.formats.sidecar import Sidecar
+    from bitllm.errors import ConfigError
+
+    *files, store = paths
+    if not files:
+        raise ConfigError(
+            f"prepare mosaic: expected files and a new folder for the store, found only {store}; add one"
+        )
+    cortex = Cortex(places.grayordinates, places.surfaces, places.labels, areas, structures)
+    write_reading(store, read_mosaic(files, Sidecar(captions=coco.captions, pictures=coco.pictures), cortex))
 
 
 def _sidecar(images: Images, places: Places, pictures: Path | None = None) -> "Sidecar":
@@ -208,7 +313,8 @@ def _sidecar(images: Images, places: Places, pictures: Path | None = None) -> "S
     return Sidecar(images.captions, images.stimulus_table, pictures, places.nsd, places.voxels)
 
 
-def _write(store: Path, reading: "ParsedDataset") -> None:
+def write_reading(store: Path, reading: "ParsedDataset") -> None:
+    """Write the store of a data set that was read, and print the notes about it."""
     from bitllm.cli.display import Display
     from bitllm.data.store.write import write_store
 

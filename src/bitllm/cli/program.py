@@ -30,6 +30,8 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "prepare mindllm": prepare.prepare_mindllm,
     "prepare algonauts": prepare.prepare_algonauts,
     "prepare glmsingle": prepare.prepare_glmsingle,
+    "prepare bold5000": prepare.prepare_bold5000,
+    "prepare mosaic": prepare.prepare_mosaic,
     "prepare table": prepare.prepare_table,
     "inspect": data.inspect,
     "audit": data.audit,

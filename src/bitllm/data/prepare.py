@@ -142,7 +142,7 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
         _read_subject(release, design, name, roi, n_sessions, notes) for name in release.subjects(subjects)
     ]
     people = [person for person, _ in read]
-    atlases = _merged_labels(release, [(person.name, labels) for person, labels in read])
+    atlases = merged_labels(release, [(person.name, labels) for person, labels in read])
     nsd_ids = np.unique(np.concatenate([person.trials["nsd_id"].to_numpy() for person in people]))
     stimuli = read_stimuli(release.stimulus_table, nsd_ids, design.shared_ids, notes)
     captions = read_captions(release, stimuli, notes)
@@ -226,7 +226,8 @@ def _pictures(path: Path, nsd_ids: np.ndarray, side_px: int | None) -> Iterator[
     return blocks if side_px is None else resized(blocks, side_px)
 
 
-def _merged_labels(release: NsdRelease, people: Sequence[tuple[str, Labels]]) -> Labels:
+def merged_labels(release: NsdRelease, people: Sequence[tuple[str, Labels]]) -> Labels:
+    """Names of the labels of all subjects, which must have the same atlases with the same names."""
     first, of_first = people[0]
     merged: Labels = {atlas: {} for atlas in of_first}
     for name, labels in people:

@@ -105,12 +105,12 @@ def _scaled_dtype(image: nib.Nifti1Image | nib.MGHImage | nib.Cifti2Image) -> np
 
 def cifti_places(path: Path) -> np.ndarray:
     """Voxel indices (i, j, k) of CIFTI's grayordinates; -1 for surface vertices."""
-    return np.asarray(_brain_models(path).voxel)
+    return np.asarray(brain_models(path).voxel)
 
 
 def cifti_order(path: Path, mask: np.ndarray, grid: Grid) -> np.ndarray:
     """Columns of a CIFTI file in the C order of a mask's voxels."""
-    models = _brain_models(path)
+    models = brain_models(path)
     if models.volume_shape is not None:
         require_same_grid(_cifti_grid(path, models), grid, "grayordinates")
     places = np.asarray(models.voxel)
@@ -128,7 +128,7 @@ def cifti_order(path: Path, mask: np.ndarray, grid: Grid) -> np.ndarray:
 
 def require_same_grayordinates(path: Path, first: Path) -> None:
     """Refuse CIFTI files with different columns, which would be concatenated column by column."""
-    found, expected = _brain_models(path), _brain_models(first)
+    found, expected = brain_models(path), brain_models(first)
     if found == expected:
         return
     n = min(len(found), len(expected))
@@ -143,7 +143,7 @@ def require_same_grayordinates(path: Path, first: Path) -> None:
 
 def require_sides(path: Path, x_mm: np.ndarray, table: Path) -> None:
     """Refuse a table of coordinates in which CIFTI's left structures lie to the right of the right ones."""
-    names = np.asarray(_brain_models(path).name, str)
+    names = np.asarray(brain_models(path).name, str)
     left, right = (x_mm[np.char.endswith(names, ending)] for ending in ("_LEFT", "_RIGHT"))
     if left.size and right.size and left.mean() > right.mean():
         raise DataError(
@@ -163,9 +163,13 @@ def _cifti_grid(path: Path, models: nib.cifti2.BrainModelAxis) -> Grid:
     return Grid(path, tuple(map(int, models.volume_shape)), affine)
 
 
-def _brain_models(path: Path) -> nib.cifti2.BrainModelAxis:
-    image = open_volume(path, "betas")
-    assert isinstance(image, nib.Cifti2Image), f"{path}: not CIFTI"
+def brain_models(path: Path) -> nib.cifti2.BrainModelAxis:
+    """The grayordinates of a CIFTI file."""
+    image = open_volume(path, "CIFTI")
+    if not isinstance(image, nib.Cifti2Image):
+        raise DataError(
+            f"{path}: expected CIFTI, found {type(image).__name__}; name a file such as x.dscalar.nii"
+        )
     axis = image.header.get_axis(1)
     if not isinstance(axis, nib.cifti2.BrainModelAxis):
         raise DataError(

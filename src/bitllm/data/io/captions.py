@@ -195,7 +195,7 @@ def _joined(
         return lambda place: file.by_file_name.get(names[place], ())
     if numbers_are_coco_ids and any(name in file.captions for name in names):
         return lambda place: file.captions.get(names[place], ())
-    numbers = [_coco_id_of(name, is_any_number=numbers_are_coco_ids) for name in names]
+    numbers = [int(name) if numbers_are_coco_ids and _is_number(name) else coco_id_of(name) for name in names]
     if min(numbers, default=-1) >= 0 and len(set(numbers)) == len(numbers):
         return lambda place: file.by_coco_id.get(str(numbers[place]), ())
     raise DataError(
@@ -208,9 +208,7 @@ def _joined(
 def _require_agreement(file: CaptionFile, names: Sequence[str], coco_ids: Sequence[int]) -> None:
     """Refuse COCO ids that contradict the names of their images."""
     for name, coco_id in zip(names, coco_ids, strict=True):
-        by_name = {int(image) for image in file.ids_by_file_name.get(name, ())} or {
-            _coco_id_of(name, is_any_number=False)
-        }
+        by_name = {int(image) for image in file.ids_by_file_name.get(name, ())} or {coco_id_of(name)}
         if coco_id >= 0 and by_name != {-1} and coco_id not in by_name:
             raise DataError(
                 f"{file.path}: expected the `coco_id` {coco_id} for the image `{name}`, as in the trials, found "
@@ -218,10 +216,8 @@ def _require_agreement(file: CaptionFile, names: Sequence[str], coco_ids: Sequen
             )
 
 
-def _coco_id_of(name: str, *, is_any_number: bool) -> int:
-    """The COCO id in a name, or -1."""
-    if is_any_number and _is_number(name):
-        return int(name)
+def coco_id_of(name: str) -> int:
+    """The COCO id in the name that COCO gives to an image, such as ``000000000139``, or -1."""
     found = _COCO_NAME.fullmatch(name)
     return int(found[1]) if found else -1
 

@@ -200,6 +200,14 @@ def stored_volumes(image: Image, path: Path, what: str) -> Iterator[np.ndarray]:
             yield np.frombuffer(content, dtype)
 
 
+def scaled_volumes(image: Image, path: Path, what: str) -> Iterator[np.ndarray]:
+    """The same volumes, scaled according to the header."""
+    proxy = image.dataobj
+    assert isinstance(proxy, ArrayProxy), f"{path}: not read from a file"
+    for volume in stored_volumes(image, path, what):
+        yield volume * proxy.slope + proxy.inter
+
+
 def _opened(path: Path):  # type: ignore[no-untyped-def]  # gzip and plain files share no public type
     return gzip.open(path, "rb") if path.suffix.lower() in (".gz", ".mgz") else path.open("rb")
 

@@ -65,6 +65,15 @@ class NsdRelease:
             )
 
     @property
+    def synthetic_design(self) -> Path:
+        """Experimental design of NSD-synthetic."""
+        return self.root / "nsddata/experiments/nsdsynthetic/nsdsynthetic_expdesign.mat"
+
+    def imagery_run(self, subject: str, run: str) -> Path:
+        """Trials of a subject in a run of NSD-imagery, such as ``visA``."""
+        return self.root / f"nsddata/bdata/nsdimagery/nsdimagery_{subject}_{run}.tsv"
+
+    @property
     def design(self) -> Path:
         """Experimental design."""
         return self.root / "nsddata/experiments/nsd/nsd_expdesign.mat"
@@ -110,6 +119,16 @@ class NsdRelease:
     def betas_folder(self, subject: str) -> Path:
         """Folder of a subject's betas."""
         return self.root / f"nsddata_betas/ppdata/{subject}/{self.space}/{BETA_FOLDERS[self.beta_version]}"
+
+    def experiment_files(self, subject: str, experiment: str) -> tuple[Path, ...]:
+        """Files with all betas of a subject in ``imagery`` or ``synthetic``; none if they are missing."""
+        core = self.betas_folder(subject)
+        folder, name = core.with_name(f"nsd{experiment}{core.name}"), f"betas_nsd{experiment}"
+        if self.space == "fsaverage":
+            halves = tuple(folder / f"{side}.{name}.mgh" for side in HEMISPHERES)
+            return halves if all(path.is_file() for path in halves) else ()
+        found = (folder / f"{name}.{ending}" for ending in ("hdf5", "nii.gz", "nii"))
+        return tuple(path for path in found if path.is_file())[:1]
 
     def ncsnr(self, subject: str, hemisphere: str | None = None) -> Path:
         """Noise-ceiling signal-to-noise ratio of a subject's voxels, or of a hemisphere's vertices."""

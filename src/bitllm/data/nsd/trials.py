@@ -57,20 +57,7 @@ def read_design(path: Path) -> Design:
     ----------
     NSD Data Manual, "Experiment design and stimuli".
     """
-    require_file(path, "NSD's experimental design")
-    try:
-        content = scipy.io.loadmat(path, variable_names=_DESIGN_KEYS)
-    except (MatReadError, ValueError, NotImplementedError, OSError, TypeError, zlib.error) as error:
-        reason = str(error).replace("\n", " ")
-        raise DataError(
-            f"{path}: expected a MATLAB 5 file, found another ({reason}); download it again"
-        ) from None
-    for key in _DESIGN_KEYS:
-        if key not in content:
-            raise DataError(
-                f"{path}: expected the variable `{key}`, found none; download the design file again"
-            )
-    one_based = {key: whole_numbers(np.atleast_2d(content[key]), path, f"`{key}`") for key in _DESIGN_KEYS}
+    one_based = read_matlab(path, _DESIGN_KEYS, "NSD's experimental design")
     design = Design(
         path=path,
         ordering=one_based["masterordering"].ravel() - 1,
@@ -80,6 +67,24 @@ def read_design(path: Path) -> Design:
     )
     _check_design(design)
     return design
+
+
+def read_matlab(path: Path, keys: tuple[str, ...], what: str) -> dict[str, np.ndarray]:
+    """Whole numbers, of at least two axes, from a MATLAB 5 file."""
+    require_file(path, what)
+    try:
+        content = scipy.io.loadmat(path, variable_names=keys)
+    except (MatReadError, ValueError, NotImplementedError, OSError, TypeError, zlib.error) as error:
+        reason = str(error).replace("\n", " ")
+        raise DataError(
+            f"{path}: expected a MATLAB 5 file, found another ({reason}); download it again"
+        ) from None
+    for key in keys:
+        if key not in content:
+            raise DataError(
+                f"{path}: expected the variable `{key}`, found none; download the design file again"
+            )
+    return {key: whole_numbers(np.atleast_2d(content[key]), path, f"`{key}`") for key in keys}
 
 
 def read_trials(
