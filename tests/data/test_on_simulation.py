@@ -15,6 +15,8 @@ from bitllm.data.nsd.betas import percent_signal_change, read_session_betas
 from bitllm.data.prepare import prepare_nsd
 from bitllm.data.splits import check_split, make_split
 from bitllm.data.store import Store, open_store
+from bitllm.data.tasks import exchanges
+from bitllm.data.tasks.sources import derive_from
 from bitllm.simulation import release as release_module
 from bitllm.simulation.parameters import preset
 from bitllm.simulation.pictures import object_boxes
@@ -216,3 +218,33 @@ def test_a_seed_below_0_is_one_line(tmp_path, capsys):
     err = capsys.readouterr().err
     assert err.startswith("bitllm: --seed: ") and "found -1" in err and err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_the_prepared_store_has_the_derived_and_the_simulated_questions(simulated):
+    table = simulated.tasks
+    assert set(table["task"]) == {
+        "presence",
+        "count",
+        "choice",
+        "category",
+        "left_right",
+        "vqa-v2",
+        "visdial",
+    }
+    assert set(table["license"]) == {"none needed (simulated)"}
+    assert set(table.index) <= set(simulated.stimuli.index)
+    assert sorted(derive_from(simulated), key=lambda one: one.id) == sorted(
+        (one for one in exchanges(simulated) if one.source == "derived"), key=lambda one: one.id
+    )
+
+
+def test_answers_are_true_of_the_scenes(simulated):
+    scenes = pd.read_parquet(simulated.path.parent / "nsd/simulation_truth/scenes.parquet")
+    for one in exchanges(simulated, tasks=["presence"]):
+        scene = scenes.loc[one.nsd_id]
+        names = {scene["object"], scene["partner"]}
+        asked = one.id.split(":")[-1]
+        assert (asked in names) == (one.answers[0][0] == "yes")
+    colors = [one for one in exchanges(simulated, tasks=["vqa-v2"]) if one.question_type == "what color"]
+    assert len(colors) > 100
+    assert all(one.answers[0][0] == scenes.loc[one.nsd_id, "colour"] for one in colors)

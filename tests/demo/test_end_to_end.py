@@ -53,7 +53,8 @@ def test_the_demo_writes_exactly_these_files(demo_folder):
     folders = {
         "nsd": {"simulation.json", "simulation_truth/features.npy", "simulation_truth/scenes.parquet"}
         | {f"simulation_truth/subj{number:02d}.safetensors" for number in range(1, 9)},
-        "store": {"manifest.json", "stimuli.parquet", "captions.parquet", "pictures.npy", "objects.parquet"},
+        "store": {"manifest.json", "stimuli.parquet", "captions.parquet", "pictures.npy", "objects.parquet"}
+        | {"tasks.parquet"},
         "clip": model | {"preprocessor_config.json"},
         "llm": model | {"generation_config.json"},
         "align": {"aligner.json", "aligner.safetensors", "log.jsonl", "run.json"},

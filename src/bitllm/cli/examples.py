@@ -33,6 +33,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "captions_val2014.json --grayordinates 91k.dscalar.nii --surfaces tpl-fsLR --labels glasser.dlabel.nii",
     ),
     "prepare table": ("bitllm prepare table header.yaml store",),
+    "tasks": (
+        "bitllm tasks store --derive",
+        "bitllm tasks store vqa-v2 v2_OpenEnded_mscoco_train2014_questions.json v2_mscoco_train2014_annotations.json",
+        "bitllm tasks store table questions.csv --license CC-BY-4.0",
+    ),
     "inspect": ("bitllm inspect store", "bitllm inspect store --verify"),
     "audit": ("bitllm audit store", "bitllm audit store demo"),
     "embed": ("bitllm embed store --clip openai/clip-vit-large-patch14",),

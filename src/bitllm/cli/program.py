@@ -11,7 +11,7 @@ import tyro
 from pydantic import ValidationError
 
 from bitllm import __version__
-from bitllm.cli import data, demo, evaluation, model, prepare, results, train
+from bitllm.cli import data, demo, evaluation, model, prepare, results, tasks, train
 from bitllm.cli.examples import under_help
 from bitllm.cli.recipes import with_recipe
 from bitllm.config import StrictConfig, first_problem
@@ -33,6 +33,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "prepare bold5000": prepare.prepare_bold5000,
     "prepare mosaic": prepare.prepare_mosaic,
     "prepare table": prepare.prepare_table,
+    "tasks": tasks.tasks,
     "inspect": data.inspect,
     "audit": data.audit,
     "embed": train.embed,

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool
 
 from bitllm.data.io.volumes import Grid
@@ -20,6 +21,8 @@ from bitllm.data.nsd.trials import Design, read_design, read_trials
 from bitllm.data.store.contents import StoreContents, StoreSettings, SubjectContents, View
 from bitllm.data.store.normalize import Normalization
 from bitllm.data.store.write import Progress, write_store
+from bitllm.data.tasks.exchange import tasks_table
+from bitllm.data.tasks.sources import SIMULATED_LICENSE, derived_questions, read_source
 from bitllm.errors import ConfigError, DataError
 
 _MAX_PICTURE_PX = 4096
@@ -156,6 +159,7 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
         stimuli=stimuli,
         captions=captions,
         objects=objects,
+        make_tasks=_tasks(release, captions, objects),
         pictures=partial(_pictures, release.pictures, nsd_ids, picture_px),
         atlases=atlases,
         origin=str(release.root),
@@ -171,6 +175,32 @@ def prepare_nsd(  # noqa: PLR0913 - the settings of one command
         seed=seed,
     )
     write_store(Path(out), contents, settings, workers=workers, progress=progress, note=note)
+
+
+def _tasks(
+    release: NsdRelease, captions: pd.DataFrame, objects: pd.DataFrame | None
+) -> Callable[[pd.DataFrame], pd.DataFrame] | None:
+    """Questions derived from the objects, and those of files in the folder of the captions."""
+    files, is_simulated = release.questions(), release.simulation() is not None
+    if objects is None and not files:
+        return None
+
+    def make(stimuli: pd.DataFrame) -> pd.DataFrame:
+        images = stimuli.set_index("nsd_id")
+        found = []
+        if objects is not None:
+            texts: dict[int, list[str]] = {}
+            for nsd_id, caption in zip(
+                captions["nsd_id"].tolist(), captions["caption"].tolist(), strict=True
+            ):
+                texts.setdefault(nsd_id, []).append(caption)
+            found += derived_questions(objects.set_index("nsd_id"), texts, images, is_simulated=is_simulated)
+        for source, paths in files.items():
+            license_name = SIMULATED_LICENSE if is_simulated else None
+            found += read_source(source, paths, images, release.root, license_name=license_name)
+        return tasks_table(found)
+
+    return make
 
 
 def _require_in_range(**settings: tuple[int | float, int | float, int | float]) -> None:

@@ -18,6 +18,7 @@ from bitllm.simulation.cortex import make_cortex
 from bitllm.simulation.design import Design, make_design
 from bitllm.simulation.parameters import SIMULATION_VERSION, SimulationConfig
 from bitllm.simulation.pictures import draw_pictures, object_boxes
+from bitllm.simulation.questions import write_visdial, write_vqa
 from bitllm.simulation.responses import (
     CELLS,
     NoiseCeiling,
@@ -123,8 +124,12 @@ def _write_stimuli(root: Path, config: SimulationConfig, seed: int, report: Prog
     tables.write_design(experiment / "nsd_expdesign.mat", design)
     stimuli.to_csv(experiment / "nsd_stim_info_merged.csv")
     folder = root / "nsddata_stimuli" / "stimuli" / "nsd"
-    tables.write_coco_captions(folder / "annotations", stimuli, captions_of(scenes, seed=seed))
+    captions = captions_of(scenes, seed=seed)
+    tables.write_coco_captions(folder / "annotations", stimuli, captions)
     tables.write_coco_instances(folder / "annotations", stimuli, lambda nsd_id: object_boxes(scenes[nsd_id]))
+    coco_ids = stimuli["cocoId"].tolist()
+    write_vqa(folder / "annotations", coco_ids, scenes, seed=seed)
+    write_visdial(folder / "annotations", coco_ids, scenes, captions, seed=seed)
     seen = _write_pictures(folder / "nsd_stimuli.hdf5", scenes, config.picture_px, report)
     features = scene_features(scenes)
     _write_scene_truth(root / TRUTH_FOLDER, scenes, features)

@@ -1,7 +1,7 @@
 """COCO's instances: the objects in a photograph, with their boxes."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bitllm.data.io.entries import Entries, is_text, is_whole
 from bitllm.errors import DataError
 from bitllm.files import parse_json, read_text
 
@@ -52,14 +53,14 @@ def read_instances(path: Path) -> Instances:
     cocodataset.org, "Data format", 1. Object Detection.
     """
     content = parse_json(read_text(path, _WHAT), path, without=("segmentation",))  # most of the 450 MB
-    photographs = _photographs(path, _entries(path, content, "images"))
-    categories = _categories(path, _entries(path, content, "categories"))
+    photographs = _photographs(_entries(path, content, "images"))
+    categories = _categories(_entries(path, content, "categories"))
     entries = _entries(path, content, "annotations")
-    if any("keypoints" in entry for entry in entries[:1]):
+    if any("keypoints" in entry for entry in entries.rows[:1]):
         raise DataError(
             f"{path}: expected {_WHAT}, found keypoints; use instances_*.json of the same archive"
         )
-    objects = _objects(path, entries)
+    objects = _objects(entries)
     _require_known(path, objects["category_id"], categories.index, "category_id", "categories")
     _require_known(path, objects["coco_id"], photographs.index, "image_id", "images")
     _require_inside(path, objects, photographs.loc[objects["coco_id"]])
@@ -67,77 +68,38 @@ def read_instances(path: Path) -> Instances:
     return Instances(path, photographs, pd.concat([objects, named], axis=1))
 
 
-def _entries(path: Path, content: Any, key: str) -> list[dict[str, Any]]:
-    entries = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        found = type(entries if isinstance(content, dict) else content).__name__
-        raise DataError(f"{path}: expected {_WHAT} with a list of objects `{key}`, found {found}; {_AGAIN}")
-    return entries
+def _entries(path: Path, content: Any, key: str) -> Entries:
+    return Entries.of(path, content, key, what=_WHAT, advice=_AGAIN)
 
 
-def _photographs(path: Path, entries: list[dict[str, Any]]) -> pd.DataFrame:
-    ids = _unique(path, "images", "id", _values(path, entries, "images", "id", _is_whole, "a whole number"))
+def _photographs(images: Entries) -> pd.DataFrame:
+    ids = images.unique("id", images.numbers("id"))
     sizes = {
-        key: _values(path, entries, "images", key, lambda v: _is_whole(v) and v > 0, "pixels above 0")
+        key: images.values(key, lambda v: is_whole(v) and v > 0, "pixels above 0")
         for key in ("width", "height")
     }
     return pd.DataFrame(sizes, index=pd.Index(ids, dtype="int64", name="coco_id"), dtype="float64")
 
 
-def _categories(path: Path, entries: list[dict[str, Any]]) -> pd.DataFrame:
-    ids = _unique(
-        path, "categories", "id", _values(path, entries, "categories", "id", _is_whole, "a whole number")
-    )
-    names = _unique(
-        path, "categories", "name", _values(path, entries, "categories", "name", _is_text, "a name")
-    )
-    above = _values(path, entries, "categories", "supercategory", _is_text, "a name")
+def _categories(categories: Entries) -> pd.DataFrame:
+    ids = categories.unique("id", categories.numbers("id"))
+    names = categories.unique("name", categories.values("name", is_text, "a name"))
+    above = categories.values("supercategory", is_text, "a name")
     return pd.DataFrame({"category": names, "supercategory": above}, index=pd.Index(ids), dtype=object)
 
 
-def _objects(path: Path, entries: list[dict[str, Any]]) -> pd.DataFrame:
-    where = "annotations"
-    _unique(path, where, "id", _values(path, entries, where, "id", _is_whole, "a whole number"))
+def _objects(annotations: Entries) -> pd.DataFrame:
+    annotations.unique("id", annotations.numbers("id"))
     table = pd.DataFrame(
         {
-            "coco_id": _values(path, entries, where, "image_id", _is_whole, "a whole number"),
-            "category_id": _values(path, entries, where, "category_id", _is_whole, "a whole number"),
-            "is_crowd": _values(path, entries, where, "iscrowd", lambda v: v in (0, 1), "0 or 1"),
-            "area": _values(path, entries, where, "area", _is_length, "a number from 0"),
+            "coco_id": annotations.numbers("image_id"),
+            "category_id": annotations.numbers("category_id"),
+            "is_crowd": annotations.values("iscrowd", lambda v: v in (0, 1), "0 or 1"),
+            "area": annotations.values("area", _is_length, "a number from 0"),
         }
     ).astype({"coco_id": "int64", "category_id": "int64", "is_crowd": "bool", "area": "float64"})
-    boxes = _values(path, entries, where, "bbox", _is_box, "four numbers x, y, width, height")
+    boxes = annotations.values("bbox", _is_box, "four numbers x, y, width, height")
     return table.join(pd.DataFrame(boxes, columns=list("xywh"), dtype="float64"))
-
-
-def _values(
-    path: Path,
-    entries: list[dict[str, Any]],
-    where: str,
-    key: str,
-    is_right: Callable[[Any], bool],
-    expected: str,
-) -> list[Any]:
-    values = [entry.get(key) for entry in entries]
-    wrong = next((place for place, value in enumerate(values) if not is_right(value)), None)
-    if wrong is not None:
-        found = f"{values[wrong]!r}"[:60] if key in entries[wrong] else "nothing"
-        raise DataError(
-            f"{path}: expected {expected} as `{key}` in every entry of `{where}`, found {found} in number {wrong + 1}; "
-            f"{_AGAIN}"
-        )
-    return values
-
-
-def _unique(path: Path, where: str, key: str, found: list[Any]) -> list[Any]:
-    values = pd.Series(found, dtype=object)
-    twice = values[values.duplicated()]
-    if len(twice):
-        raise DataError(
-            f"{path}: expected every `{key}` of `{where}` once, found {twice.iloc[0]!r} twice ({len(twice)} in all); "
-            f"{_AGAIN}"
-        )
-    return values.tolist()
 
 
 def _require_known(path: Path, values: pd.Series, known: pd.Index, key: str, where: str) -> None:
@@ -160,14 +122,6 @@ def _require_inside(path: Path, objects: pd.DataFrame, photographs: pd.DataFrame
             f"{path}: expected boxes inside of their photograph ({width[first]:.0f} × {height[first]:.0f} pixels), "
             f"found {box} in the image {objects['coco_id'].iloc[first]} ({outside.sum()} in all); {_AGAIN}"
         )
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
 
 
 def _is_number(value: object) -> bool:

@@ -36,6 +36,7 @@ def read_table(
     needed: Sequence[str],
     optional: Sequence[str] | None = None,
     numbers: Mapping[str, str],
+    lists: Sequence[str] = (),
     notes: list[str] | None = None,
     what: str = "the table",
     advice: str = "correct that row",
@@ -57,6 +58,8 @@ def read_table(
     numbers
         Numpy type of each numeric column. A missing number is NaN in a column of floats. All other columns are text,
         with ``""`` for an empty cell.
+    lists
+        Columns of lists of text, which only Parquet has; they become tuples.
     notes
         Receives a line about each peculiarity of the file that is not an error.
     what
@@ -70,11 +73,13 @@ def read_table(
         is_parquet = file.read(4) == b"PAR1"
     table = _from_parquet(path) if is_parquet else _from_text(path, needed, said)
     table = _known_columns(path, table, needed, optional, said)
+    of_lists = {column: _text_lists(path, table[column]) for column in lists}
+    table = table.drop(columns=list(of_lists))
     _clean(table, said, path)
     table = _converted(table, {c: t for c, t in numbers.items() if c in table}, str(path), what, advice)
     if notes is not None:
         notes.extend(f"{path}: {line}" for line in said)
-    return table
+    return table.assign(**of_lists)
 
 
 def is_table(path: Path) -> bool:
@@ -229,6 +234,17 @@ def _text(value: Any, where: Path) -> str:
     if isinstance(value, pd.Timestamp) and value == value.normalize():
         return value.date().isoformat()
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _text_lists(path: Path, values: pd.Series) -> pd.Series:
+    cells = [cell.tolist() if isinstance(cell, np.ndarray) else cell for cell in values.tolist()]
+    for row, cell in enumerate(cells, start=1):
+        if not isinstance(cell, list) or not all(isinstance(text, str) for text in cell):
+            raise DataError(
+                f"{path}: expected lists of text in the column `{values.name}`, found {repr(cell)[:60]} in row {row}; "
+                "save the column as lists"
+            )
+    return pd.Series([tuple(map(normalized_name, cell)) for cell in cells], dtype=object, index=values.index)
 
 
 def _converted(

@@ -96,6 +96,13 @@ class NsdRelease:
         """The COCO instances (objects with boxes) of ``train2017`` or ``val2017``."""
         return self.captions(coco_split).with_name(f"instances_{coco_split}.json")
 
+    def questions(self) -> dict[str, tuple[Path, ...]]:
+        """Files of questions that are in the folder of the captions, by the name of their source."""
+        folder = self.captions("train2017").parent
+        patterns = {"vqa-v2": "v2_*mscoco_*2014_*.json", "visdial": "visdial_1.0_train.json"}
+        found = {source: tuple(sorted(folder.glob(pattern))) for source, pattern in patterns.items()}
+        return {source: files for source, files in found.items() if files}
+
     def responses(self, subject: str) -> Path:
         """Table of a subject's trials."""
         return self.root / f"nsddata/ppdata/{subject}/behav/responses.tsv"

@@ -143,8 +143,9 @@ class StoreContents:
     objects
         The objects in the images, with ``OBJECT_COLUMNS``; an image without rows shows none of the annotated
         categories. ``None`` if there are no annotations.
-    tasks
-        Questions about the images, with the columns of ``TASK_SCHEMA``; ``None`` if there are none.
+    make_tasks
+        Returns questions about the images with the columns of ``TASK_SCHEMA``, given the images with their parts;
+        ``None`` if there are none.
     pictures
         Returns an iterator over blocks of images, sorted by ``nsd_id``; ``None`` if there are no images.
     atlases
@@ -158,6 +159,6 @@ class StoreContents:
     captions: pd.DataFrame
     origin: str
     objects: pd.DataFrame | None = None
-    tasks: pd.DataFrame | None = None
+    make_tasks: Callable[[pd.DataFrame], pd.DataFrame] | None = None
     pictures: Callable[[], Iterator[UInt8[np.ndarray, "n h w 3"]]] | None = None
     atlases: dict[str, dict[int, str]] = field(default_factory=dict)

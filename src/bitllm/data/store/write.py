@@ -312,7 +312,8 @@ def write_store(
     contents = complete(contents, settings)
     require_empty(Path(out))
     _require_pictures(contents)
-    with folder_gone_on_with(Path(out), _fingerprint(contents, settings)) as store:
+    tasks = None if contents.make_tasks is None else contents.make_tasks(contents.stimuli)
+    with folder_gone_on_with(Path(out), _fingerprint(contents, settings, tasks)) as store:
         jobs = [
             job
             for subject in contents.subjects
@@ -329,7 +330,7 @@ def write_store(
             if note:
                 note(line)
         records = {subject.name: _finish_subject(store, subject) for subject in contents.subjects}
-        shared_files = _write_images(store, contents)
+        shared_files = _write_images(store, contents, tasks)
         steps.done("pictures and captions")
         manifest = StoreManifest(
             version=STORE_VERSION,
@@ -429,13 +430,13 @@ def _require_pictures(contents: StoreContents) -> None:
         next(contents.pictures(), None)
 
 
-def _write_images(store: Path, contents: StoreContents) -> tuple[str, ...]:
+def _write_images(store: Path, contents: StoreContents, tasks: pd.DataFrame | None) -> tuple[str, ...]:
     contents.stimuli.to_parquet(store / "stimuli.parquet", index=False)
     contents.captions.to_parquet(store / "captions.parquet", index=False)
     if contents.objects is not None:
         contents.objects.to_parquet(store / "objects.parquet", index=False)
-    if contents.tasks is not None:
-        contents.tasks.to_parquet(store / TASKS, index=False, schema=TASK_SCHEMA)
+    if tasks is not None:
+        tasks.to_parquet(store / TASKS, index=False, schema=TASK_SCHEMA)
     if contents.pictures is not None:
         _write_pictures(store, contents, contents.pictures())
     return tuple(file for file in SHARED_FILES if (store / file).exists())
@@ -450,17 +451,16 @@ def _write_pictures(store: Path, contents: StoreContents, blocks: Iterator[np.nd
         )
 
 
-def _fingerprint(contents: StoreContents, settings: StoreSettings) -> str:
+def _fingerprint(contents: StoreContents, settings: StoreSettings, questions: pd.DataFrame | None) -> str:
     tables = {"stimuli": contents.stimuli, "captions": contents.captions}
     if contents.objects is not None:
         tables["objects"] = contents.objects
     for subject in contents.subjects:
         tables[f"{subject.name} trials"] = subject.trials
         tables[f"{subject.name} voxels"] = subject.voxels
-    tasks = {} if contents.tasks is None else {"tasks": contents.tasks.to_dict("list")}
     return sha256_of_json(
-        tasks
-        | {
+        {
+            "tasks": None if questions is None else questions.to_dict("list"),
             "settings": settings.model_dump(mode="json"),
             "files": [subject.fingerprint for subject in contents.subjects],
             "views": [_views(subject) for subject in contents.subjects],
