@@ -112,6 +112,27 @@ def test_a_store_that_the_run_was_not_trained_on_is_refused_though_its_split_is_
         open_checkpoints({"sft": easy.folder / "sft"}, other_store, EvaluateOptions(judge_on="postre"))
 
 
+def test_a_store_in_the_subjects_own_space_is_refused_and_one_on_fsaverage_is_converted(
+    easy, other_store, tmp_path
+):
+    place = tmp_path / "store"
+    shutil.copytree(other_store.path, place)
+    manifest = json.loads((place / "manifest.json").read_text())
+    (place / "manifest.json").write_text(json.dumps(manifest | {"space": "fsaverage"}))
+    options = EvaluateOptions(judge_on="poster")
+    run = open_checkpoints({"sft": easy.folder / "sft"}, open_store(place), options)
+    assert "are converted from `fsaverage` to that of the run, `func1pt8mm`" in run.notes[0]
+    subject = easy.store.subjects[0]
+    moved = run.store.subject(subject).voxels["z_mm"] - easy.store.subject(subject).voxels["z_mm"]
+    assert moved.abs().max() > 0.5
+    for name in ("sft", "llm"):
+        shutil.copytree(easy.folder / name, tmp_path / name)
+    card = json.loads((tmp_path / "sft/bitllm.json").read_text())
+    (tmp_path / "sft/bitllm.json").write_text(json.dumps(card | {"space": "T1w"}))
+    with pytest.raises(SplitError, match=r"trained in .`T1w`.*a subject's own space"):
+        open_checkpoints({"sft": tmp_path / "sft"}, other_store, options)
+
+
 def test_of_a_model_that_went_on_from_another_it_is_not_said_whom_it_never_saw(easy, tmp_path):
     own = open_checkpoints({"sft": easy.folder / "sft"}, easy.store)
     tested, trained_on = easy.split.test_subjects[0], easy.split.train_subjects[0]

@@ -309,15 +309,20 @@ def audit(
 
     Args:
         store: Folder of the store.
-        run: Folder with the run's results, its split.json and run.json.
+        run: Folder with the run's results, its split.json and run.json; or another store, to find common photographs.
         split: The split to audit; by default the run's split.json.
         json: Print JSON instead of lines.
     """
     from bitllm.data.audit import audit as look
+    from bitllm.data.shared_images import audit_two_stores
     from bitllm.data.splits import load_split
     from bitllm.data.store import open_store
 
-    found = look(open_store(store), split=load_split(split) if split else None, run=run)
+    opened, of_split = open_store(store), load_split(split) if split else None
+    if run is not None and (run / "manifest.json").is_file():
+        found = audit_two_stores(opened, open_store(run), split=of_split)
+    else:
+        found = look(opened, split=of_split, run=run)
     if json:
         print_json(found)
     else:

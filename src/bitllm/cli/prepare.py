@@ -215,13 +215,15 @@ class CocoFiles:
 
 
 @dataclass(frozen=True)
-class OpenNeuro:
+class FromOpenNeuro:
     """Parts of OpenNeuro's ds001499."""
 
     events: Path | None = None
     """Root of ds001499, with the events of each run; the order of the trials is compared with them."""
     rois: Path | None = None
     """Folder derivatives/spm, with the masks of regions."""
+    transforms: Path | None = None
+    """Folder with fMRIPrep's transforms from MNI to T1w, to bring the coordinates to MNI."""
 
 
 def prepare_bold5000(
@@ -230,7 +232,7 @@ def prepare_bold5000(
     /,
     *,
     coco: tyro.conf.OmitArgPrefixes[CocoFiles],
-    openneuro: tyro.conf.OmitArgPrefixes[OpenNeuro] = OpenNeuro(),
+    openneuro: tyro.conf.OmitArgPrefixes[FromOpenNeuro] = FromOpenNeuro(),
     roi: str = "brain",
     subjects: tuple[str, ...] = (),
     betas: str = "TYPED-FITHRF-GLMDENOISE-RR",
@@ -242,20 +244,19 @@ def prepare_bold5000(
         root: Folder with CSI1_GLMbetas-TYPED-FITHRF-GLMDENOISE-RR_ses-01.nii.gz, CSI1_brainmask.nii.gz and so on.
         store: New folder for the store.
         coco: Captions and pictures.
-        openneuro: Events and masks of regions.
+        openneuro: Events, masks of regions, transforms.
         roi: brain, or regions such as EarlyVis+LOC+OPA+PPA+RSC (needs --rois).
         subjects: Subjects to prepare, such as CSI1; by default all.
         betas: Version of the betas, as in the names of the files.
         normalization: Which trials determine mean and standard deviation; `session` uses test trials, which is a leak.
     """
-    from bitllm.data.formats.bold5000 import read_bold5000
+    from bitllm.data.formats.bold5000 import OpenNeuro, read_bold5000
     from bitllm.data.formats.sidecar import Sidecar
 
     reading = read_bold5000(
         root,
         Sidecar(captions=coco.captions, pictures=coco.pictures),
-        events=openneuro.events,
-        rois=openneuro.rois,
+        openneuro=OpenNeuro(openneuro.events, openneuro.rois, openneuro.transforms),
         roi=roi,
         subjects=subjects or None,
         betas=betas,

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from bitllm.config import nearest
 from bitllm.data.store import Store
-from bitllm.data.store.contents import is_subjects_own
+from bitllm.data.store.spaces import is_subjects_own
 from bitllm.errors import SplitError
 from bitllm.files import read_json, sha256_of_json, write_json
 

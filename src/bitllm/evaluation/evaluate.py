@@ -209,7 +209,7 @@ class Evaluator:
             "not_run": not_run,
             "controls": final["controls"],
             "constant_caption": encoder["constant"],
-            "notes": [] if drawn is None else [f"human: {drawn}"],
+            "notes": [*self.checkpoints.notes, *([] if drawn is None else [f"human: {drawn}"])],
         }
         return Evaluation(
             pd.concat([read_rows(parts[name] / _ROWS) for name in [*names, ENCODER_PART]], ignore_index=True),

@@ -9,6 +9,7 @@ from bitllm.config import nearest
 from bitllm.data.splits import PRESETS, Split, check_split, load_split, make_split
 from bitllm.data.store import Store
 from bitllm.data.targets import Targets, load_targets
+from bitllm.data.transfer import as_trained_on
 from bitllm.errors import CheckpointError, ConfigError, SplitError
 from bitllm.evaluation.diagnostics import same_encoder
 from bitllm.evaluation.options import EvaluateOptions
@@ -50,6 +51,8 @@ class Checkpoints:
     """Whether store and split are those of the training."""
     is_continued: bool = False
     """Whether an sft continues another one, with possibly other training subjects."""
+    notes: tuple[str, ...] = ()
+    """How a store of another data set is read."""
 
     @property
     def final(self) -> str:
@@ -123,6 +126,9 @@ def open_checkpoints(
     if reason:
         not_run = {"retrieval": reason, "similarity_to_training": reason} | not_run
     sft = sft_beneath(folder) if (folder / RFT_CARD).is_file() else folder
+    notes: tuple[str, ...] = ()
+    if not is_own and store_of(folder) != store.sha256:
+        store, notes = as_trained_on(store, card_of(sft), where=folder)
     return Checkpoints(
         folders,
         store,
@@ -136,6 +142,7 @@ def open_checkpoints(
         not_run,
         is_own,
         "sft to start from" in _learnt_from(sft),
+        notes,
     )
 
 

@@ -29,6 +29,7 @@ from bitllm.config import StrictConfig
 from bitllm.data.dataset import sealed_test, select_trials
 from bitllm.data.splits import Split, check_split
 from bitllm.data.store import Store
+from bitllm.data.transfer import require_same_space, space_of_training
 from bitllm.errors import CheckpointError
 from bitllm.files import read_record, sha256_of_file
 from bitllm.model.build import (
@@ -169,7 +170,7 @@ def train_sft(  # noqa: PLR0913 - the parts of the stage
     CheckpointError
         If interface, encoder or LLM of the sft to start from differ from the configuration.
     """
-    check_split(store, split)
+    _check_data(store, split, start)
     base = load_llm(llm_path, dtype=base_dtype(config.precision))
     fingerprint = sft_fingerprint(store, split, start=start, llm_sha256=base.sha256, config=config, seed=seed)
     about = config.optimizer.selection(METRIC, split.train_subjects) | {"precision": name_of(base.llm.dtype)}
@@ -214,10 +215,16 @@ def train_sft(  # noqa: PLR0913 - the parts of the stage
         )
         loop.fit()
         card = {"stage": "sft", "split": split.sha256, "seed": seed, "atlases": list(atlases)}
-        card["n_trainable"] = n_trainable(model)
+        card |= space_of_training(store, atlases) | {"n_trainable": n_trainable(model)}
         state = full_state(model, model.is_ours)
         if is_main():
             save_trained(model, work.folder, base=base, about=card, state=state)
+
+
+def _check_data(store: Store, split: Split, start: BrainEncoder | Path) -> None:
+    check_split(store, split)
+    if isinstance(start, Path) and (start / CARD).is_file():  # without its card it is refused later
+        require_same_space(store, read_record(start / CARD), where=start)
 
 
 def sft_fingerprint(

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from bitllm.cli import main
-from bitllm.data.formats.bold5000 import read_bold5000
+from bitllm.data.formats.bold5000 import OpenNeuro, read_bold5000
 from bitllm.data.formats.sidecar import Sidecar
 from bitllm.data.store import open_store
 from bitllm.errors import BitLlmError
@@ -97,7 +97,9 @@ def save(values: np.ndarray, path: Path, affine: np.ndarray = AFFINE) -> None:
 
 
 def read(made: SimpleNamespace, **changed):
-    options = {"events": made.events, "rois": made.rois} | changed
+    parts = {"events": made.events, "rois": made.rois, "transforms": None}
+    parts = {name: changed.pop(name, default) for name, default in parts.items()}
+    options = {"openneuro": OpenNeuro(**parts)} | changed
     captions = options.pop("captions", (made.root / "captions_train2014.json",))
     return read_bold5000(made.folder, Sidecar(captions=captions), **options)
 
@@ -154,6 +156,22 @@ def test_scaled_integers_are_read_like_floats(made):
     np.testing.assert_allclose(read(made).contents.subjects[0].read_session(1), before, atol=1e-3)
 
 
+def test_coordinates_are_brought_to_mni_by_the_transforms_of_fmriprep(made):
+    folder = made.root / "fmriprep"
+    folder.mkdir()
+    for k, name in enumerate(GRIDS):
+        path = folder / f"sub-{name}_from-MNI152NLin2009cAsym_to-T1w_mode-image_xfm.txt"
+        numbers = f"Parameters: 1 0 0 0 1 0 0 0 1 {k + 1} 2 3\nFixedParameters: 5 5 5\n"
+        path.write_text(
+            f"#Insight Transform File V1.0\n#Transform 0\nTransform: AffineTransform_double_3_3\n{numbers}"
+        )
+    before, after = read(made), read(made, transforms=folder)
+    assert (before.settings.space, after.settings.space) == ("T1w", "MNI152NLin2009cAsym")
+    for k, (own, mni) in enumerate(zip(before.contents.subjects, after.contents.subjects, strict=True)):
+        moved = (mni.voxels - own.voxels)[["x_mm", "y_mm", "z_mm"]].to_numpy()
+        np.testing.assert_allclose(moved, np.tile([-(k + 1.0), -2, 3], (len(moved), 1)))  # LPS to RAS
+
+
 def break_names(made, change):
     path = made.folder / "CSI1_imgnames.txt"
     path.write_text("\n".join(change(path.read_text().split())))
@@ -193,6 +211,7 @@ BROKEN = {
     "a shifted brain mask": (
         lambda m: save(m.masks["CSI1"].astype(np.uint8), m.folder / "CSI1_brainmask.nii.gz",
                        AFFINE + np.eye(4)[0][:, None] * np.eye(4)[3]), {"rois": None}, "1 mm apart"),
+    "no transforms": (lambda m: None, {"transforms": Path(__file__).parent}, "one sub-CSI1_from-MNI.*found 0"),
     "captions of others": (
         lambda m: (m.root / "captions_train2014.json").write_text('{"annotations": [{"image_id": 1, "caption": "a"}]}'),
         {}, "found none .46 of 46|captions of the image"),

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from bitllm.data.formats.trials import stimuli_of
 from bitllm.data.io.captions import coco_id_of
 from bitllm.data.io.pictures import picture_reader
 from bitllm.data.io.tables import read_table
+from bitllm.data.io.transforms import transform_points
 from bitllm.data.io.volumes import Grid, grid_of, open_volume, require_same_grid, scaled_volumes
 from bitllm.data.store.contents import StoreContents, StoreSettings, SubjectContents
 from bitllm.data.store.normalize import Normalization
@@ -43,8 +44,21 @@ _WHAT = "a session of betas"
 _BETAS = re.compile(r"(CSI\d+)_GLMbetas-(.+)_ses-(\d+)\.nii(?:\.gz)?")
 _EVENTS = re.compile(r".*_ses-(\d+)_task-5000scenes_run-(\d+)_events\.tsv")
 _ROI_FILE = re.compile(r".*_mask-(?:LH|RH)(.+)\.nii(?:\.gz)?")
+_TRANSFORM = re.compile(r".*_from-(MNI[A-Za-z0-9]+)_to-T1w_mode-image_xfm\.(?:h5|txt)")
 _SPELLINGS = {"LO": "LOC", "RRSC": "RSC"}
 """Names of some masks of CSI2 and CSI3 on OpenNeuro."""
+
+
+@dataclass(frozen=True)
+class OpenNeuro:
+    """Parts of OpenNeuro's ds001499."""
+
+    events: Path | None = None
+    """Root of ds001499, with the events of each run; the order of the trials is compared with them."""
+    rois: Path | None = None
+    """Folder derivatives/spm, with ``sub-CSI1_mask-LHEarlyVis.nii.gz`` and so on."""
+    transforms: Path | None = None
+    """Folder with fMRIPrep's ``sub-CSI1_from-MNI152NLin2009cAsym_to-T1w_mode-image_xfm.h5`` and so on."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +87,7 @@ def read_bold5000(
     folder: Path,
     sidecar: Sidecar,
     *,
-    events: Path | None = None,
-    rois: Path | None = None,
+    openneuro: OpenNeuro = OpenNeuro(),
     roi: str = "brain",
     subjects: Sequence[str] | None = None,
     betas: str = RECOMMENDED,
@@ -91,12 +104,10 @@ def read_bold5000(
         Folder with ``CSI1_GLMbetas-…_ses-01.nii.gz``, ``CSI1_brainmask.nii.gz`` and ``CSI1_imgnames.txt``.
     sidecar
         COCO's captions of train2014 and, optionally, the pictures.
-    events
-        Root of OpenNeuro's ds001499 with the events of each run; compared with the names of the images.
-    rois
-        Folder with ``sub-CSI1_mask-LHEarlyVis.nii.gz`` and so on (``derivatives/spm`` of ds001499).
+    openneuro
+        Events, masks of regions and transforms to MNI.
     roi
-        ``brain``, or regions of ``rois`` joined by ``+``.
+        ``brain``, or regions of ``openneuro.rois`` joined by ``+``.
     subjects
         Subjects to read; by default all.
     betas
@@ -110,15 +121,22 @@ def read_bold5000(
     """
     files = _sessions(folder, betas, subjects)
     notes: list[str] = []
-    tables = [_trials(folder, name, of_subject, events, notes) for name, of_subject in files.items()]
+    tables = [
+        _trials(folder, name, of_subject, openneuro.events, notes) for name, of_subject in files.items()
+    ]
     every = pd.concat(tables, ignore_index=True)
     stimuli, coco = _coco_part(every, folder, notes)
     number = dict(zip(stimuli["stimulus_id"], stimuli["nsd_id"].tolist(), strict=True))
     coco = coco.assign(nsd_id=coco["stimulus_id"].map(number))
     found = [
-        _subject(name, coco[coco["subject"] == name], of_subject, _voxels(folder, name, rois, roi, notes))
+        _subject(
+            name, coco[coco["subject"] == name], of_subject, _voxels(folder, name, openneuro.rois, roi, notes)
+        )
         for name, of_subject in files.items()
     ]
+    space = "T1w"
+    if openneuro.transforms is not None:
+        found, space = _in_mni(found, openneuro.transforms)
     pictures = None
     if sidecar.pictures is not None:
         picture = picture_reader(sidecar.pictures, stimuli, notes)
@@ -130,10 +148,10 @@ def read_bold5000(
         captions=caption_rows(sidecar.captions, stimuli, notes, source=folder),
         origin=str(folder),
         pictures=pictures,
-        atlases={} if rois is None else {ATLAS: dict(enumerate(ROIS, 1))},
+        atlases={} if openneuro.rois is None else {ATLAS: dict(enumerate(ROIS, 1))},
     )
     settings = StoreSettings(
-        source="bold5000", beta_version=betas, space="T1w", roi=roi, normalization=normalization
+        source="bold5000", beta_version=betas, space=space, roi=roi, normalization=normalization
     )
     return ParsedDataset(contents, settings, tuple(notes))
 
@@ -408,6 +426,29 @@ def _subject(name: str, trials: pd.DataFrame, files: tuple[Path, ...], voxels: _
         origin=str(files[0].parent),
         fingerprint=fingerprint(*files),
     )
+
+
+def _in_mni(subjects: list[SubjectContents], folder: Path) -> tuple[list[SubjectContents], str]:
+    """The subjects with coordinates in MNI, and the name of the template."""
+    made, templates = [], set()
+    for subject in subjects:
+        paths = [p for p in sorted(folder.rglob(f"sub-{subject.name}*")) if _TRANSFORM.fullmatch(p.name)]
+        if len(paths) != 1:
+            raise DataError(
+                f"{folder}: expected one sub-{subject.name}_from-MNI152NLin2009cAsym_to-T1w_mode-image_xfm.h5 (it maps "
+                f"points from T1w to MNI), found {len(paths)}; download fMRIPrep's derivatives"
+            )
+        template = _TRANSFORM.fullmatch(paths[0].name)
+        assert template is not None, "chosen by this pattern"
+        templates.add(template[1])
+        voxels = subject.voxels.copy()
+        voxels[list(COORDINATES)] = transform_points(paths[0], voxels[list(COORDINATES)].to_numpy(np.float64))
+        made.append(replace(subject, voxels=voxels))
+    if len(templates) > 1:
+        raise DataError(
+            f"{folder}: expected one MNI template for all subjects, found {', '.join(sorted(templates))}; choose one"
+        )
+    return made, templates.pop()
 
 
 def _grid(path: Path) -> Grid:

@@ -19,9 +19,9 @@ from bitllm.data.store.contents import (
     StoreContents,
     StoreSettings,
     SubjectContents,
-    is_subjects_own,
 )
 from bitllm.data.store.normalize import Normalization
+from bitllm.data.store.spaces import is_subjects_own
 from bitllm.errors import ConfigError, DataError
 from bitllm.files import require_plain_name
 

@@ -18,7 +18,7 @@ from bitllm.data.io.arrays import (
 )
 from bitllm.data.io.values import whole_labels
 from bitllm.data.io.volumes import Grid, read_volume, require_same_grid
-from bitllm.data.store.contents import contradicts
+from bitllm.data.store.spaces import contradicts
 from bitllm.errors import DataError
 
 AxisOrder = Literal["trials-voxels", "voxels-trials", "xyz-trials", "trials-zyx"]

@@ -21,6 +21,7 @@ from bitllm.data.store.contents import (
     SubjectContents,
 )
 from bitllm.data.store.normalize import FEWEST_TRIALS, SCORED_BY_US, Normalization, sees
+from bitllm.data.store.spaces import require_space
 from bitllm.errors import DataError
 from bitllm.files import require_plain_name
 
@@ -85,6 +86,7 @@ def complete(contents: StoreContents, settings: StoreSettings) -> StoreContents:
     """The same contents, checked, with all columns of a store."""
     if not contents.subjects:
         raise DataError(f"{contents.origin}: expected at least one subject, found none; check the input")
+    require_space(settings.space, contents.origin)
     _require_distinct_names(contents)
     for subject in contents.subjects:  # its name becomes a folder
         require_plain_name(subject.name, subject.origin, "a subject")

@@ -11,29 +11,6 @@ from jaxtyping import Bool, UInt8
 from bitllm.config import StrictConfig
 from bitllm.data.store.normalize import Normalization
 
-_SUBJECTS_OWN = frozenset(
-    {"t1w", "t2w", "native", "func", "bold", "boldref", "anat", "orig", "individual", "scanner"}
-)
-"""Lower-case names of subject-specific spaces, in BIDS and in common use. NSD's func1pt8mm is not among them, because
-its stores contain MNI coordinates. Spaces with other names may be common to all subjects."""
-
-_CODES_AGAINST_MNI = frozenset({"scanner", "talairach"})
-_CODES_AGAINST_OWN = frozenset({"talairach", "mni", "template"})
-"""NIfTI codes of common spaces. ``aligned`` is not among them: it may mean aligned to a template."""
-
-
-def contradicts(space: str, code: str) -> bool:
-    """Whether the code of a NIfTI affine contradicts the stated space of the coordinates."""
-    if is_subjects_own(space):
-        return code in _CODES_AGAINST_OWN
-    return space.lower().removeprefix("space-").startswith("mni") and code in _CODES_AGAINST_MNI
-
-
-def is_subjects_own(space: str) -> bool:
-    """Whether coordinates in this space cannot be compared between subjects."""
-    return space.lower().removeprefix("space-") in _SUBJECTS_OWN
-
-
 TRIAL_COLUMNS = ("session", "run", "trial", "nsd_id", "repetition", "shared")
 TRIAL_OPTIONAL = ("session_name",)
 """Labels of sessions that are not plain numbers; sessions are then numbered in the order of the trials."""

@@ -1,6 +1,6 @@
 """Read a store: its manifest, tables, betas and pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -83,9 +83,15 @@ def sessions_of_zeros(data: SubjectData) -> list[int]:
 class Store:
     """An open store; betas and images are memory-mapped."""
 
-    def __init__(self, path: Path, manifest: StoreManifest) -> None:
+    def __init__(
+        self,
+        path: Path,
+        manifest: StoreManifest,
+        change: Callable[[SubjectData], SubjectData] | None = None,
+    ) -> None:
         self.path = path
         self.manifest = manifest
+        self._change = change
         self.subjects: tuple[str, ...] = tuple(sorted(manifest.subjects))
         self.atlases: dict[str, dict[int, str]] = {
             atlas: {int(number): name for number, name in names.items()}
@@ -95,7 +101,11 @@ class Store:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A worker process opens the files itself: a pickled memory map would carry the whole array.
-        return open_store, (self.path,)
+        return _reopened, (self.path, self._change)
+
+    def with_voxels(self, change: Callable[[SubjectData], SubjectData]) -> "Store":
+        """The same store with other tables of voxels; ``change`` is picklable."""
+        return Store(self.path, self.manifest, change)
 
     @cached_property
     def sha256(self) -> str:
@@ -170,7 +180,8 @@ class Store:
                 f"{nearest(name, list(self.subjects))}"
             )
         if name not in self._opened:
-            self._opened[name] = self._open_subject(name)
+            found = self._open_subject(name)
+            self._opened[name] = found if self._change is None else self._change(found)
         return self._opened[name]
 
     def pictures(self, nsd_ids: Sequence[int] | Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w 3"]:
@@ -246,6 +257,11 @@ def open_store(path: Path | str) -> Store:
         if not file.is_file():
             raise DataError(f"{file}: expected a file of the store, found none; make the store again")
     return Store(path, manifest)
+
+
+def _reopened(path: Path, change: Callable[[SubjectData], SubjectData] | None) -> Store:
+    store = open_store(path)
+    return store if change is None else store.with_voxels(change)
 
 
 def _read_table(path: Path) -> pd.DataFrame:
