@@ -1,7 +1,9 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bitllm.metrics.java import ptb_tokenize_by_jar, why_no_ptb
-from bitllm.metrics.tokenize import ptb_tokenize
+from bitllm.metrics.tokenize import _by_rules, ptb_tokenize
 
 HARD = [
     "A man riding a wave on top of a surfboard.",
@@ -49,6 +51,15 @@ def test_empty_captions_and_bare_punctuation_have_no_words():
 
 def test_a_full_stop_inside_a_caption_ends_a_word_but_not_initials():
     assert ptb_tokenize(["two. cats at p.m. there.."]) == ["two cats at p.m. there"]
+
+
+WORDS = ("A", "dog", "DOG", "cannot", "gonna", "Mr", "etc", "vs", "e", "a's", "U.S.", "is", "wanna", "tis")
+
+
+@given(st.lists(st.sampled_from(WORDS), max_size=6), st.sampled_from(["", ".", "..", " .", "!", "\n"]))
+def test_plain_captions_have_the_words_that_the_rules_give(words, end):
+    caption = " ".join(words) + end
+    assert ptb_tokenize([caption]) == [_by_rules(caption)]
 
 
 @pytest.mark.skipif(why_no_ptb() is not None, reason=f"Java tokenizer: {why_no_ptb()}")

@@ -85,11 +85,11 @@ def test_pooled_betas_of_the_posters_size_take_less_than_a_gigabyte(easy):
     trials = select_trials(easy.store, easy.split, "train", averaged=False)
     trials = trials[np.resize(np.arange(len(trials)), 1740)]
     betas = TrialBetas(trials, checked_anatomies(encoder, trials, easy.encoder.atlases), torch.device("cpu"))
-    before = {path: path.stat().st_size for path in easy.folder.parent.rglob("*")}
+    before = {path: path.stat().st_size for path in easy.folder.rglob("*")}
     pooled = pooled_betas(encoder, betas)
     assert pooled.shape == (1740, 1024)
     assert 100 * pooled.nbytes < 1e9
-    assert before == {path: path.stat().st_size for path in easy.folder.parent.rglob("*")}
+    assert before == {path: path.stat().st_size for path in easy.folder.rglob("*")}
 
 
 def test_a_step_of_rft_waits_once_for_each_new_token(easy, gpu, tmp_path):

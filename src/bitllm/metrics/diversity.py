@@ -1,5 +1,6 @@
 """Diversity of a set of captions, which distinguishes decoding from one repeated sentence."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 
@@ -11,10 +12,10 @@ def distinct_n(captions: Sequence[str], n: int) -> float:
     Li et al. (2016), "A diversity-promoting objective function for neural conversation models", NAACL.
     """
     total, different = 0, set()
-    for caption in captions:
+    for caption, times in Counter(captions).items():
         words = caption.split()
         ngrams = list(zip(*(words[start:] for start in range(n)), strict=False))
-        total += len(ngrams)
+        total += times * len(ngrams)
         different.update(ngrams)
     return len(different) / total if total else 0.0
 

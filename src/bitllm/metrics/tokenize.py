@@ -32,6 +32,11 @@ _OPENING_QUOTE = re.compile(r"(?<!\S)'(?=\w)(?!(?:s|re|ve|ll|d|m|em|tis|twas)\b)
 _NO_WIDTH = re.compile("[\ufeff\u200b-\u200d\u00ad\ufe0f]")
 _BEYOND_BASIC_PLANE = re.compile("[\U00010000-\U0010ffff]")
 
+# Most captions are words and spaces with a full stop at the end: to split them needs no rules, but for words that the
+# Treebank splits. A short last word may be an abbreviation.
+_PLAIN = re.compile(r"(?:[a-z]+ )*(?:[a-z]+|[a-z]{4,}\.)")
+_SPLIT_IN_TWO = re.compile(r"\b(?:cannot|gimme|gonna|gotta|lemme|wanna)\b")
+
 
 def ptb_tokenize(captions: Sequence[str]) -> list[str]:
     """Lower-case Penn Treebank words of each caption without punctuation, joined by spaces.
@@ -61,6 +66,13 @@ def _treebank() -> Callable[..., list[str]]:
 
 
 def _tokenize(caption: str) -> str:
+    lower = caption.lower()
+    if caption.isascii() and _PLAIN.fullmatch(lower) and not _SPLIT_IN_TWO.search(lower):
+        return lower.removesuffix(".")
+    return _by_rules(caption)
+
+
+def _by_rules(caption: str) -> str:
     treebank = _treebank()
     text = _BEYOND_BASIC_PLANE.sub(" ", _NO_WIDTH.sub("", caption).translate(_ASCII))
     text = _FULL_STOP.sub(r" \1 ", _LAST_FULL_STOPS.sub(" ", text))
