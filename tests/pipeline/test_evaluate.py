@@ -36,17 +36,24 @@ def other_store(easy, tmp_path):
 
 def test_a_checkpoint_alone_is_evaluated_once_with_its_regions(easy, checkpoint):
     said: list[str] = []
-    options = replace(OPTIONS, rois="floc-places:PPA")
+    options = replace(OPTIONS, rois="floc-places:PPA", tasks=("presence", "count"), questions_per_task=5)
     results = evaluate(checkpoint, easy.store.path, options, log=said.append)
-    assert [line.split("  ")[0] for line in said] == ["evaluate encoder", "evaluate sft", "evaluate regions"]
+    steps = ["evaluate encoder", "evaluate sft", "evaluate sft-questions", "evaluate regions"]
+    assert [line.split("  ")[0] for line in said] == steps
     assert list(results.systems["sft"].averaged) == ["real", "permuted", "zero", "other_subject", "constant"]
     assert list(results.systems["sft"].single) == ["real", "permuted"]
     assert [region.name for region in results.regions] == ["floc-places:PPA"]
+    asked = results.systems["sft"].questions.tasks["presence"]
+    assert (asked.n_questions, asked.source, list(asked.inputs)) == (
+        5,
+        "derived",
+        ["real", "permuted", "zero", "other_subject", "most_frequent"],
+    )
     assert "--align" in results.about.not_run["retrieval"]
     saved = from_json(Results, json.loads((checkpoint / "results.json").read_text()), "results.json")
     assert saved == results
     again = evaluate(checkpoint, easy.store.path, options, log=said.append)
-    assert all("kept from an earlier run" in line for line in said[3:])
+    assert all("kept from an earlier run" in line for line in said[4:])
     assert again.systems == results.systems
 
 

@@ -16,10 +16,14 @@ from bitllm.evaluation.results import (
     Results,
     RetrievalResult,
     SystemResult,
+    TaskInput,
+    TaskResult,
+    TasksResult,
 )
 from bitllm.metrics.intervals import Estimate
 from bitllm.report import RunFiles
 from bitllm.report.gallery import Decoded, GalleryItem
+from bitllm.report.questions import Example
 
 SIMULATED = "simulated brain (demo preset, seed 0, simulation version 1)"
 CIDER = {
@@ -72,7 +76,44 @@ def system(name: str) -> SystemResult:
         single = {"real": InputResult(scores(49.5, 14.2), 260, 0, 8.6, 654)}
         single |= {"permuted": permuted} if name == "sft" else {}
     controls = {one: control(name, one) for one in CIDER[name]}
-    return SystemResult({"real": real} | controls, single, N_TRAINABLE.get(name))
+    return SystemResult(
+        {"real": real} | controls, single, N_TRAINABLE.get(name), questions() if name == "rft" else None
+    )
+
+
+def asked(score: float, lead: float | None, **more: Any) -> TaskInput:
+    leads = {} if lead is None else {kind: around(lead, 4.0) for kind in ("decoded", "likelihood")}
+    return TaskInput({"decoded": around(score - 1, 3.0), "likelihood": around(score, 3.0)}, 2, leads, **more)
+
+
+def questions() -> TasksResult:
+    """A yes/no task with every kind of input, and a dialogue with 100 candidates."""
+    yes = {"yes_ratio": 0.61, "chosen_yes_ratio": 0.52}
+    presence = {
+        "real": asked(81.4, None, **yes),
+        "permuted": asked(52.1, 29.3, bits=around(0.87, 0.1), **yes),
+        "llm_alone": asked(50.0, 31.4, bits=around(0.9, 0.1), **yes),
+        "most_frequent": asked(50.4, 31.0, **yes),
+    }
+    ranking = {"R@1": 0.31, "R@5": 0.5, "R@10": 0.7, "MRR": 0.44, "mean rank": 12.5}
+    talk = {
+        name: asked(31.0, None if name == "real" else 1.2, ranking=ranking) for name in ("real", "permuted")
+    }
+    about = {
+        "metric": "exact match",
+        "source": "derived",
+        "license": "CC BY 4.0",
+        "n_available": 500,
+        "n_images": 90,
+    }
+    tasks = {
+        "presence": TaskResult("yes/no", n_options=2, n_questions=300, inputs=presence, **about),
+        "visdial": TaskResult("text", n_options=100, n_questions=500, inputs=talk, own_history=talk, **about),
+    }
+    scores = {"real": around(60.0, 2.0), "permuted": around(42.0, 2.0)}
+    return TasksResult(
+        tasks, scores, scores, {"permuted": around(18.0, 3.0)}, {"permuted": around(17.0, 3.0)}
+    )
 
 
 def retrieval(r1: float, r5: float, r10: float, rank: float) -> RetrievalResult:
@@ -159,7 +200,8 @@ def gallery() -> list[GalleryItem]:
 @pytest.fixture(scope="session")
 def run(results, curves, gallery) -> RunFiles:
     """A whole run without brain maps."""
-    return RunFiles("one", results, curves, gallery, None)
+    example = Example(73, "Is there a dog?", "yes", "yes", "no", 1.0)
+    return RunFiles("one", results, curves, gallery, None, {"presence": [example]})
 
 
 def falling(step: int) -> float:

@@ -22,7 +22,7 @@ def evaluation():
     """Five images; the captions say system, input, image and trials."""
     rows = [
         {"system": system, "trials": trials, "input": name, "row": row, "nsd_id": 10 + row, "cider": 9.0 - row,
-         "answer": f"{system} {name} {row} {trials}"}
+         "answer": f"{system} {name} {row} {trials}", "task": "caption"}
         for system, name in (("rft", "real"), ("sft", "real"), ("rft", "permuted"), ("rft", "constant"))
         for trials in ("averaged", "single")
         for row in (4, 3, 2, 1, 0)

@@ -127,7 +127,8 @@ def test_names_with_markup_are_escaped_in_tables_and_charts(write, about):
 
 
 def test_sections_stand_in_the_order_of_the_questions(html):
-    headings = ["scores", "controls", "ablation", "diagnostics", "curves", "gallery", "reading", "provenance"]
+    headings = ["scores", "controls", "ablation", "questions", "diagnostics", "curves", "gallery", "reading"]
+    headings += ["provenance"]
     assert [one["id"] for one in _Page(html).all("h2")] == headings
 
 

@@ -32,7 +32,8 @@ def test_every_control_of_every_system_is_printed(results):
 
 def test_the_order_is_verdict_scores_bits_encoder_groups_regions_and_what_was_not_run(results):
     text = printed(results)
-    parts = ["Yes: CIDEr", "Captions: scores", "Bits by which", "Image retrieval", "Groups of test", "Regions:",
+    parts = ["Yes: CIDEr", "Captions: scores", "Bits by which", "Questions: accuracy",
+             "Image retrieval", "Groups of test", "Regions:",
              "N-way identification: 2: 0.930 (chance 0.500)", "rft − sft", "not run: spice: Java",
              "note: every"]  # fmt: skip
     places = [text.index(part) for part in parts]
@@ -46,6 +47,9 @@ def test_the_order_is_verdict_scores_bits_encoder_groups_regions_and_what_was_no
         ("rft − another image", "rft − another image +10.77 [9.47, 12.07] +1.200 [1.080, 1.320] < 0.001"),
         ("single trials", "single trials 0.392 [0.332, 0.452] 0.046 17.0 109.5 218"),
         ("3 repetitions", "3 repetitions 200 75.0 +70.0 [65.0, 75.0] +1.100 [1.000, 1.200]"),
+        ("presence ", "presence 300 81.4 +29.3 [25.3, 33.3] 50.4 50.0 52 +0.87"),
+        ("visdial ", "visdial 500 31.0 +1.2 [−2.8, 5.2] – –"),
+        ("all questions", "all questions 800 60.0 +18.0 [15.0, 21.0] – –"),
         ("  early", "early 120 +0.200 [0.100, 0.300] +0.010 +1.0 +0.300"),
     ],
 )

@@ -23,9 +23,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bitllm.data.prompt import Prompter, plain_caption
+from bitllm.data.prompt import INSTRUCTIONS, Prompter, plain_caption
 from bitllm.metrics.intervals import Estimate, paired_difference_of_sums, sum_by_image
-from bitllm.model.captioner import Captioner
+from bitllm.model.captioner import Captioner, Prompt
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,10 @@ def word_evidence(
     captions: Sequence[str],
     brain_tokens: Float[Tensor, "n N width"],
     others: Sequence[Float[Tensor, "n N width"]],
+    *,
+    prompt: Prompt = Prompt(INSTRUCTIONS[0]),  # noqa: B008 - frozen
 ) -> list[list[Word]]:
-    """Bits of every word of every caption.
+    """Bits of every word of every caption, or answer to a prompt.
 
     Parameters
     ----------
@@ -150,11 +152,18 @@ def word_evidence(
         Brain tokens of the images' own betas.
     others
         Brain tokens of other images' betas: one or more draws, each with one row per caption.
+    prompt
+        What the texts answer.
     """
     tokens = reference_tokens(system.prompter, [[caption] for caption in captions])
-    real = system.log2_probs(tokens.answers, tokens.row, brain_tokens)
-    control = np.mean([system.log2_probs(tokens.answers, tokens.row, rows) for rows in others], axis=0)
+    prompts = [prompt] * len(captions)
+    real, *control = (
+        system.log2_probs(tokens.answers, tokens.row, rows, instruction=prompts)
+        for rows in (brain_tokens, *others)
+    )
     return [
         [Word(word, float(values[numbers == place].sum())) for place, word in enumerate(tokens.words[row])]
-        for row, (values, numbers) in enumerate(zip(real - control, tokens.word, strict=True))
+        for row, (values, numbers) in enumerate(
+            zip(real - np.mean(control, axis=0), tokens.word, strict=True)
+        )
     ]

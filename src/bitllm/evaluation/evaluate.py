@@ -1,7 +1,8 @@
 """Evaluate checkpoints on held-out trials: the parts of one table, each in its own folder.
 
     encoder      retrieval, cosine to zero betas, and the captions that need no LLM: constant and nearest
-    SYSTEM       answers to every input, their scores, bits of the references and of each decoded word
+    SYSTEM       captions from every input, their scores, bits of the references and of each decoded word
+    SYSTEM-questions  answers to questions under every input, if the store has questions
     regions      the final system without each region and with each region alone, and its attribution
 
 `assemble` joins the parts into ``evaluation.parquet`` and ``evaluation.json``; `bitllm.pipeline.evaluate` runs them
@@ -9,6 +10,7 @@ as steps and skips finished ones.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,16 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from bitllm.data.tasks import Exchange, exchanges
 from bitllm.evaluation.attribution import attribution, write_maps
 from bitllm.evaluation.bits import word_evidence
 from bitllm.evaluation.controls import BETAS_CONTROLS
 from bitllm.evaluation.diagnostics import encoder_table, nearest_training_captions, same_encoder
 from bitllm.evaluation.held_out import HeldOut, read_held_out
-from bitllm.evaluation.options import EvaluateOptions
+from bitllm.evaluation.options import N_QUESTIONS, EvaluateOptions
 from bitllm.evaluation.outcomes import Outcomes, Progress, outcomes
 from bitllm.evaluation.pairing import other_images
+from bitllm.evaluation.questions import TrainingAnswers, about_task, drawn, question_rows
 from bitllm.evaluation.results import to_json
 from bitllm.evaluation.rois import Roi, evaluate_regions
 from bitllm.evaluation.runs import Checkpoints
@@ -176,6 +180,51 @@ class Evaluator:
             {"words": self._words(system, found), "controls": found.about, "not_run": found.not_run},
         )
 
+    def evaluate_questions(self, name: str, folder: Path) -> None:
+        """Write the part of one system with its answers to questions about the held-out images."""
+        system, options, split = self.checkpoints.load(name), self.options, self.checkpoints.split
+        asked = self.questions_to(name)
+        training = exchanges(self.checkpoints.store, tasks=list(asked), nsd_ids=split.train_images)
+        rows = question_rows(
+            system,
+            self.averaged,
+            asked,
+            TrainingAnswers.of(training),
+            controls=options.inputs,
+            seed=self.seed,
+            max_new_tokens=self.max_new_tokens,
+            progress=self.progress,
+        )
+        _write_part(folder, rows, {})
+
+    def questions_to(self, name: str) -> dict[str, list[Exchange]]:
+        """The drawn exchanges to ask a system, by task: the tasks in the options, else those that it was trained on."""
+        wanted = self.options.tasks or self.checkpoints.tasks_of(name)
+        return {task: found for task, found in self._questions.items() if task in wanted}
+
+    @cached_property
+    def _questions(self) -> dict[str, list[Exchange]]:
+        n = self.options.questions_per_task
+        return {
+            task: drawn(found, N_QUESTIONS if n is None else n, seed=self.seed)
+            for task, found in self._available.items()
+        }
+
+    @cached_property
+    def _available(self) -> dict[str, list[Exchange]]:
+        store, options = self.checkpoints.store, self.options
+        wanted = set(options.tasks or ()).union(*map(self.checkpoints.tasks_of, self.checkpoints.folders))
+        if not wanted or options.questions_per_task == 0 or not (store.has_tasks or options.tasks):
+            return {}
+        found: dict[str, list[Exchange]] = {}
+        for one in exchanges(store, tasks=options.tasks, nsd_ids=self.averaged.nsd_id.tolist()):
+            found.setdefault(one.task, []).append(one)
+        return found
+
+    def about_tasks(self) -> dict[str, dict[str, Any]]:
+        """Source, license, metric and number of questions of each task."""
+        return {task: about_task(self._available[task], found) for task, found in self._questions.items()}
+
     def evaluate_final(self, folder: Path) -> None:
         """Write regions and attribution of the final system, and its maps if the options name a folder."""
         run = self.checkpoints
@@ -200,11 +249,14 @@ class Evaluator:
         """
         rest = {name: read_json(folder / _REST) for name, folder in parts.items()}
         names = list(self.checkpoints.folders)
+        with_rows = [*names, *(name for name in map(questions_part, names) if name in parts), ENCODER_PART]
         encoder, final = rest[ENCODER_PART], rest[self.checkpoints.final]
         drawn = encoder["human"].pop("drawn", None)
         not_run = self.checkpoints.not_run | encoder["not_run"] | final["not_run"]
         if self.categories is None:
             not_run["category"] = "no words by category for this store; give a list with --words"
+        if self.checkpoints.tasks_of(self.checkpoints.final) and not self.checkpoints.store.has_tasks:
+            not_run["questions"] = "the store has no questions; add them with bitllm tasks"
         about = {
             "not_run": not_run,
             "controls": final["controls"],
@@ -212,7 +264,7 @@ class Evaluator:
             "notes": [*self.checkpoints.notes, *([] if drawn is None else [f"human: {drawn}"])],
         }
         return Evaluation(
-            pd.concat([read_rows(parts[name] / _ROWS) for name in [*names, ENCODER_PART]], ignore_index=True),
+            pd.concat([read_rows(parts[name] / _ROWS) for name in with_rows], ignore_index=True),
             {
                 "version": 1,
                 "about": about,
@@ -223,6 +275,7 @@ class Evaluator:
                 "similarity": encoder["similarity"],
                 **rest.get(REGIONS_PART, {}),
                 "words": {name: rest[name]["words"] for name in names},
+                "tasks": self.about_tasks(),
                 "references": {
                     str(int(image)): list(texts)
                     for image, texts in zip(self.averaged.nsd_id, self.averaged.references, strict=True)
@@ -275,6 +328,11 @@ class Evaluator:
             ]
             for name in ("real", "permuted")
         }
+
+
+def questions_part(name: str) -> str:
+    """Name of the part with a system's answers to questions."""
+    return f"{name}-questions"
 
 
 def _embedding(run: Checkpoints) -> str:

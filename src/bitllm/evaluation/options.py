@@ -10,6 +10,8 @@ Input = Literal[
 INPUTS: tuple[Input, ...] = get_args(Input)
 """The real betas and every control, in the order of the table."""
 Likelihood = Literal["all", "permuted", "none"]
+N_QUESTIONS = 300
+"""Questions of each task by default."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,11 @@ class EvaluateOptions:
     """Controls; real and permuted betas are always used."""
     likelihood: Likelihood = "all"
     """Inputs with bits of evidence: all, only real against permuted (averaged over repetitions), or none."""
+    tasks: tuple[str, ...] | None = None
+    """Tasks of questions to ask every system; by default each system is asked those that it was trained on."""
+    questions_per_task: int | None = None
+    """Number of questions of each task, drawn with the seed; by default that of the run's recipe, else 300; 0 asks
+    none."""
     subject: str | None = None
     """Subject to evaluate; needed if the part has several."""
     part: Literal["test", "validation"] = "test"

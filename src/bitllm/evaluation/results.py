@@ -39,6 +39,77 @@ class InputResult:
 
 
 @dataclass(frozen=True)
+class TaskInput:
+    """The questions of one task under one input; accuracies in points."""
+
+    scores: Scores
+    """Accuracy of the ``decoded`` answers, and by ``likelihood`` (the most probable option) if there are options."""
+    n_distinct: int
+    """Number of different decoded answers."""
+    real_minus_this: Scores = field(default_factory=dict)
+    """Paired difference real − this input; empty for the real input."""
+    bits: Estimate | None = None
+    """log2 p(accepted answer | real) − log2 p(accepted answer | this input), per question."""
+    yes_ratio: float | None = None
+    """Share of "yes" among the decoded answers to yes/no questions."""
+    chosen_yes_ratio: float | None = None
+    """The same among the most probable options."""
+    rmse: float | None = None
+    """Root of the mean squared error of decoded counts."""
+    ranking: dict[str, float] = field(default_factory=dict)
+    """Rank of the right option among many: ``R@1``, ``R@5``, ``R@10``, ``MRR``, ``mean rank``."""
+
+    @property
+    def kind(self) -> str:
+        """The score of the headline: by ``likelihood`` if there are options, else ``decoded``."""
+        return "likelihood" if "likelihood" in self.scores else "decoded"
+
+    @property
+    def score(self) -> Estimate:
+        """The score of the headline."""
+        return self.scores[self.kind]
+
+    @property
+    def lead(self) -> Estimate | None:
+        """Real − this input in the score of the headline."""
+        return self.real_minus_this.get(self.kind)
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One task: its questions under every input."""
+
+    answer_type: str
+    metric: str
+    """Definition of the accuracy of decoded answers."""
+    source: str
+    license: str
+    n_available: int
+    """Number of questions about the held-out images, of which ``n_questions`` were drawn with the seed."""
+    n_options: int
+    """Number of options of a question, the largest; 0 for open questions."""
+    n_questions: int
+    n_images: int
+    inputs: dict[str, TaskInput]
+    """By input, ``real`` first; the earlier turns of a dialogue have their true answers."""
+    own_history: dict[str, TaskInput] = field(default_factory=dict)
+    """The same for dialogues in which the earlier turns have the system's own answers; ``real`` and ``permuted``."""
+
+
+@dataclass(frozen=True)
+class TasksResult:
+    """All tasks of one system. Over tasks, a question with options counts by likelihood, another one by its text."""
+
+    tasks: dict[str, TaskResult]
+    micro: Scores
+    """By input: accuracy over all questions."""
+    macro: Scores
+    """By input: mean over the tasks."""
+    micro_real_minus: Scores = field(default_factory=dict)
+    macro_real_minus: Scores = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class SystemResult:
     """One trained system on the held-out subject."""
 
@@ -48,6 +119,8 @@ class SystemResult:
     """By input: single trials."""
     n_trainable: int | None = None
     """Number of trained parameters."""
+    questions: TasksResult | None = None
+    """Answers to questions, if the store has them."""
 
     @property
     def real(self) -> InputResult:

@@ -73,6 +73,13 @@ class Checkpoints:
             return None
         return True if subject in self.split.train_subjects else None if self.is_continued else False
 
+    def tasks_of(self, name: str) -> tuple[str, ...]:
+        """Tasks of questions that a system was trained on."""
+        folder = self.folders[name]
+        sft = sft_beneath(folder) if (folder / RFT_CARD).is_file() else folder
+        weights = card_of(sft).get("tasks", {}).get("weights", {})
+        return tuple(task for task, weight in weights.items() if weight > 0 and task != "caption")
+
     @property
     def encoder_sha256(self) -> list[str]:
         """Checksums of the weights of the encoder, and of its heads if there are any."""

@@ -5,19 +5,27 @@ A row is one answer: of one system, to one input (the real betas or a control), 
 ====================  ==================================================================================================
 system                name of the system; ``encoder`` for rows of the encoder without an LLM
 trials                ``averaged`` over repetitions, or ``single``
-subject, task         subject; ``caption``
+subject, task         subject; ``caption``, or the task of a question
 input                 ``real``, or the control
 nsd_id, row           image (0-based), and index among the rows of the same subject and trials
 n_repetitions         number of trials averaged
-answer                the caption
+answer                the caption, or the decoded answer
 cider, rouge_l        in points
 bleu_counts           counts that corpus BLEU sums over images (`bitllm.metrics.bleu.bleu_counts`)
 length                number of words after the scorer's tokenization
-log2_p                Σ over the references of the image of log2 p(reference | input); NaN if not computed
+log2_p                Σ over the references of the image of log2 p(reference | input), or log2 p of the first accepted
+                      answer; NaN if not computed
 n_references          number of references of the image
 n_tokens, n_words     number of tokens (with end tokens) and words of these references in the form of `plain_caption`
 ranks                 encoder: rank of the correct image among the test images, one per draw of the control
 cosine_zero           encoder, real betas: cosine of the embeddings of real and zero betas
+question, turn        questions: the question, and its number in the dialogue
+history               questions: the earlier turns have their true answers (``gold``) or the system's (``own``)
+accepted              questions: the accepted answer
+score                 questions: accuracy of the decoded answer, 0 to 1
+chosen, option_score  questions with options: the most probable option, and its accuracy
+option_rank           questions with options: rank of the right option by its likelihood
+count_error           questions for a number: squared error of the decoded answer
 ====================  ==================================================================================================
 
 ``evaluation.json`` contains everything that belongs to no row (`ABOUT_KEYS`).
@@ -51,6 +59,7 @@ from bitllm.evaluation.results import (
     from_json,
 )
 from bitllm.evaluation.scoring.caption_scorer import PerCaption, score_differences, score_estimates
+from bitllm.evaluation.task_results import tasks_result
 from bitllm.files import file_written_whole, read_json, write_json
 from bitllm.metrics.intervals import (
     Estimate,
@@ -63,13 +72,16 @@ from bitllm.metrics.intervals import (
 from bitllm.metrics.retrieval import identification_chances
 
 TABLE, ABOUT = "evaluation.parquet", "evaluation.json"
+CAPTION = "caption"
+"""Value of ``task`` in the rows of captions and of the encoder."""
 ENCODER = "encoder"
 """Value of ``system`` in the rows of the encoder."""
 ABOUT_KEYS = ("about", "n_trainable", "embedding", "n_pictures", "human", "groups", "similarity", "regions",
-              "attribution", "words", "references", "reward")  # fmt: skip
+              "attribution", "words", "references", "reward", "tasks")  # fmt: skip
 _COLUMNS = ("system", "trials", "subject", "task", "input", "nsd_id", "row", "n_repetitions", "answer", "cider",
             "rouge_l", "bleu_counts", "length", "log2_p", "n_references", "n_tokens", "n_words", "ranks",
-            "cosine_zero")  # fmt: skip
+            "cosine_zero", "question", "turn", "history", "accepted", "score", "chosen", "option_score", "option_rank",
+            "count_error")  # fmt: skip
 _WAYS = (2, 10, 50, 300)
 
 
@@ -82,7 +94,7 @@ class Evaluation:
     """``about`` (`About`), ``n_trainable`` by system, ``embedding`` and ``n_pictures`` of the encoder, ``human``,
     ``groups`` (kind, name and nsd_ids of each), ``similarity`` to the nearest training image by nsd_id, ``regions``
     (`RegionResult`), ``attribution``, ``words`` (bits of each word by system and input, in the order of ``row``),
-    ``references`` by nsd_id, ``reward``."""
+    ``references`` by nsd_id, ``reward``, ``tasks`` (source, license, number of questions of each)."""
 
 
 def rows_of(
@@ -148,7 +160,7 @@ def _place(held_out: Any, system: str, trials: str, name: str) -> dict[str, Any]
         "system": system,
         "trials": trials,
         "subject": held_out.subject,
-        "task": "caption",
+        "task": CAPTION,
         "input": name,
         "nsd_id": held_out.nsd_id,
         "row": np.arange(len(held_out.trials)),
@@ -207,7 +219,8 @@ def results_of(found: Evaluation, where: str = ABOUT) -> Results:
     where
         Name of its ``evaluation.json``, for errors.
     """
-    content, rows = found.about, found.rows
+    content, is_caption = found.about, found.rows["task"] == CAPTION
+    rows, questions = found.rows[is_caption], found.rows[~is_caption]
     about = from_json(About, content["about"], f"{where}: about")
     names = [name for name in rows["system"].unique() if name != ENCODER]
     scored = {name: _inputs_of(rows[rows["system"] == name]) for name in names}
@@ -216,6 +229,9 @@ def results_of(found: Evaluation, where: str = ABOUT) -> Results:
             averaged=_results_by_input(inputs["averaged"], about.seed),
             single=_results_by_input(inputs.get("single", {}), about.seed),
             n_trainable=content.get("n_trainable", {}).get(name),
+            questions=tasks_result(
+                questions[questions["system"] == name], content.get("tasks", {}), about.seed
+            ),
         )
         for name, inputs in scored.items()
     }

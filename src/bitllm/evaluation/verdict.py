@@ -77,6 +77,15 @@ CONTROLS = {
         "by generating.",
     ),
 }
+TASK_FLOORS = {
+    "most_frequent": Control(
+        "most frequent answer",
+        "most frequent",
+        "The answer that is most often right in training, to questions of the same type (else with the same first two "
+        "words). It needs neither brain data nor a language model.",
+    )
+}
+"""Floors of questions besides `CONTROLS`."""
 COMPARISONS = frozenset({"nearest", "other_subject"})
 """Inputs with information about the image: a system that does not beat them may still decode."""
 REAL = {
@@ -189,6 +198,35 @@ def judge(
     return Verdict(True, f"{sentence}.{wording.caveat}")
 
 
+def judge_questions(results: Results, name: str) -> Verdict | None:
+    """Judge the answers of one system to questions; None without questions.
+
+    Evidence is a difference real − permuted with an interval above 0, over all questions. The sentence names the tasks
+    for which it is, and says if the answers are no better than the most frequent ones.
+    """
+    found = results.systems[name].questions if name in results.systems else None
+    difference = None if found is None else found.micro_real_minus.get("permuted")
+    if found is None or difference is None:
+        return None
+    n = sum(task.n_questions for task in found.tasks.values())
+    about = f"accuracy real − {label('permuted')} {difference.shown(sign=True)} points over {n:,} questions"
+    if not difference.is_above_zero:
+        return Verdict(
+            False, f"Questions: no evidence that the answers of {name} depend on the betas ({about})."
+        )
+    shown = [
+        task
+        for task, one in found.tasks.items()
+        if (lead := one.inputs["permuted"].lead) and lead.is_above_zero
+    ]
+    tasks = f"; above 0 for {', '.join(shown)}" if len(found.tasks) > 1 else ""
+    floor = found.micro_real_minus.get("most_frequent")
+    caveat = ""
+    if floor is not None and not floor.is_above_zero:
+        caveat = f" But they are not better than the {label('most_frequent')} ({floor.shown(sign=True)})."
+    return Verdict(True, f"Questions: the answers of {name} depend on the betas: {about}{tasks}.{caveat}")
+
+
 def lead(system: SystemResult, control: str) -> Estimate | None:
     """CIDEr real − control, paired over images."""
     return system.averaged[control].real_minus_this.get("CIDEr") if control in system.controls else None
@@ -203,7 +241,8 @@ def label(name: str, *, is_short: bool = False) -> str:
     """Name of an input in words; for an unknown one its key."""
     if name in REAL:
         return REAL[name][is_short]
-    return CONTROLS[name][is_short] if name in CONTROLS else name.replace("_", " ")
+    known = CONTROLS | TASK_FLOORS
+    return known[name][is_short] if name in known else name.replace("_", " ")
 
 
 def in_order(names: Iterable[str], known: Iterable[str]) -> list[str]:

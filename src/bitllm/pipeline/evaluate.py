@@ -21,7 +21,7 @@ import numpy as np
 from bitllm.config import LARGEST_SEED, LONGEST_CAPTION, require_number
 from bitllm.data.store import Store, open_store
 from bitllm.errors import DataError
-from bitllm.evaluation.evaluate import ENCODER_PART, REGIONS_PART, Evaluator, Progress
+from bitllm.evaluation.evaluate import ENCODER_PART, REGIONS_PART, Evaluator, Progress, questions_part
 from bitllm.evaluation.held_out import HeldOut
 from bitllm.evaluation.options import EvaluateOptions
 from bitllm.evaluation.pooling import pooling_maps, write_maps
@@ -29,10 +29,10 @@ from bitllm.evaluation.results import About, Results, to_json
 from bitllm.evaluation.rois import find_rois
 from bitllm.evaluation.runs import Checkpoints, card_of, checkpoint_folder, open_checkpoints, system_names
 from bitllm.evaluation.scoring.captions_file import write_captions
-from bitllm.evaluation.table import ABOUT, ENCODER, Evaluation, results_of, write_evaluation
+from bitllm.evaluation.table import ABOUT, CAPTION, ENCODER, Evaluation, results_of, write_evaluation
 from bitllm.evaluation.words import word_categories
 from bitllm.files import parse_json, read_json, require_empty, write_json
-from bitllm.pipeline.recipe import PACKAGED, read_recipe
+from bitllm.pipeline.recipe import MOST_QUESTIONS, PACKAGED, EvaluationConfig, read_recipe
 from bitllm.pipeline.run import RECIPE, Run
 from bitllm.pipeline.steps import Steps
 from bitllm.stages.workspace import git_revision
@@ -44,8 +44,9 @@ _CHOICES = (
     "Sizes, learning rates and reward weights were chosen on subj07 with validation images (trained on "
     "subj01–06), on other simulator seeds; subj08 and the test images were sealed while fitting."
 )
-_NOT_SHAPING = ("systems", "out", "maps", "llm", "split", "align", "targets")
-"""Options with paths; the step's settings contain the checksums of their contents instead."""
+_NOT_SHAPING = ("systems", "out", "maps", "llm", "split", "align", "targets", "tasks", "questions_per_task")
+"""Options with paths, of which the step's settings contain the checksums of their contents instead; and those of the
+questions, which shape only their own step."""
 
 
 def evaluate(
@@ -125,11 +126,14 @@ def _complete(options: EvaluateOptions, run: Run | None) -> EvaluateOptions:
         require_number("--max-new-tokens", options.max_new_tokens, least=1, most=LONGEST_CAPTION)
     if options.out is not None and not (options.out / "evaluation").is_dir():
         require_empty(options.out)
-    seed, longest = (0, 24) if run is None else (run.recipe.seed, run.recipe.evaluation.max_new_tokens)
+    if options.questions_per_task is not None:
+        require_number("--questions-per-task", options.questions_per_task, least=0, most=MOST_QUESTIONS)
+    settings = EvaluationConfig() if run is None else run.recipe.evaluation
+    defaults = {"seed": 0 if run is None else run.recipe.seed} | {
+        name: getattr(settings, name) for name in ("max_new_tokens", "questions_per_task")
+    }
     return replace(
-        options,
-        seed=seed if options.seed is None else options.seed,
-        max_new_tokens=longest if options.max_new_tokens is None else options.max_new_tokens,
+        options, **{name: value for name, value in defaults.items() if getattr(options, name) is None}
     )
 
 
@@ -177,6 +181,15 @@ def _make_parts(evaluator: Evaluator, steps: Steps) -> dict[str, Path]:
             settings=[*shared, run.weights_sha256(name)],
             after=(encoder,),
         )
+        if questions := evaluator.questions_to(name):
+            part = questions_part(name)
+            parts[part] = steps.folder / part
+            asked = [run.store.tasks_sha256, list(questions), options.questions_per_task]
+            steps.run(
+                f"evaluate {part}",
+                partial(evaluator.evaluate_questions, name, parts[part]),
+                settings=[*shared, asked, run.weights_sha256(name)],
+            )
     if evaluator.rois or options.maps is not None:
         parts[REGIONS_PART] = steps.folder / REGIONS_PART
         maps = None if options.maps is None else [str(options.maps), options.maps.is_dir()]
@@ -247,8 +260,9 @@ def _about(evaluator: Evaluator, run: Checkpoints) -> About:
 
 
 def _write_captions(place: Path, held_out: HeldOut, found: Evaluation) -> None:
-    rows = found.rows[(found.rows["trials"] == "averaged") & (found.rows["input"] == "real")]
-    for name, part in rows[rows["system"] != ENCODER].groupby("system", sort=False):
+    rows = found.rows[found.rows["task"] == CAPTION]
+    rows = rows[(rows["trials"] == "averaged") & (rows["input"] == "real") & (rows["system"] != ENCODER)]
+    for name, part in rows.groupby("system", sort=False):
         answers = part.sort_values("row")["answer"].tolist()
         write_captions(place / "captions" / f"{name}.jsonl", held_out.records(answers, control="real"))
 

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from bitllm.config import LARGEST_SEED, StrictConfig, nearest, parse_yaml, read_yaml
 from bitllm.errors import ConfigError
-from bitllm.evaluation.options import INPUTS, Input, Likelihood
+from bitllm.evaluation.options import INPUTS, N_QUESTIONS, Input, Likelihood
 from bitllm.files import read_record
 from bitllm.simulation.parameters import SimulationConfig, preset
 from bitllm.stages.align import AlignConfig, EncoderConfig
@@ -27,6 +27,8 @@ from bitllm.training import loop
 PACKAGED = ("demo", "demo-poster", "demo-smollm2", "smoke", "poster", "best")
 """Recipes that come with the package."""
 
+MOST_QUESTIONS = 1_000_000
+"""Largest number of questions per task."""
 MAIN_SYSTEMS = ("sft", "rft")
 _TAKEN = (
     *MAIN_SYSTEMS,
@@ -233,6 +235,10 @@ class EvaluationConfig(StrictConfig):
     """Controls that the demo evaluates; real and permuted betas are always used."""
     likelihood: Likelihood = "all"
     """Inputs with bits of evidence in the demo: all, only permuted against real betas, or none."""
+    questions_per_task: int = Field(
+        default=N_QUESTIONS, ge=0, le=MOST_QUESTIONS, exclude_if=lambda n: n == N_QUESTIONS
+    )
+    """Number of questions of each task, drawn with the seed; 0 asks none."""
 
 
 class Recipe(StrictConfig):

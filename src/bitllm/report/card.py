@@ -6,7 +6,7 @@ from huggingface_hub import ModelCardData
 
 from bitllm import __version__
 from bitllm.evaluation.results import Results
-from bitllm.evaluation.verdict import bits_of, verdict
+from bitllm.evaluation.verdict import bits_of, judge_questions, verdict
 from bitllm.report.page import render
 from bitllm.report.tables import metrics_of, retrieval_rows, score_groups
 
@@ -90,5 +90,7 @@ def model_card(
         metrics=[] if results is None else [one for one in metrics_of(results) if one in rows[0].scores],
         verdict="" if results is None else verdict(results, system).sentence,
         bits=None if results is None else bits_of(results.systems[system]),
+        tasks=None if results is None else results.systems[system].questions,
+        questions_verdict=None if results is None else judge_questions(results, system),
         retrieval=retrieval_rows(results) if results is not None and has_encoder else [],
     )

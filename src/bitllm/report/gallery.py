@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from bitllm.data.store import Store
-from bitllm.evaluation.table import Evaluation
+from bitllm.evaluation.table import CAPTION, Evaluation
 from bitllm.evaluation.verdict import label
 
 GROUPS = {
@@ -131,6 +131,7 @@ def chosen_rows(cider: Sequence[float], *, seed: int, n_each: int = _N_EACH) -> 
 
 def _rows(rows: pd.DataFrame, system: str, name: str) -> pd.DataFrame:
     chosen = (rows["system"] == system) & (rows["input"] == name) & (rows["trials"] == "averaged")
+    chosen &= rows["task"] == CAPTION
     return rows[chosen].sort_values("row")
 
 

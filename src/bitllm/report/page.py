@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bitllm.evaluation.results import SystemResult
-from bitllm.evaluation.verdict import CONTROLS, Verdict, bits_of, in_order, label, lead
+from bitllm.evaluation.verdict import CONTROLS, Verdict, bits_of, in_order, judge_questions, label, lead
 from bitllm.files import file_written_whole
 from bitllm.metrics.intervals import Estimate
-from bitllm.report import charts, gallery, tables
+from bitllm.report import charts, gallery, questions, tables
 from bitllm.report.figures import Row, curve_chart, interval_chart
 from bitllm.report.headline import headline, key_numbers
 from bitllm.report.run import RunFiles
@@ -74,6 +74,9 @@ def write_report(run: RunFiles, out: Path) -> None:
             for name, one in results.systems.items()
             if "permuted" in one.controls and one.averaged["permuted"].bits
         },
+        questions={name: one.questions for name, one in results.systems.items() if one.questions is not None},
+        questions_verdict=judge_questions(results, results.final),
+        examples=run.examples,
         parameters={name: one.n_trainable for name, one in results.systems.items() if one.n_trainable},
         brain=run.brain,
         stages=charts.stage_curves(run.curves),
@@ -111,7 +114,10 @@ def write_comparison(runs: Sequence[RunFiles], out: Path) -> None:
 
 
 def render(template: str, **content: Any) -> str:
-    """A page from one of the package's templates; ``n`` is `bitllm.report.tables`, ``g`` `bitllm.report.gallery`."""
+    """A page from one of the package's templates.
+
+    In it, ``n`` is `bitllm.report.tables`, ``g`` `bitllm.report.gallery`, and ``q`` `bitllm.report.questions`.
+    """
     environment = Environment(
         loader=PackageLoader("bitllm.report", ""),
         autoescape=template.endswith(".html"),
@@ -119,7 +125,7 @@ def render(template: str, **content: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(n=tables, g=gallery, **content)
+    return environment.get_template(template).render(n=tables, g=gallery, q=questions, **content)
 
 
 def _write(page: str, out: Path) -> None:
@@ -164,7 +170,25 @@ def compare_rows(runs: Sequence[RunFiles]) -> list[CompareRow]:
         CompareRow("Cosine of the embeddings of real and zero betas",
                    [None if one is None else Estimate(one[0]) for one in cosines], 3),
     ]  # fmt: skip
+    tasks = dict.fromkeys(task for run in runs for task in _tasks(run))
+    for task in tasks:
+        found = [_tasks(run).get(task) for run in runs]
+        rows.append(CompareRow(f"Questions, {task}: accuracy (%)", [one and one.real for one in found]))
+        rows.append(
+            CompareRow(
+                f"Questions, {task}: real − another image's betas",
+                [one and one.over_permuted for one in found],
+                sign=True,
+            )
+        )
     return [row for row in rows if any(one is not None for one in row.found)]
+
+
+def _tasks(run: RunFiles) -> dict[str, questions.TaskRow]:
+    """Rows of the tasks of a run's final system, by name."""
+    system = run.results.systems.get(run.results.final)
+    found = None if system is None else system.questions
+    return {} if found is None else {row.name: row for row in questions.task_rows(found)}
 
 
 def _finals(runs: Sequence[RunFiles]) -> list[SystemResult | None]:

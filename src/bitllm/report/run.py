@@ -1,7 +1,7 @@
 """Input of the report from a run folder: results, table of answers, maps, training logs."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from bitllm.evaluation.table import TABLE, read_evaluation
 from bitllm.files import read_record
 from bitllm.report.brain import BrainMaps, brain_maps
 from bitllm.report.gallery import GalleryItem, read_gallery
+from bitllm.report.questions import Example, read_examples
 
 RESULTS = "results.json"
 
@@ -27,6 +28,8 @@ class RunFiles:
     """Stage → rows of its log, each with ``step``."""
     gallery: list[GalleryItem]
     brain: BrainMaps | None
+    examples: dict[str, list[Example]] = field(default_factory=dict)
+    """Questions of each task with answers of the final system."""
 
 
 def read_run(folder: Path, *, pictures: bool | None = None, store: Path | None = None) -> RunFiles:
@@ -49,16 +52,19 @@ def read_run(folder: Path, *, pictures: bool | None = None, store: Path | None =
     folder = Path(folder)
     results = read_results(folder)
     data = _open_store(folder, store)
-    gallery = []
+    gallery, examples = [], {}
     if (folder / TABLE).is_file():
         shown = data if _may_show(data, pictures) else None
-        gallery = read_gallery(read_evaluation(folder), results.final, seed=results.about.seed, store=shown)
+        evaluation, final, seed = read_evaluation(folder), results.final, results.about.seed
+        gallery = read_gallery(evaluation, final, seed=seed, store=shown)
+        examples = read_examples(evaluation, final, seed=seed)
     return RunFiles(
         folder.resolve().name,
         results,
         read_curves(folder),
         gallery,
         brain_maps(results, read_maps(folder), data),
+        examples,
     )
 
 

@@ -15,8 +15,9 @@ from rich.text import Text
 
 from bitllm.evaluation.results import About, Results
 from bitllm.evaluation.scoring.score_file import CaptionScores
-from bitllm.evaluation.verdict import CONTROLS, bits_of, in_order, label
+from bitllm.evaluation.verdict import CONTROLS, bits_of, in_order, judge_questions, label
 from bitllm.report.headline import headline
+from bitllm.report.questions import sources, task_rows
 from bitllm.report.tables import (
     COMPARISON,
     Row,
@@ -40,7 +41,13 @@ def render_table(results: Results) -> Stack:
     title = "Do the captions depend on the brain data?"
     parts: list[RenderableType] = [Panel(Text(judged.sentence), border_style=color, title=title)]
     parts += [Text(_where(results.about)), Text(), *_scores(results)]
-    for table in (_bits(results), _retrieval(results), _groups(results), _regions(results)):
+    for table in (
+        _bits(results),
+        _questions(results),
+        _retrieval(results),
+        _groups(results),
+        _regions(results),
+    ):
         if table.row_count:
             parts += [table, Text()]
     parts += [Text(line) for line in _lines(results)]
@@ -140,6 +147,29 @@ def _bits(results: Results) -> Table:
     return table
 
 
+def _questions(results: Results) -> Table:
+    """The tasks of the final system: accuracy with its controls, in percent."""
+    table = _table(f"Questions: accuracy of {results.final} in % (by likelihood where there are options)")
+    _columns(table, "task", "N", "real", "real − another image", "freq.", "LLM\nalone", "yes", "bits")
+    system = results.systems.get(results.final)
+    for row in [] if system is None or system.questions is None else task_rows(system.questions):
+        floors = [None if one is None else one.value for one in (row.most_frequent, row.llm_alone)]
+        yes = "" if row.yes_ratio is None else number(100 * row.yes_ratio, 0)
+        bits = "" if row.bits is None else number(row.bits.value, 2, sign=True)
+        lead = "" if row.over_permuted is None else row.over_permuted.shown(sign=True)
+        cells = (
+            row.name,
+            number(row.n_questions, 0),
+            number(row.real.value),
+            lead,
+            *map(number, floors),
+            yes,
+            bits,
+        )
+        table.add_row(*map(escape, cells))
+    return table
+
+
 def _retrieval(results: Results) -> Table:
     table = _table("Image retrieval from the brain embedding")
     _columns(table, "input", "R@10", "chance", "median rank", "chance", "N")
@@ -174,6 +204,8 @@ def _regions(results: Results) -> Table:
 
 
 def _lines(results: Results) -> Iterator[str]:
+    yield from ([] if (judged := judge_questions(results, results.final)) is None else [judged.sentence])
+    yield from sources(results)
     encoder = results.encoder
     if encoder.cosine_real_zero is not None:
         mean, sd = (number(value, 3) for value in encoder.cosine_real_zero)

@@ -77,7 +77,11 @@ def _prompt(question: str, options: Sequence[str]) -> str:
 
 
 def exchanges(
-    store: Store, *, tasks: Iterable[str] | None = None, part: str | None = None
+    store: Store,
+    *,
+    tasks: Iterable[str] | None = None,
+    part: str | None = None,
+    nsd_ids: Iterable[int] | None = None,
 ) -> tuple[Exchange, ...]:
     """The exchanges of a store, in the order of its table.
 
@@ -89,6 +93,8 @@ def exchanges(
         Names of tasks; by default all.
     part
         ``train``, ``validation`` or ``test``: the part of the images; by default all.
+    nsd_ids
+        The images; by default all.
 
     Raises
     ------
@@ -107,6 +113,8 @@ def exchanges(
         table = table[table["task"].isin(wanted)]
     if part is not None:
         table = table[(store.stimuli["part"].reindex(table.index) == part).to_numpy()]
+    if nsd_ids is not None:
+        table = table[table.index.isin(list(nsd_ids))]
     return tuple(_rows(table.reset_index()))
 
 
