@@ -127,7 +127,7 @@ def export_model(folder: Path, base: BaseLlm, *, whole: bool) -> tuple[Any, bool
 
 
 def brain_of(folder: Path) -> dict[str, Any]:
-    """Content of `BRAIN_FILE`: atlases, stage, checksum of the split, seed."""
+    """Content of `BRAIN_FILE`: atlases, stage, checksum of the split, seed, and tasks other than captions."""
     card = read_record(folder / RFT_CARD, "stage", "split", "seed") if (folder / RFT_CARD).is_file() else {}
     sft = read_record((sft_beneath(folder) if card else folder) / CARD, "atlases", "stage", "split", "seed")
     return {
@@ -137,6 +137,7 @@ def brain_of(folder: Path) -> dict[str, Any]:
         "betas": "z-scores by voxel and session",
         "split_sha256": str((card or sft)["split"]),
         "seed": (card or sft)["seed"],
+        **({"tasks": sft["tasks"]} if "tasks" in sft else {}),
     }
 
 

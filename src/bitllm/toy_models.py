@@ -7,7 +7,7 @@ input.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,10 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from bitllm.config import StrictConfig
-from bitllm.data.prompt import INSTRUCTIONS, Prompter, choose, pad_answers, plain_caption
+from bitllm.data.prompt import INSTRUCTIONS, Prompter, choose, pad_turns, plain_caption
 from bitllm.data.store import Store
+from bitllm.data.tasks.exchange import Exchange
+from bitllm.data.tasks.mixture import CAPTIONS_ALONE, TaskMixture
 from bitllm.errors import ConfigError
 from bitllm.files import folder_written_whole
 from bitllm.model.checkpoint.base import load_llm
@@ -48,17 +50,17 @@ def _spaced(text: str) -> str:
     return text.replace(".", " . ").replace(",", " , ")
 
 
-def make_word_tokenizer(captions: Iterable[str], *, wrap: bool) -> PreTrainedTokenizerFast:
-    """A tokenizer for the words of ``captions`` and of the instructions.
+def make_word_tokenizer(texts: Iterable[str], *, wrap: bool) -> PreTrainedTokenizerFast:
+    """A tokenizer for the words of ``texts`` and of the instructions.
 
     Parameters
     ----------
-    captions
-        Training captions.
+    texts
+        Training captions, and questions with their answers.
     wrap
         Whether to add ``<bos>`` and ``<eos>`` to every text, as CLIP requires.
     """
-    counts = Counter(word for caption in captions for word in _spaced(plain_caption(caption)).split())
+    counts = Counter(word for text in texts for word in _spaced(plain_caption(text)).split())
     words = [*SPECIAL_TOKENS, *sorted({*counts, *" ".join(INSTRUCTIONS).split(), ",", "."})]
     tokenizer = Tokenizer(
         models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>")
@@ -193,41 +195,65 @@ class SmallLlmConfig(StrictConfig):
 
 
 def train_small_llm(
-    store: Store, folder: Path, config: SmallLlmConfig, *, seed: int, progress: Progress | None = None
+    store: Store,
+    folder: Path,
+    config: SmallLlmConfig,
+    *,
+    seed: int,
+    tasks: Mapping[str, float] = CAPTIONS_ALONE,
+    progress: Progress | None = None,
 ) -> None:
-    """Train the small Llama on the training captions of ``store`` and save it as a `LlamaForCausalLM` folder."""
-    nsd_ids = store.stimuli.index[store.stimuli["part"] == "train"]
-    captions = [[plain_caption(caption) for caption in store.captions[int(nsd_id)]] for nsd_id in nsd_ids]
-    tokenizer = make_word_tokenizer((caption for group in captions for caption in group), wrap=False)
+    """Train the small Llama on the training captions of ``store`` and save it as a `LlamaForCausalLM` folder.
+
+    With other ``tasks`` (and their weights), some documents are questions about the training images with their answers
+    instead of captions.
+    """
+    nsd_ids = store.stimuli.index[store.stimuli["part"] == "train"].tolist()
+    captions = [[plain_caption(caption) for caption in store.captions[nsd_id]] for nsd_id in nsd_ids]
+    mixture = TaskMixture.of(store, tasks, nsd_ids)
+    texts = [caption for group in captions for caption in group]
+    tokenizer = make_word_tokenizer([*texts, *_texts_of(mixture)], wrap=False)
     torch.manual_seed(seed)
     model = LlamaForCausalLM(_llama_config(config, tokenizer))
     prompter = Prompter(tokenizer)
 
     def collate(pairs: list[tuple[int, int]]) -> dict[str, Any]:
         documents = [
-            _document(captions[index], config, np.random.default_rng([seed, epoch, index, 1]))
+            _document(
+                captions[index],
+                mixture.draw(nsd_ids[index], seed=seed, epoch=epoch, index=index),
+                config,
+                np.random.default_rng([seed, epoch, index, 1]),
+            )
             for epoch, index in pairs
         ]
-        batch = pad_answers(
-            [prompter.prompt_ids(question) for question, _ in documents],
-            [prompter.answer_ids(answer) for _, answer in documents],
-            tokenizer.pad_token_id,
-        )
+        batch = pad_turns([prompter.conversation(turns) for turns in documents], tokenizer.pad_token_id)
         return batch | {"use_cache": False}
 
     data = TrainingData(len(captions), collate)
     _train(model, data, config.optimizer, folder, (tokenizer,), seed, "small Llama", progress)
 
 
-def _document(captions: Sequence[str], config: SmallLlmConfig, rng: np.random.Generator) -> tuple[str, str]:
-    """A training document: an instruction, with or without keywords, and a caption as its answer."""
+def _texts_of(mixture: TaskMixture) -> Iterator[str]:
+    for by_task in mixture.exchanges.values():
+        for exchange in (one for of_task in by_task.values() for one in of_task):
+            yield from (*exchange.prompts, *exchange.targets)
+
+
+def _document(
+    captions: Sequence[str], exchange: Exchange | None, config: SmallLlmConfig, rng: np.random.Generator
+) -> list[tuple[str, str]]:
+    """A training document: an instruction and a caption, or questions and answers, with or without keywords first."""
     question = INSTRUCTIONS[int(rng.integers(len(INSTRUCTIONS)))]
     answer = captions[int(rng.integers(len(captions)))]
+    later: list[tuple[str, str]] = []
+    if exchange is not None:
+        (question, answer), *later = zip(exchange.prompts, exchange.targets, strict=True)
     if rng.random() < config.keyword_share:
         words = sorted({word for caption in captions for word in caption.split()} - FUNCTION_WORDS)
         kept = [word for word in rng.permutation(words) if rng.random() < config.keyword_keep]
         question = " ".join([*kept, question])
-    return question, answer
+    return [(question, answer), *later]
 
 
 def _llama_config(config: SmallLlmConfig, tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:

@@ -17,7 +17,7 @@ from bitllm.model.checkpoint.base import load_llm, placeholder_token_id
 from bitllm.model.configuration import BitLlmConfig
 from bitllm.model.embed import brain_tokens_of
 from bitllm.stages import sft
-from bitllm.stages.examples import CaptionedTrials
+from bitllm.stages.examples import InstructedTrials
 from bitllm.stages.sft import SftConfig, answer_loss
 from bitllm.training.loop import OptimizerConfig
 
@@ -171,7 +171,7 @@ def test_captions_of_validation_images_are_likelier_under_their_own_betas(easy):
     base = load_llm(easy.folder / "llm")
     model = load_trained(easy.folder / "sft", base).eval()
     trials = select_trials(easy.store, easy.split, "validation", averaged=False)
-    examples = CaptionedTrials.of(trials, model, base.tokenizer, atlases=easy.encoder.atlases, seed=0)
+    examples = InstructedTrials.of(trials, model, base.tokenizer, atlases=easy.encoder.atlases, seed=0)
     right = sft.validation_loss(model, examples)["validation_loss"]
     assert right == pytest.approx(rows[-1], abs=1e-5)
     pooled, wrong = examples.pooled, []
@@ -242,7 +242,7 @@ def test_sft_on_shuffled_pairs_does_not_learn_to_read_the_brain(easy, easy_sft, 
     base = load_llm(easy.folder / "llm")
     model = load_trained(tmp_path / "sft", base).eval()
     trials = select_trials(easy.store, easy.split, "validation", averaged=False)
-    examples = CaptionedTrials.of(trials, model, base.tokenizer, atlases=easy.encoder.atlases, seed=0)
+    examples = InstructedTrials.of(trials, model, base.tokenizer, atlases=easy.encoder.atlases, seed=0)
     own = sft.validation_loss(model, examples)["validation_loss"]
     wrong = []
     for seed in range(19):
@@ -259,7 +259,7 @@ def test_trials_of_like_length_come_together_and_the_loss_is_that_of_the_same_ca
     base = load_llm(easy.folder / "llm")
     model = load_trained(tmp_path / "grouped", base)
     trials = select_trials(easy.store, easy.split, "validation", averaged=False)
-    examples = CaptionedTrials.of(trials, model, base.tokenizer, atlases=easy.encoder.atlases, seed=0)
+    examples = InstructedTrials.of(trials, model, base.tokenizer, atlases=easy.encoder.atlases, seed=0)
     lengths = examples.lengths(3)
     for index in range(0, len(trials), 7):
         assert examples.batch([(3, index)])["input_ids"].shape[1] == lengths[index]

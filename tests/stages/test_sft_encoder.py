@@ -19,7 +19,7 @@ from bitllm.model.embed import encode
 from bitllm.model.voxels import Anatomy
 from bitllm.stages import sft
 from bitllm.stages.align import make_encoder
-from bitllm.stages.examples import CaptionedTrials
+from bitllm.stages.examples import InstructedTrials
 from bitllm.stages.sft import SftConfig, answer_loss, sft_fingerprint, train_sft
 from bitllm.training.loop import OptimizerConfig, RunContext, TrainerSettings
 
@@ -61,7 +61,7 @@ def trained(easy, tmp_path_factory):
 
 def examples_of(easy, model, base, part="train", **more):
     trials = select_trials(easy.store, easy.split, part, averaged=False)
-    return CaptionedTrials.of(trials, model, base.tokenizer, atlases=easy.encoder.atlases, seed=0, **more)
+    return InstructedTrials.of(trials, model, base.tokenizer, atlases=easy.encoder.atlases, seed=0, **more)
 
 
 @pytest.fixture(params=["cross_attention", "prefix"])

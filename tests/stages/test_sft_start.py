@@ -11,7 +11,7 @@ from bitllm.data.splits import with_few_trials, within_subject
 from bitllm.errors import CheckpointError
 from bitllm.model.build import load_trained
 from bitllm.model.checkpoint.base import load_llm
-from bitllm.stages.examples import CaptionedTrials
+from bitllm.stages.examples import InstructedTrials
 from bitllm.stages.sft import SftConfig, sft_fingerprint, train_sft, validation_loss
 from bitllm.training.loop import OptimizerConfig
 
@@ -50,7 +50,7 @@ def test_it_starts_with_the_weights_of_the_finished_one(easy, tmp_path):
     base = load_llm(easy.folder / "llm")
     model = load_trained(easy.folder / "sft", base)
     trials = select_trials(easy.store, easy.split, "validation", averaged=False)
-    examples = CaptionedTrials.of(trials, model, base.tokenizer, atlases=easy.encoder.atlases, seed=0)
+    examples = InstructedTrials.of(trials, model, base.tokenizer, atlases=easy.encoder.atlases, seed=0)
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     found = [row["validation_loss"] for row in rows if "validation_loss" in row]
     assert found == pytest.approx(

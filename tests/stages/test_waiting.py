@@ -14,7 +14,7 @@ from bitllm.model.build import build_bit_llm, load_trained, train_interface
 from bitllm.model.captioner import Captioner, load_captioner
 from bitllm.model.checkpoint.base import load_llm, placeholder_token_id
 from bitllm.stages.align import collate_align, make_encoder
-from bitllm.stages.examples import CaptionedTrials, checked_anatomies, pooled_betas
+from bitllm.stages.examples import InstructedTrials, checked_anatomies, pooled_betas
 from bitllm.stages.rft import RftConfig, RftObjective, collate_rft, with_lora
 from bitllm.stages.sft import SftObjective, n_answer_tokens
 from bitllm.training.loop import Loop, OptimizerConfig, RunContext, TrainerSettings, TrainingData
@@ -71,7 +71,7 @@ def test_a_step_of_sft_waits_at_most_twice(easy, gpu, tmp_path, interface, train
     model.to(CUDA)
     trials = select_trials(easy.store, easy.split, "train", averaged=False)
     how = {"atlases": easy.encoder.atlases, "seed": 0, "train_encoder": train_encoder}
-    examples = CaptionedTrials.of(trials, model, base.tokenizer, **how)
+    examples = InstructedTrials.of(trials, model, base.tokenizer, **how)
     data = TrainingData(len(trials), examples.batch, n_targets=n_answer_tokens)
     found = count_a_step(gpu, SftObjective(model), data, tmp_path)
     assert not found.mixtures

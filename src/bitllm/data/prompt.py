@@ -61,13 +61,29 @@ class Prompter:
             If the chat template rewrites earlier turns.
         """
         first, *later = [*(question for question, _ in history), instruction]
-        if self.n_placeholders:
-            placeholder = str(self.tokenizer.convert_ids_to_tokens(int(self.placeholder_id or 0)))
-            first = placeholder * self.n_placeholders + first
-        ids = self._ids_of_messages([first])
+        ids = self._first_turn_ids(first)
         for (_, answer), question in zip(history, later, strict=True):
             ids += [*self.answer_ids(answer), *self._next_turn_ids(question)]
         return ids
+
+    def conversation(self, turns: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        """Token ids of every turn of a conversation: those up to the start of its answer, and those of the answer.
+
+        One after the other they are the prompt and the answer of the last turn.
+        """
+        return [
+            (
+                self._next_turn_ids(question) if number else self._first_turn_ids(question),
+                self.answer_ids(answer),
+            )
+            for number, (question, answer) in enumerate(turns)
+        ]
+
+    def _first_turn_ids(self, question: str) -> list[int]:
+        if self.n_placeholders:
+            placeholder = str(self.tokenizer.convert_ids_to_tokens(int(self.placeholder_id or 0)))
+            question = placeholder * self.n_placeholders + question
+        return self._ids_of_messages([question])
 
     def _next_turn_ids(self, question: str) -> list[int]:
         """Token ids from the end token of an answer to the start of the next one."""
@@ -132,9 +148,19 @@ def pad_answers(
     prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], pad_id: int
 ) -> dict[str, Int[Tensor, "B T"]]:
     """Prompts with their answers, padded on the right; labels are −100 except on the answer."""
-    rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+    return pad_turns([[pair] for pair in zip(prompts, answers, strict=True)], pad_id)
+
+
+def pad_turns(
+    conversations: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]], pad_id: int
+) -> dict[str, Int[Tensor, "B T"]]:
+    """Conversations as in `Prompter.conversation`, padded on the right; labels are −100 except on the answers."""
+    rows = [[token for turn in turns for part in turn for token in part] for turns in conversations]
     width = max(map(len, rows))
-    labels = [[-100] * len(prompt) + list(answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    labels = [
+        [label for prompt, answer in turns for label in (*[-100] * len(prompt), *answer)]
+        for turns in conversations
+    ]
     return {
         "input_ids": torch.tensor([row + [pad_id] * (width - len(row)) for row in rows]),
         "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows]),
@@ -154,5 +180,13 @@ def plain_question(question: str) -> str:
 
 def choose(n: int, *, seed: int, epoch: int, index: int, purpose: str) -> int:
     """A number from 0 to ``n`` − 1 as a pure function of (seed, epoch, index), so that a resumed run draws the same."""
-    key = [seed, epoch, index, int.from_bytes(purpose.encode()[:7], "little")]
-    return int(np.random.default_rng(key).integers(n))
+    return int(_generator(seed, epoch, index, purpose).integers(n))
+
+
+def drawn_number(*, seed: int, epoch: int, index: int, purpose: str) -> float:
+    """A number from 0 to 1 (excluded), drawn like `choose`."""
+    return float(_generator(seed, epoch, index, purpose).random())
+
+
+def _generator(seed: int, epoch: int, index: int, purpose: str) -> np.random.Generator:
+    return np.random.default_rng([seed, epoch, index, int.from_bytes(purpose.encode()[:7], "little")])

@@ -16,6 +16,7 @@ from bitllm import __version__
 from bitllm.data.prepare import prepare_nsd
 from bitllm.data.splits import images_in_statistics, save_split
 from bitllm.data.targets import load_clip, make_targets, save_targets
+from bitllm.data.tasks.mixture import is_captions_alone
 from bitllm.errors import CheckpointError, TrainingError
 from bitllm.files import read_record, sha256_of_json
 from bitllm.model.build import CARD
@@ -102,9 +103,14 @@ def make_models(run: Run) -> None:
             run,
             "llm",
             lambda: train_small_llm(
-                run.store, run.folder / "llm", recipe.llm.small, seed=seed, progress=run.progress
+                run.store,
+                run.folder / "llm",
+                recipe.llm.small,
+                seed=seed,
+                tasks=recipe.tasks,
+                progress=run.progress,
             ),
-            [recipe.llm.small.model_dump(mode="json"), seed, data],
+            [recipe.llm.small.model_dump(mode="json"), seed, data, *_questions(run)],
         )
     if recipe.data.targets is None:
         _once(
@@ -117,6 +123,12 @@ def make_models(run: Run) -> None:
             [recipe.clip.source, data],
             after=("clip",) if recipe.clip.is_made else (),
         )
+
+
+def _questions(run: Run) -> list[Any]:
+    """What determines the questions in the training of the small LLM; nothing for captions alone."""
+    tasks = run.recipe.tasks
+    return [] if is_captions_alone(tasks) else [tasks, run.store.tasks_sha256]
 
 
 def _align(run: Run) -> bool:

@@ -287,6 +287,14 @@ class Recipe(StrictConfig):
         """Names of all systems; each comes after the one that it starts from."""
         return (*MAIN_SYSTEMS, *self.variants)
 
+    @property
+    def tasks(self) -> dict[str, float]:
+        """The tasks of all sft systems, each with its largest weight; the small LLM is trained on them."""
+        tasks: dict[str, float] = {}
+        for config in (self.system(name).sft for name in self.system_names):
+            tasks |= {task: max(weight, tasks.get(task, 0.0)) for task, weight in config.tasks.items()}
+        return tasks
+
     def system(self, name: str) -> System:
         """A system by name.
 

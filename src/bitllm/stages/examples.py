@@ -1,5 +1,6 @@
-"""Training examples: trials with betas (or pooled betas), an instruction, and one of the image's captions."""
+"""Training examples: trials with betas (or pooled betas), and a caption of the image or questions about it."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from bitllm.data.batch import Anatomies, TrialBetas
 from bitllm.data.dataset import TrialSet
-from bitllm.data.prompt import INSTRUCTIONS, Prompter, choose, pad_answers, plain_caption
+from bitllm.data.prompt import INSTRUCTIONS, Prompter, choose, pad_turns, plain_caption
+from bitllm.data.tasks.exchange import Exchange
+from bitllm.data.tasks.mixture import CAPTIONS_ALONE, TaskMixture
 from bitllm.errors import DataError
 from bitllm.model.captioner import Captioner
 from bitllm.model.encoder import BrainEncoder
@@ -23,9 +26,13 @@ from bitllm.training.distributed import rows_of_all_ranks
 _BATCH = 512
 
 
+Turn = tuple[list[int], list[int]]
+"""Token ids up to the start of an answer, and those of the answer."""
+
+
 @dataclass(frozen=True)
-class CaptionedTrials:
-    """Trials with betas (or pooled betas), prompts and captions.
+class InstructedTrials:
+    """Trials with betas (or pooled betas), and for each epoch an instruction with a caption, or questions with answers.
 
     Attributes
     ----------
@@ -34,8 +41,10 @@ class CaptionedTrials:
     pooled
         Pooled betas of each trial under the frozen encoder, on its device. None if the encoder is trained; batches
         then contain betas.
+    mixture
+        Tasks of the examples; with captions alone, every example is a caption.
     seed
-        Determines, with epoch and index, the instruction and the caption of an example.
+        Determines, with epoch and index, the task and the texts of an example.
     context
         Context length of the LLM, in tokens.
     """
@@ -43,6 +52,7 @@ class CaptionedTrials:
     betas: TrialBetas
     pooled: Float[Tensor, "n queries"] | None
     prompter: Prompter
+    mixture: TaskMixture
     seed: int
     context: int
 
@@ -56,24 +66,28 @@ class CaptionedTrials:
         atlases: tuple[str, ...],
         seed: int,
         train_encoder: bool = False,
-    ) -> "CaptionedTrials":
+        tasks: Mapping[str, float] = CAPTIONS_ALONE,
+    ) -> "InstructedTrials":
         """Trials for a model; with a frozen encoder, betas are pooled here, once.
 
         Parameters
         ----------
         train_encoder
             Whether the encoder is trained. Batches then contain betas, because pooled betas change in every step.
+        tasks
+            Weight of each task.
         """
         encoder = model.model.encoder
+        mixture = TaskMixture.of(trials.store, tasks, trials.nsd_id.tolist())
         anatomies = checked_anatomies(encoder, trials, atlases)
         betas = TrialBetas(trials, anatomies, encoder.queries.device, resident=train_encoder)
         pooled = None if train_encoder else pooled_betas(encoder, betas)
         context = model.config.llama.max_position_embeddings
-        return cls(betas, pooled, Captioner.of(model, tokenizer).prompter, seed, context)
+        return cls(betas, pooled, Captioner.of(model, tokenizer).prompter, mixture, seed, context)
 
     @property
     def trials(self) -> TrialSet:
-        """The trials without captions."""
+        """The trials without texts."""
         return self.betas.trials
 
     @cached_property
@@ -89,19 +103,17 @@ class CaptionedTrials:
     def _prompts(self) -> list[list[int]]:
         return [self.prompter.prompt_ids(instruction) for instruction in INSTRUCTIONS]
 
+    @cached_property
+    def _conversations(self) -> dict[tuple[tuple[str, str], ...], list[Turn]]:
+        """Tokens of the questions and answers drawn so far; derived questions are the same for many images."""
+        return {}
+
     def batch(self, pairs: list[tuple[int, int]]) -> dict[str, Any]:
-        """Prompts, answers and pooled betas (or betas with their anatomy) of (epoch, index) pairs."""
-        prompts = [self._prompts[self._instruction(epoch, index)] for epoch, index in pairs]
-        answers = [self._answer(epoch, index) for epoch, index in pairs]
-        for prompt, answer, (_, index) in zip(prompts, answers, pairs, strict=True):
-            if len(prompt) + len(answer) > self.context:
-                raise DataError(
-                    f"captions: expected at most {self.context - len(prompt)} tokens after the prompt, found "
-                    f"{len(answer)} in a caption of image {self.trials.nsd_id[index]}; shorten it in the captions file "
-                    "and prepare again, or use an LLM with a longer context"
-                )
+        """Texts and pooled betas (or betas with their anatomy) of (epoch, index) pairs."""
         indices = [index for _, index in pairs]
-        text = pad_answers(prompts, answers, self.prompter.tokenizer.pad_token_id)
+        text = pad_turns(
+            [self._turns(epoch, index) for epoch, index in pairs], self.prompter.tokenizer.pad_token_id
+        )
         return {
             "input_ids": text["input_ids"],
             "labels": text["labels"],
@@ -111,13 +123,37 @@ class CaptionedTrials:
         }
 
     def lengths(self, epoch: int) -> Int[np.ndarray, " n"]:
-        """Number of tokens of prompt and caption of each trial in an epoch."""
-        return np.array(
-            [
-                len(self._prompts[self._instruction(epoch, index)]) + len(self._answer(epoch, index))
-                for index in range(len(self.trials))
-            ]
+        """Number of tokens of the text of each trial in an epoch."""
+        return np.array([_length(self._turns(epoch, index)) for index in range(len(self.trials))])
+
+    def _turns(self, epoch: int, index: int) -> list[Turn]:
+        """The turns of an example that fit the context of the LLM, the first ones of a longer conversation."""
+        nsd_id = int(self.trials.nsd_id[index])
+        drawn = self.mixture.draw(nsd_id, seed=self.seed, epoch=epoch, index=index)
+        turns = (
+            [(self._prompts[self._instruction(epoch, index)], self._answer(epoch, index))]
+            if drawn is None
+            else self._tokens_of(drawn)
         )
+        if _length(turns[:1]) > self.context:
+            prompt, answer = turns[0]
+            where, what = (
+                ("captions", "a caption") if drawn is None else (drawn.source, f"the answer {drawn.id}")
+            )
+            raise DataError(
+                f"{where}: expected at most {self.context - len(prompt)} tokens after the prompt, found {len(answer)} "
+                f"in {what} of image {nsd_id}; shorten it in its file and prepare again, or use an LLM with a longer "
+                "context"
+            )
+        while _length(turns) > self.context:
+            turns = turns[:-1]
+        return turns
+
+    def _tokens_of(self, exchange: Exchange) -> list[Turn]:
+        key = tuple(zip(exchange.prompts, exchange.targets, strict=True))
+        if key not in self._conversations:
+            self._conversations[key] = self.prompter.conversation(key)
+        return self._conversations[key]
 
     def _brain(self, indices: list[int]) -> dict[str, Any]:
         if self.pooled is None:
@@ -130,6 +166,10 @@ class CaptionedTrials:
     def _answer(self, epoch: int, index: int) -> list[int]:
         answers = self._answers[int(self.trials.nsd_id[index])]
         return answers[choose(len(answers), purpose="caption", seed=self.seed, epoch=epoch, index=index)]
+
+
+def _length(turns: Sequence[Turn]) -> int:
+    return sum(len(part) for turn in turns for part in turn)
 
 
 def checked_anatomies(encoder: BrainEncoder, trials: TrialSet, atlases: tuple[str, ...]) -> Anatomies:

@@ -5,6 +5,9 @@ modeling on the tokens of a caption and the end token, after one of several inst
 With a frozen encoder, betas are pooled once; its blocks and head, which are cheap, run in every step. One of the
 image's captions is chosen by (seed, epoch, index).
 
+With other tasks than captions, an example is a caption or an exchange about the image (a question, or several in
+turn); the loss is that of the answers and their end tokens. Task and exchange are chosen by (seed, epoch, index).
+
 Optionally the encoder is trained too, from captions only; brain tokens are then computed in every step. The stage
 can also start from a finished sft instead of an encoder, for example to adapt it to a new subject.
 
@@ -29,6 +32,8 @@ from bitllm.config import StrictConfig
 from bitllm.data.dataset import sealed_test, select_trials
 from bitllm.data.splits import Split, check_split
 from bitllm.data.store import Store
+from bitllm.data.tasks.mixture import CAPTIONS_ALONE, is_captions_alone
+from bitllm.data.tasks.summary import licenses_of_tasks
 from bitllm.data.transfer import require_same_space, space_of_training
 from bitllm.errors import CheckpointError
 from bitllm.files import read_record, sha256_of_file
@@ -48,7 +53,7 @@ from bitllm.model.likelihood import Due, token_log_probs
 from bitllm.model.modeling import BitLlmForCausalLM
 from bitllm.model.precision import Precision, base_dtype, computing, name_of
 from bitllm.model.voxels import Anatomy
-from bitllm.stages.examples import CaptionedTrials, frozen_brain_tokens
+from bitllm.stages.examples import InstructedTrials, frozen_brain_tokens
 from bitllm.stages.workspace import workspace
 from bitllm.training.distributed import device, full_state, is_main
 from bitllm.training.loop import Loop, OptimizerConfig, RunContext, TrainingData, Validation
@@ -82,6 +87,10 @@ class SftConfig(StrictConfig):
     """Whether the encoder is frozen, or trained on captions together with the interface."""
     encoder_learning_rate: float | None = Field(default=None, gt=0, exclude_if=lambda rate: rate is None)
     """Learning rate of a trained encoder; null for that of the other parameters."""
+    tasks: dict[str, float] = Field(
+        default_factory=lambda: dict(CAPTIONS_ALONE), exclude_if=lambda tasks: tasks == CAPTIONS_ALONE
+    )
+    """Weight of each task of the store (`bitllm tasks STORE` lists them) and of `caption`."""
     optimizer: OptimizerConfig = OptimizerConfig(
         steps=300, batch_size=64, learning_rate=3e-3, weight_decay=0.01
     )
@@ -90,6 +99,13 @@ class SftConfig(StrictConfig):
     """Whether the examples of a step have similar lengths, which reduces padding."""
     validate_every: int = Field(default=50, gt=0)
     """Steps between two validations (loss on validation images)."""
+
+    @field_validator("tasks")
+    @classmethod
+    def _has_a_task(cls, tasks: dict[str, float]) -> dict[str, float]:
+        if min(tasks.values(), default=0) < 0 or not any(tasks.values()):
+            raise ValueError("expected weights from 0 with one above 0; set caption to 1")
+        return tasks
 
     @field_validator("encoder_learning_rate")
     @classmethod
@@ -182,14 +198,10 @@ def train_sft(  # noqa: PLR0913 - the parts of the stage
         if config.compile_layers:
             model.model.language_model.compile_layers()
         model.model.encoder.to(device())  # the loop moves the rest, shard by shard with fsdp
+        how: Any = {"atlases": atlases, "seed": seed, "train_encoder": train_encoder, "tasks": config.tasks}
         training, validation = (
-            CaptionedTrials.of(
-                select_trials(store, split, part, averaged=False),
-                model,
-                base.tokenizer,
-                atlases=atlases,
-                seed=seed,
-                train_encoder=train_encoder,
+            InstructedTrials.of(
+                select_trials(store, split, part, averaged=False), model, base.tokenizer, **how
             )
             for part in ("train", "validation")
         )
@@ -215,7 +227,9 @@ def train_sft(  # noqa: PLR0913 - the parts of the stage
         )
         loop.fit()
         card = {"stage": "sft", "split": split.sha256, "seed": seed, "atlases": list(atlases)}
-        card |= space_of_training(store, atlases) | {"n_trainable": n_trainable(model)}
+        card |= (
+            space_of_training(store, atlases) | _tasks_of(store, config) | {"n_trainable": n_trainable(model)}
+        )
         state = full_state(model, model.is_ours)
         if is_main():
             save_trained(model, work.folder, base=base, about=card, state=state)
@@ -227,6 +241,14 @@ def _check_data(store: Store, split: Split, start: BrainEncoder | Path) -> None:
         require_same_space(store, read_record(start / CARD), where=start)
 
 
+def _tasks_of(store: Store, config: SftConfig) -> dict[str, Any]:
+    """Weights of the tasks and licenses of their sources, for the card; nothing for captions alone."""
+    if is_captions_alone(config.tasks):
+        return {}
+    used = {task for task, weight in config.tasks.items() if weight > 0}
+    return {"tasks": {"weights": config.tasks, "licenses": licenses_of_tasks(store, used)}}
+
+
 def sft_fingerprint(
     store: Store, split: Split, *, start: BrainEncoder | Path, llm_sha256: str, config: SftConfig, seed: int
 ) -> dict[str, Any]:
@@ -236,6 +258,7 @@ def sft_fingerprint(
         if isinstance(start, Path)
         else {"encoder": weights_hash(start)}
     )
+    tasks = {} if is_captions_alone(config.tasks) else {"tasks": store.tasks_sha256}
     return {
         "stage": "sft",
         "sft": config.model_dump(mode="json"),
@@ -244,6 +267,7 @@ def sft_fingerprint(
         "store": store.sha256,
         **begun,
         "llm": llm_sha256,
+        **tasks,
     }
 
 
@@ -308,7 +332,7 @@ def _init_from(
 
 @torch.no_grad()
 def validation_loss(
-    model: BitLlmForCausalLM, examples: CaptionedTrials, *, at_once: int = 64
+    model: BitLlmForCausalLM, examples: InstructedTrials, *, at_once: int = 64
 ) -> dict[str, float]:
     """Loss on fewer than 512 evenly spaced trials, always the same ones, ``at_once`` in a forward pass."""
     n = len(examples.trials)

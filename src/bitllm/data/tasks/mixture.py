@@ -1,0 +1,76 @@
+"""A mixture of tasks: which exchange about its image a training example has."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from bitllm.data.prompt import choose, drawn_number
+from bitllm.data.store import Store
+from bitllm.data.tasks.exchange import Exchange, exchanges
+
+CAPTION = "caption"
+"""The task of captions, which every image has."""
+CAPTIONS_ALONE: Mapping[str, float] = {CAPTION: 1.0}
+
+
+@dataclass(frozen=True)
+class TaskMixture:
+    """Weights of tasks, and the exchanges of each image.
+
+    Parameters
+    ----------
+    weights
+        Weight of each task above 0. The tasks that an image has are drawn in proportion to their weights.
+    exchanges
+        Exchanges of each image, by task, in the order of the weights.
+    """
+
+    weights: Mapping[str, float]
+    exchanges: Mapping[int, Mapping[str, tuple[Exchange, ...]]]
+
+    @classmethod
+    def of(cls, store: Store, weights: Mapping[str, float], images: Iterable[int]) -> "TaskMixture":
+        """The mixture for some images of a store, which needs no questions for captions alone.
+
+        Raises
+        ------
+        DataError
+            If the store has no questions of a task with a weight.
+        """
+        used = {task: weight for task, weight in weights.items() if weight > 0}
+        asked = [task for task in used if task != CAPTION]
+        chosen, found = frozenset(images), dict[int, dict[str, list[Exchange]]]()
+        for exchange in exchanges(store, tasks=asked) if asked else ():
+            if exchange.nsd_id in chosen:
+                of_image = found.setdefault(exchange.nsd_id, {task: [] for task in asked})
+                of_image[exchange.task].append(exchange)
+        return cls(
+            used,
+            {
+                nsd_id: {task: tuple(of_task) for task, of_task in by_task.items() if of_task}
+                for nsd_id, by_task in found.items()
+            },
+        )
+
+    def draw(self, nsd_id: int, *, seed: int, epoch: int, index: int) -> Exchange | None:
+        """The exchange of an example, or ``None`` for a caption: a pure function of (seed, epoch, index).
+
+        An image without exchanges of the tasks gets a caption.
+        """
+        by_task = self.exchanges.get(nsd_id)
+        if by_task is None:
+            return None
+        here = {"seed": seed, "epoch": epoch, "index": index}
+        tasks = [task for task in self.weights if task == CAPTION or task in by_task]
+        ends = np.cumsum([self.weights[task] for task in tasks])
+        number = drawn_number(purpose="task", **here) * ends[-1]
+        task = tasks[min(int(np.searchsorted(ends, number, side="right")), len(tasks) - 1)]
+        if task == CAPTION:
+            return None
+        return by_task[task][choose(len(by_task[task]), purpose="question", **here)]
+
+
+def is_captions_alone(weights: Mapping[str, float]) -> bool:
+    """Whether no other task than captions has a weight."""
+    return not any(weight > 0 for task, weight in weights.items() if task != CAPTION)

@@ -1,0 +1,72 @@
+"""The draw of a task and an exchange for each example."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from bitllm.data.store import open_store
+from bitllm.data.store.write import replace_tasks
+from bitllm.data.tasks import Exchange, tasks_table
+from bitllm.data.tasks.mixture import CAPTIONS_ALONE, TaskMixture, is_captions_alone
+from bitllm.errors import DataError
+
+ONE = Exchange("", 0, "presence", ("Is it?",), (("yes",),), ((),), "yes/no", "derived", "")
+
+
+@pytest.fixture
+def asked(copied_store):
+    """A store with two questions about presence and one number for all but one image."""
+    store = open_store(copied_store)
+    found = [
+        replace(ONE, id=f"{n}:{nsd_id}", nsd_id=nsd_id, task=task)
+        for nsd_id in store.stimuli.index[1:].tolist()
+        for n, task in enumerate(("presence", "presence", "count"))
+    ]
+    return replace_tasks(store, tasks_table(found))
+
+
+def drawn(mixture, nsd_id, n=600, **where):
+    here = {"seed": 0, "epoch": 0} | where
+    return [mixture.draw(nsd_id, index=index, **here) for index in range(n)]
+
+
+def test_captions_alone_need_no_questions_and_draw_none(copied_store):
+    store = open_store(copied_store)
+    mixture = TaskMixture.of(store, CAPTIONS_ALONE, store.stimuli.index)
+    assert not mixture.exchanges
+    assert drawn(mixture, int(store.stimuli.index[1])) == [None] * 600
+    assert is_captions_alone({"caption": 2.0, "count": 0.0}) and not is_captions_alone({"count": 1.0})
+
+
+def test_tasks_are_drawn_in_proportion_to_their_weights(asked):
+    weights = {"caption": 1.0, "presence": 0.3, "count": 0.7}
+    nsd_id = int(asked.stimuli.index[1])
+    found = drawn(TaskMixture.of(asked, weights, [nsd_id]), nsd_id)
+    tasks = Counter("caption" if one is None else one.task for one in found)
+    for task, weight in weights.items():
+        p = weight / 2
+        assert abs(tasks[task] - 600 * p) < 4 * (600 * p * (1 - p)) ** 0.5
+    presence = Counter(one.id for one in found if one is not None and one.task == "presence")
+    assert len(presence) == 2 and min(presence.values()) > 20
+
+
+def test_an_image_without_questions_gets_captions_and_weight_zero_is_not_read(asked):
+    first, second = map(int, asked.stimuli.index[:2])
+    mixture = TaskMixture.of(asked, {"presence": 1.0, "nothing": 0.0}, [first, second])
+    assert set(mixture.exchanges) == {second}
+    assert drawn(mixture, first) == [None] * 600
+    assert {one.task for one in drawn(mixture, second)} == {"presence"}
+
+
+def test_a_draw_is_a_pure_function_of_seed_epoch_and_index(asked):
+    nsd_id = int(asked.stimuli.index[1])
+    mixture = TaskMixture.of(asked, {"caption": 1.0, "presence": 1.0}, [nsd_id])
+    first = drawn(mixture, nsd_id)
+    assert drawn(mixture, nsd_id) == first
+    assert drawn(mixture, nsd_id, seed=1) != first != drawn(mixture, nsd_id, epoch=1)
+
+
+def test_a_task_that_the_store_lacks_is_refused(asked):
+    with pytest.raises(DataError, match="did you mean `count`"):
+        TaskMixture.of(asked, {"caption": 1.0, "counts": 1.0}, asked.stimuli.index)
