@@ -14,6 +14,7 @@ from bitllm.model.build import CARD
 from bitllm.model.captioner import load_captioner, with_lora_weights
 from bitllm.model.checkpoint.base import BaseLlm, load_llm
 from bitllm.model.checkpoint.weights import RFT_CARD, sft_beneath
+from bitllm.pipeline.privacy import PRIVACY
 from bitllm.report.card import UNKNOWN_LICENSE, license_of, model_card
 from bitllm.report.run import RESULTS, read_results
 
@@ -86,6 +87,7 @@ def export_run(
             license_name=named,
             is_whole=is_whole,
             interface=model.config.interface,
+            privacy=_privacy(folder, brain),
         )
         (unfinished / "README.md").write_text(card, encoding="utf-8")
     return Exported(name, is_whole, named, results is not None)
@@ -139,6 +141,16 @@ def brain_of(folder: Path) -> dict[str, Any]:
         "seed": (card or sft)["seed"],
         **({"tasks": sft["tasks"]} if "tasks" in sft else {}),
     }
+
+
+def _privacy(folder: Path, brain: dict[str, Any]) -> dict[str, Any] | None:
+    """What `bitllm audit --privacy` measured on a system of the same training; None without it."""
+    place = folder.parent / PRIVACY
+    if not place.is_file():
+        return None
+    found = read_record(place, "system", "split_sha256", "membership", "not_run", "files")
+    is_same = (found["system"], found["split_sha256"]) == (folder.resolve().name, brain["split_sha256"])
+    return found if is_same else None
 
 
 def _results(run: Path, folder: Path) -> Results | None:

@@ -304,15 +304,22 @@ def audit(
     /,
     split: Path | None = None,
     json: bool = False,
+    privacy: bool = False,
 ) -> None:
     """Look for leaks in a store, and in a run's split, results and selections; exit status 1 if there are any.
 
     Args:
-        store: Folder of the store.
-        run: Folder with the run's results, its split.json and run.json; or another store, to find common photographs.
+        store: Folder of the store; with --privacy, the run.
+        run: Folder with the run's results, its split.json and run.json; or another store, to find common photographs;
+            with --privacy, the store if it is not that of the run.
         split: The split to audit; by default the run's split.json.
         json: Print JSON instead of lines.
+        privacy: Measure what a run gives away about its training data (membership, identity, files), and write
+            privacy.json into it, for the model card.
     """
+    if privacy:
+        _audit_privacy(store, run, split=split, json=json)
+        return
     from bitllm.data.audit import audit as look
     from bitllm.data.shared_images import audit_two_stores
     from bitllm.data.splits import load_split
@@ -333,3 +340,17 @@ def audit(
         OUT.print(f"{store}: {len(found['leaks'])} leaks found")
     if found["leaks"]:
         raise SystemExit(1)
+
+
+def _audit_privacy(run: Path, store: Path | None, *, split: Path | None, json: bool) -> None:
+    from bitllm.evaluation.options import EvaluateOptions
+    from bitllm.pipeline.privacy import PRIVACY, audit_privacy
+    from bitllm.report.privacy import privacy_lines
+
+    found = audit_privacy(run, store, options=EvaluateOptions(split=split))
+    if json:
+        print_json(found)
+        return
+    for line in privacy_lines(found):
+        OUT.print(line, markup=False, soft_wrap=True)
+    OUT.print(f"{run}: {PRIVACY} written; `bitllm export` puts it into the model card")

@@ -39,7 +39,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "bitllm tasks store table questions.csv --license CC-BY-4.0",
     ),
     "inspect": ("bitllm inspect store", "bitllm inspect store --verify"),
-    "audit": ("bitllm audit store", "bitllm audit store demo", "bitllm audit nsd-store bold5000-store"),
+    "audit": (
+        "bitllm audit store",
+        "bitllm audit store demo",
+        "bitllm audit nsd-store bold5000-store",
+        "bitllm audit demo --privacy",
+    ),
     "embed": ("bitllm embed store --clip openai/clip-vit-large-patch14",),
     "train": (
         "bitllm train demo align --out runs/demo",

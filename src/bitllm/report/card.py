@@ -8,6 +8,7 @@ from bitllm import __version__
 from bitllm.evaluation.results import Results
 from bitllm.evaluation.verdict import bits_of, judge_questions, verdict
 from bitllm.report.page import render
+from bitllm.report.privacy import privacy_lines
 from bitllm.report.tables import metrics_of, retrieval_rows, score_groups
 
 UNKNOWN_LICENSE = "other"
@@ -42,6 +43,7 @@ def model_card(
     license_name: str,
     is_whole: bool,
     interface: str,
+    privacy: dict[str, Any] | None = None,
 ) -> str:
     """The text of ``README.md`` in the hub's format.
 
@@ -61,6 +63,8 @@ def model_card(
         Whether the folder contains the weights of the base LLM.
     interface
         How brain tokens reach the LLM.
+    privacy
+        Content of ``privacy.json``; None if it was not measured.
     """
     header = ModelCardData(
         language="en",
@@ -84,6 +88,8 @@ def model_card(
         license=license_name,
         is_whole=is_whole,
         interface=interface,
+        privacy=[] if privacy is None else privacy_lines(privacy),
+        privacy_system="" if privacy is None else privacy["system"],
         about=None if results is None else results.about,
         is_simulated=results is not None and results.about.is_simulated,
         rows=rows,
