@@ -16,6 +16,7 @@ from scipy.spatial import cKDTree
 from bitllm.data.splits import WITHIN_SUBJECT, Split, images_in_statistics, load_split
 from bitllm.data.store import Store, SubjectData
 from bitllm.data.store.read import sessions_of_zeros
+from bitllm.data.tasks.leaks import question_leaks
 from bitllm.errors import DataError
 from bitllm.files import sha256_of_file
 
@@ -146,6 +147,7 @@ def _store_leaks(store: Store) -> Iterator[str]:
     if len(twice):
         yield f"one photograph on two sides: COCO image {twice[0]} ({len(twice)} in all) is in two parts"
     yield from _caption_leaks(store)
+    yield from question_leaks(store)
     yield from _picture_leaks(store)
 
 

@@ -26,8 +26,8 @@ def inspect_store(store: Store) -> dict[str, Any]:
         voxels, sessions with only zeros, voxels out of view in some session, images by part, mean noise ceiling in
         percent for one trial and for the mean of three (``None`` if unknown), voxels of each label, bytes, checksums);
         ``images`` by part; ``captions`` (number; minimum, mean and maximum per image); ``objects`` (number, number of
-        crowd regions, categories, images with at least one; ``None`` if the store has no objects); ``bytes`` and
-        ``sha256`` of the shared files.
+        crowd regions, categories, images with at least one; ``None`` if the store has no objects); ``tasks`` (number of
+        exchanges of each task); ``bytes`` and ``sha256`` of the shared files.
     """
     manifest = store.manifest
     per_image = np.array([len(captions) for captions in store.captions.values()])
@@ -52,6 +52,7 @@ def inspect_store(store: Store) -> dict[str, Any]:
             "most": int(per_image.max()),
         },
         "objects": _inspect_objects(store) if store.has_objects else None,
+        "tasks": store.tasks["task"].value_counts().sort_index().to_dict() if store.has_tasks else {},
         "bytes": {file: (store.path / file).stat().st_size for file in manifest.sha256},
         "sha256": dict(manifest.sha256),
     }
@@ -152,6 +153,7 @@ def _overview(inspection: dict[str, Any]) -> Table:
             f"{captions['mean']:.2f}",
         ),
         ("objects", _objects_text(inspection["objects"], sum(images.values()))),
+        ("questions", ", ".join(f"{n:,} {task}" for task, n in inspection["tasks"].items()) or "none"),
         ("size", f"{n_bytes / 1e6:,.1f} MB"),
         *(
             ("sessions", f"{name}: {', '.join(f'{n} = {label}' for n, label in s['session_names'].items())}")

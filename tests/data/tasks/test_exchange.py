@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from bitllm.data.audit import verify_store
+from bitllm.data.inspect import inspect_store, inspect_text
 from bitllm.data.store import open_store
 from bitllm.data.store.write import replace_tasks
 from bitllm.data.tasks import Exchange, checked, exchanges, tasks_table
@@ -58,6 +59,14 @@ def test_tasks_and_parts_select_exchanges_by_the_part_of_their_image(store):
         found = exchanges(with_tasks, tasks=["dialogue"], part=name)
         assert {one.task for one in found} == {"dialogue"}
         assert sorted(one.nsd_id for one in found) == sorted(n for n, p in part.items() if p == name)
+
+
+def test_an_inspection_counts_the_questions_of_each_task(store):
+    assert inspect_store(store)["tasks"] == {}
+    n = len(store.stimuli)
+    found = inspect_store(replace_tasks(store, tasks_table(of_images(store, ONE, TALK))))
+    assert found["tasks"] == {"dialogue": n, "presence": n}
+    assert f"{n} dialogue, {n} presence" in inspect_text(found)
 
 
 def test_tasks_change_no_checksum_but_their_own(store):
