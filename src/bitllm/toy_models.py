@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     CLIPConfig,
@@ -30,7 +31,7 @@ from bitllm.config import StrictConfig
 from bitllm.data.prompt import INSTRUCTIONS, Prompter, choose, pad_turns, plain_caption
 from bitllm.data.store import Store
 from bitllm.data.tasks.exchange import Exchange
-from bitllm.data.tasks.mixture import CAPTIONS_ALONE, TaskMixture
+from bitllm.data.tasks.mixture import CAPTIONS_ALONE, TaskMixture, is_captions_alone
 from bitllm.errors import ConfigError
 from bitllm.files import folder_written_whole
 from bitllm.model.checkpoint.base import load_llm
@@ -217,20 +218,20 @@ def train_small_llm(
     model = LlamaForCausalLM(_llama_config(config, tokenizer))
     prompter = Prompter(tokenizer)
 
-    def collate(pairs: list[tuple[int, int]]) -> dict[str, Any]:
-        documents = [
-            _document(
-                captions[index],
-                mixture.draw(nsd_ids[index], seed=seed, epoch=epoch, index=index),
-                config,
-                np.random.default_rng([seed, epoch, index, 1]),
-            )
-            for epoch, index in pairs
-        ]
-        batch = pad_turns([prompter.conversation(turns) for turns in documents], tokenizer.pad_token_id)
-        return batch | {"use_cache": False}
+    def document(epoch: int, index: int) -> list[tuple[str, str]]:
+        exchange = mixture.draw(nsd_ids[index], seed=seed, epoch=epoch, index=index)
+        return _document(captions[index], exchange, config, np.random.default_rng([seed, epoch, index, 1]))
 
-    data = TrainingData(len(captions), collate)
+    def collate(pairs: list[tuple[int, int]]) -> dict[str, Any]:
+        turns = [prompter.conversation(document(epoch, index)) for epoch, index in pairs]
+        return pad_turns(turns, tokenizer.pad_token_id) | {"use_cache": False}
+
+    def lengths(epoch: int) -> Int[np.ndarray, " n"]:
+        documents = (document(epoch, index) for index in range(len(captions)))
+        return np.array([sum(len(text.split()) for turn in turns for text in turn) for turns in documents])
+
+    # dialogues are many times as long as captions, and a batch is as long as its longest text
+    data = TrainingData(len(captions), collate, lengths=None if is_captions_alone(tasks) else lengths)
     _train(model, data, config.optimizer, folder, (tokenizer,), seed, "small Llama", progress)
 
 

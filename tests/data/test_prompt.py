@@ -165,6 +165,15 @@ def test_the_prompt_of_a_turn_begins_with_the_turns_before(tokenizer, monkeypatc
         assert whole.count(prompter.placeholder_id) == 3
 
 
+def test_a_conversation_turn_by_turn_is_the_prompt_and_answer_of_its_last_turn(tokenizer):
+    prompter = Prompter(tokenizer, 2, tokenizer.convert_tokens_to_ids("<brain>"))
+    turns = prompter.conversation([*TALK, TALK[0]])  # a question that is asked again
+    tokens = [token for turn in turns for part in turn for token in part]
+    last, answer = TALK[0]
+    assert tokens == [*prompter.prompt_ids(last, history=TALK), *prompter.answer_ids(answer)]
+    assert [part for _, part in turns] == prompter.answers_ids([text for _, text in [*TALK, TALK[0]]])
+
+
 def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "chat_template", "{{ messages | length }} {{ messages[-1]['content'] }}")
     with pytest.raises(ModelError, match="chat template"):

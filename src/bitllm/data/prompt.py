@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ class Prompter:
         first, *later = [*(question for question, _ in history), instruction]
         ids = self._first_turn_ids(first)
         for (_, answer), question in zip(history, later, strict=True):
-            ids += [*self.answer_ids(answer), *self._next_turn_ids(question)]
+            ids += [*self.answer_ids(answer), *self._later_turn_ids(question)]
         return ids
 
     def conversation(self, turns: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
@@ -73,7 +74,7 @@ class Prompter:
         """
         return [
             (
-                self._next_turn_ids(question) if number else self._first_turn_ids(question),
+                self._later_turn_ids(question) if number else self._first_turn_ids(question),
                 self.answer_ids(answer),
             )
             for number, (question, answer) in enumerate(turns)
@@ -84,6 +85,16 @@ class Prompter:
             placeholder = str(self.tokenizer.convert_ids_to_tokens(int(self.placeholder_id or 0)))
             question = placeholder * self.n_placeholders + question
         return self._ids_of_messages([question])
+
+    @cached_property
+    def _later_turns(self) -> dict[str, list[int]]:
+        """Token ids of later turns by question: templates are slow, and many conversations ask the same."""
+        return {}
+
+    def _later_turn_ids(self, question: str) -> list[int]:
+        if question not in self._later_turns:
+            self._later_turns[question] = self._next_turn_ids(question)
+        return self._later_turns[question]
 
     def _next_turn_ids(self, question: str) -> list[int]:
         """Token ids from the end token of an answer to the start of the next one."""
