@@ -36,6 +36,8 @@ SLOTS = {
     "report {}": FILES,
     "report {judged} --out {}": (*PLACES, "{folder}"),
     "report {judged} --out {new} --store {}": FILES,
+    "ask {} dog --image 1": FILES,
+    "ask {run} dog --store {store} --image {}": NUMBERS,
     "explore {} {store}": FILES,
     "explore {run} {}": FILES,
     "explore {run} {store} --llm {}": SOME,

@@ -40,6 +40,20 @@ def test_a_decode_tells_the_caption_with_its_control_and_the_change(client, nsd_
     assert len(panels["perturbed"]["lost"]) == len(panels["real"]["words"])
 
 
+def test_the_questions_of_an_image_are_those_of_the_store(client, session, nsd_id):
+    found = client.get(f"/api/images/{nsd_id}/questions").json()
+    own = session.exchanges(nsd_id)
+    assert found["total"] == len(own) > 0
+    assert found["exchanges"][0]["questions"] == list(own[0].questions)
+    assert found["exchanges"][0]["answers"] == [list(answers) for answers in own[0].answers]
+    assert client.get("/api/images/9999999/questions").json() == {"total": 0, "exchanges": []}
+
+
+@pytest.mark.parametrize("questions", [[""], [" "], ["x" * 301], ["a"] * 13, "a dog ?", [1]])
+def test_questions_that_cannot_be_asked_are_refused(client, nsd_id, questions):
+    assert client.post("/api/decodes", json=ask(nsd_id, questions=questions)).status_code == 422
+
+
 def test_what_is_told_again_is_the_same(client, nsd_id):
     first, again = (
         [event for event in told(client, ask(nsd_id, repetition=1)) if event["kind"] == "panel"]

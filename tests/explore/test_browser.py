@@ -82,6 +82,52 @@ def test_the_address_brings_the_choice_back(opened, visit):
     assert caption(again.page, "perturbed") == caption(page, "perturbed")
 
 
+def answers(page, turn=0):
+    """Answer text of each input to one question."""
+    boxes = page.locator(".turn").nth(turn).locator("[data-answer]")
+    return {
+        boxes.nth(n).get_attribute("data-answer"): boxes.nth(n).inner_text() for n in range(boxes.count())
+    }
+
+
+def ask(page, question):
+    before = page.locator("body").get_attribute("data-decodes")
+    page.locator("[name=question]").fill(question)
+    page.keyboard.press("Enter")
+    wait_for_a_decode(page, before)
+
+
+def test_questions_are_answered_in_turn_beside_their_controls_and_come_back_by_the_address(opened, visit):
+    page = opened.page
+    ask(page, "What is in the image?")
+    ask(page, "A <b>dog</b>?")
+    assert list(answers(page)) == ["real", "control", "alone"]
+    assert "Probability" in answers(page, 1)["alone"]
+    assert "A <b>dog</b>? These betas:" in page.inner_text("#status")
+    page.select_option("[name=perturbation]", "zero")
+    decode(page)
+    assert list(answers(page, 1)) == ["real", "perturbed", "control", "alone"]
+    again = visit(page.url)
+    wait_for_a_decode(again.page)
+    assert [answers(again.page, turn) for turn in (0, 1)] == [answers(page, turn) for turn in (0, 1)]
+    again.page.get_by_role("button", name="Clear all questions").click()
+    assert "q=" not in again.page.url
+    assert again.page.locator(".turn").count() == 0
+    assert opened.complaints == []
+
+
+def test_a_suggested_question_is_asked_and_its_true_answer_shown(opened):
+    page = opened.page
+    page.get_by_text("Questions about this image in the store").click()
+    button = page.locator(".suggested button").first
+    question = button.inner_text()
+    before = page.locator("body").get_attribute("data-decodes")
+    button.click()
+    wait_for_a_decode(page, before)
+    assert page.locator(".turn h3").first.inner_text() in question
+    assert page.locator(".turn > .small").first.inner_text().startswith("True answer: ")
+
+
 def test_a_strange_address_does_no_harm(visit, easy_served):
     page = visit(f"{easy_served}/?image=<script>&roi=x&subject=nobody&factor=abc&perturbation=lesion").page
     page.wait_for_selector(LOADED)
@@ -115,7 +161,7 @@ def test_systems_are_compared(visit, served, nsd_id):
 def test_on_a_phone_nothing_overflows_and_axe_is_content(visit, easy_served, dark):
     seen = visit(f"{easy_served}/?perturbation=silence&roi=streams%3Aearly&image=", width=360, dark=dark)
     seen.page.wait_for_selector(LOADED)
-    decode(seen.page)
+    ask(seen.page, "What is in the image?")
     for box in seen.page.locator("summary").all():
         box.click()
     assert seen.overflow_px() == 0

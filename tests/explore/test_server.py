@@ -95,7 +95,7 @@ def test_no_address_answers_otherwise_than_it_says(schema, mode):
         if mode is GenerationMode.POSITIVE or operation.path != "/api/run":  # nothing can be wrong there
             fuzz()
         seen.append(f"{operation.method} {operation.path}".upper())
-    assert len(seen) == 8
+    assert len(seen) == 9
 
 
 def test_a_run_that_is_not_there_is_one_line(tmp_path, demo_folder, capsys):

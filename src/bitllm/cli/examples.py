@@ -58,6 +58,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "bitllm evaluate demo",
         "bitllm evaluate demo --systems rft --rois floc-places,prf-visualrois:V1v --out demo/rft-regions",
     ),
+    "ask": (
+        'bitllm ask demo --image 123 "Is there a dog?" "How many?"',
+        'bitllm ask demo --subject subj08 --image 123 --system sft --json "What color is the car?"',
+    ),
     "explore": ("bitllm explore demo demo/store",),
     "report": ("bitllm report demo --out report.html", "bitllm report demo demo-seed1 --out both.html"),
     "export": ("bitllm export demo model", "bitllm export demo/sft model --whole"),

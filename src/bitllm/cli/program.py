@@ -40,6 +40,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "train": train.train,
     "score": evaluation.score,
     "evaluate": evaluation.evaluate,
+    "ask": results.ask,
     "explore": results.explore,
     "report": results.report,
     "export": results.export,

@@ -1,4 +1,4 @@
-"""Commands for finished runs: report, explore, export."""
+"""Commands for finished runs: report, ask, explore, export."""
 
 from pathlib import Path
 from typing import Literal
@@ -44,6 +44,39 @@ def report(
         print_json([to_json(one.results) for one in read] if len(read) > 1 else to_json(read[0].results))
     else:
         OUT.print(f"{out}: {out.stat().st_size / 1e6:.1f} MB", markup=False, soft_wrap=True)
+
+
+def ask(
+    run: tyro.conf.Positional[Path],
+    questions: tyro.conf.Positional[tuple[str, ...]],
+    /,
+    *,
+    image: int,
+    subject: str | None = None,
+    repetition: int | None = None,
+    system: str | None = None,
+    store: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Ask a system about the image that a subject saw; each answer is shown with its controls.
+
+    Args:
+        run: A run folder, or a checkpoint of sft or rft (then name the store).
+        questions: One or more questions; each one follows the answers to the earlier ones.
+        image: The image (nsd_id).
+        subject: The subject; by default the test subject.
+        repetition: A single trial, counted from 1; by default the mean over all trials of the image.
+        system: Name of the system (default: rft, else sft).
+        store: The store that the run was trained on; by default that of the run.
+        json: Print JSON instead of a table.
+    """
+    from bitllm.explore.answers import ask as answer
+    from bitllm.explore.answers import render_answers
+
+    found = answer(
+        run, questions, nsd_id=image, subject=subject, repetition=repetition, system=system, store=store
+    )
+    print_json(found.to_json()) if json else OUT.print(render_answers(found))
 
 
 def explore(

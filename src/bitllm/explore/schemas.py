@@ -4,10 +4,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from bitllm.explore.conversation import LONGEST_QUESTION, MOST_TURNS
+
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
 RoiName = Annotated[str, Field(min_length=1, max_length=120)]
 NsdId = Annotated[int, Field(ge=0, le=10_000_000)]
 JobId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+Question = Annotated[str, Field(min_length=1, max_length=LONGEST_QUESTION, pattern=r"\S")]
 Kind = Literal["none", "silence", "alone", "scale", "shuffle", "zero"]
 Use = Literal["test", "validation", "train", "unused"]
 JobState = Literal["waiting", "running", "done", "failed", "cancelled"]
@@ -29,6 +32,8 @@ class Ask(_Strict):
     roi: RoiName | None = None
     factor: Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)] = 1.0
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    questions: Annotated[tuple[Question, ...], Field(max_length=MOST_TURNS)] = ()
+    """Questions about the trial, in turn; answered after the captions."""
 
 
 class SystemInfo(_Strict):
@@ -82,6 +87,21 @@ class ImageList(_Strict):
 
     total: int
     images: list[ImageInfo]
+
+
+class KnownExchange(_Strict):
+    """Questions about an image, in turn, with their accepted answers."""
+
+    task: str
+    questions: list[str]
+    answers: list[list[str]]
+
+
+class KnownExchanges(_Strict):
+    """The first questions of an image in the store."""
+
+    total: int
+    exchanges: list[KnownExchange]
 
 
 class Brain(_Strict):

@@ -25,7 +25,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from bitllm import __version__
 from bitllm.errors import BitLlmError, ConfigError
 from bitllm.explore.jobs import DecodeQueue, Job, QueueFullError
-from bitllm.explore.schemas import Ask, Brain, ImageList, JobId, JobInfo, Name, NsdId, Problem, RunInfo, Use
+from bitllm.explore.schemas import (
+    Ask,
+    Brain,
+    ImageList,
+    JobId,
+    JobInfo,
+    KnownExchange,
+    KnownExchanges,
+    Name,
+    NsdId,
+    Problem,
+    RunInfo,
+    Use,
+)
 from bitllm.explore.work import NEEDS_ROI, Decoder, Session
 
 MAX_CONNECTIONS = 200
@@ -46,9 +59,11 @@ _PAGE = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/explore.css": ("explore.css", "text/css; charset=utf-8"),
     "/explore.js": ("explore.js", "text/javascript; charset=utf-8"),
+    "/conversation.js": ("conversation.js", "text/javascript; charset=utf-8"),
     "/drawing.js": ("drawing.js", "text/javascript; charset=utf-8"),
 }
 _POLL_S = 0.03
+_MOST_EXCHANGES = 40
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": Problem}}
 
 
@@ -148,6 +163,20 @@ def _serve_choices(app: FastAPI, session: Session) -> None:
         """Images of one part of the split that a subject saw."""
         _require_subject(session, subject)
         return session.images(subject, use, offset=offset, limit=limit)
+
+    @app.get("/api/images/{nsd_id}/questions")
+    def questions(nsd_id: Annotated[NsdId, Path()]) -> KnownExchanges:
+        """Questions about an image that the store has, with their true answers."""
+        found = session.exchanges(nsd_id)
+        return KnownExchanges(
+            total=len(found),
+            exchanges=[
+                KnownExchange(
+                    task=one.task, questions=list(one.questions), answers=[list(a) for a in one.answers]
+                )
+                for one in found[:_MOST_EXCHANGES]
+            ],
+        )
 
     @app.get("/api/subjects/{subject}/brain", responses=_NOT_FOUND)
     def brain(subject: Annotated[Name, Path()]) -> Brain:

@@ -2,7 +2,8 @@
 
 A decode has two panels: the trial, and the control (the same system with betas of another image of the same
 subject). If the betas were changed there is a third panel. The words of all panels are scored with the trial's own,
-unchanged betas, because an out-of-distribution input scores its own output highly, which is not evidence.
+unchanged betas, because an out-of-distribution input scores its own output highly, which is not evidence. Questions
+about the trial are answered after the captions (`bitllm.explore.conversation`).
 """
 
 from collections import OrderedDict
@@ -18,11 +19,12 @@ from torch import Tensor
 from bitllm.config import nearest
 from bitllm.data.batch import Anatomies
 from bitllm.data.dataset import rows_of_images
+from bitllm.data.prompt import plain_question
 from bitllm.data.splits import Split
 from bitllm.data.store import Store, open_store
+from bitllm.data.tasks import Exchange, exchanges
 from bitllm.errors import CheckpointError, DataError
 from bitllm.evaluation.attention import adapter_readings
-from bitllm.evaluation.bits import word_evidence
 from bitllm.evaluation.controls import shuffled
 from bitllm.evaluation.held_out import betas_of, trials_of
 from bitllm.evaluation.pairing import neighbors
@@ -36,6 +38,7 @@ from bitllm.evaluation.runs import (
     precision_of,
     system_names,
 )
+from bitllm.explore.conversation import CHANGED, CONTROL, REAL, Inputs, converse, mean_word_bits
 from bitllm.explore.jobs import Job
 from bitllm.explore.schemas import (
     Brain,
@@ -173,6 +176,37 @@ class Session:
         """Output of the encoder for betas of a subject."""
         anatomies = Anatomies.of(self.store, [subject], system.atlases)
         return brain_tokens_of_betas(system.encoder, list(betas), subject, anatomies)
+
+    def inputs(
+        self,
+        system: Captioner,
+        subject: str,
+        nsd_id: int,
+        repetition: int | None = None,
+        *,
+        changed: Float[np.ndarray, " voxels"] | None = None,
+    ) -> Inputs:
+        """Brain tokens of a trial, of its betas after a change, and of other images' betas."""
+        trials = self.trials(subject)
+        own = [trials.betas(nsd_id, repetition), *([] if changed is None else [changed])]
+        others = trials.others(nsd_id, n=N_OTHERS + 1, single=repetition is not None, seed=0)
+        tokens = self.brain_tokens(system, subject, np.stack([*own, *others]))
+        n = len(own)
+        return Inputs(
+            tokens[:1], tokens[n : n + 1], tokens[n + 1 :], None if changed is None else tokens[1:2]
+        )
+
+    def exchanges(self, nsd_id: int) -> tuple[Exchange, ...]:
+        """Questions about an image with their true answers, if the store has any."""
+        return exchanges(self.store, nsd_ids=[nsd_id]) if self.store.has_tasks else ()
+
+    def true_answers(self, nsd_id: int) -> dict[str, tuple[str, ...]]:
+        """Accepted answers to the store's questions about an image, by question in plain form."""
+        return {
+            plain_question(question): answers
+            for one in self.exchanges(nsd_id)
+            for question, answers in zip(one.questions, one.answers, strict=True)
+        }
 
     def info(self) -> RunInfo:
         """Systems, subjects, regions and images that can be chosen on the page."""
@@ -353,13 +387,27 @@ class Decoder:
         job.tell("betas", values=np.round(changed[shown].astype(np.float64), 2).tolist())
         job.tell("loading", system=ask.system)
         system = self.session.system(ask.system)
-        others = trials.others(ask.nsd_id, n=N_OTHERS + 1, single=ask.repetition is not None, seed=0)
-        tokens = self.session.brain_tokens(system, ask.subject, np.stack([real, changed, *others]))
-        self._panels(job, system, tokens)
+        inputs = self.session.inputs(
+            system,
+            ask.subject,
+            ask.nsd_id,
+            ask.repetition,
+            changed=None if ask.perturbation == "none" else changed,
+        )
+        self._panels(job, system, inputs)
+        if ask.questions:
+            converse(
+                system,
+                inputs,
+                ask.questions,
+                max_new_tokens=self.max_new_tokens,
+                known=self.session.true_answers(ask.nsd_id),
+                tell=lambda kind, turn, name, content: job.tell(kind, turn=turn, panel=name, **content),
+            )
 
-    def _panels(self, job: Job, system: Captioner, tokens: Float[Tensor, "n N width"]) -> None:
+    def _panels(self, job: Job, system: Captioner, inputs: Inputs) -> None:
         ask = job.ask
-        real, changed, control, others = tokens[:1], tokens[1:2], tokens[2:3], tokens[3:]
+        real, others = inputs.real, inputs.others
         key = (ask.system, ask.subject, ask.nsd_id, ask.repetition)
         if key in self._cached:
             self._cached.move_to_end(key)
@@ -368,14 +416,13 @@ class Decoder:
         else:
             self._cached[key] = {
                 name: self._panel(job, system, name, reads, scored_with=real, others=others)
-                for name, reads in (("real", real), ("control", control))
+                for name, reads in ((REAL, real), (CONTROL, inputs.control))
             }
             while len(self._cached) > _PANELS_CACHED:
                 self._cached.popitem(last=False)
-        if ask.perturbation != "none":
-            caption = self._cached[key]["real"]["caption"]
-            lost = _bits(system, caption, real, changed)
-            self._panel(job, system, "perturbed", changed, scored_with=real, others=others, lost=lost)
+        if inputs.changed is not None:
+            lost = mean_word_bits(system, self._cached[key][REAL]["caption"], real, inputs.changed)
+            self._panel(job, system, CHANGED, inputs.changed, scored_with=real, others=others, lost=lost)
 
     def _panel(
         self,
@@ -396,7 +443,7 @@ class Decoder:
         panel = {
             "panel": name,
             "caption": caption,
-            "words": _bits(system, caption, scored_with, others),
+            "words": mean_word_bits(system, caption, scored_with, others),
             "lost": lost,
             "adapters": [
                 {
@@ -409,17 +456,3 @@ class Decoder:
         }
         job.tell("panel", **panel)
         return panel
-
-
-def _bits(
-    system: Captioner,
-    caption: str,
-    scored_with: Float[Tensor, "1 N width"],
-    others: Float[Tensor, "k N width"],
-) -> list[dict[str, Any]]:
-    """Bits of each word, averaged over the other inputs."""
-    rows = word_evidence(system, [caption] * len(others), scored_with.expand_as(others), [others])
-    return [
-        {"word": of_word[0].word, "bits": round(float(np.mean([word.bits for word in of_word])), 3)}
-        for of_word in zip(*rows, strict=True)
-    ]

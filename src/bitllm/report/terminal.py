@@ -149,7 +149,7 @@ def _bits(results: Results) -> Table:
 
 def _questions(results: Results) -> Table:
     """The tasks of the final system: accuracy with its controls, in percent."""
-    table = _table(f"Questions: accuracy of {results.final} in % (by likelihood where there are options)")
+    table = _table(f"Questions: accuracy of {results.final}, in %")
     _columns(table, "task", "N", "real", "real − another image", "freq.", "LLM\nalone", "yes", "bits")
     system = results.systems.get(results.final)
     for row in [] if system is None or system.questions is None else task_rows(system.questions):

@@ -1,4 +1,5 @@
 // The page: choices in the form and in the address, decodes as they are told by the server.
+import { Conversation, suggestions } from "/conversation.js";
 import { drawBrain, element, lostWords, readings, signed, total, wordList } from "/drawing.js";
 
 const USES = { test: "never seen in training", validation: "used for choices", train: "trained on", unused: "not used" };
@@ -10,6 +11,8 @@ const GONE = "The server does not answer; is bitllm explore still running?";
 const form = document.getElementById("ask");
 const field = form.elements;
 const status = document.getElementById("status");
+const asking = document.getElementById("asking");
+const conversation = new Conversation(document.getElementById("turns"));
 let run, images = [], brains = {}, shownBetas = null, running = [];
 
 function say(text, isProblem = false) {
@@ -36,7 +39,9 @@ function state() {
 }
 
 function keepState() {
-  history.replaceState(null, "", `?${new URLSearchParams(state())}`);
+  const address = new URLSearchParams(state());
+  for (const question of conversation.questions) address.append("q", question);
+  history.replaceState(null, "", `?${address}`);
 }
 
 function subject() {
@@ -91,6 +96,18 @@ function showSeen() {
   document.getElementById("known").textContent = `${subject().name}: ${who}. This image: ${USES[field.use.value]}.`;
   shownBetas = null;
   showBrain();
+  suggest(one.nsd_id);
+}
+
+async function suggest(nsdId) {
+  const found = await get(`/api/images/${nsdId}/questions`).catch(() => null);
+  if (!found || image()?.nsd_id !== nsdId) return; // another image was chosen meanwhile
+  document.getElementById("suggested").replaceChildren(...suggestions(found, ask));
+}
+
+function ask(questions) {
+  if (!conversation.add(...questions)) say("A conversation has at most 12 questions; clear them to ask others.", true);
+  else decode();
 }
 
 function showBrain() {
@@ -120,6 +137,7 @@ function askOf(system) {
   if (chosen.roi) ask.roi = chosen.roi;
   if (chosen.factor) ask.factor = Number(chosen.factor);
   if (chosen.seed) ask.seed = Number(chosen.seed);
+  if (system === chosen.system) ask.questions = conversation.questions;
   return ask;
 }
 
@@ -176,6 +194,8 @@ function follow(job, answer) {
       const event = JSON.parse(message.data);
       if (event.kind === "text") answer.write(event.panel, event.text);
       else if (event.kind === "panel") answer.show(event);
+      else if (event.kind === "answer_text") conversation.write(event);
+      else if (event.kind === "answer") conversation.show(event);
       else if (event.kind === "loading") say(`${event.system} is decoding …`);
       else if (event.kind === "betas") {
         shownBetas = event.values;
@@ -195,6 +215,8 @@ async function decode() {
   const answers = systems.map((system) => new Answer(system));
   document.getElementById("nothing").hidden = true;
   document.getElementById("decoded").replaceChildren(...answers.map((one) => one.section));
+  conversation.begin();
+  document.getElementById("clear").disabled = !conversation.questions.length;
   say("Waiting for earlier decodes …");
   const mine = [];
   running = mine;
@@ -214,7 +236,7 @@ async function decode() {
   running = [];
   document.getElementById("stop").disabled = true;
   const bad = ends.find((one) => one.text);
-  say(bad ? bad.text : "Decoded.", bad?.isProblem);
+  say(bad ? bad.text : conversation.questions.length ? conversation.summary() : "Decoded.", bad?.isProblem);
   // counts up at the very end, so that who waits for a decode (a test, a script) cannot miss it
   document.body.dataset.decodes = Number(document.body.dataset.decodes) + 1;
 }
@@ -233,6 +255,17 @@ function listen() {
     event.preventDefault();
     decode();
   });
+  asking.addEventListener("submit", (event) => {
+    event.preventDefault();
+    ask([asking.elements.question.value]);
+    asking.elements.question.value = "";
+  });
+  document.getElementById("clear").addEventListener("click", () => {
+    conversation.clear();
+    document.getElementById("clear").disabled = true;
+    asking.elements.question.focus();
+    keepState();
+  });
   document.getElementById("stop").addEventListener("click", stop);
   document.getElementById("next").addEventListener("click", () => {
     field.image.selectedIndex = (field.image.selectedIndex + 1) % images.length;
@@ -245,12 +278,15 @@ function listen() {
 }
 
 function setReady(isReady) {
-  for (const button of [form.querySelector("[type=submit]"), document.getElementById("next")]) button.disabled = !isReady;
+  const buttons = [form.querySelector("[type=submit]"), asking.querySelector("[type=submit]"), document.getElementById("next")];
+  for (const button of buttons) button.disabled = !isReady;
 }
 
 async function start() {
   run = await get("/api/run");
-  const wanted = Object.fromEntries(new URLSearchParams(location.search));
+  const address = new URLSearchParams(location.search);
+  const wanted = Object.fromEntries(address);
+  conversation.add(...address.getAll("q"));
   const what = run.data === "simulated" ? "simulated brain: nothing here says anything about real ones" : run.data;
   document.getElementById("about").textContent = `bitllm explore · ${run.run} · base LLM ${run.llm} · split ${run.split} · ${what}`;
   const systems = run.systems.map((one) => [one.name, `${one.name} (${one.interface})`]);
