@@ -35,8 +35,9 @@ def simulate(
     changes: tyro.conf.OmitArgPrefixes[Changes] = Changes(),
     betas_format: Literal["hdf5", "nifti"] = "hdf5",
     fsaverage: bool = False,
+    bold5000_of: Path | None = None,
 ) -> None:
-    """Write a simulated brain in NSD's own file layout.
+    """Write a simulated brain in NSD's own file layout, or a second data set in BOLD5000's.
 
     Args:
         out: New folder for the release.
@@ -45,6 +46,8 @@ def simulate(
         changes: Parameters that differ from the preset.
         betas_format: Format of the beta files.
         fsaverage: Also write betas at the vertices of a simulated fsaverage.
+        bold5000_of: A simulated release: write a second data set in BOLD5000's layout that shares its tuning and half
+            of the COCO images, with other people, grid, atlas, noise and repeats. The release determines the size.
     """
     from bitllm.cli.display import Display
     from bitllm.config import LARGEST_SEED, require_number
@@ -52,6 +55,16 @@ def simulate(
     from bitllm.simulation.release import simulate_release
 
     require_number("--seed", seed, least=0, most=LARGEST_SEED)
+    if bold5000_of is not None:
+        from bitllm.simulation.bold5000 import simulate_bold5000
+
+        simulate_bold5000(out, bold5000_of, seed=seed)
+        OUT.print(
+            f"{out}: simulated BOLD5000 written (seed {seed}); next: bitllm prepare bold5000 {out}/BOLD5000 STORE "
+            f"--captions {out}/captions_train2014.json --events {out}/ds001499 --rois {out}/ds001499/derivatives/spm "
+            f"--transforms {out}/fmriprep --pictures {out}/pictures"
+        )
+        return
     config = preset_of(preset).changed(**asdict(changes))
     with Display(OUT) as display:
         simulate_release(

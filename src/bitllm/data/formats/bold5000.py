@@ -29,7 +29,7 @@ from bitllm.data.io.volumes import Grid, grid_of, open_volume, require_same_grid
 from bitllm.data.store.contents import StoreContents, StoreSettings, SubjectContents
 from bitllm.data.store.normalize import Normalization
 from bitllm.errors import ConfigError, DataError
-from bitllm.files import read_text
+from bitllm.files import read_json, read_text
 
 RECOMMENDED = "TYPED-FITHRF-GLMDENOISE-RR"
 """The betas that the authors recommend."""
@@ -68,7 +68,7 @@ class Bold5000Sessions:
     files: tuple[Path, ...]
     """Files of the sessions, in order."""
     voxel_mask: Bool[np.ndarray, "x y z"]
-    rows: tuple[Int[np.ndarray, " n"], ...]
+    rows: tuple[Int[np.ndarray, " _"], ...]
     """The trials of each session to read."""
 
     def __call__(self, session: int) -> Float32[np.ndarray, "trials voxels"]:
@@ -150,8 +150,14 @@ def read_bold5000(
         pictures=pictures,
         atlases={} if openneuro.rois is None else {ATLAS: dict(enumerate(ROIS, 1))},
     )
+    simulation = folder / "simulation.json"
     settings = StoreSettings(
-        source="bold5000", beta_version=betas, space=space, roi=roi, normalization=normalization
+        source="simulated" if simulation.is_file() else "bold5000",
+        simulation=read_json(simulation) if simulation.is_file() else None,
+        beta_version=betas,
+        space=space,
+        roi=roi,
+        normalization=normalization,
     )
     return ParsedDataset(contents, settings, tuple(notes))
 
