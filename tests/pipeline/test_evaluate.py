@@ -3,6 +3,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from bitllm.data.splits import save_split
@@ -27,10 +28,13 @@ def checkpoint(easy, tmp_path):
 
 @pytest.fixture
 def other_store(easy, tmp_path):
-    """The easy brain's store with other betas: the same split."""
+    """The easy brain's store with other betas and without an atlas: the same split."""
     shutil.copytree(easy.store.path, tmp_path / "store")
-    manifest = json.loads((tmp_path / "store" / "manifest.json").read_text())
-    (tmp_path / "store" / "manifest.json").write_text(json.dumps(manifest | {"normalisation": "another"}))
+    manifest = json.loads((tmp_path / "store" / "manifest.json").read_text()) | {"normalisation": "another"}
+    del manifest["atlases"]["streams"]
+    (tmp_path / "store" / "manifest.json").write_text(json.dumps(manifest))
+    for path in (tmp_path / "store" / "subjects").glob("*/voxels.parquet"):
+        pd.read_parquet(path).drop(columns="streams").to_parquet(path, index=False)
     return open_store(tmp_path / "store")
 
 
@@ -63,6 +67,7 @@ def test_another_store_has_a_place_of_its_own_and_says_so(easy, checkpoint, othe
     about = evaluate(checkpoint, other_store.path, options).about
     assert (about.is_store_of_training, about.is_subject_trained_on) == (False, None)
     assert about.store_sha256 == other_store.sha256
+    assert any("has no atlas `streams`" in note for note in about.notes)
     place = checkpoint / f"evaluated.store-{other_store.sha256[:8]}.test.{about.subject}"
     found = read_evaluation(place)
     assert set(found.rows["nsd_id"]) == set(easy.split.test_images)

@@ -98,7 +98,7 @@ def evaluate(
     results = results_of(found, str(place / ABOUT))
     write_evaluation(place, found)
     _write_captions(place, evaluator.averaged, found)
-    write_maps(place, pooling_maps(checkpoints.encoder, data, checkpoints.atlases))
+    write_maps(place, pooling_maps(checkpoints.encoder, checkpoints.store, checkpoints.atlases))
     write_json(place / RESULTS, to_json(results))
     return results
 
