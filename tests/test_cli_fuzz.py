@@ -85,6 +85,8 @@ SLOTS = {
     "evaluate {run} {store} --maps {}": (*PLACES, "{file}", "{full}"),
     "evaluate {run} {store} --seed {}": NUMBERS,
     "evaluate {run} {store} --max-new-tokens {}": (*NUMBERS, "0"),
+    "evaluate {run} {store} --questions-per-task {}": NUMBERS,
+    "evaluate {run} {store} --tasks {}": ("", "x"),
     "embed {} --clip {clip}": FILES,
     "embed {store} --clip {}": SOME,
     "embed {store} --clip {clip} --out {}": (*PLACES, "{folder}"),

@@ -121,9 +121,9 @@ def test_own_history_holds_the_systems_own_answers(system, held_out, asked, rows
             (text,) = system.greedy(tokens[place], instruction=[Prompt(question, history)], max_new_tokens=6)
             assert found.iloc[2 * number + turn]["answer"] == text
             history = (*history, (question, text))
-    assert answers_in_turn(
-        system, questions_of(asked["dialogue"]), tokens[[0, 0, 1, 1]], max_new_tokens=6
-    ).texts == (found["answer"].tolist())
+    questions, places = questions_of(asked["dialogue"]), np.array([0, 0, 1, 1])
+    again = answers_in_turn(system, questions, tokens, places, max_new_tokens=6)
+    assert again.texts == found["answer"].tolist()
 
 
 def test_the_floor_is_the_most_frequent_answer_in_training(rows):

@@ -19,6 +19,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from bitllm.data.tasks import Exchange, exchanges
+from bitllm.errors import DataError
 from bitllm.evaluation.attribution import attribution, write_maps
 from bitllm.evaluation.bits import word_evidence
 from bitllm.evaluation.controls import BETAS_CONTROLS
@@ -219,6 +220,11 @@ class Evaluator:
         found: dict[str, list[Exchange]] = {}
         for one in exchanges(store, tasks=options.tasks, nsd_ids=self.averaged.nsd_id.tolist()):
             found.setdefault(one.task, []).append(one)
+        if missing := [task for task in options.tasks or () if task not in found]:
+            raise DataError(
+                f"--tasks: expected questions about the {options.part} images of {self.averaged.subject}, found none "
+                f"of `{missing[0]}`; name other tasks"
+            )
         return found
 
     def about_tasks(self) -> dict[str, dict[str, Any]]:

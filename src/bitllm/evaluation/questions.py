@@ -40,6 +40,7 @@ YES_NO = ("yes", "no")
 MOST_FREQUENT = "most_frequent"
 """Floor: the answer that is most often right in training, to questions of the same type."""
 GOLD, OWN = "gold", "own"
+_ASKED_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -109,10 +110,39 @@ def answers_to(
     questions: Sequence[Question],
     prompts: Sequence[Prompt],
     brain_tokens: Float[Tensor, "n N width"] | None,
+    rows: Int[np.ndarray, " questions"],
     *,
     max_new_tokens: int,
 ) -> Answers:
-    """Answers to questions, each with its prompt and its row of brain tokens (None: the LLM alone)."""
+    """Answers to questions, each with its prompt.
+
+    Parameters
+    ----------
+    brain_tokens
+        Brain tokens of the held-out rows; None for the LLM alone.
+    rows
+        Row of ``brain_tokens`` for each question.
+    """
+    found = Answers([], [], [])
+    for start in range(
+        0, len(questions), _ASKED_AT_ONCE
+    ):  # the brain tokens of a part are copied for each question
+        part = slice(start, start + _ASKED_AT_ONCE)
+        tokens = None if brain_tokens is None else brain_tokens[rows[part].tolist()]
+        answered = _answers(system, questions[part], prompts[part], tokens, max_new_tokens)
+        found.texts.extend(answered.texts)
+        found.log2_p.extend(answered.log2_p)
+        found.options.extend(answered.options)
+    return found
+
+
+def _answers(
+    system: Captioner,
+    questions: Sequence[Question],
+    prompts: Sequence[Prompt],
+    brain_tokens: Float[Tensor, "n N width"] | None,
+    max_new_tokens: int,
+) -> Answers:
     texts = system.greedy(brain_tokens, instruction=prompts, max_new_tokens=max_new_tokens)
     # the accepted answer first, then the options; one that is an option is scored once
     scored = [list(dict.fromkeys([one.target, *one.options])) for one in questions]
@@ -135,6 +165,7 @@ def answers_in_turn(
     system: Captioner,
     questions: Sequence[Question],
     brain_tokens: Float[Tensor, "n N width"],
+    rows: Int[np.ndarray, " questions"],
     *,
     max_new_tokens: int,
 ) -> Answers:
@@ -149,15 +180,13 @@ def answers_in_turn(
     texts, log2_p = [""] * len(questions), [0.0] * len(questions)
     options = [np.zeros(0)] * len(questions)
     for turn in range(max(len(one.exchange.questions) for one in questions)):
-        rows = [row for row, one in enumerate(questions) if one.turn == turn]
-        part = [questions[row] for row in rows]
+        of_turn = [place for place, one in enumerate(questions) if one.turn == turn]
+        part = [questions[place] for place in of_turn]
         prompts = [one.after(own[one.exchange.id]) for one in part]
-        found = answers_to(system, part, prompts, brain_tokens[rows], max_new_tokens=max_new_tokens)
-        for place, row in enumerate(rows):
-            texts[row] = found.texts[place]
-            log2_p[row] = found.log2_p[place]
-            options[row] = found.options[place]
-            own[questions[row].exchange.id].append(plain_caption(texts[row]))
+        found = answers_to(system, part, prompts, brain_tokens, rows[of_turn], max_new_tokens=max_new_tokens)
+        for place, text, log2, of_options in zip(of_turn, *found, strict=True):
+            texts[place], log2_p[place], options[place] = text, log2, of_options
+            own[questions[place].exchange.id].append(plain_caption(text))
     return Answers(texts, log2_p, options)
 
 
@@ -225,13 +254,13 @@ def question_rows(
     for name, brain_tokens in inputs.items():
         for questions in asked.values():
             rows = np.array([row_of[one.exchange.nsd_id] for one in questions])
-            tokens = None if brain_tokens is None else brain_tokens[rows.tolist()]
             shared: Any = {"system": system.name, "input": name, "seed": seed}
             gold = [one.prompt for one in questions]
-            found = answers_to(system, questions, gold, tokens, max_new_tokens=max_new_tokens)
+            found = answers_to(system, questions, gold, brain_tokens, rows, max_new_tokens=max_new_tokens)
             parts.append(rows_of_answers(held_out, rows, questions, found, **shared))
-            if name in ("real", "permuted") and any(one.turn for one in questions):
-                found = answers_in_turn(system, questions, tokens, max_new_tokens=max_new_tokens)  # type: ignore[arg-type]
+            has_own = name in ("real", "permuted") and any(one.turn for one in questions)
+            if brain_tokens is not None and has_own:
+                found = answers_in_turn(system, questions, brain_tokens, rows, max_new_tokens=max_new_tokens)
                 parts.append(rows_of_answers(held_out, rows, questions, found, history=OWN, **shared))
             n_done += len(questions)
             tell(f"{system.name}: questions, {name}", n_done, total)

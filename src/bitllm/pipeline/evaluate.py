@@ -91,6 +91,8 @@ def evaluate(
     evaluator = Evaluator.of(checkpoints, options, categories, [], progress)
     wanted = [] if options.rois is None else options.rois.split(",")
     evaluator = replace(evaluator, rois=find_rois(data, evaluator.averaged.subject, wanted))
+    for name in checkpoints.folders:
+        evaluator.questions_to(name)  # refuses tasks without questions before any work
     place = options.out or folder / place_name(evaluator.averaged, is_own_store=checkpoints.is_own_store)
     steps = Steps(place / "evaluation", log, maker="evaluation")
     found = evaluator.assemble(_make_parts(evaluator, steps))
