@@ -188,7 +188,7 @@ class SmallLlmConfig(StrictConfig):
     keyword_share: float = 0.8
     """Share of documents that begin with keywords."""
     keyword_keep: float = 0.5
-    """Probability with which a word is kept as a keyword."""
+    """Probability with which a word is kept as a keyword of a caption; questions have all."""
     optimizer: OptimizerConfig = OptimizerConfig(
         steps=400, batch_size=96, learning_rate=3e-3, warmup_steps=30
     )
@@ -247,12 +247,13 @@ def _document(
     """A training document: an instruction and a caption, or questions and answers, with or without keywords first."""
     question = INSTRUCTIONS[int(rng.integers(len(INSTRUCTIONS)))]
     answer = captions[int(rng.integers(len(captions)))]
-    later: list[tuple[str, str]] = []
+    keep, later = config.keyword_keep, list[tuple[str, str]]()
     if exchange is not None:
         (question, answer), *later = zip(exchange.prompts, exchange.targets, strict=True)
+        keep = 1.0  # the answer must be found in the document: half of the words would answer half of the questions
     if rng.random() < config.keyword_share:
         words = sorted({word for caption in captions for word in caption.split()} - FUNCTION_WORDS)
-        kept = [word for word in rng.permutation(words) if rng.random() < config.keyword_keep]
+        kept = [word for word in rng.permutation(words) if rng.random() < keep]
         question = " ".join([*kept, question])
     return [(question, answer), *later]
 
