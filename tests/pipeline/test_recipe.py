@@ -17,7 +17,17 @@ encoder: {n_queries: 8}
 """
 
 
-@pytest.mark.parametrize("name", PACKAGED)
+def test_the_recipes_of_haxby_train_encoder_and_interface_together_on_folds():
+    small, whole = read_recipe("haxby-small"), read_recipe("haxby")
+    for recipe in (small, whole):
+        assert recipe.system_names == ("sft",)
+        assert (recipe.system("sft").start, recipe.sft.encoder) == ("random", "trained")
+        assert recipe.is_of_folds
+        assert not recipe.needs_clip
+    assert small.encoder == whole.encoder
+
+
+@pytest.mark.parametrize("name", [name for name in PACKAGED if not name.startswith("haxby")])
 def test_every_packaged_recipe_is_valid(name):
     recipe = read_recipe(name)
     assert recipe.data.preset in PRESETS
@@ -106,6 +116,8 @@ def test_an_unknown_recipe_is_refused_with_the_nearest_name():
         ("variants: {mine: {rft: {}, start: align}}", r"variants.mine.start"),
         ("data: {preset: tiny, misalignment_mm: -1}", "data.misalignment_mm"),
         ("data: {preset: tiny, training_share: 1.5}", "data.training_share"),
+        ("data: {preset: tiny, fold: 2}", "leave-one-run-out"),
+        ("stages: [rft]", "stages"),
         ("variants: {store: {}}", "variants.store"),
         ("variants: {../x: {}}", r"variants\.\.\./x"),
     ],

@@ -193,12 +193,16 @@ def _prepare_experiment(
     write_reading(store, reading)
 
 
-def split(
+def split(  # noqa: PLR0913 - tyro reads the signature
     store: tyro.conf.Positional[Path],
     out: tyro.conf.Positional[Path],
     /,
-    preset: Literal["poster", "develop", "leave-one-subject-out", "within-subject"] = "poster",
+    *,
+    preset: Literal[
+        "poster", "develop", "leave-one-subject-out", "within-subject", "leave-one-run-out"
+    ] = "poster",
     held_out: str | None = None,
+    fold: int | None = None,
     test_images: Literal["all", "1000", "982", "907", "766", "515"] = "all",
     max_cosine: float | None = None,
     embeddings: str | None = None,
@@ -210,7 +214,9 @@ def split(
         store: Folder of the store.
         out: New JSON file; an existing file with the same split is accepted.
         preset: Which subjects are for training and which for test.
-        held_out: The subject of leave-one-subject-out (default: the last) or within-subject (default: all).
+        held_out: The subject of leave-one-subject-out (default: the last), within-subject (default: all) or
+            leave-one-run-out (default: the only one).
+        fold: The run to test in leave-one-run-out, from 1 (default: 1).
         test_images: A named set of NSD's shared images.
         max_cosine: Remove validation and training images with a higher cosine to an image of another part.
         embeddings: For max-cosine: a CLIP (folder or hub id), or a targets.safetensors.
@@ -226,7 +232,11 @@ def split(
         raise SplitError(
             "split: expected --max-cosine and --embeddings together, found only one of them; add the other"
         )
-    if held_out is not None and preset not in ("leave-one-subject-out", "within-subject"):
+    if fold is not None and preset != "leave-one-run-out":
+        raise SplitError(
+            f"split: expected --fold with the preset leave-one-run-out, found it with `{preset}`; leave it out"
+        )
+    if held_out is not None and preset in ("poster", "develop"):
         raise SplitError(
             f"split: expected --held-out with the preset leave-one-subject-out or within-subject, found it with "
             f"`{preset}`, which chooses its subjects itself; add --preset leave-one-subject-out, or leave it out"
@@ -237,6 +247,8 @@ def split(
         made = splits.leave_one_subject_out(opened, opened.subjects[-1] if held_out is None else held_out)
     elif preset == "within-subject":
         made = splits.within_subject(opened, None if held_out is None else (held_out,))
+    elif preset == "leave-one-run-out":
+        made = splits.leave_one_run_out(opened, fold or 1, subject=held_out)
     else:
         made = make_split(opened, preset)
     if test_images != "all":

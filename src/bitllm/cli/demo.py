@@ -19,7 +19,7 @@ def demo(
     *,
     recipe: "Recipe",
 ) -> None:
-    """Run everything: simulated brain, three stages, baselines, held-out subject, report.
+    """Run everything: data (simulated, or those of the recipe), training, controls, held-out trials, report.
 
     Choose the recipe with --recipe NAME or FILE (default: demo). Its values are the defaults of the options below.
 

@@ -1,7 +1,11 @@
 """Text below the help: examples of each command, and below the list of commands the exit statuses."""
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
-    "demo": ("bitllm demo --out demo", "bitllm demo --data.signal 0 --out demo-no-signal"),
+    "demo": (
+        "bitllm demo --out demo",
+        "bitllm demo --data.signal 0 --out demo-no-signal",
+        "bitllm demo --recipe haxby --data.haxby FOLDER --out haxby",
+    ),
     "reproduce": (
         "bitllm reproduce interface",
         "bitllm reproduce interface --quick --out quick",
@@ -37,6 +41,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "bitllm tasks store --derive",
         "bitllm tasks store vqa-v2 v2_OpenEnded_mscoco_train2014_questions.json v2_mscoco_train2014_annotations.json",
         "bitllm tasks store table questions.csv --license CC-BY-4.0",
+    ),
+    "prepare haxby": (
+        "bitllm prepare haxby nilearn_data/haxby2001 store --subjects subj1",
+        "bitllm prepare haxby haxby store --download",
     ),
     "inspect": ("bitllm inspect store", "bitllm inspect store --verify"),
     "audit": (

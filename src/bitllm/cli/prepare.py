@@ -308,6 +308,31 @@ def prepare_mosaic(
     write_reading(store, read_mosaic(files, Sidecar(captions=coco.captions, pictures=coco.pictures), cortex))
 
 
+def prepare_haxby(
+    folder: tyro.conf.Positional[Path],
+    store: tyro.conf.Positional[Path],
+    /,
+    *,
+    subjects: tuple[str, ...] = (),
+    download: bool = False,
+) -> None:
+    """Prepare a store from Haxby et al. 2001: blocks of pictures of eight categories, one person (CC BY-SA 3.0).
+
+    Args:
+        folder: Folder as nilearn's fetch_haxby leaves it, or with bold.nii.gz and attributes_literal.txt (one slice).
+        store: New folder for the store.
+        subjects: Subjects to prepare, e.g. subj2; by default all in the folder (with --download subj2).
+        download: Let nilearn download the subjects into the folder first (about 300 MB each).
+    """
+    from bitllm.data.formats.haxby import fetch_haxby, read_haxby
+
+    chosen = subjects or (("subj2",) if download else ())
+    for name in chosen if download else ():
+        OUT.print(f"{name} of Haxby et al. 2001 is downloaded into {folder}", markup=False, soft_wrap=True)
+        fetch_haxby(folder, name)
+    write_reading(store, read_haxby(folder, subjects=chosen or None))
+
+
 def _sidecar(images: Images, places: Places, pictures: Path | None = None) -> "Sidecar":
     from bitllm.data.formats.sidecar import Sidecar
 

@@ -33,6 +33,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "prepare bold5000": prepare.prepare_bold5000,
     "prepare mosaic": prepare.prepare_mosaic,
     "prepare table": prepare.prepare_table,
+    "prepare haxby": prepare.prepare_haxby,
     "tasks": tasks.tasks,
     "inspect": data.inspect,
     "audit": data.audit,

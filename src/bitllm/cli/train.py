@@ -36,7 +36,8 @@ def train(
     from bitllm.training.logging import read_log
 
     _print_warnings(is_main)
-    names = ("align", *recipe.system_names) if "all" in steps else steps
+    first = ("align",) if recipe.needs_clip else ()
+    names = (*first, *recipe.system_names) if "all" in steps else steps
     for name in names:
         if name != "align":
             recipe.system(name)

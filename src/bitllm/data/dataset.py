@@ -122,18 +122,26 @@ def select_trials(
             f"split `{split.name}`: expected {part} trials of {', '.join(chosen)} in {store.path}, found "
             "none; make the split again for this store"
         )
-    return TrialSet(
-        store=store,
-        subjects=chosen,
-        subject_index=np.array(subject_index),
-        rows=rows,
-        nsd_id=np.array(
-            [
-                store.subject(chosen[index]).trials["nsd_id"].to_numpy()[row[0]]
-                for index, row in zip(subject_index, rows, strict=True)
-            ]
-        ),
-    )
+    first = [(chosen[index], row[0]) for index, row in zip(subject_index, rows, strict=True)]
+    nsd_id = np.array([store.subject(name).trials["nsd_id"].to_numpy()[row] for name, row in first])
+    if split.permute_labels is not None and part != "test":
+        nsd_id = _permuted_within_runs(store, first, nsd_id, seed=split.permute_labels)
+    return TrialSet(store, chosen, np.array(subject_index), rows, nsd_id)
+
+
+def _permuted_within_runs(
+    store: Store, first: list[tuple[str, int]], nsd_id: Int[np.ndarray, " n"], *, seed: int
+) -> Int[np.ndarray, " n"]:
+    """The images of trials (subject, row), permuted among the trials of each run."""
+    runs: dict[tuple[str, int, int], list[int]] = {}
+    for place, (subject, row) in enumerate(first):
+        trial = store.subject(subject).trials.iloc[row]
+        runs.setdefault((subject, int(trial["session"]), int(trial["run"])), []).append(place)
+    permuted = nsd_id.copy()
+    for (subject, session, run), places in runs.items():
+        order = np.random.default_rng([seed, store.subjects.index(subject), session, run]).permutation(places)
+        permuted[places] = nsd_id[order]
+    return permuted
 
 
 @contextmanager

@@ -22,12 +22,12 @@ def inspect_store(store: Store) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``path``, ``source``, ``beta_version``, ``roi``, ``normalization``; ``subjects`` (sessions with names, trials,
-        voxels, sessions with only zeros, voxels out of view in some session, images by part, mean noise ceiling in
-        percent for one trial and for the mean of three (``None`` if unknown), voxels of each label, bytes, checksums);
-        ``images`` by part; ``captions`` (number; minimum, mean and maximum per image); ``objects`` (number, number of
-        crowd regions, categories, images with at least one; ``None`` if the store has no objects); ``tasks`` (number of
-        exchanges of each task); ``bytes`` and ``sha256`` of the shared files.
+        ``path``, ``source``, ``beta_version``, ``roi``, ``normalization``, ``license``, ``citation``; ``subjects``
+        (sessions with names, trials, voxels, sessions with only zeros, voxels out of view in some session, images by
+        part, mean noise ceiling in percent for one trial and for the mean of three (``None`` if unknown), voxels of
+        each label, bytes, checksums); ``images`` by part; ``captions`` (number; minimum, mean and maximum per image);
+        ``objects`` (number, number of crowd regions, categories, images with at least one; ``None`` if the store has
+        no objects); ``tasks`` (number of exchanges of each task); ``bytes`` and ``sha256`` of the shared files.
     """
     manifest = store.manifest
     per_image = np.array([len(captions) for captions in store.captions.values()])
@@ -43,6 +43,8 @@ def inspect_store(store: Store) -> dict[str, Any]:
         "normalization": manifest.normalization,
         "validation_fraction": manifest.validation_fraction,
         "seed": manifest.seed,
+        "license": manifest.license,
+        "citation": manifest.citation,
         "subjects": {subject: _inspect_subject(store, subject) for subject in store.subjects},
         "images": _count(store.stimuli["part"].to_numpy()),
         "captions": {
@@ -155,6 +157,7 @@ def _overview(inspection: dict[str, Any]) -> Table:
         ("objects", _objects_text(inspection["objects"], sum(images.values()))),
         ("questions", ", ".join(f"{n:,} {task}" for task, n in inspection["tasks"].items()) or "none"),
         ("size", f"{n_bytes / 1e6:,.1f} MB"),
+        *((name, text) for name in ("license", "citation") if (text := inspection[name])),
         *(
             ("sessions", f"{name}: {', '.join(f'{n} = {label}' for n, label in s['session_names'].items())}")
             for name, s in inspection["subjects"].items()

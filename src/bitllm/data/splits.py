@@ -19,6 +19,10 @@ PRESETS = ("poster", "develop")
 WITHIN_SUBJECT = "within-subject"
 """Start of the name of splits that test the training subjects, with images that are not used for training."""
 
+LEAVE_ONE_RUN_OUT = "leave-one-run-out"
+"""A split for each run of one subject: that run is for test, the next one for validation, all others for training."""
+
+_FOLDS = f"{WITHIN_SUBJECT} {LEAVE_ONE_RUN_OUT}"
 _SUBJECTS = ("train_subjects", "test_subjects")
 _IMAGES = ("train_images", "validation_images", "test_images")
 _PARTS_ALLOWED = {
@@ -46,6 +50,14 @@ class Split:
     validation_images: frozenset[int]
     test_images: frozenset[int]
     sha256: str
+    permute_labels: int | None = None
+    """Seed with which the images of the training and validation trials are permuted within each run; by default they
+    are not. A decoder trained so must be at chance."""
+
+    @property
+    def is_fold(self) -> bool:
+        """Whether this is a fold of leave-one-run-out."""
+        return self.name.startswith(_FOLDS)
 
 
 def make_split(store: Store, preset: str) -> Split:
@@ -87,7 +99,7 @@ def load_split(path: Path) -> Split:
     """Read a split that `save_split` wrote."""
     content = read_json(path)
     keys = ("name", *_SUBJECTS, *_IMAGES, "sha256")
-    if not isinstance(content, dict) or set(content) != set(keys):
+    if not isinstance(content, dict) or set(content) - {"permute_labels"} != set(keys):
         raise SplitError(
             f"{path}: expected a split with the keys {', '.join(keys)}, found others; make it again"
         )
@@ -99,7 +111,9 @@ def load_split(path: Path) -> Split:
         )
     subjects = {key: tuple(content[key]) for key in _SUBJECTS}
     images = {key: frozenset(content[key]) for key in _IMAGES}
-    return _new_split(name=content["name"], **subjects, **images)
+    return _new_split(
+        name=content["name"], **subjects, **images, permute_labels=content.get("permute_labels")
+    )
 
 
 def check_split(store: Store, split: Split) -> None:
@@ -114,6 +128,8 @@ def check_split(store: Store, split: Split) -> None:
             )
     for use in _IMAGES:
         _check_parts(store, split, use)
+    if split.is_fold:
+        _check_runs(store, split)
     if split.sha256 != sha256_of_json(_content(split)):
         raise SplitError(
             f"split `{split.name}`: expected the checksum {sha256_of_json(_content(split))[:12]} of its "
@@ -143,6 +159,22 @@ def _check_subjects(store: Store, split: Split) -> None:
         )
 
 
+def _check_runs(store: Store, split: Split) -> None:
+    """Refuse a fold with trials of one run in two parts: neighboring trials share signal and noise."""
+    both = split.validation_images & split.test_images
+    use_of = {image: use for use in _IMAGES for image in getattr(split, use)}
+    for subject in dict.fromkeys((*split.train_subjects, *split.test_subjects)):
+        trials = store.subject(subject).trials
+        n_uses = trials["nsd_id"].map(use_of).groupby([trials["session"], trials["run"]]).nunique()
+        mixed = n_uses.index[n_uses > 1].tolist()
+        if mixed or both:
+            where = f"session {mixed[0][0]}, run {mixed[0][1]}" if mixed else f"nsd_id {min(both)}"
+            raise SplitError(
+                f"split `{split.name}`: expected each run of {subject} in one part, found {where} in several; make "
+                "the split again with `leave_one_run_out`"
+            )
+
+
 def _check_parts(store: Store, split: Split, use: str) -> None:
     images = np.array(sorted(getattr(split, use)), dtype=np.int64)
     part = store.stimuli["part"].reindex(images).to_numpy(dtype=object, na_value="unknown")
@@ -152,7 +184,7 @@ def _check_parts(store: Store, split: Split, use: str) -> None:
                 f"split `{split.name}`: expected images of {store.path}, found nsd_id {nsd_id} in {use}; "
                 "make the split again for this store"
             )
-        if found not in _PARTS_ALLOWED[use]:
+        if found not in _PARTS_ALLOWED[use] and not split.is_fold:
             raise SplitError(
                 f"split `{split.name}`: expected {use} of the part {' or '.join(_PARTS_ALLOWED[use])}, found "
                 f"nsd_id {nsd_id} of the part {found} of {store.path}; make the split again with `make_split`"
@@ -188,8 +220,8 @@ def _new_split(**fields: Any) -> Split:
 
 
 def _content(split: Split) -> dict[str, Any]:
-    content = {key: value for key, value in asdict(split).items() if key != "sha256"}
-    return {key: value if isinstance(value, str) else sorted(value) for key, value in content.items()}
+    content = {key: value for key, value in asdict(split).items() if key != "sha256" and value is not None}
+    return {key: value if isinstance(value, str | int) else sorted(value) for key, value in content.items()}
 
 
 TEST_SETS = ("1000", "982", "907", "766", "515")
@@ -225,6 +257,65 @@ def within_subject(store: Store, subjects: tuple[str, ...] | None = None) -> Spl
             f"{nearest(unknown[0], list(store.subjects))}"
         )
     return _split(store, "within-subject", chosen, chosen)
+
+
+def runs_of(store: Store, subject: str) -> list[tuple[int, int]]:
+    """The runs of a subject as (session, run), in order."""
+    trials = store.subject(subject).trials
+    return sorted(set(zip(trials["session"].tolist(), trials["run"].tolist(), strict=True)))
+
+
+def leave_one_run_out(store: Store, fold: int, *, subject: str | None = None) -> Split:
+    """Train and test on one subject: test on the images of one run, validate on those of the next, train on the rest.
+
+    Parameters
+    ----------
+    store
+        A store with one subject, or with ``subject``. Its division into parts does not matter; every image must be
+        shown in one run only.
+    fold
+        Number of the run for test, counted from 1 over all sessions. The run after it (after the last one the first)
+        is for validation.
+    subject
+        By default the only subject of the store.
+    """
+    if subject is None and len(store.subjects) > 1:
+        raise SplitError(
+            f"{store.path}: expected one subject for {LEAVE_ONE_RUN_OUT}, found {len(store.subjects)}; name one "
+            f"({', '.join(store.subjects)})"
+        )
+    subject = subject or store.subjects[0]
+    runs = runs_of(store, subject)
+    if len(runs) < 3 or not 1 <= fold <= len(runs):
+        raise SplitError(
+            f"{store.path}: expected at least 3 runs of {subject} and a fold from 1 to their number, found "
+            f"{len(runs)} runs and the fold {fold}; name another fold, or prepare more runs"
+        )
+    trials = store.subject(subject).trials
+    by_run = trials.groupby(["session", "run"])["nsd_id"].agg(frozenset)
+    if len(twice := trials.drop_duplicates(["session", "run", "nsd_id"])["nsd_id"]) > twice.nunique():
+        raise SplitError(
+            f"{store.path}: expected images that are shown in one run only, found nsd_id "
+            f"{twice[twice.duplicated()].iloc[0]} in several; use another split"
+        )
+    test, validation = runs[fold - 1], runs[fold % len(runs)]
+    return _new_split(
+        name=f"{_FOLDS} {fold} of {len(runs)}",
+        train_subjects=(subject,),
+        test_subjects=(subject,),
+        train_images=frozenset.union(*(by_run[run] for run in runs if run not in (test, validation))),
+        validation_images=by_run[validation],
+        test_images=by_run[test],
+    )
+
+
+def with_permuted_labels(split: Split, seed: int) -> Split:
+    """The same split with the images of its training and validation trials permuted within each run.
+
+    `select_trials` does so. The betas then say nothing about the captions that a model is trained on.
+    """
+    name = f"{split.name}, labels permuted (seed {seed})"
+    return with_checksum(replace(split, name=name, permute_labels=seed))
 
 
 def with_few_trials(store: Store, split: Split, n_trials: int, *, seed: int = 0) -> Split:

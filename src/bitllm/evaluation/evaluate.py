@@ -22,6 +22,7 @@ from bitllm.data.tasks import Exchange, exchanges
 from bitllm.errors import DataError
 from bitllm.evaluation.attribution import attribution, write_maps
 from bitllm.evaluation.bits import word_evidence
+from bitllm.evaluation.categories import one_category_each
 from bitllm.evaluation.controls import BETAS_CONTROLS
 from bitllm.evaluation.diagnostics import encoder_table, nearest_training_captions, same_encoder
 from bitllm.evaluation.held_out import HeldOut, read_held_out
@@ -102,6 +103,11 @@ class Evaluator:
         return self.options.seed or 0
 
     @property
+    def _has_repetitions(self) -> bool:
+        """Whether single trials differ from the averages."""
+        return not self.averaged.trials.is_single
+
+    @property
     def max_new_tokens(self) -> int:
         """Longest caption, in tokens."""
         return self.options.max_new_tokens or 24
@@ -115,8 +121,10 @@ class Evaluator:
         before_sft = run.encoder if run.aligner is None else run.aligner.encoder
         encoder = (run.aligner, before_sft, run.atlases)
         rows, real, not_run = encoder_table(*encoder, held_out, images, trials="averaged", **tables)
-        tables["inputs"] = ("permuted",)
-        single, _, _ = encoder_table(*encoder, self.single, images, trials="single", **tables)
+        parts = [rows]
+        if self._has_repetitions:
+            tables["inputs"] = ("permuted",)
+            parts.append(encoder_table(*encoder, self.single, images, trials="single", **tables)[0])
         training = [run.store.captions[nsd_id] for nsd_id in sorted(run.split.train_images)]
         nearest = nearest_training_captions(
             before_sft, run.aligner, run.store, run.split, run.atlases, queries=real
@@ -126,7 +134,7 @@ class Evaluator:
             human = human_ceiling(held_out.scorer)
         _write_part(
             folder,
-            pd.concat([rows, single], ignore_index=True),
+            pd.concat(parts, ignore_index=True),
             {
                 "embedding": _embedding(run),
                 "n_pictures": len(np.unique(held_out.nsd_id)),
@@ -150,24 +158,23 @@ class Evaluator:
             likelihood_of={"all": None, "permuted": ("real",), "none": ()}[options.likelihood],
             progress=self.progress,
         )
-        single = outcomes(
-            system,
-            self.single,
-            seed=self.seed,
-            max_new_tokens=self.max_new_tokens,
-            controls=(),
-            likelihood_of=("real",) if options.likelihood == "all" else (),
-            progress=self.progress,
-        )
         fixed = read_json(encoder_part / _REST)
         baselines = {
             "constant": [fixed["constant"]] * len(self.averaged.trials),
             "nearest": fixed["nearest"],
         }
-        parts = [
-            rows_of(found, system=name, baselines=baselines),
-            rows_of(single, system=name, trials="single"),
-        ]
+        parts = [rows_of(found, system=name, baselines=baselines)]
+        if self._has_repetitions:
+            single = outcomes(
+                system,
+                self.single,
+                seed=self.seed,
+                max_new_tokens=self.max_new_tokens,
+                controls=(),
+                likelihood_of=("real",) if options.likelihood == "all" else (),
+                progress=self.progress,
+            )
+            parts.append(rows_of(single, system=name, trials="single"))
         rows = pd.concat(parts, ignore_index=True)
         wanted = {"real", "permuted", *options.inputs}
         is_wanted = np.where(
@@ -259,7 +266,8 @@ class Evaluator:
         encoder, final = rest[ENCODER_PART], rest[self.checkpoints.final]
         drawn = encoder["human"].pop("drawn", None)
         not_run = self.checkpoints.not_run | encoder["not_run"] | final["not_run"]
-        if self.categories is None:
+        shown = one_category_each(self.averaged.store, np.unique(self.averaged.nsd_id).tolist())
+        if self.categories is None and not shown:
             not_run["category"] = "no words by category for this store; give a list with --words"
         if self.checkpoints.tasks_of(self.checkpoints.final) and not self.checkpoints.store.has_tasks:
             not_run["questions"] = "the store has no questions; add them with bitllm tasks"
@@ -282,6 +290,7 @@ class Evaluator:
                 **rest.get(REGIONS_PART, {}),
                 "words": {name: rest[name]["words"] for name in names},
                 "tasks": self.about_tasks(),
+                "categories": shown,
                 "references": {
                     str(int(image)): list(texts)
                     for image, texts in zip(self.averaged.nsd_id, self.averaged.references, strict=True)

@@ -206,6 +206,21 @@ class RegionResult:
 
 
 @dataclass(frozen=True)
+class CategoryTask:
+    """The category task of an evaluation, with a classifier as baseline; shares in percent."""
+
+    n_categories: int
+    chance: float
+    classifier: Estimate | None = None
+    """Nearest class mean by correlation on the same trials, without an LLM; None if it was not run."""
+    n_permutations: int = 0
+    permuted_mean: float | None = None
+    """The same classifier with categories that are permuted within each test run: the mean over permutations."""
+    permuted_best: float | None = None
+    """The best of all permutations."""
+
+
+@dataclass(frozen=True)
 class About:
     """Where the numbers come from: data, split, seeds, software."""
 
@@ -245,6 +260,12 @@ class About:
     """What was not computed, with the reason."""
     notes: tuple[str, ...] = ()
     """What a reader should know although it is not an error."""
+    design: str = ""
+    """What is new in the test trials, if subject and images do not say it."""
+    license: str = ""
+    """License of the data."""
+    citation: str = ""
+    """Publication of the data."""
 
 
 @dataclass(frozen=True)
@@ -266,6 +287,8 @@ class Results:
     regions: tuple[RegionResult, ...] = ()
     reward: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Mean sampled reward of the first and the last fifth of the rft steps: ``reward`` and each of its parts."""
+    categories: CategoryTask | None = None
+    """The category task, where each image shows one category; its shares are the metric ``Category`` of the scores."""
 
     @property
     def final(self) -> str:

@@ -197,7 +197,8 @@ def find_llm(folder: Path, *, given: str | None) -> str:
         return given
     sft = sft_beneath(folder) if (folder / RFT_CARD).is_file() else folder
     name = str(card_of(sft)["base_llm"]["name"])
-    for place in (folder.parent / name, sft.parent / name):
+    # a fold of leave-one-run-out shares the LLM with the folds next to it
+    for place in (folder.parent / name, sft.parent / name, folder.resolve().parent.parent / name):
         if place.exists():
             return str(place)
     if _is_hub_id(name):  # the user named it when the run was trained

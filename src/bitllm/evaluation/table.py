@@ -44,9 +44,11 @@ from scipy.stats import spearmanr
 
 from bitllm.errors import DataError
 from bitllm.evaluation.bits import difference_of_ratios
+from bitllm.evaluation.categories import CATEGORY, category_numbers
 from bitllm.evaluation.outcomes import Outcomes
 from bitllm.evaluation.results import (
     About,
+    CategoryTask,
     EncoderResult,
     GroupResult,
     Identification,
@@ -77,7 +79,7 @@ CAPTION = "caption"
 ENCODER = "encoder"
 """Value of ``system`` in the rows of the encoder."""
 ABOUT_KEYS = ("about", "n_trainable", "embedding", "n_pictures", "human", "groups", "similarity", "regions",
-              "attribution", "words", "references", "reward", "tasks")  # fmt: skip
+              "attribution", "words", "references", "reward", "tasks", "categories", "category_task")  # fmt: skip
 _COLUMNS = ("system", "trials", "subject", "task", "input", "nsd_id", "row", "n_repetitions", "answer", "cider",
             "rouge_l", "bleu_counts", "length", "log2_p", "n_references", "n_tokens", "n_words", "ranks",
             "cosine_zero", "question", "turn", "history", "accepted", "score", "chosen", "option_score", "option_rank",
@@ -94,7 +96,8 @@ class Evaluation:
     """``about`` (`About`), ``n_trainable`` by system, ``embedding`` and ``n_pictures`` of the encoder, ``human``,
     ``groups`` (kind, name and nsd_ids of each), ``similarity`` to the nearest training image by nsd_id, ``regions``
     (`RegionResult`), ``attribution``, ``words`` (bits of each word by system and input, in the order of ``row``),
-    ``references`` by nsd_id, ``reward``, ``tasks`` (source, license, number of questions of each)."""
+    ``references`` by nsd_id, ``reward``, ``tasks`` (source, license, number of questions of each), ``categories`` by
+    nsd_id and ``category_task`` (`CategoryTask`)."""
 
 
 def rows_of(
@@ -223,7 +226,8 @@ def results_of(found: Evaluation, where: str = ABOUT) -> Results:
     rows, questions = found.rows[is_caption], found.rows[~is_caption]
     about = from_json(About, content["about"], f"{where}: about")
     names = [name for name in rows["system"].unique() if name != ENCODER]
-    scored = {name: _inputs_of(rows[rows["system"] == name]) for name in names}
+    categories = content.get("categories", {})
+    scored = {name: _inputs_of(rows[rows["system"] == name], categories) for name in names}
     systems = {
         name: SystemResult(
             averaged=_results_by_input(inputs["averaged"], about.seed),
@@ -247,6 +251,7 @@ def results_of(found: Evaluation, where: str = ABOUT) -> Results:
             from_json(RegionResult, one, f"{where}: regions") for one in content.get("regions", [])
         ),
         reward={name: (first, last) for name, (first, last) in content.get("reward", {}).items()},
+        categories=_category_task(content, f"{where}: category_task"),
     )
     if not systems:
         return results
@@ -275,16 +280,25 @@ class _Input:
         return not np.isnan(self.log2_p).any()
 
 
-def _inputs_of(rows: pd.DataFrame) -> dict[str, dict[str, _Input]]:
+def _category_task(content: dict[str, Any], where: str) -> CategoryTask | None:
+    if task := content.get("category_task"):
+        return from_json(CategoryTask, task, where)
+    n = len(set(content.get("categories", {}).values()))
+    return CategoryTask(n, 100 / n) if n else None
+
+
+def _inputs_of(rows: pd.DataFrame, categories: Mapping[str, str]) -> dict[str, dict[str, _Input]]:
     """Inputs by kind of trials and name, in the order of the table."""
     found: dict[str, dict[str, _Input]] = {}
     for (trials, name), part in rows.groupby(["trials", "input"], sort=False):
         ordered = part.sort_values("row")
+        own = [categories.get(str(image), "") for image in ordered["nsd_id"]]
         numbers = PerCaption(
             cider=ordered["cider"].to_numpy(np.float64),
             rouge_l=ordered["rouge_l"].to_numpy(np.float64),
             bleu_counts=np.vstack(ordered["bleu_counts"].tolist()).astype(np.int64),
             image_ids=tuple(ordered["nsd_id"].tolist()),
+            extras=(category_numbers(ordered["answer"].tolist(), own),) if categories else (),
         )
         found.setdefault(str(trials), {})[str(name)] = _Input(ordered, numbers)
     return found
@@ -303,7 +317,11 @@ def _input_result(one: _Input, real: _Input, seed: int) -> InputResult:
         n_empty=sum(not text.strip() for text in answers),
         mean_length=float(one.rows["length"].mean()),
         n_captions=len(answers),
-        real_minus_this={} if is_real else score_differences(real.numbers, one.numbers, seed=seed),
+        real_minus_this={}
+        if is_real
+        else score_differences(
+            real.numbers, one.numbers, names=("CIDEr", "ROUGE-L", "BLEU-4", CATEGORY), seed=seed
+        ),
         bits={} if is_real else _bits(real, one, seed),
     )
 

@@ -1,4 +1,4 @@
-"""Changes of the data by a recipe: the split, and the coordinates of a simulated store."""
+"""Data of a recipe: the store of Haxby et al., the split, and the coordinates of a simulated store."""
 
 import shutil
 from dataclasses import replace
@@ -6,19 +6,24 @@ from pathlib import Path
 
 import numpy as np
 
+from bitllm.data.formats.haxby import fetch_haxby, read_haxby, subjects_in
 from bitllm.data.splits import (
+    LEAVE_ONE_RUN_OUT,
     PRESETS,
     WITHIN_SUBJECT,
     Split,
     check_split,
     few_images,
     images_seen,
+    leave_one_run_out,
     leave_one_subject_out,
     load_split,
     make_split,
     with_checksum,
+    with_permuted_labels,
 )
 from bitllm.data.store import Store, open_store
+from bitllm.data.store.write import write_store
 from bitllm.errors import ConfigError
 from bitllm.files import folder_written_whole, read_json, sha256_of_file, write_json
 from bitllm.pipeline.recipe import DataConfig
@@ -37,16 +42,19 @@ def split_of(store: Store, data: DataConfig, *, seed: int) -> Split:
     seed
         Seed of the training images drawn for ``training_share``, ``n_shots`` and ``n_shots_alone``.
     """
-    split = _named(store, data.split)
+    split = _named(store, data)
     if data.held_out is not None:
         split = leave_one_subject_out(store, data.held_out)
+    if data.permute_labels is not None:
+        split = with_permuted_labels(split, data.permute_labels)
     changes = {key: value for key in SPLIT_CHANGES if (value := getattr(data, key)) is not None}
     if not changes:
         return split
     split = _with_less(store, _with_fewer_subjects(store, split, data.n_train_subjects), data, seed=seed)
     name = " ".join([split.name, *(f"{key}={value}" for key, value in changes.items())])
     is_within = bool({*split.train_subjects} & {*split.test_subjects})
-    return with_checksum(replace(split, name=f"{WITHIN_SUBJECT} {name}" if is_within else name))
+    is_named = name.startswith(WITHIN_SUBJECT) or not is_within
+    return with_checksum(replace(split, name=name if is_named else f"{WITHIN_SUBJECT} {name}"))
 
 
 def _with_fewer_subjects(store: Store, split: Split, n: int | None) -> Split:
@@ -88,17 +96,30 @@ def _with_less(store: Store, split: Split, data: DataConfig, *, seed: int) -> Sp
     )
 
 
-def _named(store: Store, name: str) -> Split:
+def _named(store: Store, data: DataConfig) -> Split:
+    name = data.split
+    if name == LEAVE_ONE_RUN_OUT:
+        assert data.fold is not None, "a run of folds makes no split itself"
+        return leave_one_run_out(store, data.fold, subject=data.subject)
     if name in PRESETS:
         return make_split(store, name)
     if not Path(name).is_file():
         raise ConfigError(
-            f"data.split: expected one of {', '.join(PRESETS)} or the file of a split, found `{name}`; make one with "
-            "`bitllm split`"
+            f"data.split: expected one of {', '.join((*PRESETS, LEAVE_ONE_RUN_OUT))} or the file of a split, found "
+            f"`{name}`; make one with `bitllm split`"
         )
     split = load_split(Path(name))
     check_split(store, split)
     return split
+
+
+def write_haxby(data: DataConfig, path: Path) -> None:
+    """Write the store of Haxby et al. 2001 that a recipe names."""
+    assert data.haxby is not None, "named by the recipe"
+    is_download = data.haxby == "download"
+    folder = fetch_haxby(None, data.subject or "subj2") if is_download else Path(data.haxby)
+    found = read_haxby(folder, subjects=[data.subject or subjects_in(folder)[0]])
+    write_store(path, found.contents, found.settings)
 
 
 def replace_coordinates_by_indices(folder: Path) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from bitllm.config import LARGEST_SEED, LONGEST_CAPTION, require_number
 from bitllm.data.store import Store, open_store
-from bitllm.errors import DataError
+from bitllm.errors import ConfigError, DataError
 from bitllm.evaluation.evaluate import ENCODER_PART, REGIONS_PART, Evaluator, Progress, questions_part
 from bitllm.evaluation.held_out import HeldOut
 from bitllm.evaluation.options import EvaluateOptions
@@ -32,6 +32,7 @@ from bitllm.evaluation.scoring.captions_file import write_captions
 from bitllm.evaluation.table import ABOUT, CAPTION, ENCODER, Evaluation, results_of, write_evaluation
 from bitllm.evaluation.words import word_categories
 from bitllm.files import parse_json, read_json, require_empty, write_json
+from bitllm.pipeline.folds import DESIGN, pool_folds
 from bitllm.pipeline.recipe import MOST_QUESTIONS, PACKAGED, EvaluationConfig, read_recipe
 from bitllm.pipeline.run import RECIPE, Run
 from bitllm.pipeline.steps import Steps
@@ -44,6 +45,11 @@ _CHOICES = (
     "Sizes, learning rates and reward weights were chosen on subj07 with validation images (trained on "
     "subj01–06), on other simulator seeds; subj08 and the test images were sealed while fitting."
 )
+_CHOICES_OF_HAXBY = (
+    "Sizes, steps and rates were chosen on runs 1 to 4 of the one-slice copy of Haxby et al. (each held out in turn): "
+    "numbers of these runs are optimistic. No result of runs 5 to 12 was used for a choice."
+)
+_OF_ONE_RUN = ("out", "maps", "rois", "subject", "split", "judge_on", "align", "targets")
 _NOT_SHAPING = ("systems", "out", "maps", "llm", "split", "align", "targets", "tasks", "questions_per_task")
 """Options with paths, of which the step's settings contain the checksums of their contents instead; and those of the
 questions, which shape only their own step."""
@@ -81,6 +87,8 @@ def evaluate(
         If run, store, split, subject, region or word list are missing or do not fit each other.
     """
     opened = _open_run(run)
+    if opened is not None and opened.recipe.is_of_folds:
+        return _evaluate_folds(opened, store, options, progress, log)
     folder = opened.folder if opened is not None else Path(run)  # type: ignore[arg-type]
     options = _complete(options, opened)
     data = _store_of(opened, store, folder)
@@ -103,6 +111,26 @@ def evaluate(
     write_maps(place, pooling_maps(checkpoints.encoder, checkpoints.store, checkpoints.atlases))
     write_json(place / RESULTS, to_json(results))
     return results
+
+
+def _evaluate_folds(
+    run: Run,
+    store: Path | str | None,
+    options: EvaluateOptions,
+    progress: Progress | None,
+    log: Callable[[str], None],
+) -> Results:
+    """Evaluate every fold in its own folder, then all together."""
+    given = {key: getattr(options, key) for key in _OF_ONE_RUN if getattr(options, key) is not None}
+    if given or store is not None or options.part != "test":
+        raise ConfigError(
+            f"{run.folder}: expected the test part and the store of a run of folds, found "
+            f"{', '.join(given) or 'another store or part'}; evaluate one of its folds"
+        )
+    folds = run.folds()
+    for fold in folds:
+        evaluate(fold, None, options, progress=progress, log=log)
+    return pool_folds(run, folds, RESULTS, seconds=_seconds(run))
 
 
 def place_name(held_out: HeldOut, *, is_own_store: bool) -> str:
@@ -131,9 +159,11 @@ def _complete(options: EvaluateOptions, run: Run | None) -> EvaluateOptions:
     if options.questions_per_task is not None:
         require_number("--questions-per-task", options.questions_per_task, least=0, most=MOST_QUESTIONS)
     settings = EvaluationConfig() if run is None else run.recipe.evaluation
-    defaults = {"seed": 0 if run is None else run.recipe.seed} | {
+    defaults: dict[str, Any] = {"seed": 0 if run is None else run.recipe.seed} | {
         name: getattr(settings, name) for name in ("max_new_tokens", "questions_per_task")
     }
+    is_there = run is not None and Path(run.llm_source).exists()
+    defaults["llm"] = run.llm_source if run is not None and is_there else None
     return replace(
         options, **{name: value for name, value in defaults.items() if getattr(options, name) is None}
     )
@@ -258,6 +288,9 @@ def _about(evaluator: Evaluator, run: Checkpoints) -> About:
         git_revision=git_revision(),
         versions={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         peak_memory_gb=_peak_memory_gb(),
+        design=DESIGN if run.split.is_fold else "",
+        license=manifest.license,
+        citation=manifest.citation,
     )
 
 
@@ -275,15 +308,22 @@ def _how_chosen(run: Run) -> str:
         "seed": True,
         "trainer": True,
         "evaluation": True,
-        "data": {"signal", "noise", "split", "validation_fraction"},
+        "data": {
+            "signal",
+            "noise",
+            "split",
+            "validation_fraction",
+            "haxby",
+            "subject",
+            "fold",
+            "permute_labels",
+        },
     }
     mine = run.recipe.model_dump(exclude=ignored)
-    is_packaged = any(mine == read_recipe(name).model_dump(exclude=ignored) for name in PACKAGED)
-    return (
-        _CHOICES
-        if is_packaged
-        else "The settings are the user's own; how they were chosen is not known here."
-    )
+    known = [name for name in PACKAGED if mine == read_recipe(name).model_dump(exclude=ignored)]
+    if not known:
+        return "The settings are the user's own; how they were chosen is not known here."
+    return _CHOICES_OF_HAXBY if known[0].startswith("haxby") else _CHOICES
 
 
 def _seconds(run: Run) -> dict[str, float]:

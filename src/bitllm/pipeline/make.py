@@ -21,7 +21,7 @@ from bitllm.errors import CheckpointError, TrainingError
 from bitllm.files import read_record, sha256_of_json
 from bitllm.model.build import CARD
 from bitllm.model.encoder import BrainEncoder
-from bitllm.pipeline.data import replace_coordinates_by_indices, split_of
+from bitllm.pipeline.data import replace_coordinates_by_indices, split_of, write_haxby
 from bitllm.pipeline.recipe import System
 from bitllm.pipeline.run import Run
 from bitllm.simulation.parameters import SIMULATION_VERSION
@@ -43,21 +43,33 @@ def make_system(run: Run, name: str) -> tuple[Path, bool]:
     Returns
     -------
     tuple
-        The folder of the stage, and whether it was already finished.
+        The folder of the stage (of a run of folds: of the run), and whether it was already finished.
     """
     with process_group():
         _require_start(run, name)
         make_data(run)
         make_models(run)
+        if run.recipe.is_of_folds:
+            run.record()
+            return run.folder, min([make_system(fold, name)[1] for fold in run.folds()])
         if name == "align":
             return run.folder / "align", _align(run)
         return run.folder / name, _system(run, run.recipe.system(name))
 
 
 def make_data(run: Run) -> None:
-    """Make the store (simulated, if the recipe names none) and the split."""
+    """Make the store (of Haxby et al. or simulated, if the recipe names none) and the split."""
     recipe, data = run.recipe, run.recipe.data
-    if data.store is None:
+    if run.home is not None:
+        make_data(run.home)
+    elif data.store is None and data.haxby is not None:
+        _once(
+            run,
+            "prepare",
+            partial(_fresh, run.folder / "store", partial(write_haxby, data)),
+            [data.haxby, data.subject],
+        )
+    elif data.store is None:
         simulation, seed = data.simulation, recipe.seed if data.seed is None else data.seed
         _once(
             run,
@@ -79,6 +91,8 @@ def make_data(run: Run) -> None:
             settings,
             after=("simulate",),
         )
+    if recipe.is_of_folds:
+        return
     split = split_of(run.store, data, seed=recipe.seed)
     _once(run, "split", lambda: save_split(split, run.folder / "split.json"), split.sha256)
 
@@ -87,7 +101,10 @@ def make_models(run: Run) -> None:
     """Make the small CLIP and LLM if the recipe asks for them, and the targets of align."""
     recipe, seed = run.recipe, run.recipe.seed
     data: Any = run.store.sha256
-    if recipe.clip.is_made:
+    if run.home is not None:
+        make_models(run.home)
+        return
+    if recipe.clip.is_made and recipe.needs_clip:
         _once(
             run,
             "clip",
@@ -112,7 +129,7 @@ def make_models(run: Run) -> None:
             ),
             [recipe.llm.small.model_dump(mode="json"), seed, data, *_questions(run)],
         )
-    if recipe.data.targets is None:
+    if recipe.data.targets is None and recipe.needs_clip:
         _once(
             run,
             "targets",
@@ -296,6 +313,8 @@ def _fresh(path: Path, make: Callable[[Path], None]) -> None:
 
 def warnings_of(run: Run) -> list[str]:
     """Warnings about data and starting points: what a user should know although it is not an error."""
+    if run.recipe.is_of_folds:
+        return warnings_of(run.folds()[0])
     found = []
     seen = images_in_statistics(run.store, run.split)
     if seen:

@@ -14,6 +14,7 @@ import tyro
 from pydantic import Field, model_validator
 
 from bitllm.config import LARGEST_SEED, StrictConfig, nearest, parse_yaml, read_yaml
+from bitllm.data.splits import LEAVE_ONE_RUN_OUT
 from bitllm.errors import ConfigError
 from bitllm.evaluation.options import INPUTS, N_QUESTIONS, Input, Likelihood
 from bitllm.files import read_record
@@ -24,12 +25,12 @@ from bitllm.stages.sft import SftConfig
 from bitllm.toy_models import SmallClipConfig, SmallLlmConfig
 from bitllm.training import loop
 
-PACKAGED = ("demo", "demo-poster", "demo-smollm2", "smoke", "poster", "best")
+PACKAGED = ("demo", "demo-poster", "demo-smollm2", "smoke", "haxby", "haxby-small", "poster", "best")
 """Recipes that come with the package."""
 
 MOST_QUESTIONS = 1_000_000
 """Largest number of questions per task."""
-MAIN_SYSTEMS = ("sft", "rft")
+MAIN_SYSTEMS: tuple[Literal["sft", "rft"], ...] = ("sft", "rft")
 _TAKEN = (
     *MAIN_SYSTEMS,
     "align",
@@ -59,9 +60,18 @@ class DataConfig(StrictConfig):
     """The data: a store that `bitllm prepare` wrote, or a simulated brain."""
 
     store: Path | None = None
-    """Folder of a store. Without one, the data are simulated."""
+    """Folder of a store. Without one, the data are those of `haxby`, or simulated."""
+    haxby: str | None = None
+    """Folder with Haxby et al. 2001 (see `bitllm prepare haxby`), or `download` to let nilearn fetch them."""
+    subject: str | None = None
+    """Subject of `haxby` and of leave-one-run-out. Default: the first one; for a download subj2, as in nilearn."""
     split: str = "poster"
-    """Preset of a split (poster, develop), or a file that `bitllm split` wrote."""
+    """Preset of a split (poster, develop, leave-one-run-out), or a file that `bitllm split` wrote."""
+    fold: int | None = Field(default=None, gt=0)
+    """Run to test in leave-one-run-out, from 1. Default: each run in turn, and a table of all together."""
+    permute_labels: int | None = Field(default=None, ge=0)
+    """Seed with which the images of the training and validation trials are permuted within each run, as a check: the
+    captions must then be at chance. Default: they are not permuted."""
     held_out: str | None = None
     """Subject to test instead of the split's; all others are used for training."""
     n_train_subjects: int | None = Field(default=None, gt=0)
@@ -116,6 +126,10 @@ class DataConfig(StrictConfig):
         if min(self.voxels.values()) < 1:
             raise ValueError(
                 f"`voxels`: expected at least one voxel for each subject, found {self.voxels}; change them"
+            )
+        if self.fold is not None and self.split != LEAVE_ONE_RUN_OUT:
+            raise ValueError(
+                f"`fold`: expected the split {LEAVE_ONE_RUN_OUT}, found {self.split}; leave `fold` out, or change it"
             )
         if self.store is not None and self.coordinates != "mni":
             raise ValueError("`coordinates`: expected mni with a store, found indices; leave one of them out")
@@ -200,8 +214,8 @@ class Variant(StrictConfig):
     """A further system of the run, such as a baseline: sft or rft with some settings changed."""
 
     start: str | None = None
-    """What the variant starts from. For sft: `align` (default), `random` (an encoder without the align stage), or an
-    sft system to continue (name or folder). For rft: an sft system (name or folder)."""
+    """What the variant starts from. For sft: `align`, `random` (an encoder without the align stage), or an sft system
+    to continue (name or folder); default: that of the recipe. For rft: an sft system (name or folder)."""
     sft: dict[str, Any] = Field(default_factory=dict)
     """Changed settings of sft, including single settings of its optimizer."""
     rft: dict[str, Any] | None = None
@@ -260,6 +274,10 @@ class Recipe(StrictConfig):
     """Stage 2; contains the interface."""
     rft: RftConfig = RftConfig()
     """Stage 3."""
+    start: Literal["align", "random"] = "align"
+    """What sft starts from: the aligned encoder, or an untrained one (the run then has no align stage)."""
+    stages: tuple[Literal["sft", "rft"], ...] = MAIN_SYSTEMS
+    """Main systems of the run: sft and rft, or sft alone."""
     variants: tyro.conf.Suppress[dict[str, Variant]] = Field(default_factory=dict)
     """Further systems, by name."""
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -271,6 +289,10 @@ class Recipe(StrictConfig):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "Recipe":
+        if self.stages not in (MAIN_SYSTEMS, MAIN_SYSTEMS[:1]):
+            raise ValueError(
+                f"`stages`: expected sft, or sft and rft, found {', '.join(self.stages)}; change them"
+            )
         for name in self.variants:
             if name in _TAKEN or not re.fullmatch(r"[A-Za-z0-9][\w-]*", name):
                 raise ValueError(
@@ -285,7 +307,18 @@ class Recipe(StrictConfig):
     @property
     def system_names(self) -> tuple[str, ...]:
         """Names of all systems; each comes after the one that it starts from."""
-        return (*MAIN_SYSTEMS, *self.variants)
+        return (*self.stages, *self.variants)
+
+    @property
+    def needs_clip(self) -> bool:
+        """Whether a system starts from the align stage or is trained by rft."""
+        systems = [self.system(name) for name in self.system_names]
+        return any(one.stage == "rft" or one.start == "align" for one in systems)
+
+    @property
+    def is_of_folds(self) -> bool:
+        """Whether the run consists of one run for each fold of leave-one-run-out."""
+        return self.data.split == LEAVE_ONE_RUN_OUT and self.data.fold is None
 
     @property
     def tasks(self) -> dict[str, float]:
@@ -303,8 +336,8 @@ class Recipe(StrictConfig):
         ConfigError
             If the recipe has no such system, or its settings are not valid.
         """
-        if name in MAIN_SYSTEMS:
-            return System(name, name, "align" if name == "sft" else "sft", self.sft, self.rft)  # type: ignore[arg-type]
+        if name in self.stages:
+            return System(name, name, self.start if name == "sft" else "sft", self.sft, self.rft)  # type: ignore[arg-type]
         if name not in self.variants:
             raise ConfigError(
                 f"recipe: expected one of {', '.join(self.system_names)}, found `{name}`; "
@@ -312,7 +345,7 @@ class Recipe(StrictConfig):
             )
         variant = self.variants[name]
         stage: Literal["sft", "rft"] = "sft" if variant.rft is None else "rft"
-        start = variant.start or ("align" if stage == "sft" else "sft")
+        start = variant.start or (self.start if stage == "sft" else "sft")
         if stage == "rft" and start in ("align", "random"):
             raise ConfigError(f"variants.{name}.start: expected a system of sft, found `{start}`; name one")
         return System(

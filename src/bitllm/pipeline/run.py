@@ -2,17 +2,18 @@
 
 RUN/  recipe.yaml  split.json  targets.safetensors  align/  sft/  rft/  VARIANT/  steps/
       store/  nsd/  clip/  llm/     if the recipe makes them
+      fold-01/  fold-02/  ...       in a run of folds, which shares store/, clip/ and llm/: one run for each fold
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from bitllm.data.dataset import TrialSet, select_trials
-from bitllm.data.splits import Split, load_split
+from bitllm.data.splits import Split, load_split, runs_of
 from bitllm.data.store import Store, open_store
 from bitllm.data.targets import Targets, load_clip, load_targets
 from bitllm.errors import ConfigError, DataError
@@ -50,6 +51,8 @@ class Run:
         Called with one line for each finished step.
     logs_kept
         Whether to log steps that an earlier process finished too.
+    home
+        The run that this one is a fold of; it has the store and the models. None for any other run.
     """
 
     folder: Path
@@ -57,6 +60,7 @@ class Run:
     progress: Progress | None = None
     log: Callable[[str], None] = lambda _: None
     logs_kept: bool = True
+    home: "Run | None" = None
     _llm_sha256: dict[torch.dtype, str] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -71,7 +75,31 @@ class Run:
         place = Path(folder) / RECIPE
         if not place.is_file():
             raise DataError(f"{folder}: expected the folder of a run, found no {RECIPE}; check the path")
-        return cls(Path(folder), Recipe.read(place))
+        recipe = Recipe.read(place)
+        above = Path(folder).resolve().parent
+        is_fold = recipe.data.fold is not None and (above / RECIPE).is_file()
+        home = cls(above, Recipe.read(above / RECIPE)) if is_fold else None
+        return cls(Path(folder), recipe, home=home)
+
+    @property
+    def shared(self) -> Path:
+        """Folder of the store and of the models that the run makes."""
+        return self.folder if self.home is None else self.home.folder
+
+    def folds(self) -> list["Run"]:
+        """The runs that a run of folds consists of; the store must be made."""
+        subject = self.recipe.data.subject or self.store.subjects[0]
+        return [
+            replace(
+                self,
+                folder=self.folder / f"fold-{fold:02d}",
+                recipe=self.recipe.model_copy(
+                    update={"data": self.recipe.data.model_copy(update={"fold": fold})}
+                ),
+                home=self,
+            )
+            for fold in range(1, len(runs_of(self.store, subject)) + 1)
+        ]
 
     @cached_property
     def steps(self) -> Steps:
@@ -105,7 +133,7 @@ class Run:
     @cached_property
     def store(self) -> Store:
         """The store."""
-        return open_store(self.recipe.data.store or self.folder / "store")
+        return open_store(self.recipe.data.store or self.shared / "store")
 
     @cached_property
     def split(self) -> Split:
@@ -115,7 +143,7 @@ class Run:
     @property
     def llm_source(self) -> str:
         """Folder or hub id of the base LLM."""
-        return str(self.folder / "llm") if self.recipe.llm.is_made else self.recipe.llm.source
+        return str(self.shared / "llm") if self.recipe.llm.is_made else self.recipe.llm.source
 
     def llm_sha256(self, precision: Precision) -> str:
         """Checksum of the base LLM's weights in the precision of a stage."""
@@ -127,7 +155,7 @@ class Run:
     @property
     def clip_source(self) -> str:
         """Folder or hub id of the CLIP."""
-        return str(self.folder / "clip") if self.recipe.clip.is_made else self.recipe.clip.source
+        return str(self.shared / "clip") if self.recipe.clip.is_made else self.recipe.clip.source
 
     @cached_property
     def targets(self) -> Targets:

@@ -19,6 +19,7 @@ from matplotlib.tri import Triangulation
 from scipy.spatial import KDTree
 
 from bitllm.data.store import Store
+from bitllm.data.store.spaces import is_subjects_own
 from bitllm.errors import DataError
 from bitllm.evaluation.results import RegionResult, Results
 from bitllm.report.figures import Row, interval_chart, style
@@ -79,14 +80,16 @@ def brain_maps(
     chart, n_shown = region_chart(regions), min(len(regions), _MOST_REGIONS)
     if store is None:
         return BrainMaps([], [], chart, "", n_shown)
-    mesh = load_mesh()
+    is_own = is_subjects_own(store.manifest.space)  # fsaverage is in MNI space
+    mesh = None if is_own else load_mesh()
     names = sorted(
         (name for name in pooling if name in store.subjects), key=lambda name: (name != subject, name)
     )
     top = float(np.quantile(np.concatenate([pooling[name] for name in names]), 0.99)) if names else 0.0
     figures = [_pooling_figure(mesh, store, name, pooling[name], top) for name in names]
     losses = [_region_figure(mesh, store, subject, regions)] if regions and subject in store.subjects else []
-    where = "drawn on the flattened cortex of fsaverage5" if mesh else "drawn at the voxels' MNI coordinates"
+    at_voxels = f"drawn at the voxels' {'own' if is_own else 'MNI'} coordinates"
+    where = "drawn on the flattened cortex of fsaverage5" if mesh else at_voxels
     if results.about.is_simulated:
         where += "; the simulated cortex is a folded ellipsoid, so positions are a sketch"
     return BrainMaps(figures, losses, chart, where, n_shown)

@@ -66,6 +66,7 @@ def write_report(run: RunFiles, out: Path) -> None:
         metrics=tables.metrics_of(results),
         groups=tables.score_groups(results),
         system_charts=charts.system_charts(results),
+        categories=tables.category_rows(results),
         ablation=tables.ablation_rows(results),
         retrieval=tables.retrieval_rows(results),
         retrieval_charts=charts.retrieval_charts(results),

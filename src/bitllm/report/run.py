@@ -80,7 +80,9 @@ def read_results(folder: Path) -> Results:
 
 
 def read_curves(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Rows of the training log in the folder, or in the folder of every stage."""
+    """Rows of the training log in the folder, or in the folder of every stage; of a run of folds those of the first."""
+    if (folder / "fold-01").is_dir():
+        return {f"{name}, fold 1": rows for name, rows in read_curves(folder / "fold-01").items()}
     logs = {path.parent.name: path for path in sorted(folder.glob("*/log.jsonl"))}
     if (folder / "log.jsonl").is_file():
         logs[folder.resolve().name] = folder / "log.jsonl"

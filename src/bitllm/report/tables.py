@@ -2,13 +2,14 @@
 
 from typing import NamedTuple
 
+from bitllm.evaluation.categories import CATEGORY
 from bitllm.evaluation.results import About, InputResult, Results, RetrievalResult, SystemResult
 from bitllm.evaluation.verdict import COMPARISONS, CONTROLS, REAL, in_order, label, lead
 from bitllm.metrics.intervals import Estimate
 
 MISSING = "–"
 METRICS = ("CIDEr", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "SPICE", "BERTScore", "CLIP-S",
-           "RefCLIP-S")  # fmt: skip
+           "RefCLIP-S", CATEGORY)  # fmt: skip
 ABLATION_METRICS = ("CIDEr", "BLEU-4", "ROUGE-L", "METEOR")
 COMPARISON = "a comparison, not a control: it uses betas recorded for the same image"
 SYSTEMS = {
@@ -49,6 +50,16 @@ class RetrievalRow(NamedTuple):
     label: str
     short: str
     found: RetrievalResult
+
+
+class CategoryRow(NamedTuple):
+    """How often one input, or the classifier, names the category of the image; in percent."""
+
+    kind: str
+    label: str
+    share: Estimate
+    difference: Estimate | None = None
+    """Real − this input."""
 
 
 class Poster(NamedTuple):
@@ -133,6 +144,34 @@ def retrieval_rows(results: Results) -> list[RetrievalRow]:
     ]
 
 
+def category_rows(results: Results) -> list[CategoryRow]:
+    """The category task: the final system under every input, the classifier, chance; empty without the task."""
+    task = results.categories
+    if task is None or not results.systems:
+        return []
+    system = results.systems[results.final]
+    inputs = {"real": system.real, **system.controls}
+    rows = [
+        CategoryRow(
+            "system" if name == "real" else "control",
+            results.final if name == "real" else label(name, is_short=True),
+            inputs[name].scores[CATEGORY],
+            inputs[name].real_minus_this.get(CATEGORY),
+        )
+        for name in in_order(inputs, ["real", *CONTROLS])
+        if CATEGORY in inputs[name].scores
+    ]
+    if task.classifier is not None:
+        rows.append(CategoryRow("comparison", "nearest class mean, no LLM", task.classifier))
+        permuted = f"its {task.n_permutations} label permutations"
+        rows += [
+            CategoryRow("control", f"{permuted}, {name}", Estimate(value))
+            for name, value in (("mean", task.permuted_mean), ("best", task.permuted_best))
+            if value is not None
+        ]
+    return [*rows, CategoryRow("control", "chance", Estimate(task.chance))]
+
+
 def ablation_rows(results: Results) -> list[AblationRow]:
     """The interfaces of the run next to those of the poster; empty without a prefix to compare with."""
     own = {"sft": "poster", "rft": "poster_rft"} if "poster" in results.systems else {}
@@ -159,6 +198,9 @@ def facts(about: About) -> dict[str, str]:
         "Strength of the simulated signal": "" if about.signal is None else f"{about.signal:g}",
         f"Subject, {subject}" if subject else "Subject": about.subject,
         f"Images, {images}" if images else "Images": f"{about.n_images:,} ({about.n_trials:,} trials)",
+        "Design": about.design,
+        "License of the data": about.license,
+        "Cite": about.citation,
         "Split": f"{about.split}, {about.part} part",
         "SHA-256 of the split": about.split_sha256,
         "SHA-256 of the references": about.references_sha256,
@@ -191,9 +233,11 @@ def images_note(about: About) -> str:
 
 
 def data_sentence(about: About) -> str:
-    """Name of the data; for a simulated brain with a warning."""
+    """Name of the data with design and license; for a simulated brain with a warning."""
     warning = "; these numbers say nothing about NSD" if about.is_simulated else ""
-    return f"Data: {about.data}{warning}."
+    license_name = f" ({about.license})" if about.license else ""
+    design = f" {about.design[0].upper()}{about.design[1:]}." if about.design else ""
+    return f"Data: {about.data}{license_name}{warning}.{design}"
 
 
 def group_name(kind: str, name: str) -> str:

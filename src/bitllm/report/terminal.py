@@ -21,6 +21,7 @@ from bitllm.report.questions import sources, task_rows
 from bitllm.report.tables import (
     COMPARISON,
     Row,
+    category_rows,
     group_name,
     interval,
     number,
@@ -42,6 +43,7 @@ def render_table(results: Results) -> Stack:
     parts: list[RenderableType] = [Panel(Text(judged.sentence), border_style=color, title=title)]
     parts += [Text(_where(results.about)), Text(), *_scores(results)]
     for table in (
+        _categories(results),
         _bits(results),
         _questions(results),
         _retrieval(results),
@@ -129,6 +131,18 @@ def _cells(row: Row) -> list[str]:
         *(number(row.scores[name].value) if name in row.scores else "" for name in ("BLEU-4", "ROUGE-L")),
         "" if row.n_distinct is None else number(row.n_distinct, 0),
     ]
+
+
+def _categories(results: Results) -> Table:
+    n = 0 if results.categories is None else results.categories.n_categories
+    table = _table(f"Category named by the caption, of {n} (percent; [95 % interval])")
+    _columns(table, "input", "right", "", "real − control", "p")
+    for row in category_rows(results):
+        difference = shown(row.difference, sign=True) if row.difference else ""
+        cells = (row.label, number(row.share.value), interval(row.share), difference,
+                 _p(None if row.difference is None else row.difference.p))  # fmt: skip
+        table.add_row(*map(escape, cells), style=_STYLES.get(row.kind, ""))
+    return table
 
 
 def _bits(results: Results) -> Table:

@@ -58,6 +58,10 @@ class StoreSettings(StrictConfig):
     validation_fraction: float = 0.08
     seed: int = 0
     """Seed of the choice of validation images."""
+    license: str = ""
+    """License of the data, if the format has one."""
+    citation: str = ""
+    """Publication to cite."""
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,11 @@ class StoreManifest(StrictConfig):
     validation_fraction: float
     seed: int
     """Seed of the choice of validation images."""
+    # the next two are recorded only if they are known, so that the checksums of other stores remain valid
+    license: str = Field(default="", exclude_if=lambda text: not text)
+    """License of the data."""
+    citation: str = Field(default="", exclude_if=lambda text: not text)
+    """Publication to cite."""
     subjects: dict[str, SubjectRecord]
     atlases: dict[str, dict[str, str]]
     """Label number → name, for each atlas; 0 is unlabeled."""

@@ -343,6 +343,8 @@ def write_store(
             normalization=NORMALIZATIONS[settings.normalization],
             validation_fraction=settings.validation_fraction,
             seed=settings.seed,
+            license=settings.license,
+            citation=settings.citation,
             subjects=records,
             atlases={
                 atlas: {str(n): names[n] for n in sorted(names)} for atlas, names in contents.atlases.items()
