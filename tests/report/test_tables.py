@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from bitllm.evaluation.results import InputResult, Results, SystemResult
+from bitllm.evaluation.results import WITHOUT_ALIGN, InputResult, Results, SystemResult
 from bitllm.evaluation.verdict import label
 from bitllm.metrics.intervals import Estimate
 from bitllm.report import tables
@@ -42,6 +42,14 @@ def test_a_row_has_the_interval_the_difference_and_the_counts_of_its_input(resul
     assert zero.difference == own.real_minus_this["CIDEr"]
     assert (zero.n_distinct, zero.mean_length) == (1, 8.0)
     assert rows_of(results, "rft")[0].difference is None
+
+
+def test_an_sft_without_an_align_stage_is_not_called_two_stages(results):
+    alone = replace(results, encoder=replace(results.encoder, embedding=WITHOUT_ALIGN))
+    assert [rows_of(some, "sft")[0].note for some in (results, alone)] == [
+        "two stages: align, sft",
+        "sft; no align stage in this run",
+    ]
 
 
 @pytest.mark.parametrize("short", ["nearest caption", "another subject"])

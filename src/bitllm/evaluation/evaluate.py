@@ -30,7 +30,7 @@ from bitllm.evaluation.options import N_QUESTIONS, EvaluateOptions
 from bitllm.evaluation.outcomes import Outcomes, Progress, outcomes
 from bitllm.evaluation.pairing import other_images
 from bitllm.evaluation.questions import TrainingAnswers, about_task, drawn, question_rows
-from bitllm.evaluation.results import to_json
+from bitllm.evaluation.results import WITHOUT_ALIGN, to_json
 from bitllm.evaluation.rois import Roi, evaluate_regions
 from bitllm.evaluation.runs import Checkpoints
 from bitllm.evaluation.scoring.floors import best_constant_caption, human_ceiling
@@ -353,7 +353,7 @@ def questions_part(name: str) -> str:
 def _embedding(run: Checkpoints) -> str:
     """What retrieval compares with the images, in words."""
     if run.aligner is None:
-        return "mean brain token"
+        return WITHOUT_ALIGN
     words = "image space of the align stage"
     return (
         words

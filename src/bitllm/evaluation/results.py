@@ -156,6 +156,10 @@ class Identification:
     chance: float
 
 
+WITHOUT_ALIGN = "mean brain token"
+"""Value of `EncoderResult.embedding` if there is no align stage."""
+
+
 @dataclass(frozen=True)
 class EncoderResult:
     """What the encoder's embedding reveals about the image, without an LLM."""

@@ -3,7 +3,14 @@
 from typing import NamedTuple
 
 from bitllm.evaluation.categories import CATEGORY
-from bitllm.evaluation.results import About, InputResult, Results, RetrievalResult, SystemResult
+from bitllm.evaluation.results import (
+    WITHOUT_ALIGN,
+    About,
+    InputResult,
+    Results,
+    RetrievalResult,
+    SystemResult,
+)
 from bitllm.evaluation.verdict import COMPARISONS, CONTROLS, REAL, in_order, label, lead
 from bitllm.metrics.intervals import Estimate
 
@@ -105,7 +112,9 @@ def metrics_of(results: Results) -> list[str]:
 
 def score_groups(results: Results) -> list[Group]:
     """Every system followed by its single trials and its controls; human captions last."""
-    groups = [Group(name, _rows(name, results.systems[name])) for name in in_order(results.systems, SYSTEMS)]
+    names, has_align = in_order(results.systems, SYSTEMS), results.encoder.embedding != WITHOUT_ALIGN
+    notes = SYSTEMS if has_align else SYSTEMS | {"sft": "sft; no align stage in this run"}
+    groups = [Group(name, _rows(name, results.systems[name], notes.get(name, ""))) for name in names]
     if results.human:
         scores = {metric: Estimate(value) for metric, value in results.human.items() if metric in METRICS}
         note = "each reference scored against the other references of its image"
@@ -113,8 +122,8 @@ def score_groups(results: Results) -> list[Group]:
     return groups
 
 
-def _rows(name: str, system: SystemResult) -> list[Row]:
-    rows = [_row("system", (name, name), system.real, SYSTEMS.get(name, ""))]
+def _rows(name: str, system: SystemResult, note: str) -> list[Row]:
+    rows = [_row("system", (name, name), system.real, note)]
     if "real" in system.single:
         real, permuted = system.single["real"], system.single.get("permuted")
         own = None if permuted is None else permuted.real_minus_this.get("CIDEr")
