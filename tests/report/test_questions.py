@@ -11,7 +11,7 @@ from bitllm.evaluation.verdict import judge_questions
 from bitllm.metrics.intervals import Estimate
 from bitllm.report.card import model_card
 from bitllm.report.page import compare_rows, write_report
-from bitllm.report.questions import input_rows, read_examples, task_rows
+from bitllm.report.questions import input_rows, read_examples, sources, task_rows
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,16 @@ def test_the_card_has_the_numbers_of_the_page_and_the_licenses(results):
     assert "| presence | 300 | 81.4 [78.4, 84.4] | +29.3 [25.3, 33.3] | 50.4 | 50.0 | 52 |" in card
     assert "- visdial: 500 questions, about 90 images; source: derived, license CC BY 4.0" in card
     assert "### Questions" not in model_card(results, system="sft", **about)
+
+
+def test_a_variant_that_alone_was_asked_has_the_section(results, run, tmp_path):
+    moved = {name: replace(one, questions=None) for name, one in results.systems.items()}
+    moved["prefix"] = replace(moved["prefix"], questions=results.systems["rft"].questions)
+    alone = replace(results, systems=moved)
+    assert (results.asked, alone.asked) == ("rft", "prefix")
+    write_report(replace(run, results=alone), tmp_path / "report.html")
+    assert "<h3>presence, prefix</h3>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert [line.partition(":")[0] for line in sources(alone)] == ["presence", "visdial"]
 
 
 def test_a_verdict_needs_an_interval_above_zero_and_names_the_tasks(results):

@@ -299,6 +299,12 @@ class Results:
         """Name of the system of the headline."""
         return next((name for name in ("rft", "sft") if name in self.systems), next(iter(self.systems), ""))
 
+    @property
+    def asked(self) -> str:
+        """Name of the system of the section on questions: the final one if it was asked, else the last that was."""
+        asked = [name for name, system in self.systems.items() if system.questions is not None]
+        return self.final if self.final in asked or not asked else asked[-1]
+
 
 def to_json(value: Any) -> Any:
     """JSON value of a dataclass of this module, without fields at their defaults."""

@@ -76,7 +76,7 @@ def write_report(run: RunFiles, out: Path) -> None:
             if "permuted" in one.controls and one.averaged["permuted"].bits
         },
         questions={name: one.questions for name, one in results.systems.items() if one.questions is not None},
-        questions_verdict=judge_questions(results, results.final),
+        questions_verdict=judge_questions(results, results.asked),
         examples=run.examples,
         parameters={name: one.n_trainable for name, one in results.systems.items() if one.n_trainable},
         brain=run.brain,
@@ -186,8 +186,8 @@ def compare_rows(runs: Sequence[RunFiles]) -> list[CompareRow]:
 
 
 def _tasks(run: RunFiles) -> dict[str, questions.TaskRow]:
-    """Rows of the tasks of a run's final system, by name."""
-    system = run.results.systems.get(run.results.final)
+    """Rows of the tasks of the system that was asked, by name."""
+    system = run.results.systems.get(run.results.asked)
     found = None if system is None else system.questions
     return {} if found is None else {row.name: row for row in questions.task_rows(found)}
 

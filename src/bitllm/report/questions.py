@@ -107,16 +107,16 @@ def source_note(task: TaskResult) -> str:
 
 
 def sources(results: Results) -> Iterator[str]:
-    """One line for each task of the final system: name and source."""
-    system = results.systems.get(results.final)
+    """One line for each task of the system that was asked: name and source."""
+    system = results.systems.get(results.asked)
     for name, task in ({} if system is None or system.questions is None else system.questions.tasks).items():
         yield f"{name}: {source_note(task)}"
 
 
-def read_examples(found: Evaluation, final: str, *, seed: int) -> dict[str, list[Example]]:
-    """A few questions of every task, drawn at random, with the final system's answers from real and permuted betas."""
+def read_examples(found: Evaluation, asked: str, *, seed: int) -> dict[str, list[Example]]:
+    """A few questions of every task, drawn at random, with a system's answers from real and permuted betas."""
     rows = found.rows
-    rows = rows[(rows["system"] == final) & (rows["task"] != CAPTION) & (rows["history"] == GOLD)]
+    rows = rows[(rows["system"] == asked) & (rows["task"] != CAPTION) & (rows["history"] == GOLD)]
     examples = {}
     for task, part in rows.groupby("task", sort=False):
         by_input = {name: of_input.sort_values("row") for name, of_input in part.groupby("input", sort=False)}

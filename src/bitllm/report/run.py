@@ -57,7 +57,7 @@ def read_run(folder: Path, *, pictures: bool | None = None, store: Path | None =
         shown = data if _may_show(data, pictures) else None
         evaluation, final, seed = read_evaluation(folder), results.final, results.about.seed
         gallery = read_gallery(evaluation, final, seed=seed, store=shown)
-        examples = read_examples(evaluation, final, seed=seed)
+        examples = read_examples(evaluation, results.asked, seed=seed)
     return RunFiles(
         folder.resolve().name,
         results,

@@ -162,10 +162,10 @@ def _bits(results: Results) -> Table:
 
 
 def _questions(results: Results) -> Table:
-    """The tasks of the final system: accuracy with its controls, in percent."""
-    table = _table(f"Questions: accuracy of {results.final}, in %")
+    """The tasks of the system that was asked: accuracy with its controls, in percent."""
+    table = _table(f"Questions: accuracy of {results.asked}, in %")
     _columns(table, "task", "N", "real", "real − another image", "freq.", "LLM\nalone", "yes", "bits")
-    system = results.systems.get(results.final)
+    system = results.systems.get(results.asked)
     for row in [] if system is None or system.questions is None else task_rows(system.questions):
         floors = [None if one is None else one.value for one in (row.most_frequent, row.llm_alone)]
         yes = "" if row.yes_ratio is None else number(100 * row.yes_ratio, 0)
@@ -218,7 +218,7 @@ def _regions(results: Results) -> Table:
 
 
 def _lines(results: Results) -> Iterator[str]:
-    yield from ([] if (judged := judge_questions(results, results.final)) is None else [judged.sentence])
+    yield from ([] if (judged := judge_questions(results, results.asked)) is None else [judged.sentence])
     yield from sources(results)
     encoder = results.encoder
     if encoder.cosine_real_zero is not None:
