@@ -28,7 +28,9 @@ async def _decode(client, body, refused):
     while (answer := await client.post("/api/decodes", json=body)).status_code == 429:
         assert answer.headers["retry-after"]
         refused.set()
-        await asyncio.sleep(0.1)  # asks again: no state is waited for that could pass
+        await asyncio.sleep(
+            0.5
+        )  # asks again, seldom: fifty impatient clients would leave no time for decoding
     assert answer.status_code == 202, answer.text
     text = (await client.get(f"/api/decodes/{answer.json()['id']}/events")).text
     lines = [line for line in text.splitlines() if line]

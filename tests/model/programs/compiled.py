@@ -1,4 +1,4 @@
-"""The compiled forward of each interface against the plain one: ``python compiled.py BACKEND``.
+"""The compiled forward against the plain one, with adapters and with a prefix: ``python compiled.py BACKEND``.
 
 A program of its own, since a compiler cannot trace the shape checks that the tests put into every function.
 """
@@ -8,7 +8,7 @@ import sys
 import torch
 from tiny import make_batch, make_model
 
-for interface in ("cross_attention", "prefix", "prefix_mlp"):
+for interface in ("cross_attention", "prefix"):  # prefix_mlp differs from prefix before the LLM
     model, batch = make_model(interface), make_batch(interface)
     ids = batch.pop("input_ids")
     with torch.no_grad():
