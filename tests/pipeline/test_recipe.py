@@ -27,7 +27,16 @@ def test_the_recipes_of_haxby_train_encoder_and_interface_together_on_folds():
     assert small.encoder == whole.encoder
 
 
-@pytest.mark.parametrize("name", [name for name in PACKAGED if not name.startswith("haxby")])
+def test_the_recipe_with_questions_is_the_demos_sft_on_a_mixture_of_tasks():
+    asked, demo = read_recipe("demo-questions"), read_recipe("demo")
+    assert asked.system_names == ("sft",)
+    assert asked.sft.tasks.keys() > {"caption", "count", "visdial"}
+    assert asked.sft.model_copy(update={"tasks": demo.sft.tasks}) == demo.sft
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in PACKAGED if not name.startswith("haxby") and name != "demo-questions"]
+)
 def test_every_packaged_recipe_is_valid(name):
     recipe = read_recipe(name)
     assert recipe.data.preset in PRESETS

@@ -25,7 +25,17 @@ from bitllm.stages.sft import SftConfig
 from bitllm.toy_models import SmallClipConfig, SmallLlmConfig
 from bitllm.training import loop
 
-PACKAGED = ("demo", "demo-poster", "demo-smollm2", "smoke", "haxby", "haxby-small", "poster", "best")
+PACKAGED = (
+    "demo",
+    "demo-questions",
+    "demo-poster",
+    "demo-smollm2",
+    "smoke",
+    "haxby",
+    "haxby-small",
+    "poster",
+    "best",
+)
 """Recipes that come with the package."""
 
 MOST_QUESTIONS = 1_000_000
