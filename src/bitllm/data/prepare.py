@@ -21,8 +21,9 @@ from bitllm.data.nsd.trials import Design, read_design, read_trials
 from bitllm.data.store.contents import StoreContents, StoreSettings, SubjectContents, View
 from bitllm.data.store.normalize import Normalization
 from bitllm.data.store.write import Progress, write_store
+from bitllm.data.tasks.derive import derived_exchanges
 from bitllm.data.tasks.exchange import tasks_table
-from bitllm.data.tasks.sources import SIMULATED_LICENSE, derived_questions, read_source
+from bitllm.data.tasks.sources import SIMULATED_LICENSE, license_of_objects, read_source
 from bitllm.errors import ConfigError, DataError
 
 _MAX_PICTURE_PX = 4096
@@ -194,7 +195,8 @@ def _tasks(
                 captions["nsd_id"].tolist(), captions["caption"].tolist(), strict=True
             ):
                 texts.setdefault(nsd_id, []).append(caption)
-            found += derived_questions(objects.set_index("nsd_id"), texts, images, is_simulated=is_simulated)
+            of_objects = license_of_objects(is_simulated=is_simulated)
+            found += derived_exchanges(objects.set_index("nsd_id"), texts, images, license_name=of_objects)
         for source, paths in files.items():
             license_name = SIMULATED_LICENSE if is_simulated else None
             found += read_source(source, paths, images, release.root, license_name=license_name)

@@ -1,6 +1,6 @@
 """The sources of questions: their readers, files and licenses, and adding questions to a store."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,17 +99,9 @@ def read_source(
     return checked(found, ", ".join(map(str, paths)))
 
 
-def derived_questions(
-    objects: pd.DataFrame,
-    captions: Mapping[int, Sequence[str]],
-    stimuli: pd.DataFrame,
-    *,
-    is_simulated: bool,
-    seed: int = 0,
-) -> list[Exchange]:
-    """`derived_exchanges` with the license of COCO's or of simulated annotations."""
-    license_name = SIMULATED_LICENSE if is_simulated else COCO_LICENSE
-    return derived_exchanges(objects, captions, stimuli, license_name=license_name, seed=seed)
+def license_of_objects(*, is_simulated: bool) -> str:
+    """License of questions derived from the objects of images: that of COCO's or of simulated annotations."""
+    return SIMULATED_LICENSE if is_simulated else COCO_LICENSE
 
 
 def derive_from(store: Store, *, seed: int = 0) -> list[Exchange]:
@@ -120,9 +112,9 @@ def derive_from(store: Store, *, seed: int = 0) -> list[Exchange]:
     DataError
         If the store has no objects.
     """
-    is_simulated = store.manifest.source == "simulated"
-    return derived_questions(
-        store.objects, store.captions, store.stimuli, is_simulated=is_simulated, seed=seed
+    license_name = license_of_objects(is_simulated=store.manifest.source == "simulated")
+    return derived_exchanges(
+        store.objects, store.captions, store.stimuli, license_name=license_name, seed=seed
     )
 
 
