@@ -1,17 +1,13 @@
 """What the systems of a grid share, what a run plans, and how processes divide it."""
 
-import threading
-from functools import partial
-
 import pandas as pd
 import pytest
 
 from bitllm.errors import OutputError
 from bitllm.experiments.config import read_experiment
-from bitllm.experiments.engine import Grid, Plan, Unit, plan_of
+from bitllm.experiments.engine import Grid, Plan, plan_of
 from bitllm.experiments.grid import Cell
 from bitllm.experiments.record import Kept
-from bitllm.pipeline.steps import Steps
 
 
 def quiet(*said):
@@ -26,36 +22,6 @@ def cell_of(grid, name, system, split="poster", rate=0.003):
     config = grid.experiments[name]
     rates = dict.fromkeys(config.systems, rate)
     return Cell(grid.world((11, 0)), config, split, system, rates)
-
-
-def test_two_runs_in_one_folder_divide_the_work(tmp_path):
-    """Each unit is done by one of them, and neither ends before all are; at first they are at two places."""
-    steps = [Steps(tmp_path / "out", quiet, "reproduce") for _ in range(2)]
-    done, both_are_in = [], threading.Barrier(2, timeout=20)
-
-    def work(which):
-        grid = object.__new__(Grid)
-        grid.steps = steps[which]
-
-        def unit(name):
-            if name in ("step 0", "step 1"):  # each process is in one of the two
-                both_are_in.wait()
-            steps[which].run(name, lambda: done.append(name), settings=None)
-
-        units = {
-            f"unit {number}": Unit(f"place {number % 2}", partial(unit, f"step {number}"))
-            for number in range(4)
-        }
-        grid.divide(units)
-        ended.append(sorted(done))
-
-    ended = []
-    threads = [threading.Thread(target=work, args=(which,)) for which in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=30)
-    assert ended == [[f"step {number}" for number in range(4)]] * 2
 
 
 def test_the_time_left_is_that_of_the_recipe_corrected_by_what_was_measured():

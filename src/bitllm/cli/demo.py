@@ -31,11 +31,9 @@ def demo(
     import time
 
     from bitllm.cli.display import Display
-    from bitllm.evaluation.options import EvaluateOptions
     from bitllm.evaluation.results import to_json
-    from bitllm.pipeline.evaluate import evaluate
-    from bitllm.pipeline.make import make_system
     from bitllm.pipeline.run import Run
+    from bitllm.pipeline.whole import run_whole
     from bitllm.report.page import write_report
     from bitllm.report.run import read_run
     from bitllm.report.terminal import render_table
@@ -44,11 +42,7 @@ def demo(
     start = time.perf_counter()
     with Display(console) as display:
         run = Run(out, recipe, display.progress, display.tell)
-        for name in recipe.system_names:
-            make_system(run, name)
-        settings = recipe.evaluation
-        options = EvaluateOptions(inputs=settings.inputs, likelihood=settings.likelihood)
-        results = evaluate(run, options=options, progress=display.progress, log=display.tell)
+        results = run_whole(run)
         write_report(read_run(out), out / "report.html")
     took = time.perf_counter() - start
     console.print(render_table(results))

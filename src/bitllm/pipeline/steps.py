@@ -6,11 +6,11 @@ incomplete has no mark, and is made again.
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 try:
     import fcntl
@@ -19,6 +19,19 @@ except ImportError:  # Windows
 
 from bitllm.errors import OutputError, TrainingError
 from bitllm.files import read_record, sha256_of_json, write_json
+
+_POLL_S = 1.0
+
+CAN_SHARE = fcntl is not None
+"""Whether processes of this system can divide steps among them."""
+
+
+class Unit(NamedTuple):
+    """Work that one process does at a time."""
+
+    place: str
+    """Units with the same place share many parts."""
+    do: Callable[[], object]
 
 
 @dataclass
@@ -46,7 +59,8 @@ class Steps:
     keys: dict[str, str] = field(default_factory=dict)
     """Key of each finished step."""
     kept: list[str] = field(default_factory=list)
-    """Steps that an earlier run finished."""
+    """Steps that an earlier run or another process finished."""
+    started: float = field(default_factory=time.time)
 
     def __post_init__(self) -> None:
         owner = self.folder / f"bitllm-{self.maker}.json"
@@ -120,6 +134,33 @@ class Steps:
         if seconds is not None:
             self.tell(f"{name:<20} {self.seconds[name]:6.1f} s")
 
+    def divide(self, units: Mapping[str, Unit]) -> None:
+        """Do all units that no other process in this folder does; return when all are done.
+
+        Units that share parts with another process's unit come last, because they would have to wait for them.
+        """
+        pending, told = dict(units), False
+        while pending:
+            name = self._do_one(pending, alone=True) or self._do_one(pending, alone=False)
+            if name is not None:
+                del pending[name]
+                continue
+            if not told:
+                self.tell(f"{', '.join(pending)}: under way in another process; waiting for it")
+            told = True
+            time.sleep(_POLL_S)
+
+    def _do_one(self, pending: Mapping[str, Unit], *, alone: bool) -> str | None:
+        """Do the first unit that no other process does (``alone``: and that shares nothing with one in progress); its
+        name.
+        """
+        for name, unit in pending.items():
+            with self.claim(f"unit {name}") as is_mine, self.claim(f"at {unit.place}") as is_alone:
+                if is_mine and (is_alone or not alone):
+                    unit.do()
+                    return name
+        return None
+
     @contextmanager
     def claim(self, name: str, *, waits: bool = False) -> Iterator[bool]:
         """Reserve a name among the processes that work in this folder; yields whether it is reserved.
@@ -158,6 +199,8 @@ class Steps:
         if self.keys.get(name) != key:  # report a step once, although several questions share it
             self.kept.append(name)
             if self.tells_kept:
-                self.tell(f"{name:<20} kept from an earlier run")
+                is_new = mark.stat().st_mtime >= self.started
+                by = f"{done['seconds']:6.1f} s in another process" if is_new else "kept from an earlier run"
+                self.tell(f"{name:<20} {by}")
         self.seconds[name], self.keys[name] = done["seconds"], key
         return True

@@ -97,6 +97,8 @@ class TrainerSettings(StrictConfig):
     """Examples per forward pass of one process in sft and rft; null for its whole share of the batch."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """With several processes: a copy of the model in each (ddp), or shards of it (fsdp)."""
+    processes: int = Field(default=1, gt=0)
+    """Processes of this machine that share the work of `bitllm demo` and its cores; always 1 with a GPU."""
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ("tensorboard",)
     """Trackers that get the rows of log.jsonl."""
     if_changed: Literal["refuse", "restart"] = "restart"

@@ -1,0 +1,98 @@
+"""Several processes share a run: each part is made once, and the captions are those of one process."""
+
+import os
+import threading
+from functools import partial
+
+import pytest
+
+from bitllm.evaluation.scoring.captions_file import read_captions
+from bitllm.pipeline import whole
+from bitllm.pipeline.recipe import read_recipe
+from bitllm.pipeline.run import Run
+from bitllm.pipeline.steps import Steps, Unit
+
+
+def quiet(*_):
+    pass
+
+
+def test_two_processes_divide_the_units(tmp_path):
+    """Each unit is done by one of them, and neither ends before all are; at first they are at two places."""
+    steps = [Steps(tmp_path / "out", quiet) for _ in range(2)]
+    done, both_are_in = [], threading.Barrier(2, timeout=20)
+
+    def work(which):
+        def unit(name):
+            if name in ("step 0", "step 1"):  # each process is in one of the two
+                both_are_in.wait()
+            steps[which].run(name, lambda: done.append(name), settings=None)
+
+        units = {
+            f"number {number}": Unit(f"place {number % 2}", partial(unit, f"step {number}"))
+            for number in range(4)
+        }
+        steps[which].divide(units)
+        ended.append(sorted(done))
+
+    ended = []
+    threads = [threading.Thread(target=work, args=(which,)) for which in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert ended == [[f"step {number}" for number in range(4)]] * 2
+
+
+@pytest.fixture
+def pretend_cores(monkeypatch):
+    """Two cores, whatever the machine has."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+
+
+def of_smoke(folder, said=None):
+    recipe = read_recipe("smoke")
+    shared = recipe.model_copy(update={"trainer": recipe.trainer.model_copy(update={"processes": 2})})
+    return Run(folder, shared, log=quiet if said is None else said.append)
+
+
+def test_a_run_of_two_processes_gives_the_captions_of_one(demo_folder, tmp_path, pretend_cores):
+    folder = tmp_path / "shared"
+    whole.run_whole(of_smoke(folder))
+    for name in of_smoke(folder).recipe.system_names:
+        shared, alone = (read_captions(one / "captions" / f"{name}.jsonl") for one in (folder, demo_folder))
+        assert [one.caption for one in shared] == [one.caption for one in alone]
+    of_helper = [
+        line for line in (folder / "steps" / whole.LOG).read_text().splitlines() if line.endswith(" s")
+    ]
+    assert of_helper, "the second process made nothing"
+
+
+def test_a_process_that_fails_leaves_its_work_to_the_first(tmp_path, monkeypatch, pretend_cores):
+    started, start = [], whole._start
+
+    def start_and_wait(*words):
+        started.append(start(*words))
+        started[0].wait()
+        return started[0]
+
+    said, made = [], []
+    monkeypatch.setattr(whole, "_start", start_and_wait)
+    monkeypatch.setattr(whole, "_make", made.append)
+    monkeypatch.setattr(whole.sys, "executable", "/bin/false")
+    run = of_smoke(tmp_path / "run", said)
+    with whole._helpers(run):
+        whole._make(run)
+    assert made == [run]
+    assert "a second process ended early" in said[-1]
+
+
+def test_the_second_process_ends_with_the_first(tmp_path, pretend_cores):
+    """Here the first goes away while the second waits for a step that a third has."""
+    run = of_smoke(tmp_path / "run")
+    with run.steps.claim("unit clip"), run.steps.claim("simulate"):
+        process = whole._start(run, tmp_path / "log", 1)
+        while "under way in another process" not in (tmp_path / "log").read_text():
+            assert process.poll() is None, (tmp_path / "log").read_text()
+        process.stdin.close()
+        assert process.wait(timeout=60) == 0
