@@ -8,9 +8,9 @@ LOADED = "#ask [type=submit]:enabled"
 
 @pytest.fixture
 def opened(visit, easy_served):
-    """The page on the easy brain with its choices filled in."""
+    """The page on the easy brain, with the first image decoded, as it does on opening."""
     seen = visit(easy_served)
-    seen.page.wait_for_selector(LOADED)
+    wait_for_a_decode(seen.page)
     return seen
 
 
@@ -34,7 +34,6 @@ def caption(page, panel):
 
 def test_a_trial_is_decoded_beside_its_control(opened, easy_served):
     page = opened.page
-    decode(page)
     assert caption(page, "real")[0]
     assert page.locator("[data-panel]").evaluate_all("all => all.map((one) => one.dataset.panel)") == [
         "real",
@@ -145,7 +144,7 @@ def test_it_can_be_used_with_the_keyboard_alone(opened):
         assert len(reached) < 20
     assert {"subject", "use", "image", "repetition", "perturbation"} <= set(reached)
     page.keyboard.press("Enter")
-    wait_for_a_decode(page)
+    wait_for_a_decode(page, after="1")
     assert page.inner_text("#status") == "Decoded."
 
 
@@ -160,7 +159,7 @@ def test_systems_are_compared(visit, served, nsd_id):
 @pytest.mark.parametrize("dark", [False, True])
 def test_on_a_phone_nothing_overflows_and_axe_is_content(visit, easy_served, dark):
     seen = visit(f"{easy_served}/?perturbation=silence&roi=streams%3Aearly&image=", width=360, dark=dark)
-    seen.page.wait_for_selector(LOADED)
+    wait_for_a_decode(seen.page)
     ask(seen.page, "What is in the image?")
     for box in seen.page.locator("summary").all():
         box.click()
@@ -171,7 +170,7 @@ def test_on_a_phone_nothing_overflows_and_axe_is_content(visit, easy_served, dar
 
 def test_a_server_that_has_gone_is_said(visit, easy_served):
     seen = visit(easy_served)
-    seen.page.wait_for_selector(LOADED)
+    wait_for_a_decode(seen.page)
     seen.context.set_offline(True)
     decode(seen.page)
     assert seen.page.locator("#status.problem").count() == 1

@@ -298,7 +298,7 @@ async function start() {
   showFields();
   await choose(wanted);
   setReady(true);
-  if (wanted.image && image()) await decode();
+  if (image()) await decode();
   else keepState();
 }
 
