@@ -6,24 +6,23 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bitllm.data.prompt import Prompt
 from bitllm.data.tasks import Exchange
+from bitllm.data.tasks.exchange import Question, questions_of
 from bitllm.evaluation.pairing import other_images
 from bitllm.evaluation.questions import (
     MOST_FREQUENT,
-    Question,
     TrainingAnswers,
     about_task,
     answers_in_turn,
     drawn,
     metric_of,
     question_rows,
-    questions_of,
-    score_of,
 )
 from bitllm.evaluation.results import TasksResult, from_json, to_json
 from bitllm.evaluation.task_results import tasks_result
+from bitllm.metrics.answers import score_of
 from bitllm.metrics.intervals import paired_difference
-from bitllm.model.captioner import Prompt
 
 PRESENCE = Exchange(
     "p", 0, "presence", ("Is there a dog?",), (("yes",),), ((),), "yes/no", "derived", "CC BY 4.0"

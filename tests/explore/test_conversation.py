@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 
 from bitllm.cli import main
-from bitllm.data.prompt import plain_question
+from bitllm.data.prompt import Prompt, plain_question
 from bitllm.errors import BitLlmError, ConfigError
 from bitllm.explore.answers import ask
 from bitllm.explore.conversation import converse, unknown_words
 from bitllm.explore.jobs import Job
 from bitllm.explore.schemas import Ask
 from bitllm.explore.work import Decoder
-from bitllm.model.captioner import Prompt
 
 QUESTIONS = ("What is in the image?", "A dog?")
 

@@ -3,10 +3,11 @@ import pytest
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from bitllm.data.prompt import Prompter
+from bitllm.data.prompt import Prompt, Prompter
 from bitllm.model.build import build_bit_llm
-from bitllm.model.captioner import Captioner, GumbelSampling, Prompt, load_captioner
+from bitllm.model.captioner import Captioner, load_captioner
 from bitllm.model.checkpoint.base import load_llm, placeholder_token_id
+from bitllm.model.rollout import GumbelSampling
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from bitllm.losses.policy import group_advantages, policy_loss
-from bitllm.model.captioner import Rollout, load_captioner
+from bitllm.model.captioner import load_captioner
 from bitllm.model.checkpoint.base import load_llm
+from bitllm.model.rollout import Rollout
 from bitllm.stages.rft import RftConfig, with_lora
 
 pytest.importorskip("trl", reason="TRL is a development dependency")

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,14 @@ SYSTEM_PROMPT = "You caption brain activity."
 """System message, for chat templates with one; their default message is three times as long."""
 PROMPT_DATE = "26 Jul 2024"
 """Fixed date for chat templates that contain one (Llama 3's default); with today's date, prompts would change daily."""
+
+
+class Prompt(NamedTuple):
+    """An instruction or question, after earlier questions with their answers."""
+
+    instruction: str
+    history: tuple[tuple[str, str], ...] = ()
+    """Earlier (question, answer) pairs, the oldest first."""
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bitllm.data.prompt import INSTRUCTIONS, Prompter, plain_caption
+from bitllm.data.prompt import INSTRUCTIONS, Prompt, Prompter, plain_caption
 from bitllm.metrics.intervals import Estimate, paired_difference_of_sums, sum_by_image
-from bitllm.model.captioner import Captioner, Prompt
+from bitllm.model.captioner import Captioner
 
 
 @dataclass(frozen=True)

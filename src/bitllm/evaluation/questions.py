@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +16,9 @@ import pandas as pd
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bitllm.data.prompt import plain_caption
+from bitllm.data.prompt import Prompt, plain_caption
 from bitllm.data.tasks import Exchange
+from bitllm.data.tasks.exchange import Question, questions_of
 from bitllm.errors import DataError
 from bitllm.evaluation.controls import BETAS_CONTROLS, control_betas
 from bitllm.evaluation.held_out import HeldOut
@@ -27,59 +27,19 @@ from bitllm.evaluation.pairing import other_images
 from bitllm.metrics.answers import (
     N_VQA_ANSWERS,
     VQA_VARIANT,
-    answer_accuracy,
     count_error,
-    direct_answer_accuracy,
+    is_direct_answer,
     is_yes,
     most_frequent,
     normalized_answer,
+    score_of,
 )
-from bitllm.model.captioner import Captioner, Prompt
+from bitllm.model.captioner import Captioner
 
-YES_NO = ("yes", "no")
 MOST_FREQUENT = "most_frequent"
 """Floor: the answer that is most often right in training, to questions of the same type."""
 GOLD, OWN = "gold", "own"
 _ASKED_AT_ONCE = 256
-
-
-@dataclass(frozen=True)
-class Question:
-    """One turn of an exchange."""
-
-    exchange: Exchange
-    turn: int
-
-    @property
-    def prompt(self) -> Prompt:
-        """The question after the earlier questions with their true answers."""
-        return self.after(self.exchange.targets[: self.turn])
-
-    def after(self, answers: Sequence[str]) -> Prompt:
-        """The question after the earlier questions with given answers."""
-        earlier = zip(self.exchange.prompts[: self.turn], answers, strict=True)
-        return Prompt(self.exchange.prompts[self.turn], tuple(earlier))
-
-    @property
-    def accepted(self) -> tuple[str, ...]:
-        """Accepted answers; the first is the one that log2 p is computed of."""
-        return self.exchange.answers[self.turn]
-
-    @property
-    def target(self) -> str:
-        """The first accepted answer in the form that the LLM is trained on."""
-        return self.exchange.targets[self.turn]
-
-    @cached_property
-    def options(self) -> tuple[str, ...]:
-        """Options in the form that the LLM is trained on: those of the source, or yes and no."""
-        given = tuple(plain_caption(option) for option in self.exchange.options[self.turn])
-        return given or (YES_NO if self.exchange.answer_type == "yes/no" else ())
-
-    @property
-    def kind(self) -> str:
-        """The source's type of the question, else its first two words."""
-        return self.exchange.question_type or " ".join(self.exchange.prompts[self.turn].split()[:2])
 
 
 class Answers(NamedTuple):
@@ -90,11 +50,6 @@ class Answers(NamedTuple):
     """log2 p of the first accepted answer."""
     options: list[Float[np.ndarray, " options"]]
     """log2 p of each option; empty without options."""
-
-
-def questions_of(exchanges: Iterable[Exchange]) -> list[Question]:
-    """All turns of exchanges, in order."""
-    return [Question(one, turn) for one in exchanges for turn in range(len(one.questions))]
 
 
 def drawn(exchanges: Sequence[Exchange], n: int, *, seed: int) -> list[Exchange]:
@@ -329,22 +284,9 @@ def rows_of_answers(
     )
 
 
-def score_of(question: Question, text: str) -> float:
-    """Accuracy of a decoded answer, 0 to 1: VQA accuracy with ten accepted answers, else exact match.
-
-    A-OKVQA's direct answers have a definition of their own.
-    """
-    accuracy = direct_answer_accuracy if _is_direct(question) else answer_accuracy
-    return accuracy(text, question.accepted)
-
-
-def _is_direct(question: Question) -> bool:
-    return question.exchange.source == "a-okvqa" and not question.options
-
-
 def metric_of(questions: Sequence[Question]) -> str:
     """Name of the accuracy of a task's decoded answers."""
-    if all(map(_is_direct, questions)):
+    if all(map(is_direct_answer, questions)):
         return "A-OKVQA's accuracy of direct answers"
     has_ten = [len(one.accepted) == N_VQA_ANSWERS for one in questions]
     if all(has_ten):

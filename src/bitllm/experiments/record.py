@@ -178,7 +178,9 @@ def require_one_recipe(path: Path, recipe: Recipe) -> None:
     }
     then = read_json(path) if path.exists() else now
     recorded = {key: value for key, value in then.items() if key in Recipe.model_fields}
-    then |= _deciding(Recipe.parse(recorded, source=str(path))).model_dump(mode="json")  # settings added since
+    then |= _deciding(Recipe.parse(recorded, source=str(path))).model_dump(
+        mode="json"
+    )  # settings added since
     if changed := [key for key in now if now[key] != then.get(key)]:
         raise OutputError(
             f"{path.parent}: expected worlds of one recipe, found some that were made with another "

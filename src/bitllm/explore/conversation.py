@@ -13,11 +13,11 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from bitllm.data.prompt import INSTRUCTIONS, Prompter, plain_caption, plain_question
+from bitllm.data.prompt import INSTRUCTIONS, Prompt, Prompter, plain_caption, plain_question
 from bitllm.errors import ConfigError
 from bitllm.evaluation.bits import word_evidence
 from bitllm.metrics.answers import exact_match
-from bitllm.model.captioner import Captioner, Prompt
+from bitllm.model.captioner import Captioner
 
 MOST_TURNS, LONGEST_QUESTION = 12, 300
 """Number of turns, and number of characters of a question."""

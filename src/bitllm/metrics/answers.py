@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from bitllm.data.tasks.exchange import Question
 from bitllm.errors import DataError
 
 VQA_VARIANT = "leave-one-out over 10 answers; normalized only where the 10 answers differ"
@@ -97,6 +98,20 @@ def answer_accuracy(prediction: str, answers: Sequence[str]) -> float:
 def direct_answer_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """A-OKVQA's accuracy of a direct answer: min(1, equal answers / 3), over all answers, without normalization."""
     return min(1.0, sum(answer == prediction for answer in answers) / 3)
+
+
+def score_of(question: Question, text: str) -> float:
+    """Accuracy of a decoded answer, 0 to 1: VQA accuracy with ten accepted answers, else exact match.
+
+    A-OKVQA's direct answers have a definition of their own.
+    """
+    accuracy = direct_answer_accuracy if is_direct_answer(question) else answer_accuracy
+    return accuracy(text, question.accepted)
+
+
+def is_direct_answer(question: Question) -> bool:
+    """Whether A-OKVQA's own accuracy applies."""
+    return question.exchange.source == "a-okvqa" and not question.options
 
 
 def most_frequent(answers: Collection[str]) -> str:

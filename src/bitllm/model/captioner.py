@@ -6,8 +6,8 @@
                                              ─ log_probs(answers, memory) log p of the tokens of given answers
                                              ─ log2_probs(answers, …)     the same of many answers, without gradients
 
-Validation, rollouts, evaluation and the local page all use it, so they decode and score in the same way. `greedy` and
-`log2_probs` take one instruction for all inputs, or a `Prompt` for each one.
+Validation, rollouts, evaluation and the local page all use it, so they decode and score in the same way. `greedy`,
+`sample` and `log2_probs` take one instruction for all inputs, or a `Prompt` for each one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,18 +15,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from peft import PeftModel
 from torch import Tensor
 
 from bitllm.data.batch import Anatomies
 from bitllm.data.dataset import TrialSet
 from bitllm.data.io.models import model_loading
-from bitllm.data.prompt import INSTRUCTIONS, Prompter, pad_answers
+from bitllm.data.prompt import INSTRUCTIONS, Prompt, Prompter, pad_answers
 from bitllm.errors import CheckpointError
 from bitllm.files import read_record
 from bitllm.model.build import CARD, load_trained
@@ -34,20 +34,13 @@ from bitllm.model.checkpoint.base import BaseLlm, before_end, end_token_ids
 from bitllm.model.checkpoint.weights import RFT_CARD, sft_beneath
 from bitllm.model.embed import brain_tokens_of, brain_tokens_of_betas
 from bitllm.model.encoder import BrainEncoder
-from bitllm.model.likelihood import AfterPrompt, Due, TokenLogProbs, token_log_probs
+from bitllm.model.likelihood import AfterPrompt, Due, token_log_probs
 from bitllm.model.precision import Precision, base_dtype, computing
+from bitllm.model.rollout import GumbelSampling, MixedRollout, Rollout
 
 _GENERATED_AT_ONCE = 256
 _SCORED_AT_ONCE = 128
 _PROMPTS_AT_ONCE = 64
-
-
-class Prompt(NamedTuple):
-    """An instruction or question, after earlier questions with their answers."""
-
-    instruction: str
-    history: tuple[tuple[str, str], ...] = ()
-    """Earlier (question, answer) pairs, the oldest first."""
 
 
 @dataclass(frozen=True)
@@ -173,30 +166,58 @@ class Captioner:
         *,
         n_captions: int,
         seeds: Sequence[int],
-        instruction: str = INSTRUCTIONS[0],
+        instruction: str | Sequence[Prompt] = INSTRUCTIONS[0],
         max_new_tokens: int = 24,
         temperature: float = 1.0,
         synced_gpus: bool = False,
-    ) -> "Rollout":
+    ) -> Rollout | MixedRollout:
         """Sample ``n_captions`` captions for each brain input.
 
         Parameters
         ----------
         seeds
             One seed for each brain input; it determines the captions of that input.
+        instruction
+            Instruction for all inputs, or a prompt for each of them.
         temperature
             Temperature of the softmax.
         synced_gpus
             Whether every process runs as many steps as the slowest one; needed with sharded weights.
         """
+        prompts = self._prompts(instruction, len(brain_tokens))
+
+        def of(rows: Sequence[int], tokens: Float[Tensor, "b N width"]) -> Rollout:
+            noise = GumbelSampling(
+                [seeds[row] for row in rows],
+                n_captions=n_captions,
+                temperature=temperature,
+                device=tokens.device,
+            )
+            how: Any = {"max_new_tokens": max_new_tokens, "stops_early": not synced_gpus}
+            return self._sampled(tokens, [prompts[row] for row in rows], noise, how)
+
+        groups = list(_of_equal_length(prompts, len(prompts)))
+        if len(groups) == 1:
+            return of(range(len(prompts)), brain_tokens)
+        parts = tuple(of(rows, brain_tokens[rows]) for rows in groups)
+        place = np.argsort(np.concatenate(groups))[:, None] * n_captions + np.arange(n_captions)
+        return MixedRollout(parts, place.ravel())
+
+    def _sampled(
+        self,
+        brain_tokens: Float[Tensor, "B N width"],
+        prompts: Sequence[Sequence[int]],
+        noise: GumbelSampling,
+        how: dict[str, Any],
+    ) -> Rollout:
+        """Captions sampled after prompts of equal length."""
         device = brain_tokens.device
         drawn = self._decode(
             brain_tokens,
-            self._prompts(instruction, len(brain_tokens)),
-            max_new_tokens=max_new_tokens,
-            n_each=n_captions,
-            choose=GumbelSampling(seeds, n_captions=n_captions, temperature=temperature, device=device),
-            stops_early=not synced_gpus,
+            prompts,
+            n_each=noise.n_captions,
+            choose=noise,
+            **how,
         )
         answer = drawn.cpu()  # a single transfer: labels, captions and end tokens are found on the CPU
         is_end = torch.isin(answer, torch.tensor(self._ends))
@@ -205,7 +226,7 @@ class Captioner:
         is_label = is_end.cumsum(-1) - is_end.long() == 0
         length = int(is_label.sum(-1).max())
         labels = answer.masked_fill(~is_label, -100)[:, :length]
-        prompt = torch.tensor(self.prompter.prompt_ids(instruction)).expand(len(answer), -1)
+        prompt = torch.tensor(prompts).repeat_interleave(noise.n_captions, 0)
         return Rollout(
             torch.cat([prompt.to(device), drawn[:, :length]], 1),
             torch.cat([torch.full_like(prompt, -100), labels], 1),
@@ -377,66 +398,6 @@ def _of_equal_length(prompts: Sequence[Sequence[int]], at_once: int) -> Iterator
     for length in np.unique(lengths):
         rows = np.flatnonzero(lengths == length).tolist()
         yield from (rows[start : start + at_once] for start in range(0, len(rows), at_once))
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """G captions for each of B brain inputs; the rows of one input are adjacent.
-
-    Legend: R = B · G rows, T tokens of prompt and caption, L caption tokens.
-    """
-
-    input_ids: Int[Tensor, "R T"]
-    labels: Int[Tensor, "R T"]
-    """On the CPU, like ``has_ended``."""
-    brain_tokens: Float[Tensor, "B N width"]
-    captions: list[str]
-    has_ended: Bool[Tensor, " R"]
-    """Whether the caption has an end token within ``max_new_tokens``."""
-
-    def log_probs(self, model: Any, *, temperature: float = 1.0) -> TokenLogProbs:
-        """Log-probabilities of the sampled tokens under ``model``."""
-        n_each = len(self.captions) // len(self.brain_tokens)
-        start = int((self.labels[0] != -100).nonzero()[0])
-        with computing(model):
-            memory = model.model.brain_memory(brain_tokens=self.brain_tokens)
-        if (
-            model.model.language_model.gradient_checkpointing and model.training
-        ):  # it works without a cache only
-            return token_log_probs(
-                model,
-                input_ids=self.input_ids,
-                labels=self.labels.to(memory.device),
-                due=Due.of(self.labels).to(memory.device),
-                brain_memory=memory.repeat_interleave(n_each, 0),
-                temperature=temperature,
-            )
-        with computing(model):
-            prompt = AfterPrompt.of(model, self.input_ids[::n_each, :start], memory)
-            rows = np.repeat(np.arange(len(memory)), n_each)
-            return prompt.rows(rows).log_probs(self.labels[:, start:], temperature=temperature)
-
-
-class GumbelSampling:
-    """Sampling from the softmax by argmax of noisy scores, with one random generator for each brain input.
-
-    argmax(logits / T + g) with g = −log(−log u) is distributed as softmax(logits / T) (Gumbel 1954; Maddison et al.
-    2014). The captions of an input therefore depend only on its seed: not on the batch, the number of processes, or
-    where a run was resumed.
-    """
-
-    def __init__(
-        self, seeds: Sequence[int], *, n_captions: int, temperature: float, device: torch.device
-    ) -> None:
-        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-        self.n_captions, self.temperature = n_captions, temperature
-
-    def __call__(self, scores: Float[Tensor, "R vocabulary"]) -> Int[Tensor, " R"]:
-        noise = torch.empty_like(scores)
-        for rows, generator in zip(noise.split(self.n_captions), self.generators, strict=True):
-            # If e is exponential, −log e is Gumbel distributed. This is why the noise is subtracted below.
-            rows.exponential_(generator=generator)
-        return (scores / self.temperature - noise.log_()).argmax(-1)
 
 
 def load_captioner(

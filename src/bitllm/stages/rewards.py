@@ -26,8 +26,10 @@ from bitllm.data.dataset import TrialSet
 from bitllm.data.prompt import plain_caption
 from bitllm.data.store import Store
 from bitllm.data.targets import ClipEmbedder, Targets
+from bitllm.data.tasks.exchange import Question
 from bitllm.errors import ConfigError
 from bitllm.losses.policy import RewardScale
+from bitllm.metrics.answers import score_of
 from bitllm.metrics.bertscore import BertScorer
 from bitllm.metrics.cider import Cider, DocumentFrequencies
 from bitllm.metrics.objects import categories_by_image, object_scores, object_vocabulary
@@ -55,6 +57,8 @@ class RewardConfig(StrictConfig):
     """Of the log-probability (nats) of the right image among other training images, given the caption."""
     neural_rank: float = Field(default=0.0, ge=0)
     """Of the log-probability (nats) of the trial's betas among those of other trials, given the caption."""
+    answers: float = Field(default=1.0, ge=0, exclude_if=lambda weight: weight == 1.0)
+    """Of the accuracy of an answer (0 to 1) to a question of `rft.tasks`, which no other part rewards."""
     scale: RewardScale = "raw"
     """raw: parts in their own units. group: each part standardized among the G captions of an input."""
     n_rivals: int = Field(default=63, ge=1)
@@ -62,17 +66,21 @@ class RewardConfig(StrictConfig):
 
     @model_validator(mode="after")
     def _rewards_something(self) -> "RewardConfig":
-        if not any(self.weights.values()):
+        if not any(getattr(self, name) for name in PARTS):
             raise ValueError("expected at least one weight above 0, found only 0; set rft.rewards.cider to 1")
         return self
 
     @property
     def weights(self) -> dict[str, float]:
         """Weight of every part, by name."""
-        return {name: getattr(self, name) for name in PARTS} | {CLIP_F1: self.bertscore}
+        of_captions = {name: getattr(self, name) for name in PARTS}
+        return of_captions | {CLIP_F1: self.bertscore, ANSWERS: self.answers}
 
 
 PARTS = ("cider", "bertscore", "ip", "objects", "contrast", "neural_rank")
+"""Parts of the reward of a caption."""
+ANSWERS = "answers"
+"""Name of the part of an answer to a question."""
 _LOG_PROBS = ("contrast", "neural_rank")
 CLIP_F1 = "clip_f1"
 """Name of the part that replaces BERTScore where its encoder is the text tower of a CLIP."""
@@ -87,10 +95,18 @@ class Answers(NamedTuple):
     captions: Sequence[str]
     has_ended: Sequence[bool]
     """Whether each caption ended with an end token."""
+    questions: Sequence[Question | None] = ()
+    """For each caption, the question that it answers, if any; empty if there are only captions."""
 
-    def rows(self, chosen: slice) -> "Answers":
+    def rows(self, chosen: Sequence[int]) -> "Answers":
         """Some of the captions."""
-        return Answers(self.trial[chosen], self.nsd_id[chosen], self.captions[chosen], self.has_ended[chosen])
+        return Answers(
+            [self.trial[row] for row in chosen],
+            [self.nsd_id[row] for row in chosen],
+            [self.captions[row] for row in chosen],
+            [self.has_ended[row] for row in chosen],
+            [self.questions[row] for row in chosen] if self.questions else (),
+        )
 
 
 Parts = Mapping[str, Float[np.ndarray, " n"]]
@@ -162,8 +178,32 @@ class CompositeReward:
     def __call__(self, answers: Answers) -> dict[str, Float[np.ndarray, " n"]]:
         """The parts with a weight, and CIDEr; a caption without an end token gets 0, or the lowest log-probability.
 
+        An answer to a question is rewarded by its accuracy (VQA accuracy or exact match), and a caption by the other
+        parts; what does not apply is 0.
+
         No reward depends on the other captions, so it does not matter how a batch is divided among processes.
         """
+        if not answers.questions:
+            return self._of_captions(answers)
+        found = {name: np.zeros(len(answers.captions)) for name in (*self._names, ANSWERS)}
+        captions = [row for row, question in enumerate(answers.questions) if question is None]
+        if captions:
+            of_captions = self._of_captions(answers.rows(captions)._replace(questions=()))
+            for name, part in of_captions.items():
+                found[name][captions] = part
+        for row, question in enumerate(answers.questions):
+            if question is not None and answers.has_ended[row]:
+                found[ANSWERS][row] = score_of(question, answers.captions[row])
+        return found
+
+    @property
+    def _names(self) -> list[str]:
+        """Names of the parts of a caption's reward."""
+        by_clip = ("ip", "contrast", "neural_rank") if self.models.clip is not None else ()
+        bert = [] if self.models.bert_scorer is None else [self.models.bert_part]
+        return ["cider", *bert, *(name for name in ("objects", *by_clip) if getattr(self.config, name) > 0)]
+
+    def _of_captions(self, answers: Answers) -> dict[str, Float[np.ndarray, " n"]]:
         models = self.models
         nsd_id, captions = [int(one) for one in answers.nsd_id], answers.captions
         parts = {"cider": self.cider.score(nsd_id, ptb_tokenize(captions)) / 100}
@@ -340,7 +380,7 @@ def checked_reward(reward: Reward, answers: Answers) -> Parts:
 
 def _raises(reward: Reward, answers: Answers, row: int) -> bool:
     try:
-        reward(answers.rows(slice(row, row + 1)))
+        reward(answers.rows([row]))
     except Exception:  # noqa: BLE001 - a reward may be anyone's code
         return True
     return False

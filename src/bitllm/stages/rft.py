@@ -22,14 +22,17 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from peft import LoraConfig, PeftModel, get_peft_model
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from bitllm.config import StrictConfig
 from bitllm.data.batch import TrialBetas
 from bitllm.data.dataset import TrialSet, sealed_test, select_trials
+from bitllm.data.prompt import INSTRUCTIONS, Prompt
 from bitllm.data.splits import Split, check_split
 from bitllm.data.store import Store
+from bitllm.data.tasks.exchange import Question
+from bitllm.data.tasks.mixture import CAPTIONS_ALONE, TaskMixture, TaskWeights, is_captions_alone
 from bitllm.errors import ConfigError
 from bitllm.files import read_record, sha256_of_file, write_json
 from bitllm.losses.policy import (
@@ -42,12 +45,13 @@ from bitllm.losses.policy import (
 )
 from bitllm.metrics.diversity import mean_length, n_distinct_captions
 from bitllm.model.build import CARD, load_trained, n_trainable
-from bitllm.model.captioner import Captioner, Rollout
+from bitllm.model.captioner import Captioner
 from bitllm.model.checkpoint.base import load_llm
 from bitllm.model.checkpoint.weights import RFT_CARD, WEIGHTS, sft_of_rft
 from bitllm.model.encoder import BrainEncoder
 from bitllm.model.modeling import BitLlmForCausalLM
 from bitllm.model.precision import Precision, base_dtype, name_of
+from bitllm.model.rollout import MixedRollout, Rollout
 from bitllm.stages.examples import checked_anatomies, frozen_brain_tokens, pooled_betas
 from bitllm.stages.monitor import ValidationMonitor
 from bitllm.stages.rewards import (
@@ -72,6 +76,7 @@ from bitllm.training.distributed import (
 from bitllm.training.loop import Loop, OptimizerConfig, RunContext, TrainingData, Validation, batch_shares
 
 METRIC = "validation_cider"
+_CAPTION = Prompt(INSTRUCTIONS[0])
 # peft matches these patterns against full module names: plain names like q_proj would also select the adapters
 _LLM_LAYERS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
 _INTERFACE = r".*(\.adapter\.(q|o)_proj|interface\.memory\.(k|v)_proj\.\d+)"
@@ -105,6 +110,11 @@ class RftConfig(StrictConfig):
     """Whether to recompute activations in the backward pass: a fifth of the memory for more time."""
     rewards: RewardConfig = RewardConfig()
     """Weights of the parts of the reward."""
+    tasks: TaskWeights = Field(
+        default_factory=lambda: dict(CAPTIONS_ALONE), exclude_if=lambda tasks: tasks == CAPTIONS_ALONE
+    )
+    """Weight of each task of the store, which sft should be trained on, and of `caption`. An input is either captioned
+    or asked one question, of which the answers are rewarded by their accuracy."""
     reward_references: RewardSource = "own"
     """What a caption is rewarded by: its own image or, as a check, another image (permuted), the mean over training
     images that are the same for all captions (any), a random number (none)."""
@@ -118,6 +128,15 @@ class RftConfig(StrictConfig):
     validate_every: int = Field(default=20, gt=0)
     """Steps between two validations (greedy captions of validation images)."""
 
+    @model_validator(mode="after")
+    def _checks_captions_alone(self) -> "RftConfig":
+        if self.reward_references != "own" and not is_captions_alone(self.tasks):
+            raise ValueError(
+                f"`reward_references`: expected own with questions among the tasks, found {self.reward_references}; "
+                "the checks are for captions alone"
+            )
+        return self
+
 
 class RftObjective(nn.Module):
     """Module for the training loop: sample, reward, compare within the group, and return the GRPO loss.
@@ -128,13 +147,22 @@ class RftObjective(nn.Module):
         The model with LoRA; the reference policy is the same model with LoRA switched off.
     captioner
         Captioner of the same model; it samples.
+    mixture
+        Tasks of the inputs; None for captions alone.
     """
 
     def __init__(
-        self, policy: PeftModel, captioner: Captioner, reward: Reward, config: RftConfig, *, seed: int
+        self,
+        policy: PeftModel,
+        captioner: Captioner,
+        reward: Reward,
+        config: RftConfig,
+        *,
+        seed: int,
+        mixture: TaskMixture | None = None,
     ) -> None:
         super().__init__()
-        self.policy = policy
+        self.policy, self.mixture = policy, mixture
         self.captioner, self.reward, self.settings, self.seed = captioner, reward, config, seed
 
     def forward(
@@ -147,9 +175,11 @@ class RftObjective(nn.Module):
         config, model = self.settings, self.policy.get_base_model()
         encoder: BrainEncoder = model.model.encoder  # type: ignore[assignment, union-attr]
         brain_tokens = frozen_brain_tokens(encoder, pooled)
+        questions = self._questions(nsd_id, example)
         rollout = self.captioner.sample(
             brain_tokens,
             n_captions=config.n_captions,
+            instruction=[_CAPTION if one is None else one.prompt for one in questions] or INSTRUCTIONS[0],
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
             seeds=[rollout_seed(self.seed, *pair) for pair in example.tolist()],
@@ -157,15 +187,13 @@ class RftObjective(nn.Module):
                 model
             ),  # other processes need the shards of one that has finished its captions
         )
-        parts = self._rewards(nsd_id, example, rollout)
+        parts = self._rewards(nsd_id, example, questions, rollout)
         groups = {name: torch.from_numpy(part).view(-1, config.n_captions) for name, part in parts.items()}
         weights = {name: config.rewards.weights.get(name, 1.0) for name in parts}
         weighted = weighted_parts(groups, weights, scale=config.rewards.scale)
         rewards = torch.stack(list(weighted.values())).sum(dim=0)
-        advantages = (
-            group_advantages(rewards, baseline=config.baseline).flatten().float().to(rollout.input_ids.device)
-        )
         log_probs, label_mask = rollout.log_probs(model, temperature=config.temperature)
+        advantages = group_advantages(rewards, baseline=config.baseline).flatten().float()
         ref_log_probs = None
         if config.kl_weight > 0:
             with torch.no_grad(), self.policy.disable_adapter():
@@ -173,7 +201,7 @@ class RftObjective(nn.Module):
         result = policy_loss(
             log_probs,
             log_probs.detach(),  # the sampling policy is the current one, so the ratio is 1 but has a gradient
-            advantages,
+            advantages.to(log_probs.device),
             label_mask,
             ref_log_probs=ref_log_probs,
             kl_weight=config.kl_weight,
@@ -195,8 +223,23 @@ class RftObjective(nn.Module):
             "ended": float(rollout.has_ended.float().mean()),
         }
 
+    def _questions(
+        self, nsd_id: Int[np.ndarray, " B"], example: Int[np.ndarray, "B 2"]
+    ) -> list[Question | None]:
+        """The question to each input, None to caption it; empty for captions alone."""
+        if self.mixture is None:
+            return []
+        rows = zip(nsd_id.tolist(), *example.T.tolist(), strict=True)
+        return [
+            self.mixture.question(image, seed=self.seed, epoch=epoch, index=n) for image, epoch, n in rows
+        ]
+
     def _rewards(
-        self, nsd_id: Int[np.ndarray, " B"], example: Int[np.ndarray, "B 2"], rollout: Rollout
+        self,
+        nsd_id: Int[np.ndarray, " B"],
+        example: Int[np.ndarray, "B 2"],
+        questions: list[Question | None],
+        rollout: Rollout | MixedRollout,
     ) -> Parts:
         """Rewards of sampled captions; if they fail in one process, all processes stop together."""
         parts, failure, n = None, None, self.settings.n_captions
@@ -205,6 +248,7 @@ class RftObjective(nn.Module):
             np.repeat(nsd_id, n).tolist(),
             rollout.captions,
             rollout.has_ended.tolist(),
+            [one for one in questions for _ in range(n)],
         )
         try:
             parts = checked_reward(self.reward, answers)
@@ -260,12 +304,13 @@ def train_rft(  # noqa: PLR0913 - the parts of the stage
         trials = select_trials(store, split, "train", averaged=False)
         anatomies = checked_anatomies(model.model.encoder, trials, atlases)
         captioner = Captioner.of(policy.get_base_model(), base.tokenizer)
+        mixture = _mixture(store, trials, config, context)
         reward = make_reward(trials)
         monitor = ValidationMonitor(store, split, captioner, anatomies, max_new_tokens=config.max_new_tokens)
         betas = TrialBetas(trials, anatomies, device(), resident=False)
         pooled = pooled_betas(model.model.encoder, betas)
         loop = Loop(
-            RftObjective(policy, captioner, reward, config, seed=seed),
+            RftObjective(policy, captioner, reward, config, seed=seed, mixture=mixture),
             TrainingData(len(trials), collate_rft(trials, pooled)),
             config.optimizer,
             work.folder,
@@ -281,6 +326,25 @@ def train_rft(  # noqa: PLR0913 - the parts of the stage
         if is_main():
             policy.save_pretrained(str(work.folder), state_dict=state)
             write_json(work.folder / RFT_CARD, card | {"n_trainable": n_trainable(policy)})
+
+
+def _mixture(store: Store, trials: TrialSet, config: RftConfig, context: RunContext) -> TaskMixture | None:
+    """The tasks of the inputs; None for captions alone."""
+    if is_captions_alone(config.tasks):
+        return None
+    if context.settings.parallel == "fsdp" and world_size() > 1:
+        raise ConfigError(
+            "rft.tasks: expected captions alone with trainer.parallel fsdp, found questions, with which "
+            "processes would wait for each other's shards; use ddp"
+        )
+    mixture = TaskMixture.of(store, config.tasks, trials.nsd_id.tolist())
+    for one in mixture.all():
+        if one.answer_type == "text":
+            raise ConfigError(
+                f"rft.tasks.{one.task}: expected short answers, which can be compared with the accepted ones, found "
+                f"sentences ({one.id}); set its weight to 0"
+            )
+    return mixture
 
 
 def _require_whole_steps(config: RftConfig, micro_batch: int | None) -> None:
@@ -301,6 +365,7 @@ def rft_fingerprint(store: Store, split: Split, *, sft: Path, config: RftConfig,
         "split": split.sha256,
         "store": store.sha256,
         "sft": sha256_of_file(sft / WEIGHTS),
+        **({} if is_captions_alone(config.tasks) else {"tasks": store.tasks_sha256}),
     }
 
 

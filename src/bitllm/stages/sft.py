@@ -32,7 +32,7 @@ from bitllm.config import StrictConfig
 from bitllm.data.dataset import sealed_test, select_trials
 from bitllm.data.splits import Split, check_split
 from bitllm.data.store import Store
-from bitllm.data.tasks.mixture import CAPTIONS_ALONE, is_captions_alone
+from bitllm.data.tasks.mixture import CAPTIONS_ALONE, TaskWeights, is_captions_alone
 from bitllm.data.tasks.summary import licenses_of_tasks
 from bitllm.data.transfer import require_same_space, space_of_training
 from bitllm.errors import CheckpointError
@@ -87,7 +87,7 @@ class SftConfig(StrictConfig):
     """Whether the encoder is frozen, or trained on captions together with the interface."""
     encoder_learning_rate: float | None = Field(default=None, gt=0, exclude_if=lambda rate: rate is None)
     """Learning rate of a trained encoder; null for that of the other parameters."""
-    tasks: dict[str, float] = Field(
+    tasks: TaskWeights = Field(
         default_factory=lambda: dict(CAPTIONS_ALONE), exclude_if=lambda tasks: tasks == CAPTIONS_ALONE
     )
     """Weight of each task of the store (`bitllm tasks STORE` lists them) and of `caption`."""
@@ -99,13 +99,6 @@ class SftConfig(StrictConfig):
     """Whether the examples of a step have similar lengths, which reduces padding."""
     validate_every: int = Field(default=50, gt=0)
     """Steps between two validations (loss on validation images)."""
-
-    @field_validator("tasks")
-    @classmethod
-    def _has_a_task(cls, tasks: dict[str, float]) -> dict[str, float]:
-        if min(tasks.values(), default=0) < 0 or not any(tasks.values()):
-            raise ValueError("expected weights from 0 with one above 0; set caption to 1")
-        return tasks
 
     @field_validator("encoder_learning_rate")
     @classmethod

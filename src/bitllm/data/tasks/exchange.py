@@ -1,18 +1,20 @@
-"""One exchange about an image, its table, and the exchanges of a store."""
+"""One exchange about an image, its questions, its table, and the exchanges of a store."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import pandas as pd
 
 from bitllm.config import nearest
-from bitllm.data.prompt import plain_caption, plain_question
+from bitllm.data.prompt import Prompt, plain_caption, plain_question
 from bitllm.data.store import Store
 from bitllm.data.store.contents import TASK_SCHEMA
 from bitllm.errors import DataError
 
 ANSWER_TYPES = ("yes/no", "number", "choice", "phrase", "text")
 """Forms of an answer; ``text`` is one or more sentences."""
+YES_NO = ("yes", "no")
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,50 @@ def _prompt(question: str, options: Sequence[str]) -> str:
     if all(f" {option} " in f" {asked} " for option in named):
         return asked
     return f"{asked} {' , '.join(named[:-1])} or {named[-1]} ?"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One turn of an exchange."""
+
+    exchange: Exchange
+    turn: int
+
+    @property
+    def prompt(self) -> Prompt:
+        """The question after the earlier questions with their true answers."""
+        return self.after(self.exchange.targets[: self.turn])
+
+    def after(self, answers: Sequence[str]) -> Prompt:
+        """The question after the earlier questions with given answers."""
+        earlier = zip(self.exchange.prompts[: self.turn], answers, strict=True)
+        return Prompt(self.exchange.prompts[self.turn], tuple(earlier))
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """Accepted answers; the first is the one that log2 p is computed of."""
+        return self.exchange.answers[self.turn]
+
+    @property
+    def target(self) -> str:
+        """The first accepted answer in the form that the LLM is trained on."""
+        return self.exchange.targets[self.turn]
+
+    @cached_property
+    def options(self) -> tuple[str, ...]:
+        """Options in the form that the LLM is trained on: those of the source, or yes and no."""
+        given = tuple(plain_caption(option) for option in self.exchange.options[self.turn])
+        return given or (YES_NO if self.exchange.answer_type == "yes/no" else ())
+
+    @property
+    def kind(self) -> str:
+        """The source's type of the question, else its first two words."""
+        return self.exchange.question_type or " ".join(self.exchange.prompts[self.turn].split()[:2])
+
+
+def questions_of(exchanges: Iterable[Exchange]) -> list[Question]:
+    """All turns of exchanges, in order."""
+    return [Question(one, turn) for one in exchanges for turn in range(len(one.questions))]
 
 
 def exchanges(

@@ -1,17 +1,29 @@
 """A mixture of tasks: which exchange about its image a training example has."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from pydantic import AfterValidator
 
 from bitllm.data.prompt import choose, drawn_number
 from bitllm.data.store import Store
-from bitllm.data.tasks.exchange import Exchange, exchanges
+from bitllm.data.tasks.exchange import Exchange, Question, exchanges
 
 CAPTION = "caption"
 """The task of captions, which every image has."""
 CAPTIONS_ALONE: Mapping[str, float] = {CAPTION: 1.0}
+
+
+def _checked(weights: dict[str, float]) -> dict[str, float]:
+    if min(weights.values(), default=0) < 0 or not any(weights.values()):
+        raise ValueError("expected weights from 0 with one above 0; set caption to 1")
+    return weights
+
+
+TaskWeights = Annotated[dict[str, float], AfterValidator(_checked)]
+"""Weight of each task of a store (`bitllm tasks STORE` lists them) and of `caption`."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,18 @@ class TaskMixture:
         if task == CAPTION:
             return None
         return by_task[task][choose(len(by_task[task]), purpose="question", **here)]
+
+    def all(self) -> Iterator[Exchange]:
+        """Every exchange."""
+        return (one for by_task in self.exchanges.values() for of_task in by_task.values() for one in of_task)
+
+    def question(self, nsd_id: int, *, seed: int, epoch: int, index: int) -> Question | None:
+        """One turn of the exchange of an example, or ``None`` for a caption; drawn like `draw`."""
+        exchange = self.draw(nsd_id, seed=seed, epoch=epoch, index=index)
+        if exchange is None:
+            return None
+        n_turns = len(exchange.questions)
+        return Question(exchange, choose(n_turns, purpose="turn", seed=seed, epoch=epoch, index=index))
 
 
 def is_captions_alone(weights: Mapping[str, float]) -> bool:
