@@ -5,32 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from bitllm.cli import main
 from bitllm.data.shared_images import audit_two_stores
 from bitllm.data.store import open_store
 from bitllm.errors import DataError
 from bitllm.simulation.bold5000 import simulate_bold5000
 from bitllm.simulation.cortex import make_cortex
 from bitllm.simulation.parameters import SimulationConfig
-
-SEED = 3
-
-
-@pytest.fixture(name="made", scope="module")
-def _made(easy_release, tmp_path_factory):
-    """The data set that belongs to the easy brain, and its store."""
-    root = tmp_path_factory.mktemp("simulated") / "bold5000"
-    main(["simulate", str(root), "--bold5000-of", str(easy_release / "nsd"), "--seed", str(SEED)])
-    parts = {
-        "events": "ds001499",
-        "rois": "ds001499/derivatives/spm",
-        "transforms": "fmriprep",
-        "pictures": "pictures",
-    }
-    words = [word for name, place in parts.items() for word in (f"--{name}", str(root / place))]
-    captions = ["--captions", str(root / "captions_train2014.json")]
-    main(["prepare", "bold5000", str(root / "BOLD5000"), str(root / "store"), *captions, *words])
-    return root, open_store(root / "store")
 
 
 def test_it_is_read_as_bold5000_with_places_in_mni(made, easy_release):
@@ -43,7 +23,7 @@ def test_it_is_read_as_bold5000_with_places_in_mni(made, easy_release):
     nsd = json.loads((easy_release / "nsd/simulation.json").read_text())
     config = SimulationConfig.parse(record["parameters"])
     for person, name in enumerate(store.subjects):
-        cortex = make_cortex(config, 100 + 4 * SEED + person, seed=nsd["seed"])
+        cortex = make_cortex(config, 100 + 4 * record["seed"] + person, seed=nsd["seed"])
         mm = store.subject(name).voxels[["x_mm", "y_mm", "z_mm"]].to_numpy()
         np.testing.assert_allclose(mm, cortex.mni_mm[cortex.brain], atol=0.1)
     of_nsd = open_store(easy_release / "store")

@@ -303,6 +303,29 @@ def _without_neighbours(store: "Store", made: "Split", embeddings: str, max_cosi
     return held
 
 
+def join(stores: tyro.conf.Positional[tuple[Path, ...]], /, *, out: Path, workers: int = 1) -> None:
+    """Make one store of several data sets, in which each photograph of COCO is one image.
+
+    Coordinates and labels are those of the first store. A photograph that is for test in one of them is for test.
+
+    Args:
+        stores: Two or more stores with different subjects.
+        out: The new store.
+        workers: Number of processes that copy sessions in parallel.
+    """
+    from bitllm.cli.display import Display
+    from bitllm.data.join import join_stores
+
+    notes: list[str] = []
+    with Display(OUT) as display:
+        made = join_stores(stores, out, workers=workers, progress=display.progress, note=notes.append)
+    for line in notes:
+        OUT.print(f"note: {line}", markup=False, soft_wrap=True)
+    OUT.print(
+        f"{out}: {len(made.subjects)} subjects, {len(made.stimuli)} images; next: bitllm split {out} SPLIT"
+    )
+
+
 def inspect(store: tyro.conf.Positional[Path], /, json: bool = False, verify: bool = False) -> None:
     """Show the contents of a store.
 

@@ -16,6 +16,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "bitllm prepare nsd NSD store --sessions -3 --workers 4",
         "bitllm prepare nsd NSD imagined --imagery imagined --captions imagery.json",
     ),
+    "join": ("bitllm join nsd bold5000 --out both",),
     "split": (
         "bitllm split store split.json",
         "bitllm split store split-subj05.json --preset leave-one-subject-out --held-out subj05",

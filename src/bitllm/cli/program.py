@@ -35,6 +35,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "prepare table": prepare.prepare_table,
     "prepare haxby": prepare.prepare_haxby,
     "tasks": tasks.tasks,
+    "join": data.join,
     "inspect": data.inspect,
     "audit": data.audit,
     "embed": train.embed,
