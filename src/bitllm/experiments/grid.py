@@ -267,15 +267,13 @@ class Cell:
                 self.run.steps.run(self._part(kind), write, settings=None, after=(self.label,))
 
     def _train(self) -> None:
-        """Train the system and what it starts from; parts that others share are trained by one process at a time."""
+        """Train the system and what it starts from."""
         run, parent = self.run, self.parent
         if parent is not None:
             parent._train()
         elif self.starts_from_align:
-            with run.steps.claim("align", waits=True):
-                make_system(run, "align")
-        with run.steps.claim(self.label, waits=True):
-            make_system(run, self.label)
+            make_system(run, "align")
+        make_system(run, self.label)
 
     def rows(self) -> pd.DataFrame:
         """Rows for each image under every input, with the measures of the encoder."""
