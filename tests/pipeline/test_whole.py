@@ -44,6 +44,27 @@ def test_two_processes_divide_the_units(tmp_path):
     assert ended == [[f"step {number}" for number in range(4)]] * 2
 
 
+def test_a_name_is_claimed_by_one_at_a_time_and_leaves_no_file(tmp_path):
+    """Lock files are removed while others wait for them."""
+    inside, most = [], []
+
+    def work():
+        steps = Steps(tmp_path / "out", quiet)
+        for _ in range(150):
+            with steps.claim("name", waits=True):
+                inside.append(1)
+                most.append(len(inside))
+                inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert (len(most), max(most)) == (600, 1)
+    assert list((tmp_path / "out" / "steps").iterdir()) == []
+
+
 @pytest.fixture
 def pretend_cores(monkeypatch):
     """Two cores, whatever the machine has."""

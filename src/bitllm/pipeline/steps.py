@@ -5,12 +5,13 @@ incomplete has no mark, and is made again.
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 try:
     import fcntl
@@ -122,7 +123,6 @@ class Steps:
             make()
             self.seconds[name], self.keys[name] = round(time.perf_counter() - start, 1), key
             write_json(mark, {"key": key, "seconds": self.seconds[name]})
-            self._lock(name).unlink(missing_ok=True)  # whoever still waits for it finds the mark
             self.tell(f"{name:<20} {self.seconds[name]:6.1f} s")
 
     def record(self, name: str, key: str, *, seconds: float | None) -> None:
@@ -173,21 +173,36 @@ class Steps:
         if fcntl is None:
             yield True
             return
-        with self._lock(name).open("w") as file:
+        path = self.folder / "steps" / f"{name}.lock"
+        file = self._locked(path, name, waits=waits)
+        if file is None:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            path.unlink(missing_ok=True)
+            file.close()
+
+    def _locked(self, path: Path, name: str, *, waits: bool) -> IO[str] | None:
+        """The open lock file; None if another process has the lock and ``waits`` is false."""
+        while True:
+            file = path.open("w")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if not waits:
-                    yield False
-                    return
+                    file.close()
+                    return None
                 self.tell(f"{name:<20} under way in another process; waiting for it")
                 fcntl.flock(file, fcntl.LOCK_EX)
             except OSError:
                 self.tell(f"{self.folder}: this file system has no locks; run one process at a time here")
-            yield True
-
-    def _lock(self, name: str) -> Path:
-        return self.folder / "steps" / f"{name}.lock"
+                return file
+            with suppress(FileNotFoundError):
+                if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                    return file
+            file.close()  # whoever had the lock has removed the file, which others may have made again
 
     def _mark(self, name: str) -> Path:
         return self.folder / "steps" / f"{name}.json"
