@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from functools import partial
 
 import pytest
@@ -115,5 +116,6 @@ def test_the_second_process_ends_with_the_first(tmp_path, pretend_cores):
         process = whole._start(run, tmp_path / "log", 1)
         while "under way in another process" not in (tmp_path / "log").read_text():
             assert process.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.05)
         process.stdin.close()
         assert process.wait(timeout=60) == 0
