@@ -8,7 +8,7 @@ import pytest
 from bitllm.data.splits import check_split, make_split
 from bitllm.data.store import open_store
 from bitllm.errors import ConfigError, SplitError
-from bitllm.pipeline.data import replace_coordinates_by_indices, split_of
+from bitllm.pipeline.data import add_simulated_bold5000, replace_coordinates_by_indices, split_of
 from bitllm.pipeline.recipe import DataConfig
 
 
@@ -23,6 +23,8 @@ def test_a_changed_split_keeps_training_and_test_apart(easy):
 
     assert changed() == plain
     assert changed(n_train_subjects=1).train_subjects == store.subjects[:1]
+    named = changed(train_subjects=store.subjects[1:2])
+    assert named.train_subjects == store.subjects[1:2] and named.train_images < plain.train_images
     half = changed(training_share=0.5)
     assert len(half.train_images) == pytest.approx(len(plain.train_images) / 2, abs=1)
     assert half.train_images < plain.train_images
@@ -51,6 +53,7 @@ def test_a_few_trials_of_the_test_subject_are_added_or_are_the_only_ones(easy):
         ({"n_shots": 10**6}, SplitError, "1000000"),
         ({"held_out": "subj99"}, SplitError, "subj99"),
         ({"n_train_subjects": 99}, ConfigError, "n_train_subjects"),
+        ({"train_subjects": ("subj1",)}, ConfigError, "subj1`"),
     ],
 )
 def test_a_split_that_the_store_does_not_allow_is_refused(easy, changes, error, said):
@@ -73,6 +76,24 @@ def test_indices_replace_only_the_coordinates(easy, tmp_path):
         assert abs(mm.mean()) < 1e-3
 
 
-def test_index_coordinates_are_those_of_a_simulation_only():
+@pytest.mark.parametrize("other", [{"store": "store"}, {"bold5000": 1}])
+def test_index_coordinates_are_those_of_one_simulation_only(other):
     with pytest.raises(ConfigError, match="coordinates"):
-        DataConfig.parse({"store": "store", "coordinates": "indices"})
+        DataConfig.parse({**other, "coordinates": "indices"})
+
+
+def test_a_second_simulated_data_set_is_joined_and_can_be_held_out(easy, easy_release, tmp_path):
+    shutil.copytree(easy.store.path, tmp_path / "store")
+    add_simulated_bold5000(tmp_path / "store", easy_release / "nsd", seed=3)
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    store, nsd = open_store(tmp_path / "store"), easy.store.subjects
+    people = ("CSI1", "CSI2", "CSI3", "CSI4")
+    assert store.subjects == (*people, *nsd)
+    assert store.manifest.simulation["joined_with"][0]["seed"] == 3
+    others = split_of(store, DataConfig(held_out="CSI4", train_subjects=nsd), seed=0)
+    check_split(store, others)
+    assert others.test_images and not others.test_images & others.train_images
+    both = split_of(store, DataConfig(held_out="CSI4"), seed=0)
+    assert both.train_subjects == (*people[:3], *nsd)
+    assert both.test_images == others.test_images
+    assert both.train_images > others.train_images

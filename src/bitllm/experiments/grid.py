@@ -1,7 +1,7 @@
 """The runs of a grid: every system of an experiment in every world; what systems share is made once.
 
     worlds/brain11/                      store              once for each brain (and each change of it)
-    worlds/brain11-models0/              CLIP, LLM, targets once for each model seed on a brain (they use no betas)
+    worlds/brain11-models0/              CLIP, LLM, targets once for each model seed and its images (they use no betas)
     worlds/brain11-models0 poster/       align and systems  once for each split and each change of data or encoder
 
 Each folder is a `bitllm.pipeline.run.Run`. A system is named by its settings, so that experiments share equal
@@ -82,27 +82,33 @@ class World:
         data = {**_data(changes, of_split=False), "seed": self.brain}
         return self._run(self.brain_name(changes), {"data": data}, make)
 
-    def shared_models(self) -> Run:
-        """The run with CLIP, LLM and targets on the unchanged brain; they are made if they are missing."""
-        store = self.data({}).folder / "store"
-        return self._run(self.name, {"data": {"store": store}, "seed": self.models}, make_models)
+    def models_name(self, changes: Changes) -> str:
+        """Name of the run of the models that systems with these changes share."""
+        return _with(self.name, _of_images(changes))
 
-    def judge(self) -> ClipEmbedder:
-        """A CLIP of another seed on the unchanged brain, which no system was trained with."""
-        models = self.shared_models()
+    def shared_models(self, changes: Changes) -> Run:
+        """The run with CLIP, LLM and targets on the images of the data; they are made if they are missing."""
+        store = self.data({"data": _of_images(changes)}).folder / "store"
+        return self._run(
+            self.models_name(changes), {"data": {"store": store}, "seed": self.models}, make_models
+        )
+
+    def judge(self, changes: Changes) -> ClipEmbedder:
+        """A CLIP of another seed on the images of the data, which no system was trained with."""
+        models = self.shared_models(changes)
         own = {
             "data": {
-                "store": self.data({}).folder / "store",
+                "store": models.recipe.data.store,
                 "targets": models.folder / "targets.safetensors",
             },
             "llm": {"source": models.llm_source},
             "seed": self.models + _JUDGE,
         }
-        return load_clip(self._run(f"{self.name} judge", own, make_models).clip_source)
+        return load_clip(self._run(f"{self.models_name(changes)} judge", own, make_models).clip_source)
 
     def group(self, changes: Changes, split: SplitName) -> Run:
         """The run of all systems with the same data and encoder; shared parts are made if they are missing."""
-        models = self.shared_models()
+        models = self.shared_models(changes)
         data = {
             **_data(changes, of_split=True),
             "split": split,
@@ -121,8 +127,10 @@ class World:
 
     def steps(self, changes: Changes) -> list[tuple[str, str]]:
         """Names and kinds of the steps that systems with these changes of the data share, for the plan."""
-        brains = [(f"{self.brain_name(some)}/prepare", "data") for some in ({}, changes)]
-        return [*brains, *((f"{self.name}/{kind}", kind) for kind in ("clip", "llm", "targets"))]
+        of_images = {"data": _of_images(changes)}
+        brains = [(f"{self.brain_name(some)}/prepare", "data") for some in (of_images, changes)]
+        models = self.models_name(changes)
+        return [*brains, *((f"{models}/{kind}", kind) for kind in ("clip", "llm", "targets"))]
 
     def write_rows(self, path: Path, make: Callable[[], pd.DataFrame]) -> None:
         """Write rows with their origin."""
@@ -311,7 +319,9 @@ class Cell:
             {"nearest": nearest_captions(self.run, found.held_out)} if self.starts_from_align else None
         )
         rows = published_rows(found, baselines)
-        return with_caption_measures(rows, self.run.store, self.world.judge(), seed=self.world.models)
+        return with_caption_measures(
+            rows, self.run.store, self.world.judge(self.changes), seed=self.world.models
+        )
 
     def _encoder_rows(self) -> pd.DataFrame:
         return encoder_rows(
@@ -330,6 +340,11 @@ def _data(changes: Changes, *, of_split: bool) -> dict[str, Any]:
     }
 
 
+def _of_images(changes: Changes) -> dict[str, Any]:
+    """Changes of the data that add images, and so concern the models that are trained on images and captions."""
+    return {key: value for key, value in changes.get("data", {}).items() if key == "bold5000"}
+
+
 def _with(name: str, changes: Mapping[str, Any]) -> str:
     long = " ".join([name, *_flat(changes)])
     return long if len(long) <= 100 else f"{long[:90]} {sha256_of_json(long)[:6]}"
@@ -343,5 +358,5 @@ def _flat(changes: Mapping[str, Any]) -> list[str]:
             found += [f"{key}.{word}" for word in _flat(value)]
         else:
             text = f"{value:g}" if isinstance(value, float) else str(value)
-            found.append(f"{key}={text}".replace(" ", "").replace("/", ""))
+            found.append(re.sub(r"[][() '/]", "", f"{key}={text}"))
     return found

@@ -3,10 +3,15 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from bitllm.config import nearest
+from bitllm.data.formats.bold5000 import ROIS, OpenNeuro, read_bold5000
 from bitllm.data.formats.haxby import fetch_haxby, read_haxby, subjects_in
+from bitllm.data.formats.sidecar import Sidecar
+from bitllm.data.join import join_stores
 from bitllm.data.splits import (
     LEAVE_ONE_RUN_OUT,
     PRESETS,
@@ -27,8 +32,16 @@ from bitllm.data.store.write import write_store
 from bitllm.errors import ConfigError
 from bitllm.files import folder_written_whole, read_json, sha256_of_file, write_json
 from bitllm.pipeline.recipe import DataConfig
+from bitllm.simulation.bold5000 import simulate_bold5000
 
-SPLIT_CHANGES = ("held_out", "n_train_subjects", "training_share", "n_shots", "n_shots_alone")
+SPLIT_CHANGES = (
+    "held_out",
+    "train_subjects",
+    "n_train_subjects",
+    "training_share",
+    "n_shots",
+    "n_shots_alone",
+)
 """Settings of a recipe's data that change the split."""
 
 _COORDINATES, _INDICES = ["x_mm", "y_mm", "z_mm"], ["i", "j", "k"]
@@ -50,21 +63,27 @@ def split_of(store: Store, data: DataConfig, *, seed: int) -> Split:
     changes = {key: value for key in SPLIT_CHANGES if (value := getattr(data, key)) is not None}
     if not changes:
         return split
-    split = _with_less(store, _with_fewer_subjects(store, split, data.n_train_subjects), data, seed=seed)
+    split = _with_less(store, _with_fewer_subjects(store, split, data), data, seed=seed)
     name = " ".join([split.name, *(f"{key}={value}" for key, value in changes.items())])
     is_within = bool({*split.train_subjects} & {*split.test_subjects})
     is_named = name.startswith(WITHIN_SUBJECT) or not is_within
     return with_checksum(replace(split, name=name if is_named else f"{WITHIN_SUBJECT} {name}"))
 
 
-def _with_fewer_subjects(store: Store, split: Split, n: int | None) -> Split:
-    if n is None:
+def _with_fewer_subjects(store: Store, split: Split, data: DataConfig) -> Split:
+    if data.train_subjects is None and data.n_train_subjects is None:
         return split
-    if n > len(split.train_subjects):
+    subjects, n = data.train_subjects or split.train_subjects, data.n_train_subjects
+    if unknown := [name for name in subjects if name not in split.train_subjects]:
         raise ConfigError(
-            f"data.n_train_subjects: expected at most {len(split.train_subjects)}, found {n}; use a smaller number"
+            f"data.train_subjects: expected training subjects of the split ({', '.join(split.train_subjects)}), found "
+            f"`{unknown[0]}`; {nearest(unknown[0], list(split.train_subjects))}"
         )
-    subjects = split.train_subjects[:n]
+    if n is not None and n > len(subjects):
+        raise ConfigError(
+            f"data.n_train_subjects: expected at most {len(subjects)}, found {n}; use a smaller number"
+        )
+    subjects = subjects[:n]
     return replace(
         split,
         train_subjects=subjects,
@@ -120,6 +139,36 @@ def write_haxby(data: DataConfig, path: Path) -> None:
     folder = fetch_haxby(None, data.subject or "subj2") if is_download else Path(data.haxby)
     found = read_haxby(folder, subjects=[data.subject or subjects_in(folder)[0]])
     write_store(path, found.contents, found.settings)
+
+
+def add_simulated_bold5000(folder: Path, nsd: Path, *, seed: int) -> None:
+    """Join a simulated store with a second simulated data set, in BOLD5000's layout, that belongs to its release.
+
+    Its subjects are CSI1 to CSI4, with the voxels of BOLD5000's regions.
+
+    Parameters
+    ----------
+    folder
+        The store; it is replaced by the joint one.
+    nsd
+        The simulated NSD release that the store was prepared from.
+    seed
+        Seed of the second data set.
+    """
+    with TemporaryDirectory(dir=folder.parent) as unfinished:
+        root, second, both = (Path(unfinished) / name for name in ("release", "second", "both"))
+        simulate_bold5000(root, nsd, seed=seed)
+        openneuro = root / "ds001499"
+        read = read_bold5000(
+            root / "BOLD5000",
+            Sidecar(captions=(root / "captions_train2014.json",), pictures=root / "pictures"),
+            openneuro=OpenNeuro(openneuro, openneuro / "derivatives/spm", root / "fmriprep"),
+            roi="+".join(ROIS),
+        )
+        write_store(second, read.contents, read.settings)
+        join_stores([folder, second], both)
+        shutil.rmtree(folder)
+        both.rename(folder)
 
 
 def replace_coordinates_by_indices(folder: Path) -> None:

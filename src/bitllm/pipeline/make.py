@@ -22,7 +22,12 @@ from bitllm.errors import CheckpointError, TrainingError
 from bitllm.files import read_record, sha256_of_json
 from bitllm.model.build import CARD
 from bitllm.model.encoder import BrainEncoder
-from bitllm.pipeline.data import replace_coordinates_by_indices, split_of, write_haxby
+from bitllm.pipeline.data import (
+    add_simulated_bold5000,
+    replace_coordinates_by_indices,
+    split_of,
+    write_haxby,
+)
 from bitllm.pipeline.recipe import System
 from bitllm.pipeline.run import Run
 from bitllm.simulation.parameters import SIMULATION_VERSION
@@ -85,6 +90,8 @@ def make_data(run: Run) -> None:
         settings: list[Any] = [seed, data.simulated_validation_fraction]
         if data.coordinates != "mni":
             settings.append(data.coordinates)
+        if data.bold5000 is not None:
+            settings.append(f"bold5000 {data.bold5000}")
         _once(
             run,
             "prepare",
@@ -314,6 +321,8 @@ def _prepare(run: Run, seed: int, path: Path) -> None:
     )
     if data.coordinates == "indices":
         replace_coordinates_by_indices(path)
+    if data.bold5000 is not None:
+        add_simulated_bold5000(path, run.folder / "nsd", seed=data.bold5000)
 
 
 def _fresh(path: Path, make: Callable[[Path], None]) -> None:

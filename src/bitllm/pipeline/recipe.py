@@ -84,6 +84,10 @@ class DataConfig(StrictConfig):
     captions must then be at chance. Default: they are not permuted."""
     held_out: str | None = None
     """Subject to test instead of the split's; all others are used for training."""
+    train_subjects: tuple[str, ...] | None = Field(
+        default=None, min_length=1, exclude_if=lambda names: names is None
+    )
+    """Training subjects to use, of those of the split. Default: all."""
     n_train_subjects: int | None = Field(default=None, gt=0)
     """Number of training subjects to use, the first ones of the split. Default: all."""
     training_share: float | None = Field(default=None, gt=0, lt=1)
@@ -106,6 +110,8 @@ class DataConfig(StrictConfig):
     """Coordinates of the simulated voxels: MNI, or indices in the subject's own volume (scaled to mm)."""
     seed: int | None = Field(default=None, ge=0)
     """Seed of the simulation. Default: that of the recipe."""
+    bold5000: int | None = Field(default=None, ge=0, exclude_if=lambda seed: seed is None)
+    """Seed of a second simulated data set, in BOLD5000's layout, joined with the first. Default: none."""
     validation_fraction: float | None = Field(default=None, gt=0, lt=1)
     """Share of the simulated training images used for validation. Default: .25 for the split develop, else .08."""
     voxels: tyro.conf.Suppress[dict[str, int]] = Field(default=_NSDGENERAL, min_length=1)
@@ -143,6 +149,10 @@ class DataConfig(StrictConfig):
             )
         if self.store is not None and self.coordinates != "mni":
             raise ValueError("`coordinates`: expected mni with a store, found indices; leave one of them out")
+        if self.bold5000 is not None and self.coordinates != "mni":
+            raise ValueError(
+                "`coordinates`: expected mni with `bold5000`, found indices; leave one of them out"
+            )
         return self
 
 
