@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from bitllm.data.dataset import TrialSet
 from bitllm.data.tasks import Exchange, exchanges
 from bitllm.errors import DataError
 from bitllm.evaluation.attribution import attribution, write_maps
@@ -26,6 +27,7 @@ from bitllm.evaluation.categories import one_category_each
 from bitllm.evaluation.controls import BETAS_CONTROLS
 from bitllm.evaluation.diagnostics import encoder_table, nearest_training_captions, same_encoder
 from bitllm.evaluation.held_out import HeldOut, read_held_out
+from bitllm.evaluation.new_subject import adapted, other_trials
 from bitllm.evaluation.options import N_QUESTIONS, EvaluateOptions
 from bitllm.evaluation.outcomes import Outcomes, Progress, outcomes
 from bitllm.evaluation.pairing import other_images
@@ -148,7 +150,7 @@ class Evaluator:
 
     def evaluate_system(self, name: str, folder: Path, encoder_part: Path) -> None:
         """Write the part of one system; the part of the encoder must be finished."""
-        system, options = self.checkpoints.load(name), self.options
+        system, options = self._load(name), self.options
         found = outcomes(
             system,
             self.averaged,
@@ -190,7 +192,7 @@ class Evaluator:
 
     def evaluate_questions(self, name: str, folder: Path) -> None:
         """Write the part of one system with its answers to questions about the held-out images."""
-        system, options, split = self.checkpoints.load(name), self.options, self.checkpoints.split
+        system, options, split = self._load(name), self.options, self.checkpoints.split
         asked = self.questions_to(name)
         training = exchanges(self.checkpoints.store, tasks=list(asked), nsd_ids=split.train_images)
         rows = question_rows(
@@ -241,7 +243,7 @@ class Evaluator:
     def evaluate_final(self, folder: Path) -> None:
         """Write regions and attribution of the final system, and its maps if the options name a folder."""
         run = self.checkpoints
-        system = run.load(run.final)
+        system = self._load(run.final)
         settings: Any = {"seed": self.seed, "max_new_tokens": self.max_new_tokens}
         found = outcomes(system, self.averaged, controls=(), likelihood_of=("real",), **settings)
         regions = evaluate_regions(
@@ -251,6 +253,32 @@ class Evaluator:
         if self.options.maps is not None:
             write_maps(system, self.averaged, voxels, self.options.maps)
         _write_part(folder, None, {"regions": to_json(regions), "attribution": voxels.summary(self.rois)})
+
+    def _load(self, name: str) -> Captioner:
+        """A system, adapted to the subject if the options say so."""
+        run = self.checkpoints
+        system = run.load(name)
+        if self.own_trials is None:
+            return system
+        return adapted(system, *(run.training or (run.store, run.split)), self.own_trials)
+
+    @cached_property
+    def own_trials(self) -> TrialSet | None:
+        """The trials that adapt the systems to the subject, if the options say so and it is a new one."""
+        if not self.options.transport or self.checkpoints.was_trained_on(self.averaged.subject):
+            return None
+        return other_trials(self.averaged)
+
+    @property
+    def _notes(self) -> list[str]:
+        if self.own_trials is None:
+            return [*self.checkpoints.notes]
+        moved = (
+            f"the encoder was adapted to {self.averaged.subject} by {len(self.own_trials)} of its trials of other "
+            "images (optimal transport of their pooled betas), without captions or pictures; captions and answers use "
+            "this, retrieval does not"
+        )
+        return [*self.checkpoints.notes, moved]
 
     def assemble(self, parts: dict[str, Path]) -> Evaluation:
         """Join the parts into the table and the content of ``evaluation.json``.
@@ -275,7 +303,7 @@ class Evaluator:
             "not_run": not_run,
             "controls": final["controls"],
             "constant_caption": encoder["constant"],
-            "notes": [*self.checkpoints.notes, *([] if drawn is None else [f"human: {drawn}"])],
+            "notes": [*self._notes, *([] if drawn is None else [f"human: {drawn}"])],
         }
         return Evaluation(
             pd.concat([read_rows(parts[name] / _ROWS) for name in with_rows], ignore_index=True),

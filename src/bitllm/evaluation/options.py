@@ -33,6 +33,9 @@ class EvaluateOptions:
     """Subject to evaluate; needed if the part has several."""
     part: Literal["test", "validation"] = "test"
     """Part of the split; with validation the test part stays sealed."""
+    transport: bool | None = None
+    """Move the pooled betas of the subject onto the distribution of the training subjects, by its trials of other
+    images, without captions or pictures; by default as in the run's recipe, else not."""
     rois: str | None = None
     """Atlases or regions to silence and to use alone, e.g. floc-faces,prf-visualrois:V1v; for the final system."""
     words: Path | None = None

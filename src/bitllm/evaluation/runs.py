@@ -53,6 +53,8 @@ class Checkpoints:
     """Whether an sft continues another one, with possibly other training subjects."""
     notes: tuple[str, ...] = ()
     """How a store of another data set is read."""
+    training: tuple[Store, Split] | None = None
+    """Store and split of the training, if they are others than those of the evaluation."""
 
     @property
     def final(self) -> str:

@@ -29,6 +29,8 @@ class SystemConfig(Variant):
     """Changed settings of the encoder."""
     averaged: bool = True
     """Whether the test subject's repetitions are averaged; otherwise only the first trial of each image is used."""
+    transport: bool = Field(default=False, exclude_if=lambda moves: not moves)
+    """Whether the pooled betas of the test subject are moved onto the distribution of the training subjects."""
     rate_of: str | None = None
     """System whose learning rate this one uses instead of its own choice."""
     learning_rates: tuple[float, ...] | None = Field(default=None, min_length=1)

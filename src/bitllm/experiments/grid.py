@@ -21,6 +21,7 @@ import pandas as pd
 from bitllm import __version__
 from bitllm.data.targets import ClipEmbedder, load_clip
 from bitllm.evaluation.held_out import HeldOut, first_trials, read_held_out
+from bitllm.evaluation.new_subject import adapted, other_trials
 from bitllm.evaluation.outcomes import outcomes
 from bitllm.experiments.config import ExperimentConfig, SystemConfig
 from bitllm.experiments.encoders import encoder_rows, nearest_captions, with_caption_measures
@@ -233,7 +234,8 @@ class Cell:
     def _part(self, kind: str) -> str:
         """Name of the step of an evaluation."""
         verified = " verified" if kind == "judge" and self._is_verified else ""
-        return f"{self.label} {kind}{verified}" + ("" if self.system.averaged else " on single trials")
+        moved = " transported" if self.system.transport else ""
+        return f"{self.label} {kind}{verified}{moved}" + ("" if self.system.averaged else " on single trials")
 
     def path(self, kind: str) -> Path:
         """File with the rows of an evaluation."""
@@ -294,8 +296,13 @@ class Cell:
         return rows.assign(system=self.name, learning_rate=self.rates[self.name])
 
     def _captioner(self) -> Captioner:
-        base, precision = load_llm(self.run.llm_source), self.config.recipe.sft.precision
-        return load_captioner(self.run.folder / self.label, base, name=self.name, precision=precision)
+        run, precision = self.run, self.config.recipe.sft.precision
+        found = load_captioner(
+            run.folder / self.label, load_llm(run.llm_source), name=self.name, precision=precision
+        )
+        if not self.system.transport:
+            return found
+        return adapted(found, run.store, run.split, other_trials(self._held_out()))
 
     def _held_out(self) -> HeldOut:
         run = self.run

@@ -37,6 +37,7 @@ from bitllm.model.encoder import BrainEncoder
 from bitllm.model.likelihood import AfterPrompt, Due, token_log_probs
 from bitllm.model.precision import Precision, base_dtype, computing
 from bitllm.model.rollout import GumbelSampling, MixedRollout, Rollout
+from bitllm.model.transport import Transport
 
 _GENERATED_AT_ONCE = 256
 _SCORED_AT_ONCE = 128
@@ -59,6 +60,8 @@ class Captioner:
         Name of the system, e.g. ``rft``.
     split_sha256
         Checksum of the split that the model was trained on.
+    transport
+        Map of the pooled betas of a new subject, for its trials only (`bitllm.evaluation.new_subject`).
     """
 
     model: Any
@@ -66,6 +69,7 @@ class Captioner:
     atlases: tuple[str, ...] = ()
     name: str = ""
     split_sha256: str = ""
+    transport: Transport | None = None
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, **about: Any) -> "Captioner":
@@ -77,8 +81,9 @@ class Captioner:
 
     @property
     def encoder(self) -> BrainEncoder:
-        """The brain encoder."""
-        return self.model.model.encoder
+        """The brain encoder, with the transport if there is one."""
+        encoder: BrainEncoder = self.model.model.encoder
+        return encoder if self.transport is None else encoder.with_transport(self.transport)
 
     def caption(
         self, trials: TrialSet, *, instruction: str = INSTRUCTIONS[0], max_new_tokens: int = 24

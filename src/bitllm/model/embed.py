@@ -1,6 +1,6 @@
 """Brain tokens of many trials, from a frozen encoder and without dropout, on its device."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from bitllm.data.batch import Anatomies, BrainInput, brain_input
 from bitllm.data.dataset import TrialSet
 from bitllm.model.encoder import BrainEncoder
+from bitllm.model.transport import Moments
 from bitllm.model.voxels import Anatomy
 
 _BATCH = 512
@@ -52,8 +53,34 @@ def brain_tokens_of_betas(
     )
 
 
+def moments_of_subject(
+    encoder: BrainEncoder, betas: Sequence[Float[np.ndarray, " voxels"]], subject: str, anatomies: Anatomies
+) -> Moments:
+    """Mean and covariance of the pooled betas of one subject."""
+    row = anatomies.subjects.index(subject)
+    pooled = [
+        pool(encoder, anatomies.brain_input([betas[index] for index in part], [row] * len(part)))
+        for part in _parts(range(len(betas)))
+    ]
+    return Moments.of(torch.cat(pooled).cpu())
+
+
+@torch.no_grad()
+def pool(encoder: BrainEncoder, batch: BrainInput) -> Float[Tensor, "B queries"]:
+    """Pooled betas of one batch."""
+    betas, subject_index, *places = (tensor.to(encoder.queries.device) for tensor in batch)
+    was_training = encoder.training
+    encoder.eval()
+    pooled = encoder.pooled(betas, subject_index, Anatomy(*places))
+    encoder.train(was_training)
+    return pooled
+
+
 def _in_batches(
     encoder: BrainEncoder, n: int, batch_of: Callable[[Sequence[int]], BrainInput]
 ) -> Float[Tensor, "n N width"]:
-    starts = range(0, n, _BATCH)
-    return torch.cat([encode(encoder, batch_of(range(start, min(start + _BATCH, n)))) for start in starts])
+    return torch.cat([encode(encoder, batch_of(part)) for part in _parts(range(n))])
+
+
+def _parts(rows: Sequence[int]) -> Iterator[Sequence[int]]:
+    return (rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH))

@@ -16,6 +16,7 @@ and queries with a learned inverse temperature, queries optionally initialized w
 "unknown" label in every atlas, weights computed once per subject and batch.
 """
 
+import copy
 import math
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from bitllm.model.transport import Transport
 from bitllm.model.voxels import Anatomy, VoxelKeys, check_anatomy, check_betas
 
 MAP_LIMIT_BYTES = 256 * 2**20
@@ -91,6 +93,7 @@ class BrainEncoder(nn.Module):
         self.n_brain_tokens, self.token_width = n_brain_tokens, token_width
         self.initial_sharpness, self.n_labels = sharpness, tuple(n_labels)
         self._maps: list[_KeptMap] = []
+        self.transport: Transport | None = None
         self.keys = VoxelKeys(
             rank=rank,
             n_frequencies=n_frequencies,
@@ -247,7 +250,14 @@ class BrainEncoder(nn.Module):
             Without ``per_subject``: if the shapes do not match, a beta or coordinate is not finite, or a label is
             not in its atlas.
         """
-        return self.tokens(self.pooled(betas, subject_index, anatomy, per_subject=per_subject))
+        pooled = self.pooled(betas, subject_index, anatomy, per_subject=per_subject)
+        return self.tokens(pooled if self.transport is None else self.transport(pooled))
+
+    def with_transport(self, transport: Transport) -> "BrainEncoder":
+        """The same encoder, with shared weights, that moves pooled betas before its blocks: for one new subject."""
+        moved = copy.copy(self)
+        moved.transport = transport
+        return moved
 
     def tokens(self, pooled: Float[Tensor, "B queries"]) -> Float[Tensor, "B N width"]:
         """Pooled betas → residual blocks → brain tokens."""

@@ -125,11 +125,19 @@ def _evaluator(
         require_empty(options.maps)
     categories = word_categories(data, options.words)
     checkpoints = open_checkpoints(_folders(opened, folder, options), data, options)
+    if options.transport and not checkpoints.is_own_store:
+        if opened is None:
+            raise DataError(
+                f"{folder}: expected a run with the store of its training for --transport, found a checkpoint alone; "
+                "name the run, or evaluate with --transport False"
+            )
+        checkpoints = replace(checkpoints, training=(opened.store, opened.split))
     evaluator = Evaluator.of(checkpoints, options, categories, [], progress)
     wanted = [] if options.rois is None else options.rois.split(",")
     evaluator = replace(evaluator, rois=find_rois(data, evaluator.averaged.subject, wanted))
     for name in checkpoints.folders:
         evaluator.questions_to(name)  # refuses tasks without questions before any work
+    _ = evaluator.own_trials  # refuses too few trials
     place = options.out or folder / place_name(evaluator.averaged, is_own_store=checkpoints.is_own_store)
     return evaluator, place
 
@@ -181,7 +189,7 @@ def _complete(options: EvaluateOptions, run: Run | None) -> EvaluateOptions:
         require_number("--questions-per-task", options.questions_per_task, least=0, most=MOST_QUESTIONS)
     settings = EvaluationConfig() if run is None else run.recipe.evaluation
     defaults: dict[str, Any] = {"seed": 0 if run is None else run.recipe.seed} | {
-        name: getattr(settings, name) for name in ("max_new_tokens", "questions_per_task")
+        name: getattr(settings, name) for name in ("max_new_tokens", "questions_per_task", "transport")
     }
     is_there = run is not None and Path(run.llm_source).exists()
     defaults["llm"] = run.llm_source if run is not None and is_there else None

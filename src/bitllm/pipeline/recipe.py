@@ -269,6 +269,9 @@ class EvaluationConfig(StrictConfig):
     """Controls that the demo evaluates; real and permuted betas are always used."""
     likelihood: Likelihood = "all"
     """Inputs with bits of evidence in the demo: all, only permuted against real betas, or none."""
+    transport: bool = Field(default=False, exclude_if=lambda moves: not moves)
+    """Move the pooled betas of the test subject onto the distribution of the training subjects, by its trials of other
+    images, without captions or pictures."""
     questions_per_task: int = Field(
         default=N_QUESTIONS, ge=0, le=MOST_QUESTIONS, exclude_if=lambda n: n == N_QUESTIONS
     )
