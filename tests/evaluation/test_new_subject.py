@@ -27,6 +27,10 @@ def system(easy):
     return load_captioner(easy.folder / "sft", load_llm(easy.folder / "llm"))
 
 
+def other_trials_of(held_out):
+    return other_trials(held_out.store, held_out.subject, held_out.nsd_id.tolist())
+
+
 def pooled_by_hand(system, store, subject, betas):
     """The encoder's own map times the betas, in numpy."""
     anatomies = Anatomies.of(store, [subject], system.atlases)
@@ -39,23 +43,21 @@ def pooled_by_hand(system, store, subject, betas):
 
 
 def test_no_trial_of_an_evaluated_image_determines_the_map(easy, held_out):
-    own = other_trials(held_out)
+    own = other_trials_of(held_out)
     assert not set(own.nsd_id) & set(held_out.nsd_id)
     everything = easy.store.subject(held_out.subject).trials["nsd_id"]
     assert len(own) == (~everything.isin(held_out.nsd_id)).sum()
 
 
 def test_the_system_reads_moved_values_of_the_new_subject_and_is_otherwise_the_same(easy, system, held_out):
-    own = other_trials(held_out)
+    own = other_trials_of(held_out)
     moved = adapted(system, easy.store, easy.split, own)
     training = select_trials(easy.store, easy.split, "train", averaged=False)
     of_training = []
     for place, name in enumerate(training.subjects):
         rows = [training.rows[n][0] for n in np.flatnonzero(training.subject_index == place)]
         of_training.append(pooled_by_hand(system, easy.store, name, easy.store.subject(name).betas[rows]))
-    of_own = pooled_by_hand(
-        system, easy.store, held_out.subject, [own.betas(row) for row in range(len(own))]
-    )
+    of_own = pooled_by_hand(system, easy.store, held_out.subject, [own.betas(row) for row in range(len(own))])
     assert moved.transport is not None and system.transport is None
     np.testing.assert_allclose(moved.transport.start, of_own.mean(0), atol=1e-4)
     np.testing.assert_allclose(
@@ -72,7 +74,7 @@ def test_the_system_reads_moved_values_of_the_new_subject_and_is_otherwise_the_s
 
 
 def test_many_trials_are_thinned_out_evenly(easy, system, held_out, monkeypatch):
-    own = other_trials(held_out)
+    own = other_trials_of(held_out)
     monkeypatch.setattr(new_subject, "MOST_TRIALS", len(own))
     everything = adapted(system, easy.store, easy.split, own).transport
     monkeypatch.setattr(new_subject, "MOST_TRIALS", len(own) // 2)
@@ -82,8 +84,8 @@ def test_many_trials_are_thinned_out_evenly(easy, system, held_out, monkeypatch)
 
 def test_too_few_trials_are_refused(held_out, monkeypatch):
     monkeypatch.setattr(new_subject, "LEAST_TRIALS", 10**6)
-    with pytest.raises(DataError, match="1000000 trials of .* --transport False"):
-        other_trials(held_out)
+    with pytest.raises(DataError, match=r"1000000 trials of .* --transport False"):
+        other_trials_of(held_out)
 
 
 def test_evaluate_says_that_the_system_was_adapted(easy, tmp_path, capsys):

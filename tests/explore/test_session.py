@@ -2,12 +2,15 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from bitllm.errors import CheckpointError, DataError
 from bitllm.evaluation.runs import open_checkpoints
 from bitllm.explore.work import open_session, system_folders
+from bitllm.pipeline.recipe import Recipe
+from bitllm.pipeline.run import RECIPE, Run
 
 
 def test_two_systems_stay_in_memory(session):
@@ -45,6 +48,23 @@ def test_a_system_is_loaded_in_the_precision_that_it_was_trained_in(easy, tmp_pa
         torch.bfloat16,
         torch.float32,
     ]
+
+
+def test_a_new_subject_is_read_as_in_the_evaluation_of_the_run(easy, tmp_path):
+    shutil.copytree(easy.folder, tmp_path / "run")
+    recipe = Recipe.parse({"data": {"store": str(easy.store.path)}, "evaluation": {"transport": True}})
+    run = Run(tmp_path / "run", recipe)
+    recipe.write(tmp_path / "run" / RECIPE)
+    session = open_session(tmp_path / "run", easy.store.path)
+    system = session.system("sft")
+    for subject, part, is_new in (("subj08", "test", True), ("subj01", "validation", False)):
+        trials = run.trials(subject, part)[:3]
+        betas = np.stack([trials.betas(item) for item in range(3)])
+        plain = run.captioner("sft").brain_tokens(trials)
+        found = session.brain_tokens(system, subject, betas)
+        assert found.equal(plain) is not is_new
+        if is_new:
+            assert found.equal(run.captioner("sft", adapted_to=subject).brain_tokens(trials))
 
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path, demo_folder):

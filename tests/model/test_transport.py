@@ -1,4 +1,4 @@
-"""Transport of pooled betas: the closed form against scipy's matrix square roots, and what it must and must not change."""
+"""Transport of pooled betas: the closed form against scipy's matrix roots, and what it must and must not change."""
 
 import numpy as np
 import pytest

@@ -267,7 +267,8 @@ class Evaluator:
         """The trials that adapt the systems to the subject, if the options say so and it is a new one."""
         if not self.options.transport or self.checkpoints.was_trained_on(self.averaged.subject):
             return None
-        return other_trials(self.averaged)
+        held_out = self.averaged
+        return other_trials(held_out.store, held_out.subject, held_out.nsd_id.tolist())
 
     @property
     def _notes(self) -> list[str]:

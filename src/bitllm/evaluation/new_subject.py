@@ -1,5 +1,6 @@
 """Adapt a system to a new subject by its betas alone; see `bitllm.model.transport`."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ from bitllm.data.dataset import TrialSet, select_trials
 from bitllm.data.splits import Split
 from bitllm.data.store import Store
 from bitllm.errors import DataError
-from bitllm.evaluation.held_out import HeldOut, trials_of
+from bitllm.evaluation.held_out import trials_of
 from bitllm.model.captioner import Captioner
 from bitllm.model.embed import moments_of_subject
 from bitllm.model.transport import Moments, optimal_transport
@@ -20,22 +21,22 @@ LEAST_TRIALS = 100
 """Fewer trials of the new subject are refused: in development runs 100 did neither good nor harm, 250 some good."""
 
 
-def other_trials(held_out: HeldOut) -> TrialSet:
-    """All trials of the held-out subject of other images than the held-out ones.
+def other_trials(store: Store, subject: str, nsd_ids: Iterable[int]) -> TrialSet:
+    """All single trials of a subject, but for those of the images ``nsd_ids``, which are evaluated.
 
     Raises
     ------
     DataError
         If there are fewer than `LEAST_TRIALS`.
     """
-    nsd_id = held_out.store.subject(held_out.subject).trials["nsd_id"].to_numpy()
-    rows = np.flatnonzero(~np.isin(nsd_id, held_out.nsd_id))
+    shown = store.subject(subject).trials["nsd_id"].to_numpy()
+    rows = np.flatnonzero(~np.isin(shown, sorted(nsd_ids)))
     if len(rows) < LEAST_TRIALS:
         raise DataError(
-            f"{held_out.store.path}: expected at least {LEAST_TRIALS} trials of {held_out.subject} of other images "
-            f"than the evaluated ones for --transport, found {len(rows)}; evaluate with --transport False"
+            f"{store.path}: expected at least {LEAST_TRIALS} trials of {subject} of other images than the "
+            f"evaluated ones for --transport, found {len(rows)}; evaluate with --transport False"
         )
-    return trials_of(held_out.store, held_out.subject, [(int(row),) for row in rows])
+    return trials_of(store, subject, [(int(row),) for row in rows])
 
 
 def adapted(system: Captioner, store: Store, split: Split, own: TrialSet) -> Captioner:
@@ -59,4 +60,6 @@ def _moments(system: Captioner, trials: TrialSet) -> Moments:
     chosen = np.unique(np.linspace(0, len(trials) - 1, min(len(trials), MOST_TRIALS)).astype(int))
     subject = trials.subject_of(0)
     anatomies = Anatomies.of(trials.store, [subject], system.atlases)
-    return moments_of_subject(system.encoder, [trials.betas(row) for row in chosen.tolist()], subject, anatomies)
+    return moments_of_subject(
+        system.encoder, [trials.betas(row) for row in chosen.tolist()], subject, anatomies
+    )

@@ -302,7 +302,8 @@ class Cell:
         )
         if not self.system.transport:
             return found
-        return adapted(found, run.store, run.split, other_trials(self._held_out()))
+        (subject,) = run.split.test_subjects
+        return adapted(found, run.store, run.split, other_trials(run.store, subject, run.split.test_images))
 
     def _held_out(self) -> HeldOut:
         run = self.run

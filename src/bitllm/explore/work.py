@@ -7,7 +7,7 @@ about the trial are answered after the captions (`bitllm.explore.conversation`).
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -27,6 +27,7 @@ from bitllm.errors import CheckpointError, DataError
 from bitllm.evaluation.attention import adapter_readings
 from bitllm.evaluation.controls import shuffled
 from bitllm.evaluation.held_out import betas_of, trials_of
+from bitllm.evaluation.new_subject import adapted, other_trials
 from bitllm.evaluation.pairing import neighbors
 from bitllm.evaluation.rois import find_rois, silenced
 from bitllm.evaluation.runs import (
@@ -57,6 +58,8 @@ from bitllm.model.checkpoint.base import BaseLlm, load_llm
 from bitllm.model.checkpoint.weights import RFT_CARD, sft_beneath
 from bitllm.model.embed import brain_tokens_of_betas
 from bitllm.model.precision import Precision
+from bitllm.model.transport import Transport
+from bitllm.pipeline.run import RECIPE, Run
 from bitllm.training.distributed import device
 
 NEEDS_ROI = frozenset({"silence", "alone"})
@@ -140,7 +143,10 @@ class Session:
     base: BaseLlm
     precision: Precision | None = None
     """Precision of the frozen LLM; None for that of each system's training."""
+    transport: bool = False
+    """Whether the encoder is adapted to a new subject, as in the run's evaluation."""
     _loaded: dict[str, Captioner] = field(default_factory=dict)
+    _transports: dict[tuple[str, str], Transport | None] = field(default_factory=dict)
     _subjects: dict[str, SubjectTrials] = field(default_factory=dict)
 
     def system(self, name: str) -> Captioner:
@@ -175,7 +181,17 @@ class Session:
     ) -> Float[Tensor, "n N width"]:
         """Output of the encoder for betas of a subject."""
         anatomies = Anatomies.of(self.store, [subject], system.atlases)
-        return brain_tokens_of_betas(system.encoder, list(betas), subject, anatomies)
+        encoder = replace(system, transport=self._transport_of(system, subject)).encoder
+        return brain_tokens_of_betas(encoder, list(betas), subject, anatomies)
+
+    def _transport_of(self, system: Captioner, subject: str) -> Transport | None:
+        if not self.transport or subject in self.split.train_subjects:
+            return None
+        key = system.name, subject
+        if key not in self._transports:
+            own = other_trials(self.store, subject, self.split.test_images)
+            self._transports[key] = adapted(system, self.store, self.split, own).transport
+        return self._transports[key]
 
     def inputs(
         self,
@@ -312,7 +328,9 @@ def open_session(
     of_split = {name: folder for name, folder in folders.items() if sha256[name] == found.sha256}
     # in its stored precision, unless a system needs another: a float32 copy would double the memory of a Llama
     base = load_llm(find_llm(first, given=llm), dtype=None)
-    session = Session(run.resolve().name, of_split, data, found, base, precision)
+    recipes = [Run.open(place).recipe for place in (run, run.parent) if (place / RECIPE).is_file()]
+    transport = any(recipe.evaluation.transport for recipe in recipes)
+    session = Session(run.resolve().name, of_split, data, found, base, precision, transport)
     session.system(next(iter(of_split)))
     return session
 

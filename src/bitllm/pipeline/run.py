@@ -17,6 +17,7 @@ from bitllm.data.splits import Split, load_split, runs_of
 from bitllm.data.store import Store, open_store
 from bitllm.data.targets import Targets, load_clip, load_targets
 from bitllm.errors import ConfigError, DataError
+from bitllm.evaluation.new_subject import adapted, other_trials
 from bitllm.files import file_written_whole
 from bitllm.metrics.bertscore import BertScorer, load_bert_scorer
 from bitllm.model.aligner import BrainAligner, load_aligner
@@ -171,13 +172,16 @@ class Run:
         """The encoder with the heads of the align stage."""
         return load_aligner(self.folder / "align").eval()
 
-    def captioner(self, name: str = "rft") -> Captioner:
+    def captioner(self, name: str = "rft", *, adapted_to: str | None = None) -> Captioner:
         """A trained system of the run, in the precision of its training, on the GPU if there is one.
 
         Parameters
         ----------
         name
             ``sft``, ``rft`` or a variant of the recipe.
+        adapted_to
+            A new subject of the store, to whose trials the system is adapted by its betas on other than the test
+            images (`bitllm.model.transport`); by default it is not.
 
         Raises
         ------
@@ -189,7 +193,10 @@ class Run:
         base = load_llm(self.llm_source, dtype=base_dtype(precision))
         captioner = load_captioner(self.folder / name, base, precision=precision)
         captioner.model.to(device())
-        return captioner
+        if adapted_to is None:
+            return captioner
+        own = other_trials(self.store, adapted_to, self.split.test_images)
+        return adapted(captioner, self.store, self.split, own)
 
     def trials(self, subject: str, part: str = "test", *, averaged: bool = True) -> TrialSet:
         """Trials of a subject of the run.
