@@ -270,17 +270,6 @@ class Evaluator:
         held_out = self.averaged
         return other_trials(held_out.store, held_out.subject, held_out.nsd_id.tolist())
 
-    @property
-    def _notes(self) -> list[str]:
-        if self.own_trials is None:
-            return [*self.checkpoints.notes]
-        moved = (
-            f"the encoder was adapted to {self.averaged.subject} by {len(self.own_trials)} of its trials of other "
-            "images (optimal transport of their pooled betas), without captions or pictures; captions and answers use "
-            "this, retrieval does not"
-        )
-        return [*self.checkpoints.notes, moved]
-
     def assemble(self, parts: dict[str, Path]) -> Evaluation:
         """Join the parts into the table and the content of ``evaluation.json``.
 
@@ -304,7 +293,7 @@ class Evaluator:
             "not_run": not_run,
             "controls": final["controls"],
             "constant_caption": encoder["constant"],
-            "notes": [*self._notes, *([] if drawn is None else [f"human: {drawn}"])],
+            "notes": [*self.checkpoints.notes, *([] if drawn is None else [f"human: {drawn}"])],
         }
         return Evaluation(
             pd.concat([read_rows(parts[name] / _ROWS) for name in with_rows], ignore_index=True),

@@ -264,6 +264,8 @@ class About:
     """What was not computed, with the reason."""
     notes: tuple[str, ...] = ()
     """What a reader should know although it is not an error."""
+    n_adapting_trials: int = 0
+    """Trials of other images by whose betas the encoder was adapted to the subject; 0 if it was not."""
     design: str = ""
     """What is new in the test trials, if subject and images do not say it."""
     license: str = ""

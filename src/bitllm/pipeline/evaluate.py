@@ -315,6 +315,7 @@ def _about(evaluator: Evaluator, run: Checkpoints) -> About:
         store_sha256=run.store.sha256,
         n_images=len(np.unique(held_out.nsd_id)),
         n_trials=len(evaluator.single.trials),
+        n_adapting_trials=0 if evaluator.own_trials is None else len(evaluator.own_trials),
         seed=evaluator.seed,
         llm=Path(run.llm).name if Path(run.llm).exists() else run.llm,
         max_new_tokens=evaluator.max_new_tokens,

@@ -208,6 +208,7 @@ def facts(about: About) -> dict[str, str]:
         f"Subject, {subject}" if subject else "Subject": about.subject,
         f"Images, {images}" if images else "Images": f"{about.n_images:,} ({about.n_trials:,} trials)",
         "Design": about.design,
+        "Adapted to the subject": _adapted_by(about) if about.n_adapting_trials else "",
         "License of the data": about.license,
         "Cite": about.citation,
         "Split": f"{about.split}, {about.part} part",
@@ -246,7 +247,16 @@ def data_sentence(about: About) -> str:
     warning = "; these numbers say nothing about NSD" if about.is_simulated else ""
     license_name = f" ({about.license})" if about.license else ""
     design = f" {about.design[0].upper()}{about.design[1:]}." if about.design else ""
-    return f"Data: {about.data}{license_name}{warning}.{design}"
+    adapted = (
+        f" The encoder was adapted to {about.subject} {_adapted_by(about)}."
+        if about.n_adapting_trials
+        else ""
+    )
+    return f"Data: {about.data}{license_name}{warning}.{design}{adapted}"
+
+
+def _adapted_by(about: About) -> str:
+    return f"by the betas of {about.n_adapting_trials:,} trials of other images, without captions or pictures"
 
 
 def group_name(kind: str, name: str) -> str:
