@@ -100,6 +100,7 @@ def test_a_configuration_that_does_not_fit_is_refused(change, message, experimen
     [
         ({"less": {"system": "prefix", "control": "other_subject"}}, "other_subject"),
         ({"measure": "cosine_zero"}, "diagnostics: true"),
+        ({"measure": "accuracy", "task": "count"}, r"trained on \(none\), found `count`"),
         ({"measure": "bits", "less": {"system": "prefix", "control": "zero"}}, "bits .* prefix .zero."),
         (
             {"measure": "recall_at_10", "more": {"system": "prefix", "control": "noise"}},
@@ -160,5 +161,9 @@ def test_questions_that_are_not_there_or_none_are_refused(experiments, tmp_path)
         read_experiments((), experiments, is_quick=False)
     with pytest.raises(ConfigError, match=r"smollm2 \(smollm2\)"):
         read_experiments(("interface", "smollm2"), experiments, is_quick=False)
+    with pytest.raises(ConfigError, match=r"questions \(questions\)"):
+        read_experiments(
+            ("interface", "questions"), experiments, is_quick=True
+        )  # its small LLM knows questions
     with pytest.raises(ConfigError, match=r"config\.yaml"):
         experiment_names(tmp_path)

@@ -9,8 +9,16 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from bitllm.config import StrictConfig, nearest, read_yaml
+from bitllm.data.tasks.mixture import CAPTION
 from bitllm.errors import ConfigError
-from bitllm.experiments.verdict import CAPTION_MEASURES, ENCODER_MEASURES, MEASURED_UNDER, Arm, Claim
+from bitllm.experiments.verdict import (
+    ANSWER_MEASURES,
+    CAPTION_MEASURES,
+    ENCODER_MEASURES,
+    MEASURED_UNDER,
+    Arm,
+    Claim,
+)
 from bitllm.files import require_plain_name
 from bitllm.pipeline.recipe import Recipe, Variant, merged, read_recipe
 
@@ -114,13 +122,19 @@ class ExperimentConfig(StrictConfig):
         for claim in self.claims:
             for arm in (claim.more, claim.less):
                 _place(names, arm.system)
-                self._require_measured(arm, claim.measure)
+                self._require_measured(arm, claim)
         for name in self.along:
             _place(names, name)
         return self
 
-    def _require_measured(self, arm: Arm, measure: str) -> None:
+    def _require_measured(self, arm: Arm, claim: Claim) -> None:
         """Refuse a claim that no run can answer, because rules must not be changed after results."""
+        measure, asked = claim.measure, self.tasks_of(arm.system)
+        if measure in ANSWER_MEASURES and claim.task not in asked:
+            raise ValueError(
+                f"`claims`: expected a task that {arm.system} is trained on ({', '.join(asked) or 'none'}), found "
+                f"`{claim.task}`; give it a weight in `sft.tasks`"
+            )
         if measure in CAPTION_MEASURES and not self.verified:
             raise ValueError(f"`claims`: expected `verified: true` for {measure}, found none; add it")
         has_nearest = self.verified and self.systems[arm.system].start in (None, "align")
@@ -156,6 +170,12 @@ class ExperimentConfig(StrictConfig):
     def recipe_of(self, name: str) -> Recipe:
         """The recipe of a system."""
         return Recipe.parse(merged(self.recipe.model_dump(), self.changes_of(name)), source=f"systems.{name}")
+
+    def tasks_of(self, name: str) -> tuple[str, ...]:
+        """Tasks of questions that a system is trained on, and so asked."""
+        return tuple(
+            task for task, weight in self.recipe_of(name).sft.tasks.items() if weight > 0 and task != CAPTION
+        )
 
     def grid_of(self, name: str) -> tuple[float, ...]:
         """Learning rates to try for a system; a system that takes another's rate has those of its stage."""
@@ -210,7 +230,10 @@ def _quick(values: dict[str, Any], path: Path, folder: Path) -> ExperimentConfig
     grids = {"learning_rates": (0.003, 0.01), "rft_learning_rates": (0.001,)}
     values = {key: value for key, value in values.items() if key != "controls"} | small | grids
     values["systems"] = {name: _quick_system(system) for name, system in values["systems"].items()}
-    return ExperimentConfig.parse(values | _recipe(QUICK, folder), source=str(path))
+    tasks, parts = _recipe(values["recipe"], folder)["recipe"].sft.tasks, _recipe(QUICK, folder)
+    asked = merged(parts["recipe"].model_dump(), {"sft": {"tasks": tasks}})
+    parts["recipe"] = Recipe.parse(asked, source=QUICK)
+    return ExperimentConfig.parse(values | parts, source=str(path))
 
 
 def _quick_system(system: dict[str, Any]) -> dict[str, Any]:
@@ -246,12 +269,12 @@ def read_experiments(
             f"reproduce: expected experiments ({', '.join(known)}) or all, found none; name one"
         )
     recipes = {name: _read_values(name, folder)[1]["recipe"] for name in names}
-    if len(set(recipes.values())) > 1 and not is_quick:
+    configs = {name: read_experiment(name, folder, is_quick=is_quick) for name in names}
+    if any(config.recipe != configs[names[0]].recipe for config in configs.values()):
         found = ", ".join(f"{name} ({recipe})" for name, recipe in recipes.items())
         raise ConfigError(
             f"reproduce: expected experiments of one recipe, found {found}; run them one by one"
         )
-    configs = {name: read_experiment(name, folder, is_quick=is_quick) for name in names}
     return QUICK if is_quick else next(iter(recipes.values())), configs
 
 

@@ -12,12 +12,12 @@ from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from bitllm.experiments.question import (
-    MEASURES,
     Question,
     along_in_words,
     counted,
     difference,
     interval,
+    measure_in_words,
     size,
     verdict,
 )
@@ -157,7 +157,7 @@ def _draw_arm(axes: Axes, means: dict[float, np.ndarray], label: str, look: Look
 def _rows(claims: tuple[Claim, ...], effects: tuple[Effect, ...]) -> list[_Row]:
     groups: dict[tuple[str, float], list[tuple[Claim, Effect]]] = {}
     for claim, effect in zip(claims, effects, strict=True):
-        groups.setdefault((claim.measure, claim.factor), []).append((claim, effect))
+        groups.setdefault((claim.column, claim.factor), []).append((claim, effect))
     return [
         _Row(claim, effect, textwrap.wrap(claim.text, _LETTERS), place == len(group) - 1, _limits(group))
         for group in groups.values()
@@ -209,7 +209,7 @@ def _draw_row(axes: Axes, row: _Row, number: int) -> None:
         axes.tick_params(bottom=False, labelbottom=False)
         return
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
-    axes.set_xlabel(f"{difference(row.claim)}, {MEASURES[row.claim.measure]}", labelpad=2)
+    axes.set_xlabel(f"{difference(row.claim)}, {measure_in_words(row.claim)}", labelpad=2)
     if row.claim.negligible:
         note = axes.text(1.0, -0.88, "grey: negligible", transform=axes.transAxes, ha="right", va="top")
         note.set(fontsize=8.5, color=FAINT)

@@ -23,6 +23,7 @@ from bitllm.data.targets import ClipEmbedder, load_clip
 from bitllm.evaluation.held_out import HeldOut, first_trials, read_held_out
 from bitllm.evaluation.new_subject import adapted, other_trials
 from bitllm.evaluation.outcomes import outcomes
+from bitllm.experiments.answers import answer_rows
 from bitllm.experiments.config import ExperimentConfig, SystemConfig
 from bitllm.experiments.encoders import encoder_rows, nearest_captions, with_caption_measures
 from bitllm.experiments.record import published_rows
@@ -223,9 +224,14 @@ class Cell:
 
     @property
     def _evaluations(self) -> dict[str, Callable[[], pd.DataFrame]]:
-        """Kinds of evaluation: captions, and in an experiment about encoders the encoder (once)."""
+        """Kinds of evaluation: captions, in an experiment about encoders the encoder (once), and answers."""
         has_diagnostics = self.config.diagnostics and self.split == "poster" and self.parent is None
-        return {"judge": self._caption_rows, **({"encoder": self._encoder_rows} if has_diagnostics else {})}
+        is_asked = self.split == "poster" and bool(self.config.tasks_of(self.name))
+        return {
+            "judge": self._caption_rows,
+            **({"encoder": self._encoder_rows} if has_diagnostics else {}),
+            **({"questions": self._answer_rows} if is_asked else {}),
+        }
 
     @property
     def _is_verified(self) -> bool:
@@ -286,10 +292,10 @@ class Cell:
         make_system(run, self.label)
 
     def rows(self) -> pd.DataFrame:
-        """Rows for each image under every input, with the measures of the encoder."""
+        """Rows for each image under every input, with the measures of the encoder and of the answers."""
         rows = pd.read_parquet(self.path("judge"))
-        if "encoder" in self._evaluations:
-            found = pd.read_parquet(self.path("encoder"))
+        for kind in [kind for kind in self._evaluations if kind != "judge"]:
+            found = pd.read_parquet(self.path(kind))
             keys = ["control", "nsd_id"]
             found = found[[*keys, *(column for column in found if column not in rows)]]
             rows = rows.merge(found, on=keys, how="left", validate="one_to_one")
@@ -338,6 +344,17 @@ class Cell:
             self._held_out(),
             is_aligned=self.starts_from_align,
             seed=self.world.models,
+        )
+
+    def _answer_rows(self) -> pd.DataFrame:
+        return answer_rows(
+            self.run,
+            self._captioner(),
+            self._held_out(),
+            self.config.tasks_of(self.name),
+            controls=(*self.config.controls, "llm_alone"),
+            seed=self.world.brain,  # the same questions for all model seeds
+            progress=self.world.progress,
         )
 
 

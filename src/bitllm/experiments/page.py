@@ -19,7 +19,6 @@ from bitllm.errors import BitLlmError
 from bitllm.experiments.config import ExperimentConfig
 from bitllm.experiments.figures import alt_text, make_figure
 from bitllm.experiments.question import (
-    MEASURES,
     NOT_RUN,
     Headline,
     Question,
@@ -29,6 +28,7 @@ from bitllm.experiments.question import (
     counted,
     difference,
     interval,
+    measure_in_words,
     must_not,
     number,
     read_questions,
@@ -132,7 +132,7 @@ def _link(question: Question) -> str:
 def _headline(question: Question, row: Headline) -> list[str]:
     claim = question.config.claims[row.claim]
     is_pair = re.fullmatch(r"[\d.−]+ / [\d.−]+", claim.poster)
-    poster = f"{claim.poster} {MEASURES[claim.measure]}" if is_pair else claim.poster
+    poster = f"{claim.poster} {measure_in_words(claim)}" if is_pair else claim.poster
     first = [f"{_link(question)}: {row.question}", poster]
     if question.results is None:
         return [*first, "", NOT_RUN]
@@ -158,7 +158,7 @@ def _here(question: Question, place: int) -> str:
     name = claim.measure
     factor = "" if claim.factor == 1 else f"{difference(claim)} "
     return (
-        f"{number(effect.more, name)} / {number(effect.less, name)} {MEASURES[name]}, {factor}"
+        f"{number(effect.more, name)} / {number(effect.less, name)} {measure_in_words(claim)}, {factor}"
         f"{interval(effect, name)}; {size(question, names=False)}"
     )
 
@@ -190,7 +190,7 @@ def claims_table(question: Question) -> str:
             factor = "" if claim.factor == 1 else f" ({difference(claim)})"
             p = effect.difference.p or 0.0
             here = [
-                f"{MEASURES[name]} {number(effect.more, name)} / {number(effect.less, name)}",
+                f"{measure_in_words(claim)} {number(effect.more, name)} / {number(effect.less, name)}",
                 interval(effect, name) + factor,
                 f"{p:.3f}" if p >= 0.001 else "< 0.001",
                 f"**{verdict(claim, effect)}**",

@@ -34,6 +34,8 @@ MEASURES = {
     "cosine_zero": "cosine",
     "object_f1": "object F1",
     "caption_recall_at_10": "R@10 of the caption",
+    "accuracy": "accuracy in percent",
+    "answer_bits": "bits per answer",
 }
 _DIGITS = dict.fromkeys(
     ("recall_at_10", "recall_at_10_linear", "cosine_zero", "object_f1", "caption_recall_at_10"), 3
@@ -155,6 +157,11 @@ def n_complete_waves(rows: pd.DataFrame, record: dict[str, Any]) -> int:
 def number(value: float, measure: str) -> str:
     """A value of a measure: two decimals, or three for values between 0 and 1."""
     return f"{value:.{_DIGITS.get(measure, 2)}f}".replace("-", "−")
+
+
+def measure_in_words(claim: Claim) -> str:
+    """The measure of a claim, for answers with the task."""
+    return MEASURES[claim.measure] + ("" if claim.task is None else f" ({claim.task})")
 
 
 def interval(effect: Effect, measure: str) -> str:

@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from scipy import stats
 
 from bitllm.config import StrictConfig
@@ -35,7 +35,7 @@ Numbers = Float[np.ndarray, "_models _images _numbers"]
 Verdict = Literal["borne out", "not borne out", "undecided"]
 Measure = Literal[
     "cider", "rouge_l", "bleu_4", "bits", "length", "recall_at_10", "recall_at_10_linear", "cosine_zero",
-    "object_f1", "caption_recall_at_10",
+    "object_f1", "caption_recall_at_10", "accuracy", "answer_bits",
 ]  # fmt: skip
 
 LEAST_BRAINS = 3
@@ -45,6 +45,7 @@ RETRIEVED = ("real", "permuted", "zero", "shuffle")
 """Inputs of the evaluation of an encoder alone."""
 MEASURED_UNDER: dict[str, tuple[str, ...]] = {
     "bits": ("real",),
+    "answer_bits": ("real",),
     "cosine_zero": ("real",),
     "recall_at_10": RETRIEVED,
     "recall_at_10_linear": RETRIEVED,
@@ -56,6 +57,8 @@ ENCODER_MEASURES = ("cosine_zero", "recall_at_10", "recall_at_10_linear")
 
 CAPTION_MEASURES = ("object_f1", "caption_recall_at_10")
 """Measures of captions against the image, in experiments with ``verified``."""
+ANSWER_MEASURES = ("accuracy", "answer_bits")
+"""Measures of the answers to questions about the image, for systems that were trained on the task."""
 
 
 class Arm(StrictConfig):
@@ -87,12 +90,34 @@ class Claim(StrictConfig):
     """The other arm."""
     measure: Measure = "cider"
     """The measure, per image (BLEU-4: of all images of a world)."""
+    task: str | None = Field(default=None, exclude_if=lambda task: task is None)
+    """The task of the questions, for a measure of answers."""
     factor: float = Field(default=1.0, gt=0)
     """The first arm should have this many times as much."""
     negligible: float = Field(default=0.0, ge=0)
     """Largest difference that counts as none: the claim is not borne out if the interval is below it."""
     poster: str
     """The poster's figures, on NSD."""
+
+    @model_validator(mode="after")
+    def _names_a_task(self) -> "Claim":
+        if (self.measure in ANSWER_MEASURES) != (self.task is not None):
+            found = "none" if self.task is None else f"`{self.task}` with {self.measure}"
+            raise ValueError(
+                f"`task`: expected a task of questions with {' or '.join(ANSWER_MEASURES)} and with no other measure, "
+                f"found {found}; change one of them"
+            )
+        return self
+
+    @property
+    def column(self) -> str:
+        """The column of the rows with its numbers."""
+        return "bleu_counts" if self.measure == "bleu_4" else column_of(self.measure, self.task)
+
+
+def column_of(measure: str, task: str | None) -> str:
+    """The column of a measure, for answers with the task: ``accuracy count``."""
+    return measure if task is None else f"{measure} {task}"
 
 
 class Effect(NamedTuple):
@@ -113,7 +138,7 @@ class Effect(NamedTuple):
 
 def effect_of(claim: Claim, rows: pd.DataFrame, *, n_draws: int = 2000, seed: int = 0) -> Effect:
     """The paired effect of a claim in the rows of an experiment."""
-    arms = [_numbers(rows, arm, claim.measure) for arm in (claim.more, claim.less)]
+    arms = [_numbers(rows, arm, claim.column) for arm in (claim.more, claim.less)]
     if not arms[0].index.equals(arms[1].index):
         raise DataError(
             f"claim `{claim.text}`: expected the same worlds and images for {claim.more} and {claim.less}, found "
@@ -210,20 +235,19 @@ def _percentiles(draws: Float[np.ndarray, " n_draws"]) -> tuple[float, float, fl
     return float(low), float(high), min(1.0, 2 * (tail + 1) / (len(draws) + 1))
 
 
-def _numbers(rows: pd.DataFrame, arm: Arm, measure: str) -> pd.DataFrame:
+def _numbers(rows: pd.DataFrame, arm: Arm, column: str) -> pd.DataFrame:
     """Summable numbers of an arm, one row for each world and image."""
     if len(arm.inputs) == 2:
-        one, other = (
-            _numbers(rows, arm.model_copy(update={"control": name}), measure) for name in arm.inputs
-        )
+        one, other = (_numbers(rows, arm.model_copy(update={"control": name}), column) for name in arm.inputs)
         return one - other
     chosen = rows[(rows["system"] == arm.system) & (rows["control"] == arm.control)]
-    column = "bleu_counts" if measure == "bleu_4" else measure
     chosen = chosen[chosen[column].notna()] if column in chosen else chosen[:0]
     if chosen.empty:
-        raise DataError(f"results: expected {measure} of {arm}, found none; run the experiment again")
+        raise DataError(f"results: expected {column} of {arm}, found none; run the experiment again")
     values = (
-        np.vstack(chosen[column].tolist()) if measure == "bleu_4" else chosen[[column]].to_numpy(np.float64)
+        np.vstack(chosen[column].tolist())
+        if column == "bleu_counts"
+        else chosen[[column]].to_numpy(np.float64)
     )
     keys = pd.MultiIndex.from_frame(chosen[_KEYS])
     return pd.DataFrame(values, index=keys).sort_index()
