@@ -48,6 +48,8 @@ publish: $(VENV)/.runtime
 results: $(VENV)/.runtime
 	$(BIN)/python -m bitllm.experiments.page
 
+# the suite starts a hundred programs, and without cached bytecode each compiles its sources
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/.dev
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 

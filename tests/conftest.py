@@ -1,5 +1,6 @@
 """What every test starts from: shapes checked while the tests run, no network, one seed."""
 
+import importlib
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -9,6 +10,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several processes test side by side: 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from jaxtyping import install_import_hook
+
+# While the hook runs a module, Python looks for cached bytecode of everything that the module imports under another
+# name, and compiles it: so these come first.
+for library in ("accelerate", "beartype.roar", "h5py", "nibabel", "peft", "scipy.stats", "sympy",
+                "transformers.models.clip.modeling_clip", "transformers.models.llama.modeling_llama"):  # fmt: skip
+    importlib.import_module(library)
 
 # Where tensors have shapes. Metrics and tables call small functions on text so often that checks double their time.
 _CHECKED = ("model", "losses", "stages", "training", "data", "simulation")

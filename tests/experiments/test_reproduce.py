@@ -91,7 +91,7 @@ def test_every_other_question_runs_in_its_quick_version(name, quick, experiments
         assert set(rows.loc[rows[f"answer_bits {task}"].notna(), "control"]) == {"real"}
     said = sentences(out / name, config, record)
     assert len(said) == len(config.claims) + 2
-    assert all("undecided (1 brains" in line for line in said[:-2])
+    assert all("undecided (1 brain, 1 model seed, " in line for line in said[:-2])
 
 
 def test_every_question_runs_in_a_test_here(experiments):

@@ -242,7 +242,7 @@ def _quick_system(system: dict[str, Any]) -> dict[str, Any]:
     if "adapter_layers" in sft:
         sft["adapter_layers"] = [0]
     if "steps" in sft.get("optimizer", {}):
-        sft["optimizer"] = sft["optimizer"] | {"steps": sft["optimizer"]["steps"] // 10}
+        sft["optimizer"] = sft["optimizer"] | {"steps": min(sft["optimizer"]["steps"] // 10, 40)}
     for key in {"n_shots", "n_shots_alone"} & data.keys():
         data[key] //= 10
     return system | {"sft": sft, "data": data}

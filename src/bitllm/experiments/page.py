@@ -92,10 +92,14 @@ def _in_words(claim: Claim, effect: Effect) -> str:
     return (
         f"{name} {claim.more} {number(effect.more, name)}, {claim.less} {number(effect.less, name)}, "
         f"{difference(claim)} {interval(effect, name)}, p {effect.difference.p:.3f}, "
-        f"{verdict_of(effect, claim.negligible)} ({effect.n_brains} brains, {effect.n_models} model seeds, "
-        f"{effect.n_images} images)"
+        f"{verdict_of(effect, claim.negligible)} ({_n(effect.n_brains, 'brain')}, {_n(effect.n_models, 'model seed')}, "
+        f"{_n(effect.n_images, 'image')})"
         f"{'; it must not come out' if must_not(claim) else ''}"
     )
+
+
+def _n(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def make_summary(questions: list[Question], summary: Summary) -> str:
