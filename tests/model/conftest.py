@@ -78,7 +78,7 @@ def brain() -> dict[str, Any]:
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_program() -> Callable[..., str]:
     """Run a program of the folder ``programs`` and return what it prints."""
     return _run_program
