@@ -9,6 +9,7 @@ import torch
 from bitllm.errors import CheckpointError, DataError
 from bitllm.evaluation.runs import open_checkpoints
 from bitllm.explore.work import open_session, system_folders
+from bitllm.model.build import CARD
 from bitllm.pipeline.recipe import Recipe
 from bitllm.pipeline.run import RECIPE, Run
 
@@ -65,6 +66,18 @@ def test_a_new_subject_is_read_as_in_the_evaluation_of_the_run(easy, tmp_path):
         assert found.equal(plain) is not is_new
         if is_new:
             assert found.equal(run.captioner("sft", adapted_to=subject).brain_tokens(trials))
+
+
+def test_a_system_that_was_trained_on_questions_is_asked_by_default(demo_folder, tmp_path):
+    assert open_session(demo_folder, demo_folder / "store").system_to_ask == "rft"
+    shutil.copytree(demo_folder, tmp_path / "demo", ignore=shutil.ignore_patterns("store", "nsd"))
+    card = tmp_path / "demo" / "prefix" / CARD
+    weights = {"caption": 1.0, "count": 0.5, "presence": 0.0}
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"tasks": {"weights": weights}}))
+    session = open_session(tmp_path / "demo", demo_folder / "store")
+    assert session.system_to_ask == "prefix"
+    tasks = {one.name: one.tasks for one in session.info().systems}
+    assert (tasks["prefix"], tasks["rft"]) == (["count"], [])
 
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path, demo_folder):

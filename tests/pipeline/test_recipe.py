@@ -42,7 +42,7 @@ def test_every_packaged_recipe_is_valid(name):
     assert recipe.data.preset in PRESETS
     assert recipe.rft.max_new_tokens <= recipe.evaluation.max_new_tokens
     posters = ("prefix", "prefix_mlp", "no_align")
-    variants = ("prefix_mlp", "poster", "poster_rft") if name == "demo" else posters
+    variants = ("prefix_mlp", "instructed", "poster", "poster_rft") if name == "demo" else posters
     assert recipe.system_names == ("sft", "rft", *variants)
     is_best = name in ("demo", "best")
     assert (recipe.sft.encoder, recipe.rft.rewards.ip) == (("trained", 0.0) if is_best else ("frozen", 1.0))
@@ -53,6 +53,7 @@ def test_the_demo_trains_the_posters_method_with_the_settings_of_its_own_recipe(
     assert demo.system("poster").sft == poster.sft
     assert demo.system("poster_rft").rft == poster.rft
     assert demo.system("prefix_mlp").sft == poster.system("prefix_mlp").sft
+    assert demo.system("instructed").sft.tasks.keys() == {"caption", "presence", "count", "vqa-v2"}
 
 
 @pytest.mark.parametrize("name", [*PACKAGED, *OF_EXPERIMENTS])

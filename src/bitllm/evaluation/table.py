@@ -349,13 +349,14 @@ def _bits(real: _Input, control: _Input, seed: int) -> Scores:
 
 
 def _between_systems(real: dict[str, _Input]) -> dict[str, Estimate]:
-    """Paired differences in CIDEr: between the stages, to the poster's method, and to the baselines.
+    """Paired differences in CIDEr: between the stages, to the poster's method, to sft on questions and to baselines.
 
     Baselines are compared with ``poster`` where the run has it, since they are trained as long as that one.
     """
     peer = "poster" if "poster" in real else "sft"
-    stages = ("sft", "rft", "poster", "poster_rft")
+    stages = ("sft", "rft", "poster", "poster_rft", "instructed")
     pairs = [("rft", "sft"), ("sft", "poster"), ("rft", "poster_rft"), ("poster_rft", "poster")]
+    pairs += [("sft", "instructed")]
     pairs += [(peer, name) for name in real if name not in stages]
     return {
         f"{a} - {b}": paired_difference(real[a].numbers.cider, real[b].numbers.cider)

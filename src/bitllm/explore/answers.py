@@ -74,7 +74,7 @@ def ask(
     repetition
         A single trial, counted from 1; None for the mean over all trials of the image.
     system
-        By default rft, else sft.
+        By default one that was trained on questions, else rft, else sft.
     store
         By default that of the run.
 
@@ -86,7 +86,7 @@ def ask(
     if repetition is not None and repetition < 1:
         raise ConfigError(f"--repetition: expected 1 or more, found {repetition}; name another")
     session = open_session(run, store or _store_of(run))
-    subject, name = subject or session.subjects[0], system or next(iter(session.folders))
+    subject, name = subject or session.subjects[0], system or session.system_to_ask
     captioner, trials = session.system(name), session.trials(subject)
     inputs = session.inputs(captioner, subject, nsd_id, repetition)
     known = session.true_answers(nsd_id)

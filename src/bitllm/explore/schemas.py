@@ -42,6 +42,8 @@ class SystemInfo(_Strict):
     name: str
     interface: str
     stage: str
+    tasks: list[str]
+    """Tasks of questions that it was trained on."""
 
 
 class RoiInfo(_Strict):

@@ -38,6 +38,7 @@ from bitllm.evaluation.runs import (
     find_split,
     precision_of,
     system_names,
+    tasks_of,
 )
 from bitllm.explore.conversation import CHANGED, CONTROL, REAL, Inputs, converse, mean_word_bits
 from bitllm.explore.jobs import Job
@@ -148,6 +149,13 @@ class Session:
     _loaded: dict[str, Captioner] = field(default_factory=dict)
     _transports: dict[tuple[str, str], Transport | None] = field(default_factory=dict)
     _subjects: dict[str, SubjectTrials] = field(default_factory=dict)
+
+    @property
+    def system_to_ask(self) -> str:
+        """The first system that was trained on questions, else the first of all."""
+        return next(
+            (name for name, folder in self.folders.items() if tasks_of(folder)), next(iter(self.folders))
+        )
 
     def system(self, name: str) -> Captioner:
         """A system of the run; the last two stay in memory."""
@@ -353,6 +361,7 @@ def _system_info(name: str, folder: Path) -> SystemInfo:
         name=name,
         interface=read_record(sft / "config.json", "interface")["interface"],
         stage=str(card["stage"]),
+        tasks=list(tasks_of(folder)),
     )
 
 

@@ -289,7 +289,7 @@ async function start() {
   conversation.add(...address.getAll("q"));
   const what = run.data === "simulated" ? "simulated brain: nothing here says anything about real ones" : run.data;
   document.getElementById("about").textContent = `bitllm explore · ${run.run} · base LLM ${run.llm} · split ${run.split} · ${what}`;
-  const systems = run.systems.map((one) => [one.name, `${one.name} (${one.interface})`]);
+  const systems = run.systems.map(({ name, interface: how, tasks }) => [name, `${name} (${how}${tasks.length ? ", questions" : ""})`]);
   fill(field.system, systems, wanted.system);
   fill(field.compare, [["", "nothing"], ...systems], wanted.compare);
   fill(field.subject, run.subjects.map((one) => [one.name, `${one.name}${one.is_trained_on ? ", trained on" : ", never trained on"}`]), wanted.subject);
