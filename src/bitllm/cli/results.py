@@ -66,7 +66,7 @@ def ask(
         image: The image (nsd_id).
         subject: The subject; by default the test subject.
         repetition: A single trial, counted from 1; by default the mean over all trials of the image.
-        system: Name of the system (default: rft, else sft).
+        system: Name of the system (default: one that was trained on questions, else rft, else sft).
         store: The store that the run was trained on; by default that of the run.
         json: Print JSON instead of a table.
     """
