@@ -6,10 +6,11 @@ import time
 from functools import partial
 
 import pytest
+import yaml
 
 from bitllm.evaluation.scoring.captions_file import read_captions
 from bitllm.pipeline import whole
-from bitllm.pipeline.recipe import read_recipe
+from bitllm.pipeline.recipe import Recipe, merged, read_recipe
 from bitllm.pipeline.run import Run
 from bitllm.pipeline.steps import Steps, Unit
 
@@ -88,6 +89,22 @@ def test_a_run_of_two_processes_gives_the_captions_of_one(demo_folder, tmp_path,
         line for line in (folder / "steps" / whole.LOG).read_text().splitlines() if line.endswith(" s")
     ]
     assert of_helper, "the second process made nothing"
+
+
+@pytest.mark.parametrize(
+    ("more", "n", "n_given"),
+    [({}, 4, 4), ({"variants": {"prefix": None, "prefix_mlp": None, "no_align": None}}, 2, 1)],
+)
+def test_what_does_not_follow_one_another_can_be_made_at_once(demo_folder, tmp_path, more, n, n_given):
+    """sft with its rft, and each variant; or CLIP and LLM, if they are not given."""
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"base": "smoke"} | more))
+    recipe = read_recipe(str(tmp_path / "recipe.yaml"))
+    store = {"data": recipe.data.model_copy(update={"store": demo_folder / "store"})}
+    recipe = recipe.model_copy(update=store)
+    assert whole._n_at_once(Run(tmp_path / "run", recipe)) == n
+    there = {name: {"source": str(demo_folder / name)} for name in ("clip", "llm")}
+    given = Recipe.parse(merged(recipe.model_dump(), there), source="given")
+    assert whole._n_at_once(Run(tmp_path / "given", given)) == n_given
 
 
 def test_a_process_that_fails_leaves_its_work_to_the_first(tmp_path, monkeypatch, pretend_cores):

@@ -75,15 +75,24 @@ def _options(recipe: Recipe) -> EvaluateOptions:
     return EvaluateOptions(inputs=recipe.evaluation.inputs, likelihood=recipe.evaluation.likelihood)
 
 
+def _n_at_once(run: Run) -> int:
+    """Number of parts of a run that can be made at the same time."""
+    recipe = run.recipe
+    if recipe.is_of_folds:
+        return len(run.folds())
+    n_models = (recipe.clip.is_made and recipe.needs_clip) + recipe.llm.is_made
+    return max(n_models, len({_first(recipe, name) for name in recipe.system_names}))
+
+
 @contextmanager
 def _helpers(run: Run) -> Iterator[None]:
     """Run further processes during the block; each process gets an equal part of the cores.
 
-    There are none on a GPU. A helper that fails leaves its work to this process, and says why in a log. All end with
-    the block, and also if this process is killed.
+    There are none on a GPU, nor for a run whose parts follow one another. A helper that fails leaves its work to this
+    process, and says why in a log. All end with the block, and also if this process is killed.
     """
     n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    n_processes = min(run.recipe.trainer.processes, n_cores)
+    n_processes = min(run.recipe.trainer.processes, n_cores, _n_at_once(run))
     if n_processes == 1 or torch.cuda.is_available() or not CAN_SHARE:
         yield
         return
