@@ -9,7 +9,7 @@ from bitllm.config import nearest
 from bitllm.data.splits import PRESETS, Split, check_split, load_split, make_split
 from bitllm.data.store import Store
 from bitllm.data.targets import Targets, load_targets
-from bitllm.data.tasks.mixture import CAPTION
+from bitllm.data.tasks.mixture import tasks_with_questions
 from bitllm.data.transfer import as_trained_on
 from bitllm.errors import CheckpointError, ConfigError, SplitError
 from bitllm.evaluation.diagnostics import same_encoder
@@ -156,8 +156,7 @@ def open_checkpoints(
 def tasks_of(folder: Path) -> tuple[str, ...]:
     """Tasks of questions that the system of a checkpoint was trained on."""
     sft = sft_beneath(folder) if (folder / RFT_CARD).is_file() else folder
-    weights = card_of(sft).get("tasks", {}).get("weights", {})
-    return tuple(task for task, weight in weights.items() if weight > 0 and task != CAPTION)
+    return tasks_with_questions(card_of(sft).get("tasks", {}).get("weights", {}))
 
 
 def final_of(names: Iterable[str]) -> str:

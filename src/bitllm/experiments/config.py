@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from bitllm.config import StrictConfig, nearest, read_yaml
-from bitllm.data.tasks.mixture import CAPTION
+from bitllm.data.tasks.mixture import tasks_with_questions
 from bitllm.errors import ConfigError
 from bitllm.experiments.verdict import (
     ANSWER_MEASURES,
@@ -173,9 +173,7 @@ class ExperimentConfig(StrictConfig):
 
     def tasks_of(self, name: str) -> tuple[str, ...]:
         """Tasks of questions that a system is trained on, and so asked."""
-        return tuple(
-            task for task, weight in self.recipe_of(name).sft.tasks.items() if weight > 0 and task != CAPTION
-        )
+        return tasks_with_questions(self.recipe_of(name).sft.tasks)
 
     def grid_of(self, name: str) -> tuple[float, ...]:
         """Learning rates to try for a system; a system that takes another's rate has those of its stage."""

@@ -22,7 +22,7 @@ COMPARISON = "a comparison, not a control: it uses betas recorded for the same i
 SYSTEMS = {
     "rft": "all three stages: align, sft, rft",
     "sft": "two stages: align, sft",
-    "instructed": "sft that went on, on captions and questions about the images",
+    "instructed": "sft continued on captions and questions about the images",
     "poster_rft": "the poster's three stages: frozen encoder, composite reward",
     "poster": "the poster's two stages: align, sft with a frozen encoder",
     "prefix": "brain tokens prepended to the prompt by a linear projection",

@@ -95,6 +95,11 @@ class TaskMixture:
         return Question(exchange, choose(n_turns, purpose="turn", seed=seed, epoch=epoch, index=index))
 
 
+def tasks_with_questions(weights: Mapping[str, float]) -> tuple[str, ...]:
+    """The tasks with a weight, without captions."""
+    return tuple(task for task, weight in weights.items() if weight > 0 and task != CAPTION)
+
+
 def is_captions_alone(weights: Mapping[str, float]) -> bool:
     """Whether no other task than captions has a weight."""
-    return not any(weight > 0 for task, weight in weights.items() if task != CAPTION)
+    return not tasks_with_questions(weights)
