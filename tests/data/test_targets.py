@@ -3,6 +3,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
 from bitllm.data.store import open_store
@@ -35,6 +36,17 @@ def test_a_picture_embedding_does_not_depend_on_its_batch(easy, targets, small_c
     for row in (0, 7):
         alone = small_clip.pictures(easy.store.pictures([int(targets.nsd_id[row])]))[0]
         assert np.allclose(targets.image[row], alone, atol=1e-5)
+
+
+def test_targets_in_two_parts_equal_those_in_one(easy, targets, small_clip):
+    """As two processes make them: 5 images in one, the others in the other."""
+    halves = make_targets(
+        easy.store,
+        small_clip,
+        rows_of=lambda n, compute: torch.cat([compute(range(5)), compute(range(5, n))]),
+    )
+    for name in ("nsd_id", "image", "text"):
+        assert np.allclose(getattr(halves, name), getattr(targets, name), atol=1e-5)
 
 
 def test_captions_longer_than_the_context_are_cut_and_not_refused(small_clip):

@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from bitllm.data.targets import load_targets
 from bitllm.training.logging import read_log
 
 PROGRAM = Path(__file__).parent / "programs" / "stages.py"
@@ -40,7 +42,7 @@ def runs(write_recipe, tmp_path_factory):
     """One process; two with copies, whose share comes in micro-batches; two with shards."""
     folder = tmp_path_factory.mktemp("processes")
     joint = {"variants": {"joint": {"sft": {"encoder": "trained"}}}}
-    ddp = write_recipe(folder / "ddp", **joint, **{"trainer.micro_batch": 2})
+    ddp = write_recipe(folder / "ddp", **joint, **{"trainer.micro_batch": 2, "data.targets": None})
     fsdp = write_recipe(folder / "fsdp", **joint, **{"trainer.parallel": "fsdp"})
     return {
         "one": train(write_recipe(folder / "one", **joint), 1),
@@ -68,6 +70,14 @@ def test_two_processes_follow_the_trajectory_of_one(runs, stage, how):
     assert set(weights) == set(others)
     for name, tensor in weights.items():
         assert (tensor - others[name]).norm() <= 2e-3 * tensor.norm() + 1e-6, name
+
+
+def test_two_processes_embed_the_pictures_together(runs, demo_folder):
+    """`ddp` makes its own targets; the others read those of the demo."""
+    found, expected = (load_targets(run / "targets.safetensors") for run in (runs["ddp"], demo_folder))
+    assert found.made_from == expected.made_from
+    for name in ("nsd_id", "image", "text"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=1e-5)
 
 
 def test_nothing_is_left_over_and_every_process_wrote_its_own_state(runs):

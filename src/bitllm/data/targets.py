@@ -5,7 +5,7 @@ the small one of the demo).
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from safetensors.numpy import save_file
+from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -119,17 +120,36 @@ class Targets:
         return rows
 
 
-def make_targets(store: Store, embedder: ClipEmbedder) -> Targets:
-    """Embed every image and every caption of a store."""
+def make_targets(
+    store: Store,
+    embedder: ClipEmbedder,
+    *,
+    rows_of: Callable[[int, Callable[[range], Tensor]], Tensor] = lambda n, compute: compute(range(n)),
+) -> Targets:
+    """Embed every image and every caption of a store.
+
+    ``rows_of(n, compute)`` gives n rows, of which ``compute`` computes any range. With
+    `bitllm.training.distributed.rows_of_all_ranks` each process embeds a part of the images; every process must then
+    call this.
+    """
     nsd_id = np.sort(store.stimuli.index.to_numpy())
-    image = np.concatenate([embedder.pictures(store.pictures(chunk)) for chunk in _chunks(nsd_id)])
-    captions = [store.captions[int(image_id)] for image_id in nsd_id]
-    flat = embedder.captions([caption for group in captions for caption in group])
-    owner = np.repeat(np.arange(len(nsd_id)), [len(group) for group in captions])
-    text = np.zeros((len(nsd_id), flat.shape[1]), dtype=np.float32)
-    np.add.at(text, owner, flat)
-    text /= np.linalg.norm(text, axis=1, keepdims=True)
-    return Targets(nsd_id, image, text, pictures_and_captions(store))
+
+    def image(part: range) -> Float[Tensor, "part d"]:
+        chunks = _chunks(nsd_id[part.start : part.stop])
+        return torch.from_numpy(
+            np.concatenate([embedder.pictures(store.pictures(chunk)) for chunk in chunks])
+        )
+
+    def text(part: range) -> Float[Tensor, "part d"]:
+        captions = [store.captions[int(image_id)] for image_id in nsd_id[part.start : part.stop]]
+        flat = embedder.captions([caption for group in captions for caption in group])
+        owner = np.repeat(np.arange(len(part)), [len(group) for group in captions])
+        total = np.zeros((len(part), flat.shape[1]), dtype=np.float32)
+        np.add.at(total, owner, flat)
+        return torch.from_numpy(total / np.linalg.norm(total, axis=1, keepdims=True))
+
+    image_rows, text_rows = (rows_of(len(nsd_id), compute).numpy() for compute in (image, text))
+    return Targets(nsd_id, image_rows, text_rows, pictures_and_captions(store))
 
 
 def pictures_and_captions(store: Store) -> str:

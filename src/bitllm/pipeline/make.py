@@ -38,7 +38,7 @@ from bitllm.stages.rft import rft_fingerprint, train_rft
 from bitllm.stages.sft import sft_fingerprint, train_sft
 from bitllm.stages.workspace import is_finished
 from bitllm.toy_models import train_small_clip, train_small_llm, unpack_smollm2
-from bitllm.training.distributed import barrier, device, is_main, process_group
+from bitllm.training.distributed import any_rank, barrier, device, is_main, process_group, rows_of_all_ranks
 
 
 def make_system(run: Run, name: str) -> tuple[Path, bool]:
@@ -117,13 +117,18 @@ def make_models(run: Run) -> None:
         _once(
             run,
             "targets",
-            lambda: save_targets(
-                make_targets(run.store, load_clip(run.clip_source, device=device())),
-                run.folder / "targets.safetensors",
-            ),
+            partial(_make_targets, run),
             [recipe.clip.source, run.store.sha256],
             after=("clip",) if recipe.clip.is_made else (),
+            together=True,
         )
+
+
+def _make_targets(run: Run) -> None:
+    clip = load_clip(run.clip_source, device=device())
+    targets = make_targets(run.store, clip, rows_of=rows_of_all_ranks)
+    if is_main():
+        save_targets(targets, run.folder / "targets.safetensors")
 
 
 def model_makers(run: Run) -> dict[str, Callable[[], None]]:
@@ -300,13 +305,28 @@ def _is_finished(run: Run, folder: Path, fingerprint: dict[str, Any]) -> bool:
 
 
 def _once(
-    run: Run, name: str, make: Callable[[], None], settings: Any, *, after: tuple[str, ...] = ()
+    run: Run,
+    name: str,
+    make: Callable[[], None],
+    settings: Any,
+    *,
+    after: tuple[str, ...] = (),
+    together: bool = False,
 ) -> None:
-    """Make a part in the main process unless it is finished."""
+    """Make a part unless it is finished: in the main process, or ``together`` in all processes."""
+    refuse = run.recipe.trainer.if_changed == "refuse"
+    is_made = False
+
+    def announced() -> None:
+        """Let the others, which wait in `any_rank`, join."""
+        nonlocal is_made
+        is_made = any_rank(True)[0]
+        make()
+
     if is_main():
-        run.steps.run(
-            name, make, settings=settings, after=after, refuse=run.recipe.trainer.if_changed == "refuse"
-        )
+        run.steps.run(name, announced if together else make, settings=settings, after=after, refuse=refuse)
+    if together and not is_made and any_rank(False)[0]:
+        make()
     barrier()
 
 

@@ -16,9 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-_TIMEOUT = timedelta(
-    hours=12
-)  # the others wait while the main process computes CLIP embeddings of all images
+_TIMEOUT = timedelta(hours=12)  # the others wait while the main process makes the store or the small models
 
 
 @contextmanager
