@@ -172,6 +172,15 @@ def test_ten_answers_are_scored_as_vqa_and_as_a_okvqa_where_it_is_that():
     assert "A-OKVQA" in metric_of([Question(direct, 0)])
 
 
+def test_only_the_derived_lists_are_scored_as_lists():
+    listed = about(
+        COUNT, 0, answers=(("dog, cat",),), answer_type="phrase", source="derived", task="category"
+    )
+    assert score_of(Question(listed, 0), "cat") == pytest.approx(2 / 3)
+    assert score_of(Question(replace(listed, source="my questions"), 0), "cat") == 0
+    assert "F1" in metric_of([Question(listed, 0)])
+
+
 def made_up_rows(n_images=8):
     """Rows of two tasks with random scores, without a system."""
     rng, parts = np.random.default_rng(3), []

@@ -84,7 +84,7 @@ def test_every_other_question_runs_in_its_quick_version(name, quick, experiments
         assert rows[["object_f1", "caption_recall_at_10"]].notna().all(axis=None)
         nearest = set(rows.loc[rows["control"] == "nearest", "system"])
         assert nearest == {one for one, system in config.systems.items() if system.start in (None, "align")}
-    for task in config.tasks_of(next(iter(config.systems))):
+    for task in config.asked_of(next(iter(config.systems))):
         asked = rows[rows[f"accuracy {task}"].notna()]
         assert set(asked["system"]) == {"asked", "no_signal"}
         assert set(asked["control"]) == {"real", "permuted", *config.controls, "llm_alone"}

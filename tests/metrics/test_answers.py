@@ -12,6 +12,7 @@ from bitllm.metrics.answers import (
     direct_answer_accuracy,
     exact_match,
     is_yes,
+    list_f1,
     most_frequent,
     normalized_answer,
     vqa_accuracy,
@@ -84,6 +85,22 @@ def test_answers_are_normalized_only_where_they_differ():
 def test_vqa_accuracy_needs_ten_answers():
     with pytest.raises(DataError, match="10 answers"):
         vqa_accuracy("cat", ["cat"] * 9)
+
+
+@pytest.mark.parametrize(
+    ("said", "accepted", "expected"),
+    [
+        ("dog, cat", "cat, dog", 1),
+        ("dog , dog , a cat .", "cat, dog", 1),
+        ("dog and cat", "dog, cat, sandwich", 2 * (1 * 2 / 3) / (1 + 2 / 3)),
+        ("dog, tree, car, bus", "dog", 2 * (1 / 4 * 1) / (1 / 4 + 1)),
+        ("hot dog", "dog, hot dog", 2 * (1 * 1 / 2) / (1 + 1 / 2)),
+        ("tree", "dog", 0),
+        ("", "dog", 0),
+    ],
+)
+def test_lists_are_scored_by_precision_and_recall_of_their_items(said, accepted, expected):
+    assert list_f1(said, accepted) == pytest.approx(expected)
 
 
 def test_exact_match_accepts_any_answer_in_whole():

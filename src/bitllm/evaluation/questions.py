@@ -29,6 +29,7 @@ from bitllm.metrics.answers import (
     VQA_VARIANT,
     count_error,
     is_direct_answer,
+    is_list,
     is_yes,
     most_frequent,
     normalized_answer,
@@ -286,6 +287,8 @@ def rows_of_answers(
 
 def metric_of(questions: Sequence[Question]) -> str:
     """Name of the accuracy of a task's decoded answers."""
+    if all(map(is_list, questions)):
+        return "F1 of the listed objects"
     if all(map(is_direct_answer, questions)):
         return "A-OKVQA's accuracy of direct answers"
     has_ten = [len(one.accepted) == N_VQA_ANSWERS for one in questions]

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import pandas as pd
 
 from bitllm.data.tasks.exchange import exchanges
+from bitllm.errors import DataError
 from bitllm.evaluation.held_out import HeldOut
 from bitllm.evaluation.questions import GOLD, MOST_FREQUENT, TrainingAnswers, drawn, question_rows
 from bitllm.evaluation.task_results import best_score
-from bitllm.experiments.verdict import ANSWER_MEASURES, column_of
+from bitllm.experiments.verdict import ANSWER_MEASURES, TYPE_OF_TASK, column_of
 from bitllm.model.captioner import Captioner
 from bitllm.pipeline.run import Run
 from bitllm.training.logging import Progress
@@ -34,30 +35,33 @@ def answer_rows(
     Parameters
     ----------
     tasks
-        Tasks to ask; at most ``questions_per_task`` of the recipe's evaluation are drawn of each with the seed.
+        Tasks to ask, or ``TASK: TYPE`` for the questions of one type. At most ``questions_per_task`` of the recipe's
+        evaluation are drawn of each with the seed.
     controls
         Inputs besides real and permuted betas.
     """
-    evaluation = run.recipe.evaluation
-    asked = {
-        task: drawn(
-            exchanges(run.store, tasks=[task], nsd_ids=held_out.nsd_id.tolist()),
-            evaluation.questions_per_task,
+    evaluation, parts = run.recipe.evaluation, []
+    for task in tasks:
+        name, _, kind = task.partition(TYPE_OF_TASK)
+        available = exchanges(run.store, tasks=[name], nsd_ids=held_out.nsd_id.tolist())
+        if kind:
+            available = tuple(one for one in available if one.question_type == kind)
+        if not available:
+            raise DataError(
+                f"{run.store.path}: expected questions of `{task}` about the test images, found none"
+            )
+        rows = question_rows(
+            system,
+            held_out,
+            {name: drawn(available, evaluation.questions_per_task, seed=seed)},
+            TrainingAnswers({}),  # its floor is not among the inputs
+            controls=controls,
             seed=seed,
+            max_new_tokens=evaluation.max_new_tokens,
+            progress=progress,
         )
-        for task in tasks
-    }
-    rows = question_rows(
-        system,
-        held_out,
-        asked,
-        TrainingAnswers({}),  # its floor is not among the inputs
-        controls=controls,
-        seed=seed,
-        max_new_tokens=evaluation.max_new_tokens,
-        progress=progress,
-    )
-    return numbers_of_answers(rows)
+        parts.append(rows.assign(task=task))
+    return numbers_of_answers(pd.concat(parts))
 
 
 def numbers_of_answers(rows: pd.DataFrame) -> pd.DataFrame:

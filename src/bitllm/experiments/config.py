@@ -12,10 +12,10 @@ from bitllm.config import StrictConfig, nearest, read_yaml
 from bitllm.data.tasks.mixture import tasks_with_questions
 from bitllm.errors import ConfigError
 from bitllm.experiments.verdict import (
-    ANSWER_MEASURES,
     CAPTION_MEASURES,
     ENCODER_MEASURES,
     MEASURED_UNDER,
+    TYPE_OF_TASK,
     Arm,
     Claim,
 )
@@ -130,7 +130,7 @@ class ExperimentConfig(StrictConfig):
     def _require_measured(self, arm: Arm, claim: Claim) -> None:
         """Refuse a claim that no run can answer, because rules must not be changed after results."""
         measure, asked = claim.measure, self.tasks_of(arm.system)
-        if measure in ANSWER_MEASURES and claim.task not in asked:
+        if claim.task is not None and claim.task.partition(TYPE_OF_TASK)[0] not in asked:
             raise ValueError(
                 f"`claims`: expected a task that {arm.system} is trained on ({', '.join(asked) or 'none'}), found "
                 f"`{claim.task}`; give it a weight in `sft.tasks`"
@@ -172,8 +172,15 @@ class ExperimentConfig(StrictConfig):
         return Recipe.parse(merged(self.recipe.model_dump(), self.changes_of(name)), source=f"systems.{name}")
 
     def tasks_of(self, name: str) -> tuple[str, ...]:
-        """Tasks of questions that a system is trained on, and so asked."""
+        """Tasks of questions that a system is trained on."""
         return tasks_with_questions(self.recipe_of(name).sft.tasks)
+
+    def asked_of(self, name: str) -> tuple[str, ...]:
+        """What a system is asked: its tasks, and the types of questions that claims name."""
+        tasks = self.tasks_of(name)
+        named = (claim.task for claim in self.claims if claim.task is not None)
+        types = [task for task in named if TYPE_OF_TASK in task and task.partition(TYPE_OF_TASK)[0] in tasks]
+        return tuple(dict.fromkeys([*tasks, *types]))
 
     def grid_of(self, name: str) -> tuple[float, ...]:
         """Learning rates to try for a system; a system that takes another's rate has those of its stage."""

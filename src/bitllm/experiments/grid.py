@@ -351,7 +351,7 @@ class Cell:
             self.run,
             self._captioner(),
             self._held_out(),
-            self.config.tasks_of(self.name),
+            self.config.asked_of(self.name),
             controls=(*self.config.controls, "llm_alone"),
             seed=self.world.brain,  # the same questions for all model seeds
             progress=self.world.progress,

@@ -59,6 +59,8 @@ CAPTION_MEASURES = ("object_f1", "caption_recall_at_10")
 """Measures of captions against the image, in experiments with ``verified``."""
 ANSWER_MEASURES = ("accuracy", "answer_bits")
 """Measures of the answers to questions about the image, for systems that were trained on the task."""
+TYPE_OF_TASK = ": "
+"""Separates a task from one of its types of questions."""
 
 
 class Arm(StrictConfig):
@@ -91,7 +93,7 @@ class Claim(StrictConfig):
     measure: Measure = "cider"
     """The measure, per image (BLEU-4: of all images of a world)."""
     task: str | None = Field(default=None, exclude_if=lambda task: task is None)
-    """The task of the questions, for a measure of answers."""
+    """The task of the questions, or ``TASK: TYPE`` for one type of them, for a measure of answers."""
     factor: float = Field(default=1.0, gt=0)
     """The first arm should have this many times as much."""
     negligible: float = Field(default=0.0, ge=0)

@@ -12,7 +12,8 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from bitllm.data.tasks.exchange import Question
+from bitllm.data.tasks.derive import CATEGORY
+from bitllm.data.tasks.exchange import DERIVED, Question
 from bitllm.errors import DataError
 
 VQA_VARIANT = "leave-one-out over 10 answers; normalized only where the 10 answers differ"
@@ -100,11 +101,25 @@ def direct_answer_accuracy(prediction: str, answers: Sequence[str]) -> float:
     return min(1.0, sum(answer == prediction for answer in answers) / 3)
 
 
+def list_f1(prediction: str, answer: str) -> float:
+    """F1 of two lists, 0 to 1: the harmonic mean of precision and recall of the normalized items.
+
+    Commas or "and" separate items; their order and repetitions do not count.
+    """
+    predicted, expected = (
+        {normalized_answer(item) for item in re.split(r",|\band\b", _on_one_line(text))} - {""}
+        for text in (prediction, answer)
+    )
+    return 2 * len(predicted & expected) / max(1, len(predicted) + len(expected))
+
+
 def score_of(question: Question, text: str) -> float:
     """Accuracy of a decoded answer, 0 to 1: VQA accuracy with ten accepted answers, else exact match.
 
-    A-OKVQA's direct answers have a definition of their own.
+    A-OKVQA's direct answers have a definition of their own, and a list of objects has F1.
     """
+    if is_list(question):
+        return list_f1(text, question.accepted[0])
     accuracy = direct_answer_accuracy if is_direct_answer(question) else answer_accuracy
     return accuracy(text, question.accepted)
 
@@ -112,6 +127,11 @@ def score_of(question: Question, text: str) -> float:
 def is_direct_answer(question: Question) -> bool:
     """Whether A-OKVQA's own accuracy applies."""
     return question.exchange.source == "a-okvqa" and not question.options
+
+
+def is_list(question: Question) -> bool:
+    """Whether the answer is a list of objects."""
+    return (question.exchange.source, question.exchange.task) == (DERIVED, CATEGORY)
 
 
 def most_frequent(answers: Collection[str]) -> str:

@@ -19,11 +19,13 @@ from zlib import crc32
 import numpy as np
 import pandas as pd
 
-from bitllm.data.tasks.exchange import Exchange
+from bitllm.data.tasks.exchange import DERIVED, Exchange
 
 _SIDE_MARGIN = 0.1
 """Least distance of an object's center from the middle of the image, in fractions of its width, to be on one side."""
 _ROUNDS_OF_CHOICES = 2
+CATEGORY = "category"
+"""The task whose answers are lists."""
 T = TypeVar("T")
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _PLURALS = {"person": "people", "man": "men", "woman": "women", "mouse": "mice", "knife": "knives"} | {
@@ -87,7 +89,7 @@ def derived_exchanges(
             of_part = [scene for scene in scenes if scene.part == part]
             found += [
                 Exchange(f"{task}:{asked.nsd_id}:{asked.about}", asked.nsd_id, task, (asked.question,),
-                         (asked.answers,), (asked.options,), asked.answer_type, "derived", license_name)
+                         (asked.answers,), (asked.options,), asked.answer_type, DERIVED, license_name)
                 for asked in ask(of_part, rng)
             ]  # fmt: skip
     return found
@@ -208,7 +210,7 @@ _TASKS: dict[str, Callable[[Sequence[_Scene], np.random.Generator], Iterator[_As
     "presence": _presence,
     "count": _count,
     "choice": _choice,
-    "category": _category,
+    CATEGORY: _category,
     "left_right": _left_right,
 }
 DERIVED_TASKS = tuple(_TASKS)

@@ -15,6 +15,8 @@ from bitllm.errors import DataError
 ANSWER_TYPES = ("yes/no", "number", "choice", "phrase", "text")
 """Forms of an answer; ``text`` is one or more sentences."""
 YES_NO = ("yes", "no")
+DERIVED = "derived"
+"""Source of the questions that are derived from the objects of the images."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from bitllm.data.store import Store
-from bitllm.data.tasks.exchange import Exchange, exchanges
+from bitllm.data.tasks.exchange import DERIVED, Exchange, exchanges
 
 _FEWEST_WORDS = 5
 """Words of a caption that is looked for; shorter ones are ordinary parts of questions."""
@@ -23,7 +23,7 @@ def question_leaks(store: Store) -> Iterator[str]:
     found = exchanges(store)
     yield from _quoted_captions(store, found)
     if store.manifest.source != "simulated":
-        yield from _copied_questions(store, [one for one in found if one.source != "derived"])
+        yield from _copied_questions(store, [one for one in found if one.source != DERIVED])
 
 
 def _quoted_captions(store: Store, found: tuple[Exchange, ...]) -> Iterator[str]:
