@@ -34,7 +34,7 @@ class OutputError(BitLlmError):
 
 
 class TrainingError(BitLlmError):
-    """Training that cannot continue, because the loss or a reward is not finite, for example."""
+    """Training cannot continue, for example because the loss or a reward is not finite."""
 
 
 class StoppedError(BitLlmError):

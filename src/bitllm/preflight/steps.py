@@ -301,7 +301,7 @@ class MadeUpPrompter(Prompter):
     vocab_size: int = 100
 
     def prompt_ids(self, instruction: str, history: Sequence[tuple[str, str]] = ()) -> list[int]:
-        """Token ids of a prompt, whatever the instruction."""
+        """Random token ids, as many as a prompt has; the instruction only seeds them."""
         words = np.random.default_rng(len(instruction)).integers(8, self.vocab_size, self.n_tokens)
         return [self.placeholder_id or 0] * self.n_placeholders + words.tolist()
 
