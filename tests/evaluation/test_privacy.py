@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -49,13 +50,32 @@ def test_trials_of_an_overfitted_model_are_recognized_and_those_it_never_saw_are
     assert trial["low"] <= 0.5 <= trial["high"]
 
 
+def test_larger_betas_of_trials_outside_the_statistics_do_not_count_as_membership(overfitted, easy):
+    """Others with twice the betas have the same losses as before, and the size alone tells them."""
+    folder, split = overfitted
+    system = open_checkpoints({"sft": folder / "sft"}, easy.store).load("sft")
+    found = what_model_gives_away(system, easy.store, split, n_items=60)["membership"]
+    other = easy.store.with_voxels(partial(doubled, split))
+    larger = what_model_gives_away(system, other, split, n_items=60)["membership"]
+    assert larger["trial"]["value"] == pytest.approx(found["trial"]["value"], abs=0.01)
+    assert larger["size"]["value"] == 1
+    assert 0.5 < found["size"]["low"] < found["size"]["value"] < 1  # z-scores of training trials
+
+
+def doubled(split, subject):
+    """A subject whose betas of all images outside training are twice as large."""
+    is_other = ~subject.trials["nsd_id"].isin(split.train_images).to_numpy()
+    factors = np.where(is_other, 2, 1)[:, None].astype(np.float16)
+    return replace(subject, betas=np.asarray(subject.betas) * factors)
+
+
 def test_the_record_of_a_run_fills_the_model_card(overfitted, easy, capsys):
     folder, split = overfitted
     main(["audit", str(folder), str(easy.store.path), "--privacy"])
     said = " ".join(capsys.readouterr().out.split())
     assert "Was this trial used for training? AUC by loss" in said
     record = json.loads((folder / "privacy.json").read_text())
-    assert set(record["membership"]) == {"trial", "image", "text", "subject"}
+    assert set(record["membership"]) == {"trial", "image", "text", "subject", "size"}
     assert record["identity"]["chance"] == pytest.approx(1 / len(easy.store.subjects))
     assert record["files"]["data"] == []
     assert record["files"]["participants"] == ["sft/run.json"]  # the selection; `bitllm export` leaves it out

@@ -7,6 +7,11 @@ Membership inference by loss: the loss of a caption is lower if the model was tr
     image    the same images, averaged over repetitions, by the loss itself
     text     the same captions, by the loss of the language model without betas
     subject  test images seen by training subjects and by others, by how much the betas lower the loss
+    size     the trials of ``trial`` by the size of their betas, without a model
+
+Z-scores with the statistics of the training trials make all other trials slightly larger. A stored beta therefore
+tells whether it was used in preparation, whatever the model (``size``). For ``trial`` and ``image`` the others are
+multiplied by one factor, after which both groups have the same mean square: what is left is what the model tells.
 
 An attacker with other signals, or with models trained on known data, may do better: a value of 0.5 is no proof.
 
@@ -22,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int
 from safetensors import safe_open
 from torch import Tensor
 
@@ -40,6 +45,16 @@ _OF_TRIALS, _OF_IMAGES = {"trial": "by_betas"}, {"image": "with_betas", "text": 
 """Loss of each measure."""
 _TEXTS = frozenset({".json", ".jsonl", ".yaml", ".md", ".txt", ".jinja"})
 _ARRAYS = frozenset({".npy", ".npz", ".parquet", ".h5", ".hdf5", ".pkl", ".pt", ".nii", ".gz"})
+
+
+@dataclass(frozen=True)
+class _Scaled(TrialSet):
+    """Trials with betas multiplied by a factor."""
+
+    factor: float = 1.0
+
+    def betas(self, index: int) -> Float32[np.ndarray, " voxels"]:
+        return np.float32(self.factor) * super().betas(index)
 
 
 @dataclass(frozen=True)
@@ -139,17 +154,25 @@ def what_model_gives_away(
     Returns
     -------
     dict
-        ``membership`` (trial, image, text, subject) and ``identity``, each with value, interval and numbers, and
+        ``membership`` (trial, image, text, subject, size) and ``identity``, each with value, interval and numbers, and
         ``not_run`` with reasons.
     """
     found: dict[str, Any] = {"membership": {}, "not_run": {}}
     for is_averaged, kinds in ((False, _OF_TRIALS), (True, _OF_IMAGES)):
-        members, others = (
-            _losses_of(system, _drawn(select_trials(store, split, part, averaged=is_averaged), n_items, seed))
+        inside, outside = (
+            _drawn(select_trials(store, split, part, averaged=is_averaged), n_items, seed)
             for part in ("train", "validation")
         )
+        sizes = size_of_betas(inside), size_of_betas(outside)
+        outside = _Scaled(**vars(outside), factor=float(np.sqrt(sizes[0].mean() / sizes[1].mean())))
+        members, others = (
+            losses(system, trials, system.brain_tokens(trials)) for trials in (inside, outside)
+        )
         for name, kind in kinds.items():
-            found["membership"][name] = _membership(members, others, kind, seed=seed)
+            values = getattr(members, kind), getattr(others, kind)
+            found["membership"][name] = _membership(values, (members.nsd_id, others.nsd_id), seed=seed)
+        if not is_averaged:
+            found["membership"]["size"] = _membership(sizes, (inside.nsd_id, outside.nsd_id), seed=seed)
     _add_subjects(found, system, store, split, n_items=n_items, seed=seed)
     return found
 
@@ -168,7 +191,8 @@ def _add_subjects(
             _joined([losses(system, sets[name], tokens[name]) for name in names])
             for names in (inside, outside)
         )
-        found["membership"]["subject"] = _membership(members, others, "by_betas", seed=seed)
+        values = members.by_betas, others.by_betas
+        found["membership"]["subject"] = _membership(values, (members.nsd_id, others.nsd_id), seed=seed)
     else:
         found["not_run"]["subject"] = "no test images seen by both training subjects and others"
     if len(sets) < 2 or min(len(trials) for trials in sets.values()) < 4:
@@ -183,6 +207,11 @@ def _add_subjects(
         "n_subjects": len(sets),
         "n": len(flat),
     }
+
+
+def size_of_betas(trials: TrialSet) -> Float[np.ndarray, " n"]:
+    """Mean square of the betas of each item."""
+    return np.array([np.square(trials.betas(index)).mean(dtype=np.float64) for index in range(len(trials))])
 
 
 def what_files_hold(folders: Sequence[Path], store: Store) -> dict[str, Any]:
@@ -217,10 +246,6 @@ def _tensors_as_long_as(path: Path, lengths: set[int]) -> Iterator[str]:
                 yield f"{name} {list(shape)}"
 
 
-def _losses_of(system: Captioner, trials: TrialSet) -> Losses:
-    return losses(system, trials, system.brain_tokens(trials))
-
-
 def _joined(parts: list[Losses]) -> Losses:
     return Losses(
         np.concatenate([part.nsd_id for part in parts]),
@@ -229,10 +254,14 @@ def _joined(parts: list[Losses]) -> Losses:
     )
 
 
-def _membership(members: Losses, others: Losses, kind: str, *, seed: int) -> dict[str, Any]:
-    images = members.nsd_id, others.nsd_id
-    estimate = membership_auc(getattr(members, kind), getattr(others, kind), images, seed=seed)
-    return _as_record(estimate) | {"n_members": len(members.nsd_id), "n_others": len(others.nsd_id)}
+def _membership(
+    values: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]],
+    images: tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]],
+    *,
+    seed: int,
+) -> dict[str, Any]:
+    estimate = membership_auc(*values, images, seed=seed)
+    return _as_record(estimate) | {"n_members": len(values[0]), "n_others": len(values[1])}
 
 
 def _as_record(estimate: Estimate) -> dict[str, Any]:

@@ -10,12 +10,13 @@ _QUESTIONS = {
     "image": "Was this image used for training?",
     "text": "Was this image's caption used to train the language model (no betas)?",
     "subject": "Was this person's brain used for training?",
+    "size": "Was this trial used for the statistics of the z-scores (no model)?",
 }
 
 
 def privacy_lines(record: Mapping[str, Any]) -> list[str]:
     """One sentence for each measure of ``privacy.json``."""
-    lines = [_membership(_QUESTIONS[name], found) for name, found in record["membership"].items()]
+    lines = [_membership(name, found) for name, found in record["membership"].items()]
     identity = record.get("identity")
     if identity is not None:
         people, chance = identity["n_subjects"], identity["chance"]
@@ -35,9 +36,10 @@ def privacy_lines(record: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _membership(question: str, found: Mapping[str, Any]) -> str:
-    numbers = f"{found['n_members']} against {found['n_others']} items"
-    return f"{question} AUC by loss {_estimate(found).shown(2)} ({numbers}; 0.5 is chance), {_verdict(found, 0.5)}."
+def _membership(name: str, found: Mapping[str, Any]) -> str:
+    by = "size" if name == "size" else "loss"
+    numbers = f"{found['n_members']} against {found['n_others']} items; 0.5 is chance"
+    return f"{_QUESTIONS[name]} AUC by {by} {_estimate(found).shown(2)} ({numbers}), {_verdict(found, 0.5)}."
 
 
 def _verdict(found: Mapping[str, Any], chance: float) -> str:
