@@ -211,7 +211,7 @@ def train_small_llm(
     """
     nsd_ids = store.stimuli.index[store.stimuli["part"] == "train"].tolist()
     captions = [[plain_caption(caption) for caption in store.captions[nsd_id]] for nsd_id in nsd_ids]
-    mixture = TaskMixture.of(store, tasks, nsd_ids)
+    mixture = TaskMixture.of(store, tasks, nsd_ids, by_trial=False)
     texts = [caption for group in captions for caption in group]
     tokenizer = make_word_tokenizer([*texts, *_texts_of(mixture)], wrap=False)
     torch.manual_seed(seed)

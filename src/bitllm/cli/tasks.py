@@ -13,6 +13,7 @@ def tasks(
     files: tyro.conf.Positional[tuple[Path, ...]] = (),
     /,
     derive: bool = False,
+    memory: bool = False,
     seed: int = 0,
     license: str | None = None,
     json: bool = False,
@@ -24,18 +25,20 @@ def tasks(
         source: vqa-v2, ok-vqa, tdiuc, a-okvqa, visdial, llava, coco-qa, visual-genome, nsd-vqa, or table for a CSV.
         files: Files of the source; questions about other images are left out.
         derive: Derive questions from the objects of the images: presence, count, choice, category, left_right.
+        memory: Derive questions about earlier trials: seen, before.
         seed: Seed of the derived questions.
         license: License of the files; by default that of the source.
         json: Print JSON instead of a table.
     """
     from bitllm.config import LARGEST_SEED, require_number
     from bitllm.data.store import open_store
-    from bitllm.data.tasks.sources import add_tasks, derive_from, read_source
+    from bitllm.data.tasks.sources import add_tasks, derive_from, memory_from, read_source
     from bitllm.data.tasks.summary import render_tasks, summary_of_tasks
 
     require_number("--seed", seed, least=0, most=LARGEST_SEED)
     opened = open_store(store)
     found = derive_from(opened, seed=seed) if derive else []
+    found += memory_from(opened, seed=seed) if memory else []
     if source is not None:
         found += read_source(source, files, opened.stimuli, opened.path, license_name=license)
     if found:

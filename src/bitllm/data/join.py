@@ -232,14 +232,14 @@ def _objects(store: Store, nsd_ids: list[int]) -> pd.DataFrame:
 
 
 def _tasks(stores: Sequence[Store], images: _Images) -> pd.DataFrame:
-    """Questions about each image from its first store; two stores may number their exchanges alike."""
+    """Questions about each image from its first store, and about all trials; two stores may number them alike."""
     rows = zip(stores, images.owned, images.number, strict=True)
     return tasks_table(
         [
             replace(one, nsd_id=mine[one.nsd_id], id=f"{place}:{one.id}")
             for place, (store, owned, mine) in enumerate(rows)
             if store.has_tasks
-            for one in exchanges(store, nsd_ids=owned)
+            for one in (*exchanges(store, nsd_ids=owned), *exchanges(store, of_trials=True))
         ]
     )
 

@@ -193,19 +193,32 @@ class Evaluator:
     def evaluate_questions(self, name: str, folder: Path) -> None:
         """Write the part of one system with its answers to questions about the held-out images."""
         system, options, split = self._load(name), self.options, self.checkpoints.split
-        asked = self.questions_to(name)
-        training = exchanges(self.checkpoints.store, tasks=list(asked), nsd_ids=split.train_images)
-        rows = question_rows(
-            system,
-            self.averaged,
-            asked,
-            TrainingAnswers.of(training),
-            controls=options.inputs,
-            seed=self.seed,
-            max_new_tokens=self.max_new_tokens,
-            progress=self.progress,
-        )
-        _write_part(folder, rows, {})
+        asked, images = self.questions_to(name), split.train_images
+        training = [
+            one
+            for of_trials in (False, True)
+            for one in exchanges(
+                self.checkpoints.store, tasks=list(asked), nsd_ids=images, of_trials=of_trials
+            )
+        ]
+        parts = []
+        for held_out in (self.averaged, self.single):
+            of_trials = held_out is self.single
+            own = {task: found for task, found in asked.items() if (found[0].trial is not None) == of_trials}
+            if own:
+                parts.append(
+                    question_rows(
+                        system,
+                        held_out,
+                        own,
+                        TrainingAnswers.of(training),
+                        controls=options.inputs,
+                        seed=self.seed,
+                        max_new_tokens=self.max_new_tokens,
+                        progress=self.progress,
+                    )
+                )
+        _write_part(folder, pd.concat(parts, ignore_index=True), {})
 
     def questions_to(self, name: str) -> dict[str, list[Exchange]]:
         """The drawn exchanges to ask a system, by task: the tasks in the options, else those that it was trained on."""
@@ -227,8 +240,12 @@ class Evaluator:
         if not wanted or options.questions_per_task == 0 or not (store.has_tasks or options.tasks):
             return {}
         found: dict[str, list[Exchange]] = {}
-        for one in exchanges(store, tasks=options.tasks, nsd_ids=self.averaged.nsd_id.tolist()):
+        images = self.averaged.nsd_id.tolist()
+        for one in exchanges(store, tasks=options.tasks, nsd_ids=images):
             found.setdefault(one.task, []).append(one)
+        for one in exchanges(store, tasks=options.tasks, nsd_ids=images, of_trials=True):
+            if one.subject == self.averaged.subject:
+                found.setdefault(one.task, []).append(one)
         if missing := [task for task in options.tasks or () if task not in found]:
             raise DataError(
                 f"--tasks: expected questions about the {options.part} images of {self.averaged.subject}, found none "

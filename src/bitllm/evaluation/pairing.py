@@ -28,9 +28,12 @@ class OtherImages(NamedTuple):
     """Number of rows that got a neighbor's betas because there was no alternative (few images)."""
 
 
-def other_images(held_out: HeldOut, *, seed: int) -> OtherImages:
-    """Exchange the rows of a subject at random."""
+def other_images(held_out: HeldOut, *, seed: int, within_session: bool = False) -> OtherImages:
+    """Exchange the rows of a subject at random, optionally only with rows of the same session."""
     same = held_out.nsd_id[:, None] == held_out.nsd_id[None]
+    if within_session:
+        sessions = held_out.trials.sessions()
+        same |= sessions[:, None] != sessions[None]
     rows = held_out.trials.rows
     adjacent = neighbors(rows, rows, held_out.sessions)
     rng = np.random.default_rng(seed)
@@ -40,8 +43,8 @@ def other_images(held_out: HeldOut, *, seed: int) -> OtherImages:
         order = exchange(same, rng)
     if order is None:
         raise DataError(
-            f"permuted: expected images that can be exchanged, found {len(np.unique(held_out.nsd_id))} in "
-            f"{len(held_out.nsd_id)} rows of {held_out.subject}; give more images"
+            f"permuted: expected images that can be exchanged{' within each session' if within_session else ''}, found "
+            f"{len(np.unique(held_out.nsd_id))} in {len(held_out.nsd_id)} rows of {held_out.subject}; give more images"
         )
     return OtherImages(order, int(adjacent[np.arange(len(order)), order].sum()))
 

@@ -191,10 +191,15 @@ def question_rows(
 ) -> pd.DataFrame:
     """Rows of the table (`bitllm.evaluation.table`) of one system: every question under every input.
 
+    For questions about trials the betas of another image are from the same session, so that a session's own
+    properties are no evidence of memory.
+
     Parameters
     ----------
+    held_out
+        Averages over repetitions, or single trials for exchanges about trials.
     exchanges
-        Exchanges about held-out images, by task.
+        Exchanges about held-out images, or all of them about held-out trials, by task.
     training
         Answers in training, for the floor.
     controls
@@ -203,13 +208,15 @@ def question_rows(
         Seed of the controls and of the order of options with equal likelihoods.
     """
     tell = progress or (lambda what, done, total: None)
-    row_of = {int(nsd_id): row for row, nsd_id in enumerate(held_out.nsd_id)}
-    inputs = _inputs(system, held_out, controls, seed)
+    row_of: dict[Any, int] = {int(nsd_id): row for row, nsd_id in enumerate(held_out.nsd_id)}
+    row_of |= {(held_out.subject, rows[0]): row for row, rows in enumerate(held_out.trials.rows)}
     parts, asked = [], {task: questions_of(found) for task, found in exchanges.items()}
+    of_trials = any(one.exchange.trial for questions in asked.values() for one in questions)
+    inputs = _inputs(system, held_out, controls, seed, within_session=of_trials)
     n_done, total = 0, (len(inputs) + 1) * sum(map(len, asked.values()))
     for name, brain_tokens in inputs.items():
         for questions in asked.values():
-            rows = np.array([row_of[one.exchange.nsd_id] for one in questions])
+            rows = np.array([row_of[one.exchange.trial or one.exchange.nsd_id] for one in questions])
             shared: Any = {"system": system.name, "input": name, "seed": seed}
             gold = [one.prompt for one in questions]
             found = answers_to(system, questions, gold, brain_tokens, rows, max_new_tokens=max_new_tokens)
@@ -221,7 +228,7 @@ def question_rows(
             n_done += len(questions)
             tell(f"{system.name}: questions, {name}", n_done, total)
     for questions in asked.values():
-        rows = np.array([row_of[one.exchange.nsd_id] for one in questions])
+        rows = np.array([row_of[one.exchange.trial or one.exchange.nsd_id] for one in questions])
         floor = training.answers_to(questions)
         shared = {"system": system.name, "input": MOST_FREQUENT, "seed": seed}
         parts.append(rows_of_answers(held_out, rows, questions, floor, **shared))
@@ -229,12 +236,12 @@ def question_rows(
 
 
 def _inputs(
-    system: Captioner, held_out: HeldOut, controls: Sequence[str], seed: int
+    system: Captioner, held_out: HeldOut, controls: Sequence[str], seed: int, *, within_session: bool
 ) -> dict[str, Float[Tensor, "n N width"] | None]:
     """Brain tokens of the held-out rows under every input."""
     real = held_out.brain_tokens(system.encoder, system.atlases)
     found: dict[str, Any] = {"real": real}
-    found["permuted"] = real[other_images(held_out, seed=seed).order.tolist()]
+    found["permuted"] = real[other_images(held_out, seed=seed, within_session=within_session).order.tolist()]
     for name in controls:
         if name not in BETAS_CONTROLS:
             continue
@@ -260,7 +267,7 @@ def rows_of_answers(
     return pd.DataFrame(
         {
             "system": system,
-            "trials": "averaged",
+            "trials": ["averaged" if one.exchange.trial is None else "single" for one in questions],
             "subject": held_out.subject,
             "task": [one.exchange.task for one in questions],
             "input": input,

@@ -129,7 +129,9 @@ class InstructedTrials:
     def _turns(self, epoch: int, index: int) -> list[Turn]:
         """The turns of an example that fit the context of the LLM, the first ones of a longer conversation."""
         nsd_id = int(self.trials.nsd_id[index])
-        drawn = self.mixture.draw(nsd_id, seed=self.seed, epoch=epoch, index=index)
+        rows = self.trials.rows[index]
+        trial = (self.trials.subject_of(index), rows[0]) if len(rows) == 1 else None
+        drawn = self.mixture.draw(nsd_id, seed=self.seed, epoch=epoch, index=index, trial=trial)
         turns = (
             [(self._prompts[self._instruction(epoch, index)], self._answer(epoch, index))]
             if drawn is None

@@ -339,6 +339,11 @@ def _mixture(store: Store, trials: TrialSet, config: RftConfig, context: RunCont
         )
     mixture = TaskMixture.of(store, config.tasks, trials.nsd_id.tolist())
     for one in mixture.all():
+        if one.trial is not None:
+            raise ConfigError(
+                f"rft.tasks.{one.task}: expected questions about images, found one about a single trial ({one.id}); "
+                "set its weight to 0"
+            )
         if one.answer_type == "text":
             raise ConfigError(
                 f"rft.tasks.{one.task}: expected short answers, which can be compared with the accepted ones, found "

@@ -36,9 +36,11 @@ TASK_SCHEMA = pa.schema(
         ("source", _TEXT),
         ("license", _TEXT),
         ("question_type", _TEXT),
+        ("subject", _TEXT),
+        ("row", pa.int64()),
     ]
 )
-"""One row per exchange; see `bitllm.data.tasks.Exchange`."""
+"""One row per exchange; see `bitllm.data.tasks.Exchange`. Stores of earlier versions lack the last two columns."""
 
 SessionReader = Callable[[int], np.ndarray]
 """Reads a session's betas [trials, voxels], given its number; picklable, for worker processes."""

@@ -35,8 +35,8 @@ _ALWAYS_PLURAL = frozenset({"skis", "scissors"})
 
 
 @dataclass(frozen=True)
-class _Scene:
-    """What is known about one image."""
+class Scene:
+    """What annotations and captions say about one image."""
 
     nsd_id: int
     part: str
@@ -81,7 +81,7 @@ def derived_exchanges(
     seed
         Of every draw; the same seed gives the same questions.
     """
-    scenes = _scenes(objects, captions, stimuli)
+    scenes = scenes_of(objects, captions, stimuli)
     found = []
     for task, ask in _TASKS.items():
         rng = np.random.default_rng([seed, crc32(task.encode())])
@@ -106,9 +106,10 @@ class _Asked:
     answer_type: str = "choice"
 
 
-def _scenes(
+def scenes_of(
     objects: pd.DataFrame, captions: Mapping[int, Sequence[str]], stimuli: pd.DataFrame
-) -> list[_Scene]:
+) -> list[Scene]:
+    """The scene of every image, by ascending ``nsd_id``; parameters as of `derived_exchanges`."""
     rows: dict[int, list[tuple[str, bool, float, float]]] = {}
     # in the precision of the store, so that questions derived before and after it is written are the same
     boxes_of = objects.astype(dict.fromkeys(("x", "w", "area"), "float32"))
@@ -125,7 +126,7 @@ def _scenes(
                 boxes.setdefault(category, []).append((center, area))
         text = f" {' '.join(re.findall(r'[a-z]+', ' '.join(captions.get(nsd_id, ())).lower()))} "
         scenes.append(
-            _Scene(
+            Scene(
                 nsd_id,
                 part,
                 boxes,
@@ -137,11 +138,11 @@ def _scenes(
     return scenes
 
 
-def _categories(scenes: Sequence[_Scene]) -> list[str]:
+def _categories(scenes: Sequence[Scene]) -> list[str]:
     return sorted(frozenset[str]().union(*(scene.present for scene in scenes)))
 
 
-def _presence(scenes: Sequence[_Scene], rng: np.random.Generator) -> Iterator[_Asked]:
+def _presence(scenes: Sequence[Scene], rng: np.random.Generator) -> Iterator[_Asked]:
     for category in _categories(scenes):
         shown = [scene.nsd_id for scene in scenes if category in scene.present]
         absent = [scene.nsd_id for scene in scenes if scene.lacks(category)]
@@ -152,7 +153,7 @@ def _presence(scenes: Sequence[_Scene], rng: np.random.Generator) -> Iterator[_A
                 yield _Asked(nsd_id, category, question, (answer,), ("yes", "no"), "yes/no")
 
 
-def _count(scenes: Sequence[_Scene], rng: np.random.Generator) -> Iterator[_Asked]:
+def _count(scenes: Sequence[Scene], rng: np.random.Generator) -> Iterator[_Asked]:
     counted = [
         (scene.nsd_id, category, len(boxes))
         for scene in scenes
@@ -167,7 +168,7 @@ def _count(scenes: Sequence[_Scene], rng: np.random.Generator) -> Iterator[_Aske
         yield _Asked(nsd_id, category, question, (str(n), *words), (), "number")
 
 
-def _choice(scenes: Sequence[_Scene], rng: np.random.Generator) -> Iterator[_Asked]:
+def _choice(scenes: Sequence[Scene], rng: np.random.Generator) -> Iterator[_Asked]:
     for number in range(_ROUNDS_OF_CHOICES):
         order = [scenes[int(row)] for row in rng.permutation(len(scenes))]
         for one, other in zip(order[::2], order[1::2], strict=False):
@@ -183,7 +184,7 @@ def _choice(scenes: Sequence[_Scene], rng: np.random.Generator) -> Iterator[_Ask
                 yield _Asked(scene.nsd_id, str(number), question, (answer,), (first, second))
 
 
-def _category(scenes: Sequence[_Scene], rng: np.random.Generator) -> Iterator[_Asked]:
+def _category(scenes: Sequence[Scene], rng: np.random.Generator) -> Iterator[_Asked]:
     for scene in scenes:
         areas = {name: sum(area for _, area in boxes) for name, boxes in scene.boxes.items()}
         names = sorted(areas, key=lambda name: (-areas[name], name))
@@ -192,7 +193,7 @@ def _category(scenes: Sequence[_Scene], rng: np.random.Generator) -> Iterator[_A
             yield _Asked(scene.nsd_id, "all", question, (", ".join(names),), (), "phrase")
 
 
-def _left_right(scenes: Sequence[_Scene], rng: np.random.Generator) -> Iterator[_Asked]:
+def _left_right(scenes: Sequence[Scene], rng: np.random.Generator) -> Iterator[_Asked]:
     for category in _categories(scenes):
         sides: dict[str, list[int]] = {"left": [], "right": []}
         for scene in scenes:
@@ -206,7 +207,7 @@ def _left_right(scenes: Sequence[_Scene], rng: np.random.Generator) -> Iterator[
                 yield _Asked(nsd_id, category, question, (side,), ("left", "right"))
 
 
-_TASKS: dict[str, Callable[[Sequence[_Scene], np.random.Generator], Iterator[_Asked]]] = {
+_TASKS: dict[str, Callable[[Sequence[Scene], np.random.Generator], Iterator[_Asked]]] = {
     "presence": _presence,
     "count": _count,
     "choice": _choice,

@@ -45,6 +45,8 @@ class Exchange:
         License of the source; ``unknown`` if it states none.
     question_type
         The source's own type of the question, such as ``what color is the``; ``""`` if it has none.
+    subject, row
+        The trial that it is about (row of the subject's betas), if it is about one trial and not about the image.
     """
 
     id: str
@@ -57,6 +59,13 @@ class Exchange:
     source: str
     license: str
     question_type: str = ""
+    subject: str | None = None
+    row: int | None = None
+
+    @property
+    def trial(self) -> tuple[str, int] | None:
+        """Subject and row of the trial that it is about; None if it is about the image."""
+        return None if self.subject is None or self.row is None else (self.subject, self.row)
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -130,8 +139,9 @@ def exchanges(
     tasks: Iterable[str] | None = None,
     part: str | None = None,
     nsd_ids: Iterable[int] | None = None,
+    of_trials: bool = False,
 ) -> tuple[Exchange, ...]:
-    """The exchanges of a store, in the order of its table.
+    """The exchanges of a store about its images (or its trials), in the order of its table.
 
     Parameters
     ----------
@@ -143,13 +153,15 @@ def exchanges(
         ``train``, ``validation`` or ``test``: the part of the images; by default all.
     nsd_ids
         The images; by default all.
+    of_trials
+        Whether to select the exchanges about single trials instead of those about images.
 
     Raises
     ------
     DataError
         If the store has no tasks, or not one of the given ones.
     """
-    table = store.tasks
+    table = store.tasks.reindex(columns=TASK_SCHEMA.names[:1] + TASK_SCHEMA.names[2:])
     if tasks is not None:
         wanted, there = sorted(set(tasks)), sorted(table["task"].unique())
         missing = [task for task in wanted if task not in there]
@@ -163,6 +175,7 @@ def exchanges(
         table = table[(store.stimuli["part"].reindex(table.index) == part).to_numpy()]
     if nsd_ids is not None:
         table = table[table.index.isin(list(nsd_ids))]
+    table = table[table["subject"].notna().to_numpy() == of_trials]
     return tuple(_rows(table.reset_index()))
 
 
@@ -170,7 +183,10 @@ def _rows(table: pd.DataFrame) -> Iterator[Exchange]:
     for values in zip(*(table[name].tolist() for name in TASK_SCHEMA.names), strict=True):
         row = dict(zip(TASK_SCHEMA.names, values, strict=True))
         nested = {name: tuple(tuple(turn) for turn in row[name]) for name in ("answers", "options")}
-        yield Exchange(**row | nested | {"questions": tuple(row["questions"])})
+        trial = {"subject": row["subject"], "row": int(row["row"])} if isinstance(row["subject"], str) else {}
+        yield Exchange(
+            **row | {"subject": None, "row": None} | trial | nested | {"questions": tuple(row["questions"])}
+        )
 
 
 def tasks_table(found: Sequence[Exchange]) -> pd.DataFrame:

@@ -11,6 +11,8 @@ from bitllm.data.prompt import choose, drawn_number
 from bitllm.data.store import Store
 from bitllm.data.tasks.exchange import Exchange, Question, exchanges
 
+Trial = tuple[str, int]
+"""Subject, and row of its betas."""
 CAPTION = "caption"
 """The task of captions, which every image has."""
 CAPTIONS_ALONE: Mapping[str, float] = {CAPTION: 1.0}
@@ -28,22 +30,30 @@ TaskWeights = Annotated[dict[str, float], AfterValidator(_checked)]
 
 @dataclass(frozen=True)
 class TaskMixture:
-    """Weights of tasks, and the exchanges of each image.
+    """Weights of tasks, and the exchanges of each image and of single trials.
 
     Parameters
     ----------
     weights
         Weight of each task above 0. The tasks that an image has are drawn in proportion to their weights.
     exchanges
-        Exchanges of each image, by task, in the order of the weights.
+        Exchanges of each image, or of a trial (subject and row), by task.
     """
 
     weights: Mapping[str, float]
-    exchanges: Mapping[int, Mapping[str, tuple[Exchange, ...]]]
+    exchanges: Mapping[int | Trial, Mapping[str, tuple[Exchange, ...]]]
 
     @classmethod
-    def of(cls, store: Store, weights: Mapping[str, float], images: Iterable[int]) -> "TaskMixture":
+    def of(
+        cls, store: Store, weights: Mapping[str, float], images: Iterable[int], *, by_trial: bool = True
+    ) -> "TaskMixture":
         """The mixture for some images of a store, which needs no questions for captions alone.
+
+        Parameters
+        ----------
+        by_trial
+            Whether a question about a trial is drawn for this trial alone; else for its image, where there are no
+            trials, as in training on text.
 
         Raises
         ------
@@ -52,26 +62,32 @@ class TaskMixture:
         """
         used = {task: weight for task, weight in weights.items() if weight > 0}
         asked = [task for task in used if task != CAPTION]
-        chosen, found = frozenset(images), dict[int, dict[str, list[Exchange]]]()
-        for exchange in exchanges(store, tasks=asked) if asked else ():
-            if exchange.nsd_id in chosen:
-                of_image = found.setdefault(exchange.nsd_id, {task: [] for task in asked})
-                of_image[exchange.task].append(exchange)
+        chosen, found = frozenset(images), dict[int | Trial, dict[str, list[Exchange]]]()
+        for of_trials in (False, True) if asked else ():
+            for exchange in exchanges(store, tasks=asked, of_trials=of_trials):
+                if exchange.nsd_id in chosen:
+                    place = exchange.trial if by_trial and exchange.trial is not None else exchange.nsd_id
+                    of_place = found.setdefault(place, {})
+                    of_place.setdefault(exchange.task, []).append(exchange)
         return cls(
             used,
             {
-                nsd_id: {task: tuple(of_task) for task, of_task in by_task.items() if of_task}
-                for nsd_id, by_task in found.items()
+                place: {task: tuple(of_task) for task, of_task in by_task.items()}
+                for place, by_task in found.items()
             },
         )
 
-    def draw(self, nsd_id: int, *, seed: int, epoch: int, index: int) -> Exchange | None:
+    def draw(
+        self, nsd_id: int, *, seed: int, epoch: int, index: int, trial: Trial | None = None
+    ) -> Exchange | None:
         """The exchange of an example, or ``None`` for a caption: a pure function of (seed, epoch, index).
 
-        An image without exchanges of the tasks gets a caption.
+        An image without exchanges of the tasks gets a caption. Questions about a trial are drawn if it is given.
         """
-        by_task = self.exchanges.get(nsd_id)
-        if by_task is None:
+        by_task = self.exchanges.get(nsd_id, {})
+        if trial is not None:
+            by_task = {**by_task, **self.exchanges.get(trial, {})}
+        if not by_task:
             return None
         here = {"seed": seed, "epoch": epoch, "index": index}
         tasks = [task for task in self.weights if task == CAPTION or task in by_task]

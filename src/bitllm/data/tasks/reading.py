@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -71,7 +72,7 @@ class Origin:
     ) -> Exchange:
         """An exchange of one question; ``about`` are other fields of it, such as the task."""
         accepted, chosen = tuple(answers), tuple(options)
-        fields = {"task": self.source, "license": self.license} | about
+        fields: dict[str, Any] = {"task": self.source, "license": self.license} | about
         kind = answer_type or ("choice" if chosen else answer_type_of(accepted[0] if accepted else ""))
         return Exchange(
             id=f"{fields['task']}:{ident}",

@@ -12,6 +12,7 @@ from bitllm.data.store.write import replace_tasks
 from bitllm.data.tasks.derive import derived_exchanges
 from bitllm.data.tasks.dialogues import read_llava, read_visdial
 from bitllm.data.tasks.exchange import Exchange, checked, exchanges, tasks_table
+from bitllm.data.tasks.memory import memory_exchanges
 from bitllm.data.tasks.own import read_own
 from bitllm.data.tasks.questions import (
     read_aokvqa,
@@ -118,10 +119,27 @@ def derive_from(store: Store, *, seed: int = 0) -> list[Exchange]:
     )
 
 
+def memory_from(store: Store, *, seed: int = 0) -> list[Exchange]:
+    """Questions about earlier trials, derived from the order of the trials and the objects of a store.
+
+    Raises
+    ------
+    DataError
+        If there are none: no image has two showings in a run, and the store has no objects.
+    """
+    license_name = license_of_objects(is_simulated=store.manifest.source == "simulated")
+    return checked(memory_exchanges(store, license_name=license_name, seed=seed), store.path)
+
+
 def add_tasks(store: Store, found: Sequence[Exchange]) -> Store:
     """Add exchanges to a store; those of the same sources that it has are replaced. Returns the store opened again."""
     sources = {one.source for one in found}
-    before = [one for one in exchanges(store) if one.source not in sources] if store.has_tasks else []
+    before = [
+        one
+        for of_trials in (False, True)
+        for one in (exchanges(store, of_trials=of_trials) if store.has_tasks else ())
+        if one.source not in sources
+    ]
     ids = {one.id for one in before}
     twice = next((one for one in found if one.id in ids), None)
     if twice is not None:
