@@ -19,6 +19,8 @@ Measured (idle machine, 2 threads, median of 3 pairs): ours 7.4 s, TRL 9.2 s wit
 Since then the prompt is read once for the 8 captions of an input, in sampling and in both passes: 576 positions a pass
 instead of 1,920. Processor time on a busy machine (1 thread, median of 2 pairs, kept brain tokens): ours 9.5 s, TRL
 19.0 s, 2.0 times [1.9, 2.1]; of ours 3.8 s are sampling, 3.5 s the two passes and 2.1 s the backward pass and the rest.
+On another machine (2 threads, 183 GFLOP/s, median of 3 pairs): 6.1 s, TRL 12.3 s, 2.05 times [1.95, 2.26]; 2.00 times
+where TRL encodes.
 """
 
 import argparse
