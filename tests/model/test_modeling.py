@@ -7,6 +7,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from bitllm.errors import ConfigError
+from bitllm.model import likelihood
 from bitllm.model.build import build_bit_llm, freeze, n_trainable, train_interface
 from bitllm.model.checkpoint.weights import is_ours
 from bitllm.model.configuration import BitLlmConfig
@@ -169,6 +170,35 @@ def test_token_log_probs_equal_a_softmax_written_out(
         expected = torch.stack([logits[row, t - 1, labels[row, t]] for t in due])
         assert torch.allclose(found.log_probs[row, found.label_mask[row]], expected, atol=1e-5)
     assert found.label_mask.sum(1).tolist() == [4, 2, 4]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_many_labels_in_parts_have_the_values_and_gradients_of_all_at_once(
+    open_model: BitLlmForCausalLM,
+    brain: dict[str, Any],
+    temperature: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Parts of two positions; logits of more than two rows would be an error."""
+    train_interface(open_model, with_encoder=True)
+    ids = torch.randint(3, 50, (3, 7), generator=torch.Generator().manual_seed(4))
+    heights = []
+    handle = open_model.lm_head.register_forward_hook(lambda _, given, __: heights.append(len(given[0])))
+    found = []
+    for at_once in (likelihood._LOGITS_AT_ONCE, 2 * open_model.config.llama.vocab_size + 1):
+        monkeypatch.setattr(likelihood, "_LOGITS_AT_ONCE", at_once)
+        open_model.zero_grad()
+        memory = open_model.model.brain_memory(**brain)
+        out = token_log_probs(
+            open_model, input_ids=ids, labels=ids, brain_memory=memory, temperature=temperature
+        )
+        (out.log_probs**2).sum().backward()
+        gradients = [p.grad.clone() for p in open_model.parameters() if p.grad is not None]
+        found.append([out.log_probs.detach(), *gradients])
+    handle.remove()
+    assert heights == [18, *[2] * 9, *[2] * 9]  # all at once, then in parts, and each part again backward
+    for one, other in zip(*found, strict=True):
+        assert (one - other).norm() <= 5e-4 * one.norm()  # some gradients cancel to a ten-thousandth
 
 
 def test_adapter_gradients_reach_the_encoder(open_model: BitLlmForCausalLM, brain: dict[str, Any]) -> None:

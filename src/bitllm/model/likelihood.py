@@ -10,9 +10,13 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
 from bitllm.model.precision import computing
+
+_LOGITS_AT_ONCE = 2**26
+"""Logits of one part: 0.27 GB as float32; 523 positions of Llama 3, 1,365 of SmolLM2."""
 
 
 class TokenLogProbs(NamedTuple):
@@ -86,6 +90,27 @@ def token_log_probs(
 
 
 def _log_probs(
+    model: Any, hidden: Float[Tensor, "n d"], chosen: Int[Tensor, " n"], temperature: float
+) -> Float[Tensor, " n"]:
+    """Log p of the chosen tokens; of many positions a part at a time, so that memory does not grow with them.
+
+    In the backward pass the logits of each part are computed again instead of being kept.
+    """
+    at_once = max(1, _LOGITS_AT_ONCE // model.config.llama.vocab_size)
+    if len(hidden) <= at_once:
+        return _log_probs_of_part(model, hidden, chosen, temperature)
+    parts = zip(hidden.split(at_once), chosen.split(at_once), strict=True)
+    return torch.cat(
+        [
+            checkpoint(_log_probs_of_part, model, *part, temperature, use_reentrant=False)
+            if torch.is_grad_enabled()
+            else _log_probs_of_part(model, *part, temperature)
+            for part in parts
+        ]
+    )
+
+
+def _log_probs_of_part(
     model: Any, hidden: Float[Tensor, "n d"], chosen: Int[Tensor, " n"], temperature: float
 ) -> Float[Tensor, " n"]:
     logits = model.lm_head(hidden).float()
