@@ -161,7 +161,8 @@ def exchanges(
     DataError
         If the store has no tasks, or not one of the given ones.
     """
-    table = store.tasks.reindex(columns=TASK_SCHEMA.names[:1] + TASK_SCHEMA.names[2:])
+    # stores of earlier versions lack `subject` and `row`
+    table = store.tasks.reindex(columns=[name for name in TASK_SCHEMA.names if name != "nsd_id"])
     if tasks is not None:
         wanted, there = sorted(set(tasks)), sorted(table["task"].unique())
         missing = [task for task in wanted if task not in there]
