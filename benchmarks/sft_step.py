@@ -21,8 +21,8 @@ With `sft.compile_layers` (the plain way stays as it is): norms, rotations and a
 the step in bfloat16 in a profile on a busy machine. One trial of the compiled layers took 1.9 s of processor time
 instead of 4.1 s, which predicts 2.2 times. Measured here (processor time on a busy machine, 1 thread, median of 3
 pairs): 1.98 times [1.70, 2.34], and 1.27 times without compiling; compiling took two to four minutes. On a machine
-without fast bfloat16 (173 and 412 GFLOP/s; two threads, other tests ran beside it): float32 1.40, bfloat16 1.42,
-compiled 1.55 times [1.10, 8.67].
+without fast bfloat16 (177 and 417 GFLOP/s; idle, two threads): float32 1.41 times [1.30, 1.42], bfloat16 1.39 [1.37,
+1.46], compiled 1.53 [1.51, 1.75].
 """
 
 import sys
