@@ -193,14 +193,8 @@ class Evaluator:
     def evaluate_questions(self, name: str, folder: Path) -> None:
         """Write the part of one system with its answers to questions about the held-out images."""
         system, options, split = self._load(name), self.options, self.checkpoints.split
-        asked, images = self.questions_to(name), split.train_images
-        training = [
-            one
-            for of_trials in (False, True)
-            for one in exchanges(
-                self.checkpoints.store, tasks=list(asked), nsd_ids=images, of_trials=of_trials
-            )
-        ]
+        asked, store = self.questions_to(name), self.checkpoints.store
+        training = exchanges(store, tasks=list(asked), nsd_ids=split.train_images, of_trials=None)
         parts = []
         for held_out in (self.averaged, self.single):
             of_trials = held_out is self.single
@@ -240,11 +234,9 @@ class Evaluator:
         if not wanted or options.questions_per_task == 0 or not (store.has_tasks or options.tasks):
             return {}
         found: dict[str, list[Exchange]] = {}
-        images = self.averaged.nsd_id.tolist()
-        for one in exchanges(store, tasks=options.tasks, nsd_ids=images):
-            found.setdefault(one.task, []).append(one)
-        for one in exchanges(store, tasks=options.tasks, nsd_ids=images, of_trials=True):
-            if one.subject == self.averaged.subject:
+        images, subject = self.averaged.nsd_id.tolist(), self.averaged.subject
+        for one in exchanges(store, tasks=options.tasks, nsd_ids=images, of_trials=None):
+            if one.subject in (None, subject):
                 found.setdefault(one.task, []).append(one)
         if missing := [task for task in options.tasks or () if task not in found]:
             raise DataError(

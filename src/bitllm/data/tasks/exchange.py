@@ -139,7 +139,7 @@ def exchanges(
     tasks: Iterable[str] | None = None,
     part: str | None = None,
     nsd_ids: Iterable[int] | None = None,
-    of_trials: bool = False,
+    of_trials: bool | None = False,
 ) -> tuple[Exchange, ...]:
     """The exchanges of a store about its images (or its trials), in the order of its table.
 
@@ -154,7 +154,7 @@ def exchanges(
     nsd_ids
         The images; by default all.
     of_trials
-        Whether to select the exchanges about single trials instead of those about images.
+        Whether to select the exchanges about single trials instead of those about images; None for both.
 
     Raises
     ------
@@ -176,7 +176,8 @@ def exchanges(
         table = table[(store.stimuli["part"].reindex(table.index) == part).to_numpy()]
     if nsd_ids is not None:
         table = table[table.index.isin(list(nsd_ids))]
-    table = table[table["subject"].notna().to_numpy() == of_trials]
+    if of_trials is not None:
+        table = table[table["subject"].notna().to_numpy() == of_trials]
     return tuple(_rows(table.reset_index()))
 
 

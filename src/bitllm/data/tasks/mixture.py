@@ -63,12 +63,10 @@ class TaskMixture:
         used = {task: weight for task, weight in weights.items() if weight > 0}
         asked = [task for task in used if task != CAPTION]
         chosen, found = frozenset(images), dict[int | Trial, dict[str, list[Exchange]]]()
-        for of_trials in (False, True) if asked else ():
-            for exchange in exchanges(store, tasks=asked, of_trials=of_trials):
-                if exchange.nsd_id in chosen:
-                    place = exchange.trial if by_trial and exchange.trial is not None else exchange.nsd_id
-                    of_place = found.setdefault(place, {})
-                    of_place.setdefault(exchange.task, []).append(exchange)
+        for exchange in exchanges(store, tasks=asked, of_trials=None) if asked else ():
+            if exchange.nsd_id in chosen:
+                place = exchange.trial if by_trial and exchange.trial is not None else exchange.nsd_id
+                found.setdefault(place, {}).setdefault(exchange.task, []).append(exchange)
         return cls(
             used,
             {

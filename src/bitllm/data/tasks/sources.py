@@ -134,12 +134,8 @@ def memory_from(store: Store, *, seed: int = 0) -> list[Exchange]:
 def add_tasks(store: Store, found: Sequence[Exchange]) -> Store:
     """Add exchanges to a store; those of the same sources that it has are replaced. Returns the store opened again."""
     sources = {one.source for one in found}
-    before = [
-        one
-        for of_trials in (False, True)
-        for one in (exchanges(store, of_trials=of_trials) if store.has_tasks else ())
-        if one.source not in sources
-    ]
+    already = exchanges(store, of_trials=None) if store.has_tasks else ()
+    before = [one for one in already if one.source not in sources]
     ids = {one.id for one in before}
     twice = next((one for one in found if one.id in ids), None)
     if twice is not None:
