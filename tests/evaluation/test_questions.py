@@ -12,12 +12,14 @@ from bitllm.data.tasks.exchange import Question, questions_of
 from bitllm.evaluation.pairing import other_images
 from bitllm.evaluation.questions import (
     MOST_FREQUENT,
+    Answers,
     TrainingAnswers,
     about_task,
     answers_in_turn,
     drawn,
     metric_of,
     question_rows,
+    rows_of_answers,
 )
 from bitllm.evaluation.results import TasksResult, from_json, to_json
 from bitllm.evaluation.task_results import tasks_result
@@ -181,6 +183,23 @@ def test_only_the_derived_lists_are_scored_as_lists():
     assert "F1" in metric_of([Question(listed, 0)])
 
 
+def test_options_that_were_rated_have_ndcg(held_out):
+    rated = replace(CHOICE, relevance=((0.8, 0.0, 0.4),))
+    unrated = replace(rated, relevance=((0.0,) * 3,))
+    log2 = [(-1.0, -2.0, -3.0), (-2.0, -1.0, -3.0), (-1.0, -3.0, -2.0), (-1.0, -2.0, -3.0)]
+    found = rows_of_answers(
+        held_out,
+        np.arange(4),
+        questions_of([CHOICE, rated, rated, unrated]),
+        Answers(["a dog"] * 4, [-1.0] * 4, [np.array(values) for values in log2]),
+        system="",
+        input="real",
+    )
+    # two options are relevant, so two places count
+    worse = (0.8 / np.log2(3)) / (0.8 + 0.4 / np.log2(3))
+    assert found["ndcg"].tolist() == pytest.approx([np.nan, worse, 1.0, np.nan], nan_ok=True)
+
+
 def made_up_rows(n_images=8):
     """Rows of two tasks with random scores, without a system."""
     rng, parts = np.random.default_rng(3), []
@@ -205,6 +224,7 @@ def made_up_rows(n_images=8):
                         "option_rank": rng.integers(1, 3, size).astype(float)
                         if task == "presence"
                         else np.nan,
+                        "ndcg": np.nan,
                         "log2_p": -rng.random(size),
                         "count_error": rng.integers(0, 5, size).astype(float) if task == "count" else np.nan,
                     }
@@ -267,11 +287,13 @@ def test_micro_weighs_questions_and_macro_tasks(made_up):
 def test_many_options_are_ranked_as_in_visdial():
     rows = made_up_rows().query("task == 'presence' and input == 'real'").copy()
     rows["option_rank"] = rows["row"] % 7 + 1.0
+    rows.loc[rows["row"] < 2, "ndcg"] = np.where(rows.loc[rows["row"] < 2, "row"] == 0, 0.5, 0.75)
     found = tasks_result(rows, {task: one | {"n_options": 100} for task, one in ABOUT.items()}, 0)
     ranks = rows[(rows["task"] == "presence") & (rows["input"] == "real")]["option_rank"]
     ranking = found.tasks["presence"].inputs["real"].ranking
     assert ranking["MRR"] == pytest.approx(sum(1 / rank for rank in ranks) / len(ranks))
     assert ranking["R@5"] == pytest.approx(sum(rank <= 5 for rank in ranks) / len(ranks))
+    assert ranking["NDCG"] == pytest.approx((0.5 + 0.75) / 2)
 
 
 def test_results_of_questions_survive_their_json(made_up):

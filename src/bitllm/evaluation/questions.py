@@ -35,6 +35,7 @@ from bitllm.metrics.answers import (
     normalized_answer,
     score_of,
 )
+from bitllm.metrics.dialogue import ndcg
 from bitllm.model.captioner import Captioner
 
 MOST_FREQUENT = "most_frequent"
@@ -284,6 +285,7 @@ def rows_of_answers(
             "chosen": [option for option, _, _ in chosen],
             "option_score": [score for _, score, _ in chosen],
             "option_rank": [rank for _, _, rank in chosen],
+            "ndcg": [_ndcg(one, values) for one, values in zip(questions, found.options, strict=True)],
             "count_error": [
                 count_error(text, one.accepted) if one.exchange.answer_type == "number" else np.nan
                 for one, text in zip(questions, found.texts, strict=True)
@@ -338,6 +340,12 @@ def about_task(available: Sequence[Exchange], asked: Sequence[Exchange]) -> dict
 def yes_ratio(answers: Iterable[str]) -> float:
     """Share of the answers that are "yes"."""
     return float(np.mean([is_yes(answer) for answer in answers]))
+
+
+def _ndcg(question: Question, log2: Float[np.ndarray, " options"]) -> float:
+    """NDCG of the options by likelihood; NaN if nobody rated them, or found none correct."""
+    relevance = np.array(question.relevance)
+    return ndcg(log2, relevance) if len(log2) and relevance.any() else np.nan
 
 
 def _chosen(

@@ -57,7 +57,7 @@ class TaskInput:
     rmse: float | None = None
     """Root of the mean squared error of decoded counts."""
     ranking: dict[str, float] = field(default_factory=dict)
-    """Rank of the right option among many: ``R@1``, ``R@5``, ``R@10``, ``MRR``, ``mean rank``."""
+    """Of the right option among many: ``R@1``, ``R@5``, ``R@10``, ``MRR``, ``mean rank``; of rated ones ``NDCG``."""
 
     @property
     def kind(self) -> str:

@@ -25,6 +25,7 @@ accepted              questions: the accepted answer
 score                 questions: accuracy of the decoded answer, 0 to 1
 chosen, option_score  questions with options: the most probable option, and its accuracy
 option_rank           questions with options: rank of the right option by its likelihood
+ndcg                  questions with rated options: NDCG of the options by likelihood, 0 to 1
 count_error           questions for a number: squared error of the decoded answer
 ====================  ==================================================================================================
 
@@ -83,7 +84,7 @@ ABOUT_KEYS = ("about", "n_trainable", "embedding", "n_pictures", "human", "group
 _COLUMNS = ("system", "trials", "subject", "task", "input", "nsd_id", "row", "n_repetitions", "answer", "cider",
             "rouge_l", "bleu_counts", "length", "log2_p", "n_references", "n_tokens", "n_words", "ranks",
             "cosine_zero", "question", "turn", "history", "accepted", "score", "chosen", "option_score", "option_rank",
-            "count_error")  # fmt: skip
+            "ndcg", "count_error")  # fmt: skip
 _WAYS = (2, 10, 50, 300)
 
 

@@ -63,7 +63,6 @@ def _input(rows: pd.DataFrame, real: pd.DataFrame, about: dict[str, Any], seed: 
     is_real = rows is real
     decoded = rows["answer"].tolist()
     is_yes_no, is_number = (about["answer_type"] == kind for kind in ("yes/no", "number"))
-    ranks = rows["option_rank"].dropna().to_numpy(np.int64)
     return TaskInput(
         scores={name: _mean(values, ids, seed) for name, values in own.items()},
         real_minus_this={}
@@ -73,9 +72,16 @@ def _input(rows: pd.DataFrame, real: pd.DataFrame, about: dict[str, Any], seed: 
         yes_ratio=yes_ratio(decoded) if is_yes_no else None,
         chosen_yes_ratio=yes_ratio(rows["chosen"].tolist()) if is_yes_no else None,
         rmse=float(np.sqrt(rows["count_error"].mean())) if is_number else None,
-        ranking=ranking_scores(ranks).as_dict() if len(ranks) and about["n_options"] >= _MANY_OPTIONS else {},
+        ranking=_ranking(rows) if about["n_options"] >= _MANY_OPTIONS else {},
         n_distinct=len(set(decoded)),
     )
+
+
+def _ranking(rows: pd.DataFrame) -> dict[str, float]:
+    """Scores of the right option's rank, and NDCG over the questions with rated options."""
+    ranks, gains = rows["option_rank"].dropna().to_numpy(np.int64), rows["ndcg"].dropna()
+    found = ranking_scores(ranks).as_dict() if len(ranks) else {}
+    return found | ({"NDCG": float(gains.mean())} if len(gains) else {})
 
 
 def _scores(rows: pd.DataFrame) -> dict[str, Float[np.ndarray, " n"]]:

@@ -58,7 +58,11 @@ def _visdial() -> dict[str, Any]:
             {"image_id": image, "caption": "a dog on a beach", "dialog": turns} for image in (111, 345678, 5)
         ],
     }
-    return {"visdial_1.0_train.json": {"version": "1.0", "split": "train", "data": data}}
+    dense = [{"image_id": image, "round_id": 2, "relevance": [0.2, 0, 0.8]} for image in (345678, 5)]
+    return {
+        "visdial_1.0_train.json": {"version": "1.0", "split": "train", "data": data},
+        "visdial_1.0_train_dense_sample.json": dense,
+    }
 
 
 def _llava() -> dict[str, Any]:

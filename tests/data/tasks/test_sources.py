@@ -61,7 +61,8 @@ def test_a_dialogue_has_all_rounds_and_options_where_they_are_ranked(read):
     assert talk.questions == ("is there a dog", "is it in color")
     assert talk.answers == (("yes , a brown one",), ("yes",))
     assert talk.options == (("yes , a brown one", "yes", "no"), ("no", "yes , a brown one", "yes"))
-    assert found["visdial:111"].options == ((), ())  # a training image
+    assert talk.relevance == ((), (0.2, 0.0, 0.8))
+    assert found["visdial:111"].options == found["visdial:111"].relevance == ((), ())  # a training image
     assert not any("beach" in text for one in found.values() for text in one.questions)
 
 
@@ -142,6 +143,7 @@ def _column(name, column, values):
 
 
 _Q, _A, _V = "questions.json", "annotations.json", "visdial_1.0_train.json"
+_R = "visdial_1.0_train_dense_sample.json"
 _K, _L, _N = "aokvqa_v1p0_train.json", "conversation_58k.json", "nsd_vqa.parquet"
 BROKEN = [
     ("vqa-v2", _at(_Q, "questions", 0, "image_id", value=222), "one of the image 111"),
@@ -162,6 +164,9 @@ BROKEN = [
     ("visdial", _at(_V, "data", "dialogs", 1, "dialog", 0, "gt_index", value=1), "gt_index"),
     ("visdial", _at(_V, "data", "dialogs", 0, "dialog", 0, "answer", value=3), "a number below 3"),
     ("visdial", _at(_V, "data", "dialogs", 1, "image_id", value=111), "visdial:111 twice"),
+    ("visdial", _at(_R, 0, "relevance", value=[0.2, 0.8]), "3 options of round 2, found 2"),
+    ("visdial", _at(_R, 0, "relevance", value=[2, 0, 0]), "numbers from 0 to 1"),
+    ("visdial", _at(_R, 0, "round_id"), "a whole number as `round_id`"),
     ("llava", _at(_L, 0, "conversations", 1, "from", value="human"), "human and gpt one after the other"),
     ("llava", _at(_L, 0, "conversations", 3), "human and gpt one after the other"),
     ("llava", _at(_L, 0, "id", value="dog"), "a COCO id as text"),

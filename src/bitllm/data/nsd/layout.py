@@ -99,7 +99,7 @@ class NsdRelease:
     def questions(self) -> dict[str, tuple[Path, ...]]:
         """Files of questions that are in the folder of the captions, by the name of their source."""
         folder = self.captions("train2017").parent
-        patterns = {"vqa-v2": "v2_*mscoco_*2014_*.json", "visdial": "visdial_1.0_train.json"}
+        patterns = {"vqa-v2": "v2_*mscoco_*2014_*.json", "visdial": "visdial_1.0_train*.json"}
         found = {source: tuple(sorted(folder.glob(pattern))) for source, pattern in patterns.items()}
         return {source: files for source, files in found.items() if files}
 

@@ -38,9 +38,10 @@ TASK_SCHEMA = pa.schema(
         ("question_type", _TEXT),
         ("subject", _TEXT),
         ("row", pa.int64()),
+        ("relevance", pa.list_(pa.list_(pa.float64()))),
     ]
 )
-"""One row per exchange; see `bitllm.data.tasks.Exchange`. Stores of earlier versions lack the last two columns."""
+"""One row per exchange; see `bitllm.data.tasks.Exchange`. Stores of earlier versions lack the last three columns."""
 
 SessionReader = Callable[[int], np.ndarray]
 """Reads a session's betas [trials, voxels], given its number; picklable, for worker processes."""

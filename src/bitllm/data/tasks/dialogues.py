@@ -2,7 +2,7 @@
 
 References
 ----------
-VisDial 1.0 (Das et al. 2017). LLaVA-Instruct-150k (Liu et al. 2023).
+VisDial 1.0 (Das et al. 2017), with the dense annotations of its challenge. LLaVA-Instruct-150k (Liu et al. 2023).
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,9 +23,15 @@ def read_visdial(files: Sequence[Path], images: StoreImages, origin: Origin) -> 
 
     Options are read only for validation and test images, which are ranked: those of NSD's training images are 70
     million texts. The caption at the start of a dialogue is COCO's and is left out: it would describe the image.
+
+    A file that is a list has the dense annotations: for one round of a dialogue, which share of the annotators found
+    each option correct.
     """
-    for path in files:
-        content = read_json(path, "VisDial's dialogues")
+    contents = {path: read_json(path, "VisDial's dialogues") for path in files}
+    rated = {path: content for path, content in contents.items() if isinstance(content, list)}
+    relevance = {key: value for path, content in rated.items() for key, value in _dense(path, content)}
+    for path in [path for path in files if path not in rated]:
+        content = contents[path]
         data = content.get("data") if isinstance(content, dict) else None
         rows = Entries.of(path, data, "dialogs", what="VisDial's dialogues", advice=_AGAIN)
         texts = {name: _texts(path, data, name) for name in ("questions", "answers")}
@@ -35,17 +41,40 @@ def read_visdial(files: Sequence[Path], images: StoreImages, origin: Origin) -> 
                     path, rows.rows[place], "dialog", what=f"a dialogue of image {image_id}", advice=_AGAIN
                 )
                 is_ranked = images.part[nsd_id] != "train"
+                options = _options(turns, texts["answers"]) if is_ranked else ((),) * len(turns.rows)
+                rounds = range(1, len(turns.rows) + 1)
+                ratings = [relevance.get((image_id, number), []) if is_ranked else [] for number in rounds]
                 yield Exchange(
                     id=f"{origin.source}:{image_id}{suffix}",
                     nsd_id=nsd_id,
                     task=origin.source,
                     questions=_chosen(turns, "question", texts["questions"]),
                     answers=tuple((answer,) for answer in _chosen(turns, "answer", texts["answers"])),
-                    options=_options(turns, texts["answers"]) if is_ranked else ((),) * len(turns.rows),
+                    options=tuple(tuple(dict.fromkeys(of_round)) for of_round in options),
                     answer_type="text",
                     source=origin.source,
                     license=origin.license,
+                    relevance=tuple(
+                        _of_options(path, *one) for one in zip(options, ratings, rounds, strict=True)
+                    ),
                 )
+
+
+def _dense(path: Path, content: Any) -> Iterator[tuple[tuple[int, int], list[float]]]:
+    """Relevance of the options by image and round, which is counted from 1."""
+
+    def is_right(value: Any) -> bool:
+        return isinstance(value, list) and all(
+            isinstance(one, int | float) and 0 <= one <= 1 for one in value
+        )
+
+    rows = Entries.of(path, content, None, what="VisDial's dense annotations", advice=_AGAIN)
+    # the challenge's file for val says `gt_relevance`, that for train `relevance`
+    key = "gt_relevance" if "gt_relevance" in next(iter(rows.rows), {}) else "relevance"
+    values = [
+        [float(one) for one in row] for row in rows.values(key, is_right, "a list of numbers from 0 to 1")
+    ]
+    yield from zip(zip(rows.numbers("image_id"), rows.numbers("round_id"), strict=True), values, strict=True)
 
 
 def _texts(path: Path, data: Any, name: str) -> list[str]:
@@ -62,6 +91,19 @@ def _chosen(turns: Entries, key: str, texts: list[str]) -> tuple[str, ...]:
     return tuple(texts[number] for number in numbers)
 
 
+def _of_options(path: Path, options: Sequence[str], rated: Sequence[float], number: int) -> tuple[float, ...]:
+    """Relevance of each different option; nothing if they are not rated."""
+    if rated and len(rated) != len(options):
+        raise DataError(
+            f"{path}: expected the relevance of {len(options)} options of round {number}, found {len(rated)} in the "
+            f"dense annotations; {_AGAIN}"
+        )
+    found: dict[str, float] = {}
+    for option, value in zip(options, rated, strict=False):
+        found[option] = max(value, found.get(option, 0.0))
+    return tuple(found.values())
+
+
 def _options(turns: Entries, texts: list[str]) -> tuple[tuple[str, ...], ...]:
     def is_right(value: Any) -> bool:
         return isinstance(value, list) and all(is_whole(n) and 0 <= n < len(texts) for n in value)
@@ -75,7 +117,7 @@ def _options(turns: Entries, texts: list[str]) -> tuple[tuple[str, ...], ...]:
                 f"{turns.path}: expected the answer of round {number + 1} at `gt_index` of its options, found "
                 f"{right!r}{turns.where}; {_AGAIN}"
             )
-        found.append(tuple(dict.fromkeys(texts[option] for option in options)))
+        found.append(tuple(texts[option] for option in options))
     return tuple(found)
 
 

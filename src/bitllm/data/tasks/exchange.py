@@ -47,6 +47,8 @@ class Exchange:
         The source's own type of the question, such as ``what color is the``; ``""`` if it has none.
     subject, row
         The trial that it is about (row of the subject's betas), if it is about one trial and not about the image.
+    relevance
+        For each turn, the share of annotators who found each option correct; empty for turns that nobody rated.
     """
 
     id: str
@@ -61,6 +63,7 @@ class Exchange:
     question_type: str = ""
     subject: str | None = None
     row: int | None = None
+    relevance: tuple[tuple[float, ...], ...] = ()
 
     @property
     def trial(self) -> tuple[str, int] | None:
@@ -123,6 +126,12 @@ class Question:
         return given or (YES_NO if self.exchange.answer_type == "yes/no" else ())
 
     @property
+    def relevance(self) -> tuple[float, ...]:
+        """Share of annotators who found each option correct; empty if nobody rated them."""
+        rated = self.exchange.relevance
+        return rated[self.turn] if rated else ()
+
+    @property
     def kind(self) -> str:
         """The source's type of the question, else its first two words."""
         return self.exchange.question_type or " ".join(self.exchange.prompts[self.turn].split()[:2])
@@ -161,7 +170,7 @@ def exchanges(
     DataError
         If the store has no tasks, or not one of the given ones.
     """
-    # stores of earlier versions lack `subject` and `row`
+    # stores of earlier versions lack the last columns
     table = store.tasks.reindex(columns=[name for name in TASK_SCHEMA.names if name != "nsd_id"])
     if tasks is not None:
         wanted, there = sorted(set(tasks)), sorted(table["task"].unique())
@@ -184,7 +193,10 @@ def exchanges(
 def _rows(table: pd.DataFrame) -> Iterator[Exchange]:
     for values in zip(*(table[name].tolist() for name in TASK_SCHEMA.names), strict=True):
         row = dict(zip(TASK_SCHEMA.names, values, strict=True))
-        nested = {name: tuple(tuple(turn) for turn in row[name]) for name in ("answers", "options")}
+        row["relevance"] = row["relevance"] if isinstance(row["relevance"], Iterable) else ()
+        nested = {
+            name: tuple(tuple(turn) for turn in row[name]) for name in ("answers", "options", "relevance")
+        }
         trial = {"subject": row["subject"], "row": int(row["row"])} if isinstance(row["subject"], str) else {}
         yield Exchange(
             **row | {"subject": None, "row": None} | trial | nested | {"questions": tuple(row["questions"])}

@@ -47,7 +47,10 @@ SOURCES: dict[str, Source] = {
     "ok-vqa": Source(read_vqa, _VQA_FILES),
     "tdiuc": Source(read_vqa, _VQA_FILES),
     "a-okvqa": Source(read_aokvqa, "aokvqa_v1p0_train.json, aokvqa_v1p0_val.json"),
-    "visdial": Source(read_visdial, "visdial_1.0_train.json (the images of val are not COCO's)"),
+    "visdial": Source(
+        read_visdial,
+        "visdial_1.0_train.json, and visdial_1.0_train_dense_sample.json for NDCG (the images of val are not COCO's)",
+    ),
     "llava": Source(
         read_llava,
         "conversation_58k.json, detail_23k.json, complex_reasoning_77k.json",
