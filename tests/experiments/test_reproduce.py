@@ -19,12 +19,12 @@ from bitllm.pipeline.steps import Steps
 OTHERS = (
     "alignment",
     "adapters",
-    "coordinates",
     "perturbation",
     "repetitions",
-    "best",
 )
 LONG = (
+    "best",
+    "coordinates",
     "reward",
     "verifiers",
     "adaptation",

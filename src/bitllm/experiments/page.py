@@ -7,7 +7,6 @@ claims are shown.
 
 import re
 import sys
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -55,6 +54,16 @@ _FIRST_CLAIM = (
 )
 _HERE = "here (simulated; brains × model seeds × images)"
 _COLUMNS = ("CIDEr", "BLEU-4", "ROUGE-L", "bits", "words", "distinct captions", "distinct-1", "distinct-2")
+_DIGITS = {
+    "cider": 1,
+    "bleu_4": 1,
+    "rouge_l": 1,
+    "bits": 2,
+    "length": 1,
+    "distinct": 0,
+    "distinct_1": 3,
+    "distinct_2": 3,
+}
 _MORE = {"recall_at_10": "R@10", "recall_at_10_linear": "R@10 linear", "cosine_zero": "cosine",
          "object_f1": "object F1", "caption_recall_at_10": "R@10 of the caption"}  # fmt: skip
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z*`])")
@@ -207,34 +216,35 @@ def claims_table(question: Question) -> str:
 def systems_table(rows: pd.DataFrame) -> str:
     """Every system under every input, as the mean over worlds."""
     more = {column: name for column, name in _MORE.items() if column in rows and rows[column].notna().any()}
+    keys = [rows[name] for name in ("system", "control", "world")]
+    columns = ["cider", "rouge_l", "bits", "length", *more]
+    means = rows[columns].groupby(keys, sort=False).mean()
+    counts = pd.DataFrame(np.vstack(rows["bleu_counts"].tolist()), rows.index).groupby(keys, sort=False).sum()
+    means["bleu_4"] = [bleu_from_counts(one)[3] for one in counts.to_numpy()]
     code, unique = pd.factorize(rows["caption"])
-    rows, words = rows.assign(code=code), [_words(caption) for caption in unique]
-    lines = []
-    for (system, control), part in rows.groupby(["system", "control"], sort=False):
-        captions = [[words[code] for code in codes.tolist()] for _, codes in part.groupby("world")["code"]]
-        lines.append(
-            [
-                str(system),
-                str(control),
-                _mean(part, "cider", 1),
-                f"{_bleu_4(part):.1f}",
-                _mean(part, "rouge_l", 1),
-                _mean(part, "bits", 2),
-                _mean(part, "length", 1),
-                f"{_over(captions, n_distinct_captions):.0f}",
-                f"{_over(captions, lambda some: distinct_n(some, 1)):.3f}",
-                f"{_over(captions, lambda some: distinct_n(some, 2)):.3f}",
-                *(_mean(part, column, 3) for column in more),
-            ]
-        )
+    words = np.array([_words(caption) for caption in unique], dtype=object)
+    said = pd.Series(code, rows.index).groupby(keys, sort=False).agg(lambda codes: words[codes].tolist())
+    means["distinct"] = said.map(n_distinct_captions)
+    for n in (1, 2):
+        means[f"distinct_{n}"] = [distinct_n(captions, n) for captions in said]
+    arms = means.groupby(level=[0, 1], sort=False).mean()
+    lines = [
+        [
+            str(system),
+            str(control),
+            *(_mean(one[name], digits) for name, digits in _DIGITS.items()),
+            *(_mean(one[name], 3) for name in more),
+        ]
+        for (system, control), one in zip(arms.index, arms.to_dict("records"), strict=True)
+    ]
     return _table(["system", "input", *_COLUMNS, *more.values()], lines, n_words=2)
 
 
 def _origin(question: Question, results: Results) -> str:
     """Origin of the numbers: data, size, command, versions, revisions, learning rates."""
     record, rows = results.record, results.rows
-    revisions = ", ".join(sorted(str(revision)[:12] for revision in set(rows["git_revision"])))
-    versions = ", ".join(sorted(set(rows["bitllm_version"])))
+    revisions = ", ".join(sorted(str(revision)[:12] for revision in set(rows["git_revision"].unique())))
+    versions = ", ".join(sorted(set(rows["bitllm_version"].unique())))
     return (
         f"Data: {record['data']}; {size(question)} of the held-out subject. `{record['command']}`, bitllm {versions}, "
         f"revision {revisions}, configuration {record['config_sha256'][:12]}. "
@@ -280,20 +290,8 @@ def _line(cells: list[str]) -> str:
     return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells)
 
 
-def _mean(part: pd.DataFrame, column: str, digits: int) -> str:
-    if column not in part or part[column].isna().all():
-        return "–"
-    return f"{part.groupby('world')[column].mean().mean():.{digits}f}".replace("-", "−")
-
-
-def _bleu_4(part: pd.DataFrame) -> float:
-    """Corpus BLEU-4 in points, the mean over worlds."""
-    worlds = [np.vstack(world["bleu_counts"].tolist()).sum(axis=0) for _, world in part.groupby("world")]
-    return float(np.mean([bleu_from_counts(counts)[3] for counts in worlds]))
-
-
-def _over(captions: list[list[str]], measure: Callable[[list[str]], float]) -> float:
-    return float(np.mean([measure(some) for some in captions]))
+def _mean(value: float, digits: int) -> str:
+    return "–" if np.isnan(value) else f"{value:.{digits}f}".replace("-", "−")
 
 
 @cache

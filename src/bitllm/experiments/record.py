@@ -122,13 +122,13 @@ def read_run(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         raise DataError(
             f"{path}: expected a Parquet file, found one that does not open ({error}); copy or run it again"
         ) from None
-    found = set(rows["config_sha256"])
+    found = set(rows["config_sha256"].unique())
     if found != {record["config_sha256"]}:
         raise DataError(
             f"{path}: expected rows of the configuration {record['config_sha256'][:12]} that {RECORD} lists, found "
             f"{', '.join(sorted(one[:12] for one in found))}; copy both files of one run"
         )
-    if set(rows["world"]) != set(record["worlds"]):
+    if set(rows["world"].unique()) != set(record["worlds"]):
         raise DataError(
             f"{path}: expected rows of the worlds that {RECORD} lists ({', '.join(record['worlds'])}), found "
             f"{', '.join(sorted(set(rows['world'])))}; copy both files of one run"

@@ -1,4 +1,4 @@
-"""The compiled forward against the plain one, with adapters and with a prefix: ``python compiled.py BACKEND``.
+"""The compiled forward against the plain one: ``python compiled.py BACKEND INTERFACE``.
 
 A program of its own, since a compiler cannot trace the shape checks that the tests put into every function.
 """
@@ -8,26 +8,25 @@ import sys
 import torch
 from tiny import make_batch, make_model
 
-for interface in ("cross_attention", "prefix"):  # prefix_mlp differs from prefix before the LLM
-    model, batch = make_model(interface), make_batch(interface)
-    ids = batch.pop("input_ids")
-    with torch.no_grad():
-        memory = model.model.brain_memory(**batch)
-        plain = model(input_ids=ids, brain_memory=memory, use_cache=False).logits
-        compiled = torch.compile(model, fullgraph=True, backend=sys.argv[1])
-        found = compiled(input_ids=ids, brain_memory=memory, use_cache=False).logits
-    print(interface, float((plain - found).abs().max() / plain.abs().max()))
-    torch._dynamo.reset()
-    model.requires_grad_(False).model.interface.requires_grad_(True)
-    gradients = []
-    for compiles in (False, True):
-        if compiles:
-            model.model.language_model.compile_layers(backend=sys.argv[1])
-        memory = model.model.brain_memory(**batch)
-        hidden = model.model(input_ids=ids, brain_memory=memory, use_cache=False).last_hidden_state
-        gradients.append(
-            torch.autograd.grad(hidden.square().sum(), model.model.interface.projection.parameters())
-        )
-    worst = max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(*gradients, strict=True))
-    print(f"{interface}-gradients", worst)
-    torch._dynamo.reset()
+backend, interface = sys.argv[1:]  # prefix_mlp differs from prefix before the LLM
+model, batch = make_model(interface), make_batch(interface)
+ids = batch.pop("input_ids")
+with torch.no_grad():
+    memory = model.model.brain_memory(**batch)
+    plain = model(input_ids=ids, brain_memory=memory, use_cache=False).logits
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    found = compiled(input_ids=ids, brain_memory=memory, use_cache=False).logits
+print("logits", float((plain - found).abs().max() / plain.abs().max()))
+torch._dynamo.reset()
+model.requires_grad_(False).model.interface.requires_grad_(True)
+gradients = []
+for compiles in (False, True):
+    if compiles:
+        model.model.language_model.compile_layers(backend=backend)
+    memory = model.model.brain_memory(**batch)
+    hidden = model.model(input_ids=ids, brain_memory=memory, use_cache=False).last_hidden_state
+    gradients.append(
+        torch.autograd.grad(hidden.square().sum(), model.model.interface.projection.parameters())
+    )
+worst = max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(*gradients, strict=True))
+print("gradients", worst)
