@@ -209,7 +209,7 @@ def _draw_row(axes: Axes, row: _Row, number: int) -> None:
         axes.tick_params(bottom=False, labelbottom=False)
         return
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
-    axes.set_xlabel(f"{difference(row.claim)}, {measure_in_words(row.claim)}", labelpad=2)
+    axes.set_xlabel(f"{difference(row.claim)}, {measure_in_words(row.claim)}", labelpad=2, loc="left")
     if row.claim.negligible:
         note = axes.text(1.0, -0.88, "grey: negligible", transform=axes.transAxes, ha="right", va="top")
         note.set(fontsize=8.5, color=FAINT)
