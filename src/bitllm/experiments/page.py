@@ -232,8 +232,8 @@ def systems_table(rows: pd.DataFrame) -> str:
         [
             str(system),
             str(control),
-            *(_mean(one[name], digits) for name, digits in _DIGITS.items()),
-            *(_mean(one[name], 3) for name in more),
+            *(_rounded(one[name], digits) for name, digits in _DIGITS.items()),
+            *(_rounded(one[name], 3) for name in more),
         ]
         for (system, control), one in zip(arms.index, arms.to_dict("records"), strict=True)
     ]
@@ -290,7 +290,7 @@ def _line(cells: list[str]) -> str:
     return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells)
 
 
-def _mean(value: float, digits: int) -> str:
+def _rounded(value: float, digits: int) -> str:
     return "–" if np.isnan(value) else f"{value:.{digits}f}".replace("-", "−")
 
 
