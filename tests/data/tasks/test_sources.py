@@ -66,6 +66,13 @@ def test_a_dialogue_has_all_rounds_and_options_where_they_are_ranked(read):
     assert not any("beach" in text for one in found.values() for text in one.questions)
 
 
+def test_the_ratings_of_val_have_another_key(read, contents_of):
+    contents = contents_of("visdial")
+    for row in contents[_R]:
+        row["gt_relevance"] = row.pop("relevance")
+    assert read("visdial", contents)["visdial:345678"].relevance == ((), (0.2, 0.0, 0.8))
+
+
 def test_llava_conversations_alternate_without_the_image_token(read):
     found = read("llava")
     assert [one.nsd_id for one in found.values()] == [3, 12]
@@ -164,7 +171,7 @@ BROKEN = [
     ("visdial", _at(_V, "data", "dialogs", 1, "dialog", 0, "gt_index", value=1), "gt_index"),
     ("visdial", _at(_V, "data", "dialogs", 0, "dialog", 0, "answer", value=3), "a number below 3"),
     ("visdial", _at(_V, "data", "dialogs", 1, "image_id", value=111), "visdial:111 twice"),
-    ("visdial", _at(_R, 0, "relevance", value=[0.2, 0.8]), "3 options of round 2, found 2"),
+    ("visdial", _at(_R, 0, "relevance", value=[0.2, 0.8]), "_sample.json: .* of round 2 of image 345678, found 2"),
     ("visdial", _at(_R, 0, "relevance", value=[2, 0, 0]), "numbers from 0 to 1"),
     ("visdial", _at(_R, 0, "round_id"), "a whole number as `round_id`"),
     ("llava", _at(_L, 0, "conversations", 1, "from", value="human"), "human and gpt one after the other"),

@@ -7,7 +7,7 @@ VisDial 1.0 (Das et al. 2017), with the dense annotations of its challenge. LLaV
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bitllm.data.io.entries import Entries, is_whole
 from bitllm.data.tasks.exchange import Exchange
@@ -43,7 +43,7 @@ def read_visdial(files: Sequence[Path], images: StoreImages, origin: Origin) -> 
                 is_ranked = images.part[nsd_id] != "train"
                 options = _options(turns, texts["answers"]) if is_ranked else ((),) * len(turns.rows)
                 rounds = range(1, len(turns.rows) + 1)
-                ratings = [relevance.get((image_id, number), []) if is_ranked else [] for number in rounds]
+                ratings = [relevance.get((image_id, number)) if is_ranked else None for number in rounds]
                 yield Exchange(
                     id=f"{origin.source}:{image_id}{suffix}",
                     nsd_id=nsd_id,
@@ -54,14 +54,22 @@ def read_visdial(files: Sequence[Path], images: StoreImages, origin: Origin) -> 
                     answer_type="text",
                     source=origin.source,
                     license=origin.license,
-                    relevance=tuple(
-                        _of_options(path, *one) for one in zip(options, ratings, rounds, strict=True)
-                    ),
+                    relevance=tuple(_of_options(*one) for one in zip(options, ratings, strict=True)),
                 )
 
 
-def _dense(path: Path, content: Any) -> Iterator[tuple[tuple[int, int], list[float]]]:
-    """Relevance of the options by image and round, which is counted from 1."""
+class _Ratings(NamedTuple):
+    """Relevance of each option of one round."""
+
+    path: Path
+    image_id: int
+    number: int
+    """Of the round, from 1."""
+    relevance: list[float]
+
+
+def _dense(path: Path, content: Any) -> Iterator[tuple[tuple[int, int], _Ratings]]:
+    """Ratings by image and round."""
 
     def is_right(value: Any) -> bool:
         return isinstance(value, list) and all(
@@ -74,7 +82,10 @@ def _dense(path: Path, content: Any) -> Iterator[tuple[tuple[int, int], list[flo
     values = [
         [float(one) for one in row] for row in rows.values(key, is_right, "a list of numbers from 0 to 1")
     ]
-    yield from zip(zip(rows.numbers("image_id"), rows.numbers("round_id"), strict=True), values, strict=True)
+    for image_id, number, value in zip(
+        rows.numbers("image_id"), rows.numbers("round_id"), values, strict=True
+    ):
+        yield (image_id, number), _Ratings(path, image_id, number, value)
 
 
 def _texts(path: Path, data: Any, name: str) -> list[str]:
@@ -91,15 +102,17 @@ def _chosen(turns: Entries, key: str, texts: list[str]) -> tuple[str, ...]:
     return tuple(texts[number] for number in numbers)
 
 
-def _of_options(path: Path, options: Sequence[str], rated: Sequence[float], number: int) -> tuple[float, ...]:
+def _of_options(options: Sequence[str], rated: _Ratings | None) -> tuple[float, ...]:
     """Relevance of each different option; nothing if they are not rated."""
-    if rated and len(rated) != len(options):
+    if rated is None:
+        return ()
+    if len(rated.relevance) != len(options):
         raise DataError(
-            f"{path}: expected the relevance of {len(options)} options of round {number}, found {len(rated)} in the "
-            f"dense annotations; {_AGAIN}"
+            f"{rated.path}: expected the relevance of {len(options)} options of round {rated.number} of image "
+            f"{rated.image_id}, found {len(rated.relevance)}; {_AGAIN}"
         )
     found: dict[str, float] = {}
-    for option, value in zip(options, rated, strict=False):
+    for option, value in zip(options, rated.relevance, strict=True):
         found[option] = max(value, found.get(option, 0.0))
     return tuple(found.values())
 
