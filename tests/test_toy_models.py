@@ -158,6 +158,51 @@ def test_documents_begin_with_keywords_of_the_image_as_often_as_configured(share
     assert keywords == ({"dog", "bench", "one", "brown"} if has_keywords else set())
 
 
+def accuracy_after_learning_to_compare(initial_range, *, steps=300, n_categories=20, n_questions=8):
+    """Accuracy of a small Llama on lists of words and the question whether a category is among them."""
+    yes, no, asks, says = range(n_categories, n_categories + 4)
+    tokenizer = make_word_tokenizer([" ".join(map(str, range(n_categories + 4)))], wrap=False)
+    config = toy_models._llama_config(
+        SmallLlmConfig(width=96, layers=4, initial_range=initial_range), tokenizer
+    )
+    torch.manual_seed(0)
+    model, rng = LlamaForCausalLM(config), np.random.default_rng(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+
+    def document():
+        listed, other = np.split(rng.permutation(n_categories), [3])
+        ids, labels = listed.tolist(), [-100] * 3
+        for is_listed in rng.random(n_questions) < 0.5:
+            answer = yes if is_listed else no
+            ids += [asks, int(rng.choice(listed if is_listed else other)), says, answer]
+            labels += [-100, -100, -100, answer]
+        return ids, labels
+
+    for _ in range(steps):
+        ids, labels = (torch.tensor(rows) for rows in zip(*(document() for _ in range(64)), strict=True))
+        found = model(input_ids=ids, labels=labels, use_cache=False)
+        optimizer.zero_grad()
+        found.loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    asked = labels[:, 1:] >= 0
+    return (found.logits[:, :-1].argmax(-1) == labels[:, 1:])[asked].float().mean().item()
+
+
+@pytest.mark.slow
+def test_a_small_llama_learns_to_compare_words_only_with_initial_weights_that_suit_its_width():
+    assert accuracy_after_learning_to_compare(0.1) > 0.9
+    assert accuracy_after_learning_to_compare(0.02) < 0.6
+
+
+def test_the_initial_weights_of_the_small_llama_are_as_large_as_configured(easy_release, tmp_path):
+    store = open_store(easy_release / "store")
+    config = SmallLlmConfig(width=32, layers=1, heads=2, initial_range=0.3, optimizer=FEW)
+    train_small_llm(store, tmp_path / "llm", config, seed=0)
+    llm = LlamaForCausalLM.from_pretrained(tmp_path / "llm")
+    assert llm.model.embed_tokens.weight.std().item() == pytest.approx(0.3, rel=0.05)
+
+
 def test_the_same_seed_gives_the_same_neighbours(easy_release, tmp_path):
     store = open_store(easy_release / "store")
     for name in ("one", "again"):
