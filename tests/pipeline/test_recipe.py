@@ -56,6 +56,28 @@ def test_the_demo_trains_the_posters_method_with_the_settings_of_its_own_recipe(
     assert demo.system("instructed").sft.tasks.keys() == {"caption", "presence", "count", "vqa-v2"}
 
 
+def pairs_of(name):
+    recipe = read_recipe(name)
+    return set(recipe.comparisons(recipe.system_names))
+
+
+def test_a_system_is_compared_with_its_start_and_with_the_most_similar_of_its_stage():
+    assert pairs_of("demo") == {
+        ("rft", "sft"), ("instructed", "sft"), ("poster_rft", "poster"),  # each and its start
+        ("sft", "poster"), ("rft", "poster_rft"),
+        ("poster", "prefix_mlp"),  # as many steps as the poster's, on a frozen encoder like it
+    }  # fmt: skip
+    assert pairs_of("demo-poster") == {
+        ("rft", "sft"), ("sft", "prefix"), ("sft", "prefix_mlp"), ("sft", "no_align"),
+    }  # fmt: skip
+
+
+def test_systems_that_are_not_there_are_compared_with_nothing():
+    recipe = read_recipe("demo")
+    assert recipe.comparisons(["sft", "prefix_mlp"]) == [("sft", "prefix_mlp")]
+    assert recipe.comparisons(["rft", "instructed"]) == []
+
+
 @pytest.mark.parametrize("name", [*PACKAGED, *OF_EXPERIMENTS])
 def test_every_recipe_runs_with_params_and_preflight_and_is_read_by_demo_and_train(name, capsys):
     table = count_parameters(read_recipe(name)).to_json()

@@ -32,7 +32,7 @@ count_error           questions for a number: squared error of the decoded answe
 ``evaluation.json`` contains everything that belongs to no row (`ABOUT_KEYS`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,8 +79,9 @@ CAPTION = "caption"
 """Value of ``task`` in the rows of captions and of the encoder."""
 ENCODER = "encoder"
 """Value of ``system`` in the rows of the encoder."""
-ABOUT_KEYS = ("about", "n_trainable", "embedding", "n_pictures", "human", "groups", "similarity", "regions",
-              "attribution", "words", "references", "reward", "tasks", "categories", "category_task")  # fmt: skip
+ABOUT_KEYS = ("about", "n_trainable", "comparisons", "embedding", "n_pictures", "human", "groups", "similarity",
+              "regions", "attribution", "words", "references", "reward", "tasks", "categories",
+              "category_task")  # fmt: skip
 _COLUMNS = ("system", "trials", "subject", "task", "input", "nsd_id", "row", "n_repetitions", "answer", "cider",
             "rouge_l", "bleu_counts", "length", "log2_p", "n_references", "n_tokens", "n_words", "ranks",
             "cosine_zero", "question", "turn", "history", "accepted", "score", "chosen", "option_score", "option_rank",
@@ -94,11 +95,11 @@ class Evaluation:
 
     rows: pd.DataFrame
     about: dict[str, Any]
-    """``about`` (`About`), ``n_trainable`` by system, ``embedding`` and ``n_pictures`` of the encoder, ``human``,
-    ``groups`` (kind, name and nsd_ids of each), ``similarity`` to the nearest training image by nsd_id, ``regions``
-    (`RegionResult`), ``attribution``, ``words`` (bits of each word by system and input, in the order of ``row``),
-    ``references`` by nsd_id, ``reward``, ``tasks`` (source, license, number of questions of each), ``categories`` by
-    nsd_id and ``category_task`` (`CategoryTask`)."""
+    """``about`` (`About`), ``n_trainable`` by system, ``comparisons`` (pairs of systems), ``embedding`` and
+    ``n_pictures`` of the encoder, ``human``, ``groups`` (kind, name and nsd_ids of each), ``similarity`` to the nearest
+    training image by nsd_id, ``regions`` (`RegionResult`), ``attribution``, ``words`` (bits of each word by system and
+    input, in the order of ``row``), ``references`` by nsd_id, ``reward``, ``tasks`` (source, license, number of
+    questions of each), ``categories`` by nsd_id and ``category_task`` (`CategoryTask`)."""
 
 
 def rows_of(
@@ -245,7 +246,8 @@ def results_of(found: Evaluation, where: str = ABOUT) -> Results:
         systems,
         encoder=_encoder(rows[rows["system"] == ENCODER], content, about.seed),
         between_systems=_between_systems(
-            {name: inputs["averaged"]["real"] for name, inputs in scored.items()}
+            {name: inputs["averaged"]["real"] for name, inputs in scored.items()},
+            content.get("comparisons", []),
         ),
         human=content.get("human", {}),
         regions=tuple(
@@ -349,16 +351,8 @@ def _bits(real: _Input, control: _Input, seed: int) -> Scores:
     }
 
 
-def _between_systems(real: dict[str, _Input]) -> dict[str, Estimate]:
-    """Paired differences in CIDEr: between the stages, to the poster's method, to sft on questions and to baselines.
-
-    Baselines are compared with ``poster`` where the run has it, since they are trained as long as that one.
-    """
-    peer = "poster" if "poster" in real else "sft"
-    stages = ("sft", "rft", "poster", "poster_rft", "instructed")
-    pairs = [("rft", "sft"), ("sft", "poster"), ("rft", "poster_rft"), ("poster_rft", "poster")]
-    pairs += [("sft", "instructed")]
-    pairs += [(peer, name) for name in real if name not in stages]
+def _between_systems(real: dict[str, _Input], pairs: Iterable[Sequence[str]]) -> dict[str, Estimate]:
+    """Paired differences in CIDEr."""
     return {
         f"{a} - {b}": paired_difference(real[a].numbers.cider, real[b].numbers.cider)
         for a, b in pairs

@@ -288,6 +288,8 @@ def _rest_of(evaluator: Evaluator, run: Run | None, steps: Steps, found: dict[st
     for name, folder in checkpoints.folders.items():
         if "n_trainable" in (card := card_of(folder)):
             rest["n_trainable"][name] = int(card["n_trainable"])  # type: ignore[index]
+    if run is not None:
+        rest["comparisons"] = run.recipe.comparisons(checkpoints.folders)
     if "rft" in checkpoints.folders:
         rest["reward"] = _reward_rise(checkpoints.folders["rft"] / "log.jsonl")
     return rest

@@ -88,6 +88,7 @@ def pooled_evaluation(found: Sequence[Evaluation]) -> Evaluation:
             "version": first["version"],
             "about": to_json(_joint_about(about, scorer, len(nsd_ids), drawn)),
             "n_trainable": first.get("n_trainable", {}),
+            "comparisons": first.get("comparisons", []),
             "embedding": first["embedding"],
             "n_pictures": int(sum(one.about["n_pictures"] for one in found)),
             "human": human,

@@ -6,6 +6,7 @@ packaged recipe `demo`.
 """
 
 import re
+from collections.abc import Collection
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -350,6 +351,36 @@ class Recipe(StrictConfig):
         for config in (self.system(name).sft for name in self.system_names):
             tasks |= {task: max(weight, tasks.get(task, 0.0)) for task, weight in config.tasks.items()}
         return tasks
+
+    def comparisons(self, names: Collection[str]) -> list[tuple[str, str]]:
+        """Pairs of the given systems whose difference an evaluation shows.
+
+        A system that starts from another one is compared with it. Those of rft, and those of sft that start from align
+        or random, are also compared with each other: each, the most similar first, with the system before it that has
+        the fewest other settings.
+        """
+        systems = [self.system(name) for name in self.system_names if name in names]
+        pairs = [(system.name, system.start) for system in systems if system.start in names]
+        for peers in (
+            {one.name: one.rft.model_dump() for one in systems if one.stage == "rft"},
+            {
+                one.name: one.sft.model_dump() | {"start": one.start}
+                for one in systems
+                if one.stage == "sft" and one.start in ("align", "random")
+            },
+        ):
+            names_left = list(peers)
+            known = names_left[:1]
+            while names_left := [name for name in names_left if name not in known]:
+                differing = {
+                    (old, new): sum(peers[old][key] != value for key, value in peers[new].items())
+                    for old in known
+                    for new in names_left
+                }
+                pair = min(differing, key=differing.__getitem__)
+                pairs.append(pair)
+                known.append(pair[1])
+        return pairs
 
     def system(self, name: str) -> System:
         """A system by name.
