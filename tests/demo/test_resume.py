@@ -155,6 +155,21 @@ def test_a_step_that_fails_has_no_mark_and_is_made_by_the_next_run(tmp_path):
     assert steps.kept == ["one"]
 
 
+def test_a_step_whose_file_was_deleted_is_made_again(tmp_path):
+    rows, made = tmp_path / "rows.parquet", []
+
+    def write():
+        rows.write_text("rows")
+        made.append("rows")
+
+    for is_deleted in (False, False, True):
+        if is_deleted:
+            rows.unlink()
+        Steps(tmp_path / "run", lambda line: None).run("rows", write, settings=None, file=rows)
+    assert made == ["rows", "rows"]
+    assert rows.exists()
+
+
 def test_a_step_is_made_again_when_its_settings_or_a_step_before_it_change(tmp_path):
     made = []
 

@@ -277,10 +277,11 @@ class Cell:
     def make(self) -> None:
         """Train and evaluate the system, unless that is done."""
         for kind, rows in self._evaluations.items():
-            if not self.path(kind).exists():
+            path = self.path(kind)
+            if not path.exists():
                 self._train()
-                write = partial(self.world.write_rows, self.path(kind), rows)
-                self.run.steps.run(self._part(kind), write, settings=None, after=(self.label,))
+                write = partial(self.world.write_rows, path, rows)
+                self.run.steps.run(self._part(kind), write, settings=None, after=(self.label,), file=path)
 
     def _train(self) -> None:
         """Train the system and what it starts from."""

@@ -85,6 +85,7 @@ class Steps:
         settings: Any,
         after: tuple[str, ...] = (),
         refuse: bool = False,
+        file: Path | None = None,
     ) -> None:
         """Make a step unless it is done with the same settings, after the same steps.
 
@@ -100,6 +101,8 @@ class Steps:
             Steps that provide its inputs.
         refuse
             Whether a step that was done with other settings is an error; otherwise it is made again.
+        file
+            What the step makes: if it was deleted, the step is done again.
 
         Raises
         ------
@@ -107,7 +110,7 @@ class Steps:
             If it was done with other settings and ``refuse`` is true.
         """
         key = sha256_of_json([name, settings, [self.keys[step] for step in after]])
-        if self._is_kept(name, key):
+        if self._is_kept(name, key, file):
             return
         if refuse and self._mark(name).exists():
             raise TrainingError(
@@ -115,7 +118,7 @@ class Steps:
                 "name another run, go back to them, or set trainer.if_changed to restart"
             )
         with self.claim(name, waits=True):
-            if self._is_kept(name, key):  # another process made it meanwhile
+            if self._is_kept(name, key, file):  # another process made it meanwhile
                 return
             mark = self._mark(name)
             mark.unlink(missing_ok=True)
@@ -207,8 +210,10 @@ class Steps:
     def _mark(self, name: str) -> Path:
         return self.folder / "steps" / f"{name}.json"
 
-    def _is_kept(self, name: str, key: str) -> bool:
+    def _is_kept(self, name: str, key: str, file: Path | None = None) -> bool:
         mark = self._mark(name)
+        if file is not None and not file.exists():
+            return False
         if not mark.exists() or (done := read_record(mark, "key", "seconds"))["key"] != key:
             return False
         if self.keys.get(name) != key:  # report a step once, although several questions share it
