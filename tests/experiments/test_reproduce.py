@@ -31,6 +31,7 @@ LONG = (
     "few_shot",
     "full_rate",
     "new_subject",
+    "presence",
     "questions",
     "transfer",
     "leave_one_out",

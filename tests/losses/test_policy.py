@@ -143,6 +143,22 @@ def test_clipped_share_counts_only_ratios_that_the_clip_stops() -> None:
     assert float(result.clipped) == 0.5
 
 
+def test_the_kl_of_two_processes_is_that_of_one() -> None:
+    """The mean of what the processes log, although their captions are not equally long."""
+    generator = torch.Generator().manual_seed(3)
+    mask = torch.arange(7)[None] < torch.tensor([7, 1, 2, 5])[:, None]
+    log_probs, reference = torch.randn(2, 4, 7, generator=generator, dtype=torch.float64)
+
+    def kl(rows: slice) -> float:
+        given = (log_probs[rows], log_probs[rows], torch.ones(4)[rows], mask[rows])
+        return float(policy_loss(*given, ref_log_probs=reference[rows]).kl)
+
+    assert (kl(slice(0, 2)) + kl(slice(2, 4))) / 2 == pytest.approx(kl(slice(0, 4)), rel=1e-12)
+    ratio = (reference - log_probs).exp()
+    expected = [(row - row.log() - 1)[kept].mean() for row, kept in zip(ratio, mask, strict=True)]
+    assert kl(slice(0, 4)) == pytest.approx(float(sum(expected)) / 4, rel=1e-12)
+
+
 def test_dapo_of_two_processes_is_dapo_of_all_their_captions() -> None:
     generator = torch.Generator().manual_seed(2)
     mask = torch.arange(7)[None] < torch.tensor([7, 1, 2, 5])[:, None]

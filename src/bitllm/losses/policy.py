@@ -27,9 +27,9 @@ class PolicyLoss(NamedTuple):
 
     loss: Float[Tensor, ""]
     kl: Float[Tensor, ""]
-    """Mean KL estimate per token to the reference policy; 0 without one."""
+    """KL estimate per token to the reference policy, as a mean of captions; 0 without one."""
     clipped: Float[Tensor, ""]
-    """Share of tokens whose ratio was clipped."""
+    """Share of tokens whose ratio was clipped, as a mean of captions."""
 
 
 def weighted_parts(
@@ -122,13 +122,17 @@ def policy_loss(  # noqa: PLR0913 - the terms of one equation
     per_token = -gain
     mask = label_mask.to(log_probs.dtype)
     own_tokens = mask.sum().clamp(min=1.0)
+
+    def mean_of_captions(values: Float[Tensor, "B T"]) -> Float[Tensor, ""]:
+        return ((values * mask).sum(1) / mask.sum(1).clamp(min=1.0)).mean()
+
     kl = torch.zeros_like(log_probs)
     if ref_log_probs is not None:
         # k3 = r − log r − 1 with r = p_ref / p: never negative, and of lower variance than −log r.
         kl = (ref_log_probs - log_probs).exp() - (ref_log_probs - log_probs) - 1
         per_token = per_token + kl_weight * kl
     if loss_type == "grpo":
-        loss = ((per_token * mask).sum(1) / mask.sum(1).clamp(min=1.0)).mean()
+        loss = mean_of_captions(per_token)
     elif loss_type == "bnpo":
         loss = (per_token * mask).sum() / own_tokens
     elif loss_type == "dapo":
@@ -138,6 +142,5 @@ def policy_loss(  # noqa: PLR0913 - the terms of one equation
     clipped = ((ratio < 1 - clip) & (advantages[:, None] < 0)) | (
         (ratio > 1 + clip) & (advantages[:, None] > 0)
     )
-    return PolicyLoss(
-        loss, ((kl * mask).sum() / own_tokens).detach(), ((clipped * mask).sum() / own_tokens).detach()
-    )
+    # all processes have as many captions, so the mean over processes is that of one
+    return PolicyLoss(loss, mean_of_captions(kl).detach(), mean_of_captions(clipped.to(mask.dtype)).detach())
