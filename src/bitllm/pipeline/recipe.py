@@ -355,9 +355,9 @@ class Recipe(StrictConfig):
     def comparisons(self, names: Collection[str]) -> list[tuple[str, str]]:
         """Pairs of the given systems whose difference an evaluation shows.
 
-        A system that starts from another one is compared with it. Those of rft, and those of sft that start from align
-        or random, are also compared with each other: each, the most similar first, with the system before it that has
-        the fewest other settings.
+        A system that starts from another one is compared with it. The systems of rft, and those of sft that start from
+        align or random, are also compared among themselves: along the tree, from the first system on, whose edges join
+        systems with the fewest differing settings.
         """
         systems = [self.system(name) for name in self.system_names if name in names]
         pairs = [(system.name, system.start) for system in systems if system.start in names]
