@@ -360,27 +360,12 @@ class Recipe(StrictConfig):
         systems with the fewest differing settings.
         """
         systems = [self.system(name) for name in self.system_names if name in names]
-        pairs = [(system.name, system.start) for system in systems if system.start in names]
-        for peers in (
-            {one.name: one.rft.model_dump() for one in systems if one.stage == "rft"},
-            {
-                one.name: one.sft.model_dump() | {"start": one.start}
-                for one in systems
-                if one.stage == "sft" and one.start in ("align", "random")
-            },
-        ):
-            names_left = list(peers)
-            known = names_left[:1]
-            while names_left := [name for name in names_left if name not in known]:
-                differing = {
-                    (old, new): sum(peers[old][key] != value for key, value in peers[new].items())
-                    for old in known
-                    for new in names_left
-                }
-                pair = min(differing, key=differing.__getitem__)
-                pairs.append(pair)
-                known.append(pair[1])
-        return pairs
+        from_encoder = [one for one in systems if one.stage == "sft" and one.start in ("align", "random")]
+        return [
+            *((one.name, one.start) for one in systems if one.start in names),
+            *_most_similar({one.name: one.rft.model_dump() for one in systems if one.stage == "rft"}),
+            *_most_similar({one.name: one.sft.model_dump() | {"start": one.start} for one in from_encoder}),
+        ]
 
     def system(self, name: str) -> System:
         """A system by name.
@@ -409,6 +394,20 @@ class Recipe(StrictConfig):
             SftConfig.parse(merged(self.sft.model_dump(), variant.sft), source=f"variants.{name}.sft"),
             RftConfig.parse(merged(self.rft.model_dump(), variant.rft or {}), source=f"variants.{name}.rft"),
         )
+
+
+def _most_similar(settings: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
+    """Edges of the tree, from the first name on, that joins names with the fewest differing settings."""
+    joined, left, pairs = list(settings)[:1], list(settings)[1:], list[tuple[str, str]]()
+    while left:
+        pair = min(
+            ((old, new) for old in joined for new in left),
+            key=lambda pair: sum(settings[pair[0]][key] != value for key, value in settings[pair[1]].items()),
+        )
+        pairs.append(pair)
+        joined.append(pair[1])
+        left.remove(pair[1])
+    return pairs
 
 
 def read_recipe(name_or_path: str) -> Recipe:
