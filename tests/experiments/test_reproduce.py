@@ -30,6 +30,7 @@ LONG = (
     "adaptation",
     "few_shot",
     "full_rate",
+    "larger_weights",
     "new_subject",
     "presence",
     "questions",

@@ -155,7 +155,7 @@ def test_with_a_frozen_encoder_the_loss_is_that_of_its_brain_tokens(easy):
     text = {name: batch[name] for name in ("input_ids", "labels")}
     log_probs, label_mask = sft.token_log_probs(model, **text, brain_memory=memory)
     loss = answer_loss(model, batch)
-    assert loss.item() == pytest.approx(float(-log_probs.sum() / label_mask.sum()), abs=1e-6)
+    assert loss.item() == pytest.approx((-log_probs.sum() / label_mask.sum()).item(), abs=1e-6)
     loss.backward()
     assert all(parameter.grad is None for parameter in model.model.encoder.parameters())
 

@@ -61,7 +61,7 @@ def run(folder, *, stop_at=None, measure=None, fingerprint=FINGERPRINT, steps=14
         model = Toy(stop_at)
 
         def measured():
-            return measure(model) if measure else {"validation_loss": float(model.layers[2].bias)}
+            return measure(model) if measure else {"validation_loss": model.layers[2].bias.item()}
 
         loop = Loop(
             model,
@@ -134,7 +134,7 @@ def test_the_log_has_means_of_the_steps_since_the_last_row_and_no_half_line(tmp_
 def test_sigterm_stops_after_a_checkpoint_and_the_run_goes_on(tmp_path, whole):
     def measure(model):
         os.kill(os.getpid(), signal.SIGTERM)
-        return {"validation_loss": float(model.layers[2].bias)}
+        return {"validation_loss": model.layers[2].bias.item()}
 
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(
