@@ -151,7 +151,7 @@ def test_the_small_llm_says_the_keywords_that_it_is_given(easy):
 def test_documents_begin_with_keywords_of_the_image_as_often_as_configured(share, has_keywords):
     config = SmallLlmConfig(keyword_share=share, keyword_keep=1.0)
     captions = ["a dog on the bench", "one brown dog"]
-    ((question, answer),) = _document(captions, None, config, np.random.default_rng(0))
+    ((question, answer),) = _document(captions, [], config, np.random.default_rng(0))
     assert answer in captions
     instruction = next(text for text in INSTRUCTIONS if question.endswith(text))
     keywords = set(question.removesuffix(instruction).split())

@@ -31,7 +31,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from bitllm.config import StrictConfig
 from bitllm.data.prompt import INSTRUCTIONS, Prompter, choose, pad_turns, plain_caption
 from bitllm.data.store import Store
-from bitllm.data.tasks.exchange import Exchange
+from bitllm.data.tasks.exchange import turns_of
 from bitllm.data.tasks.mixture import CAPTIONS_ALONE, TaskMixture, is_captions_alone
 from bitllm.errors import ConfigError
 from bitllm.files import folder_written_whole
@@ -206,16 +206,17 @@ def train_small_llm(
     *,
     seed: int,
     tasks: Mapping[str, float] = CAPTIONS_ALONE,
+    n_exchanges: int = 1,
     progress: Progress | None = None,
 ) -> None:
     """Train the small Llama on the training captions of ``store`` and save it as a `LlamaForCausalLM` folder.
 
     With other ``tasks`` (and their weights), some documents are questions about the training images with their answers
-    instead of captions.
+    instead of captions, at most ``n_exchanges`` in a document.
     """
     nsd_ids = store.stimuli.index[store.stimuli["part"] == "train"].tolist()
     captions = [[plain_caption(caption) for caption in store.captions[nsd_id]] for nsd_id in nsd_ids]
-    mixture = TaskMixture.of(store, tasks, nsd_ids, by_trial=False)
+    mixture = TaskMixture.of(store, tasks, nsd_ids, by_trial=False, n_exchanges=n_exchanges)
     texts = [caption for group in captions for caption in group]
     tokenizer = make_word_tokenizer([*texts, *_texts_of(mixture)], wrap=False)
     torch.manual_seed(seed)
@@ -223,8 +224,8 @@ def train_small_llm(
     prompter = Prompter(tokenizer)
 
     def document(epoch: int, index: int) -> list[tuple[str, str]]:
-        exchange = mixture.draw(nsd_ids[index], seed=seed, epoch=epoch, index=index)
-        return _document(captions[index], exchange, config, np.random.default_rng([seed, epoch, index, 1]))
+        asked = turns_of(mixture.conversation(nsd_ids[index], seed=seed, epoch=epoch, index=index))
+        return _document(captions[index], asked, config, np.random.default_rng([seed, epoch, index, 1]))
 
     def collate(pairs: list[tuple[int, int]]) -> dict[str, Any]:
         turns = [prompter.conversation(document(epoch, index)) for epoch, index in pairs]
@@ -246,14 +247,17 @@ def _texts_of(mixture: TaskMixture) -> Iterator[str]:
 
 
 def _document(
-    captions: Sequence[str], exchange: Exchange | None, config: SmallLlmConfig, rng: np.random.Generator
+    captions: Sequence[str],
+    asked: Sequence[tuple[str, str]],
+    config: SmallLlmConfig,
+    rng: np.random.Generator,
 ) -> list[tuple[str, str]]:
     """A training document: an instruction and a caption, or questions and answers, with or without keywords first."""
     question = INSTRUCTIONS[int(rng.integers(len(INSTRUCTIONS)))]
     answer = captions[int(rng.integers(len(captions)))]
     keep, later = config.keyword_keep, list[tuple[str, str]]()
-    if exchange is not None:
-        (question, answer), *later = zip(exchange.prompts, exchange.targets, strict=True)
+    if asked:
+        (question, answer), *later = asked
         keep = 1.0  # the answer must be found in the document: half of the words would answer half of the questions
     if rng.random() < config.keyword_share:
         words = sorted({word for caption in captions for word in caption.split()} - FUNCTION_WORDS)

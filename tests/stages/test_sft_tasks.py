@@ -9,6 +9,7 @@ import pytest
 from bitllm.data.dataset import select_trials
 from bitllm.data.prompt import INSTRUCTIONS, choose, pad_answers, plain_caption
 from bitllm.data.tasks import exchanges
+from bitllm.data.tasks.exchange import turns_of
 from bitllm.errors import ConfigError, DataError
 from bitllm.files import read_record
 from bitllm.model.build import CARD, load_trained
@@ -52,8 +53,15 @@ def test_captions_alone_are_the_instruction_and_the_caption_of_today(easy, examp
     assert batch["input_ids"].equal(expected["input_ids"]) and batch["labels"].equal(expected["labels"])
 
 
-def test_labels_are_due_on_the_answers_of_all_turns(examples_of):
-    examples = examples_of(tasks=MIXTURE)
+@pytest.mark.parametrize(
+    ("how", "turns"),
+    [
+        ({"tasks": MIXTURE}, {1, 10}),
+        ({"tasks": {"caption": 1.0, "presence": 1.0}, "n_exchanges": 3}, {1, 2, 3}),
+    ],
+)
+def test_labels_are_due_on_the_answers_of_all_turns(examples_of, how, turns):
+    examples = examples_of(**how)
     tokenizer = examples.prompter.tokenizer
     n_turns = set()
     for pair in PAIRS:
@@ -67,7 +75,7 @@ def test_labels_are_due_on_the_answers_of_all_turns(examples_of):
         assert ids[labels.index(next(one for one in labels if one != -100)) - 1] == (
             tokenizer.convert_tokens_to_ids("<assistant>")
         )
-    assert n_turns == {1, 10}
+    assert n_turns == turns
 
 
 def test_the_length_of_an_example_is_that_of_its_batch(examples_of):
@@ -129,6 +137,9 @@ def test_the_tasks_of_a_recipe_are_those_of_all_its_systems():
     variants = {"more": {"sft": {"tasks": {"count": 2.0}}}, "other": {"sft": {"tasks": {"count": 1.0}}}}
     recipe = Recipe.parse({"sft": {"tasks": {"caption": 1.0, "presence": 0.5}}, "variants": variants})
     assert recipe.tasks == {"caption": 1.0, "presence": 0.5, "count": 2.0}
+    assert recipe.questions_each == 1
+    variants["more"]["sft"]["questions_each"] = 4
+    assert Recipe.parse({"variants": variants}).questions_each == 4
 
 
 def test_the_small_llm_knows_the_words_of_questions_only_if_the_recipe_asks_them(easy, tmp_path):
@@ -146,7 +157,7 @@ def test_the_small_llm_knows_the_words_of_questions_only_if_the_recipe_asks_them
 def test_a_document_of_questions_has_all_keywords_before_the_first_one(easy):
     talk = exchanges(easy.store, tasks=["visdial"])[0]
     config = SmallLlmConfig(keyword_share=1.0, keyword_keep=0.0)
-    turns = _document(["a brown dog"], talk, config, np.random.default_rng(0))
+    turns = _document(["a brown dog"], turns_of([talk]), config, np.random.default_rng(0))
     assert len(turns) == 10
     assert set(turns[0][0].removesuffix(talk.prompts[0]).split()) == {"brown", "dog"}
     assert turns[1:] == list(zip(talk.prompts, talk.targets, strict=True))[1:]

@@ -1,9 +1,9 @@
 """Prompts: instructions, the chat template, and the tokens of a prompt and its answer."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ INSTRUCTIONS: tuple[str, ...] = (
 """Wordings of the instruction for training; decoding uses the first."""
 SYSTEM_PROMPT = "You caption brain activity."
 """System message, for chat templates with one; their default message is three times as long."""
+_REMEMBERED = 20_000  # texts of each kind with their tokens
 PROMPT_DATE = "26 Jul 2024"
 """Fixed date for chat templates that contain one (Llama 3's default); with today's date, prompts would change daily."""
 
@@ -70,7 +71,7 @@ class Prompter:
             If the chat template rewrites earlier turns.
         """
         first, *later = [*(question for question, _ in history), instruction]
-        ids = self._first_turn_ids(first)
+        ids = list(self._first_turn_ids(first))
         for (_, answer), question in zip(history, later, strict=True):
             ids += [*self.answer_ids(answer), *self._later_turn_ids(question)]
         return ids
@@ -83,26 +84,30 @@ class Prompter:
         return [
             (
                 self._later_turn_ids(question) if number else self._first_turn_ids(question),
-                self.answer_ids(answer),
+                self._turn_answer_ids(answer),
             )
             for number, (question, answer) in enumerate(turns)
         ]
 
-    def _first_turn_ids(self, question: str) -> list[int]:
+    # Templates are slow, and many conversations ask and answer the same.
+    @cached_property
+    def _first_turn_ids(self) -> Callable[[str], list[int]]:
+        return lru_cache(_REMEMBERED)(self._opening_ids)
+
+    @cached_property
+    def _later_turn_ids(self) -> Callable[[str], list[int]]:
+        return lru_cache(_REMEMBERED)(self._next_turn_ids)
+
+    @cached_property
+    def _turn_answer_ids(self) -> Callable[[str], list[int]]:
+        return lru_cache(_REMEMBERED)(self.answer_ids)
+
+    def _opening_ids(self, question: str) -> list[int]:
+        """Token ids of a conversation's first turn, after the placeholders, up to the start of its answer."""
         if self.n_placeholders:
             placeholder = str(self.tokenizer.convert_ids_to_tokens(int(self.placeholder_id or 0)))
             question = placeholder * self.n_placeholders + question
         return self._ids_of_messages([question])
-
-    @cached_property
-    def _later_turns(self) -> dict[str, list[int]]:
-        """Token ids of later turns by question: templates are slow, and many conversations ask the same."""
-        return {}
-
-    def _later_turn_ids(self, question: str) -> list[int]:
-        if question not in self._later_turns:
-            self._later_turns[question] = self._next_turn_ids(question)
-        return self._later_turns[question]
 
     def _next_turn_ids(self, question: str) -> list[int]:
         """Token ids from the end token of an answer to the start of the next one."""

@@ -141,7 +141,8 @@ def model_makers(run: Run) -> dict[str, Callable[[], None]]:
         train_small_clip(run.store, run.folder / "clip", small, seed=seed, progress=run.progress)
 
     def make_llm() -> None:
-        parts: Any = {"seed": seed, "tasks": recipe.tasks, "progress": run.progress}
+        parts: Any = {"seed": seed, "tasks": recipe.tasks, "n_exchanges": recipe.questions_each}
+        parts |= {"progress": run.progress}
         train_small_llm(run.store, run.folder / "llm", recipe.llm.small, **parts)
 
     makers: dict[str, Callable[[], None]] = {}
@@ -158,8 +159,9 @@ def model_makers(run: Run) -> dict[str, Callable[[], None]]:
 
 def _questions(run: Run) -> list[Any]:
     """What determines the questions in the training of the small LLM; nothing for captions alone."""
-    tasks = run.recipe.tasks
-    return [] if is_captions_alone(tasks) else [tasks, run.store.tasks_sha256]
+    tasks, each = run.recipe.tasks, run.recipe.questions_each
+    several = [] if each == 1 else [each]
+    return [] if is_captions_alone(tasks) else [tasks, run.store.tasks_sha256, *several]
 
 
 def _align(run: Run) -> bool:

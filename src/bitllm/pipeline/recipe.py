@@ -352,6 +352,11 @@ class Recipe(StrictConfig):
             tasks |= {task: max(weight, tasks.get(task, 0.0)) for task, weight in config.tasks.items()}
         return tasks
 
+    @property
+    def questions_each(self) -> int:
+        """Most questions in an example of any sft system; the small LLM is trained on as many."""
+        return max(self.system(name).sft.questions_each for name in self.system_names)
+
     def comparisons(self, names: Collection[str]) -> list[tuple[str, str]]:
         """Pairs of the given systems whose difference an evaluation shows.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from bitllm.data.batch import Anatomies, TrialBetas
 from bitllm.data.dataset import TrialSet
 from bitllm.data.prompt import INSTRUCTIONS, Prompter, choose, pad_turns, plain_caption
-from bitllm.data.tasks.exchange import Exchange
+from bitllm.data.tasks.exchange import turns_of
 from bitllm.data.tasks.mixture import CAPTIONS_ALONE, TaskMixture
 from bitllm.errors import DataError
 from bitllm.model.captioner import Captioner
@@ -67,6 +67,7 @@ class InstructedTrials:
         seed: int,
         train_encoder: bool = False,
         tasks: Mapping[str, float] = CAPTIONS_ALONE,
+        n_exchanges: int = 1,
     ) -> "InstructedTrials":
         """Trials for a model; with a frozen encoder, betas are pooled here, once.
 
@@ -76,9 +77,11 @@ class InstructedTrials:
             Whether the encoder is trained. Batches then contain betas, because pooled betas change in every step.
         tasks
             Weight of each task.
+        n_exchanges
+            Most questions in an example; dialogues are as long as they are.
         """
         encoder = model.model.encoder
-        mixture = TaskMixture.of(trials.store, tasks, trials.nsd_id.tolist())
+        mixture = TaskMixture.of(trials.store, tasks, trials.nsd_id.tolist(), n_exchanges=n_exchanges)
         anatomies = checked_anatomies(encoder, trials, atlases)
         betas = TrialBetas(trials, anatomies, encoder.queries.device, resident=train_encoder)
         pooled = None if train_encoder else pooled_betas(encoder, betas)
@@ -103,11 +106,6 @@ class InstructedTrials:
     def _prompts(self) -> list[list[int]]:
         return [self.prompter.prompt_ids(instruction) for instruction in INSTRUCTIONS]
 
-    @cached_property
-    def _conversations(self) -> dict[tuple[tuple[str, str], ...], list[Turn]]:
-        """Tokens of the questions and answers drawn so far; derived questions are the same for many images."""
-        return {}
-
     def batch(self, pairs: list[tuple[int, int]]) -> dict[str, Any]:
         """Texts and pooled betas (or betas with their anatomy) of (epoch, index) pairs."""
         indices = [index for _, index in pairs]
@@ -131,16 +129,16 @@ class InstructedTrials:
         nsd_id = int(self.trials.nsd_id[index])
         rows = self.trials.rows[index]
         trial = (self.trials.subject_of(index), rows[0]) if len(rows) == 1 else None
-        drawn = self.mixture.draw(nsd_id, seed=self.seed, epoch=epoch, index=index, trial=trial)
+        drawn = self.mixture.conversation(nsd_id, seed=self.seed, epoch=epoch, index=index, trial=trial)
         turns = (
-            [(self._prompts[self._instruction(epoch, index)], self._answer(epoch, index))]
-            if drawn is None
-            else self._tokens_of(drawn)
+            self.prompter.conversation(turns_of(drawn))
+            if drawn
+            else [(self._prompts[self._instruction(epoch, index)], self._answer(epoch, index))]
         )
         if _length(turns[:1]) > self.context:
             prompt, answer = turns[0]
             where, what = (
-                ("captions", "a caption") if drawn is None else (drawn.source, f"the answer {drawn.id}")
+                (drawn[0].source, f"the answer {drawn[0].id}") if drawn else ("captions", "a caption")
             )
             raise DataError(
                 f"{where}: expected at most {self.context - len(prompt)} tokens after the prompt, found {len(answer)} "
@@ -150,12 +148,6 @@ class InstructedTrials:
         while _length(turns) > self.context:
             turns = turns[:-1]
         return turns
-
-    def _tokens_of(self, exchange: Exchange) -> list[Turn]:
-        key = tuple(zip(exchange.prompts, exchange.targets, strict=True))
-        if key not in self._conversations:
-            self._conversations[key] = self.prompter.conversation(key)
-        return self._conversations[key]
 
     def _brain(self, indices: list[int]) -> dict[str, Any]:
         if self.pooled is None:

@@ -91,6 +91,8 @@ class SftConfig(StrictConfig):
         default_factory=lambda: dict(CAPTIONS_ALONE), exclude_if=lambda tasks: tasks == CAPTIONS_ALONE
     )
     """Weight of each task of the store (`bitllm tasks STORE` lists them) and of `caption`."""
+    questions_each: int = Field(default=1, gt=0, exclude_if=lambda n: n == 1)
+    """Most questions about its image in an example, one after the other; dialogues are as long as they are."""
     optimizer: OptimizerConfig = OptimizerConfig(
         steps=300, batch_size=64, learning_rate=3e-3, weight_decay=0.01
     )
@@ -191,7 +193,8 @@ def train_sft(  # noqa: PLR0913 - the parts of the stage
         if config.compile_layers:
             model.model.language_model.compile_layers()
         model.model.encoder.to(device())  # the loop moves the rest, shard by shard with fsdp
-        how: Any = {"atlases": atlases, "seed": seed, "train_encoder": train_encoder, "tasks": config.tasks}
+        how: Any = {"atlases": atlases, "seed": seed, "train_encoder": train_encoder}
+        how |= {"tasks": config.tasks, "n_exchanges": config.questions_each}
         training, validation = (
             InstructedTrials.of(
                 select_trials(store, split, part, averaged=False), model, base.tokenizer, **how

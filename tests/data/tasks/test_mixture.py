@@ -67,6 +67,44 @@ def test_a_draw_is_a_pure_function_of_seed_epoch_and_index(asked):
     assert drawn(mixture, nsd_id, seed=1) != first != drawn(mixture, nsd_id, epoch=1)
 
 
+def test_a_conversation_has_other_questions_about_the_image_but_no_captions(asked):
+    nsd_id, other = map(int, asked.stimuli.index[1:3])
+    weights = {"caption": 1.0, "presence": 1.0, "count": 0.2, "nothing": 0.0}
+    mixture = TaskMixture.of(asked, weights, [nsd_id, other], n_exchanges=3)
+    found = [mixture.conversation(nsd_id, seed=0, epoch=0, index=index) for index in range(600)]
+    first = drawn(mixture, nsd_id)
+    assert [one[0] if one else None for one in found] == first
+    assert {len(one) for one in found if one} == {1, 2, 3}
+    for one in found:
+        assert len({exchange.id for exchange in one}) == len(one)
+        assert {exchange.nsd_id for exchange in one} <= {nsd_id}
+    # three draws of 1, 1 and .2 / 1.2 leave count out with probability (1 / 1.2) ** 3
+    n, p = 600 - first.count(None), 1 - (1 / 1.2) ** 3
+    with_count = sum(any(exchange.task == "count" for exchange in one) for one in found)
+    assert abs(with_count - n * p) < 4 * (n * p * (1 - p)) ** 0.5
+
+
+def test_a_conversation_of_one_is_the_draw_and_a_dialogue_stays_alone(asked):
+    nsd_id = int(asked.stimuli.index[1])
+    weights = {"caption": 1.0, "presence": 1.0}
+    single = TaskMixture.of(asked, weights, [nsd_id])
+    here = {"seed": 0, "epoch": 0}
+    for index, one in enumerate(drawn(single, nsd_id)):
+        assert single.conversation(nsd_id, index=index, **here) == (() if one is None else (one,))
+    two_turns = replace(
+        ONE, id="d", nsd_id=nsd_id, task="visdial", questions=("Is it?", "Why?"), answers=(("yes",),) * 2
+    )
+    mixture = TaskMixture(
+        {"presence": 1.0, "visdial": 1.0},
+        {nsd_id: {"presence": single.exchanges[nsd_id]["presence"], "visdial": (two_turns,)}},
+        n_exchanges=4,
+    )
+    found = {mixture.conversation(nsd_id, index=index, **here) for index in range(600)}
+    assert (two_turns,) in found
+    assert all(two_turns not in one for one in found if len(one) > 1)
+    assert max(map(len, found)) == 2  # as many as the image has
+
+
 def test_a_task_that_the_store_lacks_is_refused(asked):
     with pytest.raises(DataError, match="did you mean `count`"):
         TaskMixture.of(asked, {"caption": 1.0, "counts": 1.0}, asked.stimuli.index)

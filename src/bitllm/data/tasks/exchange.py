@@ -137,6 +137,11 @@ class Question:
         return self.exchange.question_type or " ".join(self.exchange.prompts[self.turn].split()[:2])
 
 
+def turns_of(exchanges: Iterable[Exchange]) -> list[tuple[str, str]]:
+    """Questions and answers of exchanges, one after the other, in the form that the LLM is trained on."""
+    return [turn for one in exchanges for turn in zip(one.prompts, one.targets, strict=True)]
+
+
 def questions_of(exchanges: Iterable[Exchange]) -> list[Question]:
     """All turns of exchanges, in order."""
     return [Question(one, turn) for one in exchanges for turn in range(len(one.questions))]

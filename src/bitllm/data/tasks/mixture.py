@@ -1,6 +1,6 @@
-"""A mixture of tasks: which exchange about its image a training example has."""
+"""A mixture of tasks: which exchanges about its image a training example has."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -38,14 +38,23 @@ class TaskMixture:
         Weight of each task above 0. The tasks that an image has are drawn in proportion to their weights.
     exchanges
         Exchanges of each image, or of a trial (subject and row), by task.
+    n_exchanges
+        Most exchanges in a `conversation`.
     """
 
     weights: Mapping[str, float]
     exchanges: Mapping[int | Trial, Mapping[str, tuple[Exchange, ...]]]
+    n_exchanges: int = 1
 
     @classmethod
     def of(
-        cls, store: Store, weights: Mapping[str, float], images: Iterable[int], *, by_trial: bool = True
+        cls,
+        store: Store,
+        weights: Mapping[str, float],
+        images: Iterable[int],
+        *,
+        by_trial: bool = True,
+        n_exchanges: int = 1,
     ) -> "TaskMixture":
         """The mixture for some images of a store, which needs no questions for captions alone.
 
@@ -73,6 +82,7 @@ class TaskMixture:
                 place: {task: tuple(of_task) for task, of_task in by_task.items()}
                 for place, by_task in found.items()
             },
+            n_exchanges,
         )
 
     def draw(
@@ -82,19 +92,48 @@ class TaskMixture:
 
         An image without exchanges of the tasks gets a caption. Questions about a trial are drawn if it is given.
         """
-        by_task = self.exchanges.get(nsd_id, {})
-        if trial is not None:
-            by_task = {**by_task, **self.exchanges.get(trial, {})}
+        by_task = self._about(nsd_id, trial)
         if not by_task:
             return None
-        here = {"seed": seed, "epoch": epoch, "index": index}
         tasks = [task for task in self.weights if task == CAPTION or task in by_task]
+        return self._drawn(by_task, tasks, "", seed=seed, epoch=epoch, index=index)
+
+    def conversation(
+        self, nsd_id: int, *, seed: int, epoch: int, index: int, trial: Trial | None = None
+    ) -> tuple[Exchange, ...]:
+        """The exchanges of an example in turn, at most ``n_exchanges``; none for a caption.
+
+        The first is that of `draw`. Others of single questions follow, drawn in the same way but without captions; one
+        that is drawn again is left out. A dialogue stays alone.
+        """
+        here = {"seed": seed, "epoch": epoch, "index": index}
+        first = self.draw(nsd_id, trial=trial, **here)
+        if first is None or len(first.questions) > 1:
+            return () if first is None else (first,)
+        by_task = self._about(nsd_id, trial)
+        tasks = [task for task in self.weights if task in by_task]
+        found = {first.id: first}
+        for number in range(1, self.n_exchanges):
+            one = self._drawn(by_task, tasks, str(number), **here)
+            if one is not None and len(one.questions) == 1:
+                found.setdefault(one.id, one)
+        return tuple(found.values())
+
+    def _about(self, nsd_id: int, trial: Trial | None) -> Mapping[str, tuple[Exchange, ...]]:
+        """Exchanges about an image and, if one is given, about a trial, by task."""
+        by_task = self.exchanges.get(nsd_id, {})
+        return by_task if trial is None else {**by_task, **self.exchanges.get(trial, {})}
+
+    def _drawn(
+        self, by_task: Mapping[str, tuple[Exchange, ...]], tasks: Sequence[str], place: str, **here: int
+    ) -> Exchange | None:
+        """One exchange of one of the tasks, or ``None`` for a caption; ``place`` tells draws of an example apart."""
         ends = np.cumsum([self.weights[task] for task in tasks])
-        number = drawn_number(purpose="task", **here) * ends[-1]
+        number = drawn_number(purpose=f"{place}task", **here) * ends[-1]
         task = tasks[min(int(np.searchsorted(ends, number, side="right")), len(tasks) - 1)]
         if task == CAPTION:
             return None
-        return by_task[task][choose(len(by_task[task]), purpose="question", **here)]
+        return by_task[task][choose(len(by_task[task]), purpose=f"{place}question", **here)]
 
     def all(self) -> Iterator[Exchange]:
         """Every exchange."""
