@@ -9,20 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from bitllm.model.build import build_bit_llm
 from bitllm.model.modeling import BitLlmForCausalLM
-
-ENCODER = {
-    "n_queries": 16,
-    "rank": 8,
-    "n_brain_tokens": 5,
-    "token_width": 12,
-    "n_labels": [3, 4],
-    "n_blocks": 1,
-    "n_frequencies": 8,
-}
+from tiny_model import ENCODER, make_llama
 
 
 @pytest.fixture
@@ -33,21 +24,8 @@ def encoder_sizes() -> dict[str, Any]:
 
 @pytest.fixture
 def llm() -> LlamaForCausalLM:
-    """A random Llama with tied heads and grouped queries."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=50,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    return LlamaForCausalLM(config).eval()
+    """The random Llama."""
+    return make_llama()
 
 
 @pytest.fixture
@@ -86,10 +64,11 @@ def run_program() -> Callable[..., str]:
 
 def _run_program(*words: str) -> str:
     """What a program of the folder ``programs`` prints."""
+    here = Path(__file__).parent
     run = subprocess.run(
         [sys.executable, *words],
-        cwd=Path(__file__).parent / "programs",
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=here / "programs",
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(here.parent)},
         capture_output=True,
         text=True,
         timeout=300,

@@ -8,16 +8,7 @@ from bitllm.errors import CheckpointError
 from bitllm.losses.contrastive import info_nce, same_image
 from bitllm.model.aligner import BrainAligner, load_aligner, save_aligner
 from bitllm.model.encoder import Anatomy, BrainEncoder
-
-ENCODER = {
-    "n_queries": 16,
-    "rank": 8,
-    "n_brain_tokens": 5,
-    "token_width": 12,
-    "n_labels": [3, 4],
-    "n_blocks": 1,
-    "n_frequencies": 8,
-}
+from tiny_model import ENCODER
 
 
 @pytest.fixture

@@ -14,16 +14,8 @@ from bitllm.model.build import (
 from bitllm.model.checkpoint.base import BaseLlm, weights_hash
 from bitllm.model.checkpoint.weights import is_ours
 from bitllm.toy_models import make_word_tokenizer
+from tiny_model import ENCODER
 
-ENCODER = {
-    "n_queries": 16,
-    "rank": 8,
-    "n_brain_tokens": 5,
-    "token_width": 12,
-    "n_labels": [3, 4],
-    "n_blocks": 1,
-    "n_frequencies": 8,
-}
 SETTINGS = {"encoder": ENCODER, "interface": "cross_attention", "adapter_layers": [0, 2], "brain_token_id": 4}
 
 

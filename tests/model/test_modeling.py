@@ -14,16 +14,7 @@ from bitllm.model.configuration import BitLlmConfig
 from bitllm.model.interface import INTERFACES, matched_prefix_width
 from bitllm.model.likelihood import token_log_probs
 from bitllm.model.modeling import BitLlmForCausalLM
-
-ENCODER = {
-    "n_queries": 16,
-    "rank": 8,
-    "n_brain_tokens": 5,
-    "token_width": 12,
-    "n_labels": [3, 4],
-    "n_blocks": 1,
-    "n_frequencies": 8,
-}
+from tiny_model import ENCODER
 
 GREEDY = {"max_new_tokens": 8, "do_sample": False}
 

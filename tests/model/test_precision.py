@@ -6,17 +6,10 @@ from bitllm.model.build import build_bit_llm
 from bitllm.model.checkpoint.weights import is_ours
 from bitllm.model.likelihood import token_log_probs
 from bitllm.model.precision import base_dtype, computing, has_fast_bf16
+from tiny_model import ENCODER
 
 SETTINGS = {
-    "encoder": {
-        "n_queries": 16,
-        "rank": 8,
-        "n_brain_tokens": 5,
-        "token_width": 12,
-        "n_labels": [3, 4],
-        "n_blocks": 1,
-        "n_frequencies": 8,
-    },
+    "encoder": ENCODER,
     "interface": "cross_attention",
     "adapter_layers": [0, 2],
 }

@@ -6,7 +6,8 @@ A program of its own, since a compiler cannot trace the shape checks that the te
 import sys
 
 import torch
-from tiny import make_batch, make_model
+
+from tiny_model import make_batch, make_model
 
 backend, interface = sys.argv[1:]  # prefix_mlp differs from prefix before the LLM
 model, batch = make_model(interface), make_batch(interface)

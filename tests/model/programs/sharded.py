@@ -10,7 +10,6 @@ from threading import Event, Thread
 
 import torch
 import torch.distributed as dist
-from tiny import ENCODER, make_batch, make_model
 from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -18,6 +17,7 @@ from bitllm.model.build import build_bit_llm, train_interface
 from bitllm.model.checkpoint.base import load_llm
 from bitllm.toy_models import make_word_tokenizer
 from bitllm.training.distributed import shard
+from tiny_model import ENCODER, make_batch, make_model
 
 
 def own_mb() -> float:

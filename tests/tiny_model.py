@@ -1,4 +1,4 @@
-"""A tiny model and a batch for the programs of this folder, which run outside of pytest."""
+"""A tiny random model and a batch, for tests and for programs that run outside of pytest."""
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -17,8 +17,8 @@ ENCODER = {
 }
 
 
-def make_model(interface: str = "cross_attention") -> BitLlmForCausalLM:
-    """A model whose brain says something, the same in every process."""
+def make_llama() -> LlamaForCausalLM:
+    """A random Llama with tied heads and grouped queries, the same in every process."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=50,
@@ -32,9 +32,13 @@ def make_model(interface: str = "cross_attention") -> BitLlmForCausalLM:
         bos_token_id=1,
         eos_token_id=2,
     )
-    llm = LlamaForCausalLM(config).eval()
+    return LlamaForCausalLM(config).eval()
+
+
+def make_model(interface: str = "cross_attention") -> BitLlmForCausalLM:
+    """A model whose brain says something, the same in every process."""
     model = build_bit_llm(
-        llm,
+        make_llama(),
         encoder=ENCODER,
         interface=interface,
         adapter_layers=[0, 2],
