@@ -108,8 +108,10 @@ class TaskMixture:
         """
         here = {"seed": seed, "epoch": epoch, "index": index}
         first = self.draw(nsd_id, trial=trial, **here)
-        if first is None or len(first.questions) > 1:
-            return () if first is None else (first,)
+        if first is None:
+            return ()
+        if len(first.questions) > 1:
+            return (first,)
         by_task = self._about(nsd_id, trial)
         tasks = [task for task in self.weights if task in by_task]
         found = {first.id: first}
