@@ -206,17 +206,17 @@ def train_small_llm(
     *,
     seed: int,
     tasks: Mapping[str, float] = CAPTIONS_ALONE,
-    n_exchanges: int = 1,
+    questions_each: int = 1,
     progress: Progress | None = None,
 ) -> None:
     """Train the small Llama on the training captions of ``store`` and save it as a `LlamaForCausalLM` folder.
 
     With other ``tasks`` (and their weights), some documents are questions about the training images with their answers
-    instead of captions, at most ``n_exchanges`` in a document.
+    instead of captions, at most ``questions_each`` in a document.
     """
     nsd_ids = store.stimuli.index[store.stimuli["part"] == "train"].tolist()
     captions = [[plain_caption(caption) for caption in store.captions[nsd_id]] for nsd_id in nsd_ids]
-    mixture = TaskMixture.of(store, tasks, nsd_ids, by_trial=False, n_exchanges=n_exchanges)
+    mixture = TaskMixture.of(store, tasks, nsd_ids, by_trial=False, questions_each=questions_each)
     texts = [caption for group in captions for caption in group]
     tokenizer = make_word_tokenizer([*texts, *_texts_of(mixture)], wrap=False)
     torch.manual_seed(seed)

@@ -57,7 +57,7 @@ def test_captions_alone_are_the_instruction_and_the_caption_of_today(easy, examp
     ("how", "turns"),
     [
         ({"tasks": MIXTURE}, {1, 10}),
-        ({"tasks": {"caption": 1.0, "presence": 1.0}, "n_exchanges": 3}, {1, 2, 3}),
+        ({"tasks": {"caption": 1.0, "presence": 1.0}, "questions_each": 3}, {1, 2, 3}),
     ],
 )
 def test_labels_are_due_on_the_answers_of_all_turns(examples_of, how, turns):

@@ -141,7 +141,7 @@ def model_makers(run: Run) -> dict[str, Callable[[], None]]:
         train_small_clip(run.store, run.folder / "clip", small, seed=seed, progress=run.progress)
 
     def make_llm() -> None:
-        parts: Any = {"seed": seed, "tasks": recipe.tasks, "n_exchanges": recipe.questions_each}
+        parts: Any = {"seed": seed, "tasks": recipe.tasks, "questions_each": recipe.questions_each}
         parts |= {"progress": run.progress}
         train_small_llm(run.store, run.folder / "llm", recipe.llm.small, **parts)
 

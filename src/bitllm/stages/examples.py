@@ -67,7 +67,7 @@ class InstructedTrials:
         seed: int,
         train_encoder: bool = False,
         tasks: Mapping[str, float] = CAPTIONS_ALONE,
-        n_exchanges: int = 1,
+        questions_each: int = 1,
     ) -> "InstructedTrials":
         """Trials for a model; with a frozen encoder, betas are pooled here, once.
 
@@ -77,11 +77,11 @@ class InstructedTrials:
             Whether the encoder is trained. Batches then contain betas, because pooled betas change in every step.
         tasks
             Weight of each task.
-        n_exchanges
+        questions_each
             Most questions in an example; dialogues are as long as they are.
         """
         encoder = model.model.encoder
-        mixture = TaskMixture.of(trials.store, tasks, trials.nsd_id.tolist(), n_exchanges=n_exchanges)
+        mixture = TaskMixture.of(trials.store, tasks, trials.nsd_id.tolist(), questions_each=questions_each)
         anatomies = checked_anatomies(encoder, trials, atlases)
         betas = TrialBetas(trials, anatomies, encoder.queries.device, resident=train_encoder)
         pooled = None if train_encoder else pooled_betas(encoder, betas)

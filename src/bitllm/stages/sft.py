@@ -194,7 +194,7 @@ def train_sft(  # noqa: PLR0913 - the parts of the stage
             model.model.language_model.compile_layers()
         model.model.encoder.to(device())  # the loop moves the rest, shard by shard with fsdp
         how: Any = {"atlases": atlases, "seed": seed, "train_encoder": train_encoder}
-        how |= {"tasks": config.tasks, "n_exchanges": config.questions_each}
+        how |= {"tasks": config.tasks, "questions_each": config.questions_each}
         training, validation = (
             InstructedTrials.of(
                 select_trials(store, split, part, averaged=False), model, base.tokenizer, **how

@@ -70,7 +70,7 @@ def test_a_draw_is_a_pure_function_of_seed_epoch_and_index(asked):
 def test_a_conversation_has_other_questions_about_the_image_but_no_captions(asked):
     nsd_id, other = map(int, asked.stimuli.index[1:3])
     weights = {"caption": 1.0, "presence": 1.0, "count": 0.2, "nothing": 0.0}
-    mixture = TaskMixture.of(asked, weights, [nsd_id, other], n_exchanges=3)
+    mixture = TaskMixture.of(asked, weights, [nsd_id, other], questions_each=3)
     found = [mixture.conversation(nsd_id, seed=0, epoch=0, index=index) for index in range(600)]
     first = drawn(mixture, nsd_id)
     assert [one[0] if one else None for one in found] == first
@@ -97,7 +97,7 @@ def test_a_conversation_of_one_is_the_draw_and_a_dialogue_stays_alone(asked):
     mixture = TaskMixture(
         {"presence": 1.0, "visdial": 1.0},
         {nsd_id: {"presence": single.exchanges[nsd_id]["presence"], "visdial": (two_turns,)}},
-        n_exchanges=4,
+        questions_each=4,
     )
     found = {mixture.conversation(nsd_id, index=index, **here) for index in range(600)}
     assert (two_turns,) in found

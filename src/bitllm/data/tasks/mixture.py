@@ -38,13 +38,13 @@ class TaskMixture:
         Weight of each task above 0. The tasks that an image has are drawn in proportion to their weights.
     exchanges
         Exchanges of each image, or of a trial (subject and row), by task.
-    n_exchanges
-        Most exchanges in a `conversation`.
+    questions_each
+        Most exchanges in a `conversation`, as in `sft.questions_each`.
     """
 
     weights: Mapping[str, float]
     exchanges: Mapping[int | Trial, Mapping[str, tuple[Exchange, ...]]]
-    n_exchanges: int = 1
+    questions_each: int = 1
 
     @classmethod
     def of(
@@ -54,7 +54,7 @@ class TaskMixture:
         images: Iterable[int],
         *,
         by_trial: bool = True,
-        n_exchanges: int = 1,
+        questions_each: int = 1,
     ) -> "TaskMixture":
         """The mixture for some images of a store, which needs no questions for captions alone.
 
@@ -82,7 +82,7 @@ class TaskMixture:
                 place: {task: tuple(of_task) for task, of_task in by_task.items()}
                 for place, by_task in found.items()
             },
-            n_exchanges,
+            questions_each,
         )
 
     def draw(
@@ -101,7 +101,7 @@ class TaskMixture:
     def conversation(
         self, nsd_id: int, *, seed: int, epoch: int, index: int, trial: Trial | None = None
     ) -> tuple[Exchange, ...]:
-        """The exchanges of an example in turn, at most ``n_exchanges``; none for a caption.
+        """The exchanges of an example in turn, at most ``questions_each``; none for a caption.
 
         The first is that of `draw`. Others of single questions follow, drawn in the same way but without captions; one
         that is drawn again is left out. A dialogue stays alone.
@@ -115,7 +115,7 @@ class TaskMixture:
         by_task = self._about(nsd_id, trial)
         tasks = [task for task in self.weights if task in by_task]
         found = {first.id: first}
-        for number in range(1, self.n_exchanges):
+        for number in range(1, self.questions_each):
             one = self._drawn(by_task, tasks, str(number), **here)
             if one is not None and len(one.questions) == 1:
                 found.setdefault(one.id, one)
