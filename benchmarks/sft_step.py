@@ -33,7 +33,7 @@ import torch
 from machine import matrix_gflops, print_ceilings, ratio_of_medians
 from transformers import LlamaForCausalLM
 
-from bitllm.data.prompt import pad_answers
+from bitllm.data.batch import pad_answers
 from bitllm.model.build import build_bit_llm, train_interface
 from bitllm.model.checkpoint.base import load_llm
 from bitllm.model.embed import encode_betas

@@ -29,7 +29,8 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from bitllm.config import StrictConfig
-from bitllm.data.prompt import INSTRUCTIONS, Prompter, choose, pad_turns, plain_caption
+from bitllm.data.batch import pad_turns
+from bitllm.data.prompt import INSTRUCTIONS, Prompter, choose, plain_caption
 from bitllm.data.store import Store
 from bitllm.data.tasks.exchange import turns_of
 from bitllm.data.tasks.mixture import CAPTIONS_ALONE, TaskMixture, is_captions_alone

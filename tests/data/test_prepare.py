@@ -75,12 +75,13 @@ def test_across_sessions_has_one_mean_and_deviation_from_all_training_trials_of_
         shown = written_release.nsd_id[subject][: sum(map(len, percent))]
         is_train = np.array([part_of(store, n) == "train" for n in shown])
         betas = np.asarray(store.subject(subject).betas)
+        expected = np.empty(betas.shape)
         for voxel in range(mask.sum()):
             in_view = np.concatenate([np.full(len(p), p[:, voxel].any()) for p in percent])
             values = np.concatenate([p[:, voxel] for p in percent])
             known = values[is_train & in_view]
-            expected = np.where(in_view, (values - known.mean()) / known.std(), 0)
-            np.testing.assert_allclose(betas[:, voxel], expected, rtol=2**-10, atol=1e-3)
+            expected[:, voxel] = np.where(in_view, (values - known.mean()) / known.std(), 0)
+        np.testing.assert_allclose(betas, expected, rtol=2**-10, atol=1e-3)
     assert told[-1][1:] == (2 * 8 + 1, 2 * 8 + 1)  # eight sessions, each read twice
     assert not list((tmp_path / "store").rglob("*moments*")) and not list(
         (tmp_path / "store").rglob("statistics.npy")

@@ -3,11 +3,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bitllm.data.batch import pad_answers
 from bitllm.data.prompt import (
     INSTRUCTIONS,
     Prompter,
     choose,
-    pad_answers,
     plain_caption,
     plain_question,
 )

@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from bitllm.data.batch import pad_answers
 from bitllm.data.dataset import select_trials
-from bitllm.data.prompt import INSTRUCTIONS, choose, pad_answers, plain_caption
+from bitllm.data.prompt import INSTRUCTIONS, choose, plain_caption
 from bitllm.data.tasks import exchanges
 from bitllm.data.tasks.exchange import turns_of
 from bitllm.errors import ConfigError, DataError

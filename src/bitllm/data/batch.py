@@ -133,6 +133,30 @@ class TrialBetas:
         return padded
 
 
+def pad_answers(
+    prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], pad_id: int
+) -> dict[str, Int[Tensor, "B T"]]:
+    """Prompts with their answers, padded on the right; labels are −100 except on the answer."""
+    return pad_turns([[pair] for pair in zip(prompts, answers, strict=True)], pad_id)
+
+
+def pad_turns(
+    conversations: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]], pad_id: int
+) -> dict[str, Int[Tensor, "B T"]]:
+    """Conversations as in `Prompter.conversation`, padded on the right; labels are −100 except on the answers."""
+    rows = [[token for turn in turns for part in turn for token in part] for turns in conversations]
+    width = max(map(len, rows))
+    labels = [
+        [label for prompt, answer in turns for label in (*[-100] * len(prompt), *answer)]
+        for turns in conversations
+    ]
+    return {
+        "input_ids": torch.tensor([row + [pad_id] * (width - len(row)) for row in rows]),
+        "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows]),
+        "labels": torch.tensor([row + [-100] * (width - len(row)) for row in labels]),
+    }
+
+
 def free_bytes(device: torch.device) -> int:
     """Free memory of a GPU, in bytes."""
     return torch.cuda.mem_get_info(device)[0]

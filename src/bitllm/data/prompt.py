@@ -7,10 +7,6 @@ from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from jaxtyping import Int
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from bitllm.errors import ModelError
 
@@ -43,13 +39,13 @@ class Prompter:
     Parameters
     ----------
     tokenizer
-        The LLM's tokenizer; its chat template is used if it has one.
+        The LLM's tokenizer (of transformers); its chat template is used if it has one.
     n_placeholders, placeholder_id
         Number of placeholder tokens in front of the instruction, which a prefix interface replaces by brain tokens (0
         for ``cross_attention``), and the id of that token.
     """
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Any
     n_placeholders: int = 0
     placeholder_id: int | None = None
 
@@ -166,30 +162,6 @@ class Prompter:
 
 def _ids(encoding: Any) -> list[Any]:
     return list(encoding["input_ids"])
-
-
-def pad_answers(
-    prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], pad_id: int
-) -> dict[str, Int[Tensor, "B T"]]:
-    """Prompts with their answers, padded on the right; labels are −100 except on the answer."""
-    return pad_turns([[pair] for pair in zip(prompts, answers, strict=True)], pad_id)
-
-
-def pad_turns(
-    conversations: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]], pad_id: int
-) -> dict[str, Int[Tensor, "B T"]]:
-    """Conversations as in `Prompter.conversation`, padded on the right; labels are −100 except on the answers."""
-    rows = [[token for turn in turns for part in turn for token in part] for turns in conversations]
-    width = max(map(len, rows))
-    labels = [
-        [label for prompt, answer in turns for label in (*[-100] * len(prompt), *answer)]
-        for turns in conversations
-    ]
-    return {
-        "input_ids": torch.tensor([row + [pad_id] * (width - len(row)) for row in rows]),
-        "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows]),
-        "labels": torch.tensor([row + [-100] * (width - len(row)) for row in labels]),
-    }
 
 
 def plain_caption(caption: str) -> str:

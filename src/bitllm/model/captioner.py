@@ -23,10 +23,10 @@ from jaxtyping import Float, Int
 from peft import PeftModel
 from torch import Tensor
 
-from bitllm.data.batch import Anatomies
+from bitllm.data.batch import Anatomies, pad_answers
 from bitllm.data.dataset import TrialSet
 from bitllm.data.io.models import model_loading
-from bitllm.data.prompt import INSTRUCTIONS, Prompt, Prompter, pad_answers
+from bitllm.data.prompt import INSTRUCTIONS, Prompt, Prompter
 from bitllm.errors import CheckpointError
 from bitllm.files import read_record
 from bitllm.model.build import CARD, load_trained

@@ -24,7 +24,8 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from bitllm.config import require_number
-from bitllm.data.prompt import Prompter, pad_answers
+from bitllm.data.batch import pad_answers
+from bitllm.data.prompt import Prompter
 from bitllm.model.build import freeze, n_trainable, train_interface
 from bitllm.model.captioner import Captioner
 from bitllm.model.checkpoint.weights import is_ours

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bitllm.data.batch import Anatomies, TrialBetas
+from bitllm.data.batch import Anatomies, TrialBetas, pad_turns
 from bitllm.data.dataset import TrialSet
-from bitllm.data.prompt import INSTRUCTIONS, Prompter, choose, pad_turns, plain_caption
+from bitllm.data.prompt import INSTRUCTIONS, Prompter, choose, plain_caption
 from bitllm.data.tasks.exchange import turns_of
 from bitllm.data.tasks.mixture import CAPTIONS_ALONE, TaskMixture
 from bitllm.errors import DataError
