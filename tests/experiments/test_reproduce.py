@@ -42,6 +42,7 @@ LONG = (
     "signal",
     "smollm2",
     "smollm2_adapters",
+    "smollm2_best",
     "subjects",
     "training_data",
 )
