@@ -1,4 +1,4 @@
-"""Trials → tensors: the input of the encoder in every stage and evaluation."""
+"""Trials and texts → tensors: the input of the encoder and of the LLM, in every stage and evaluation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
