@@ -23,7 +23,7 @@ def test_questions_are_added_and_listed_with_their_license(store, tmp_path, caps
     main(["tasks", str(store), "table", str(tmp_path / "mine.csv"), "--license", "CC0", "--json"])
     after = {one["task"]: one for one in json.loads(capsys.readouterr().out)}
     assert set(after) == {one["task"] for one in before} | {"mine"}
-    assert after["mine"]["license"] == "CC0" and sum(after["mine"]["questions_each"].values()) == 3
+    assert after["mine"]["license"] == "CC0" and sum(after["mine"]["n_exchanges"].values()) == 3
     main(["tasks", str(store), "--derive", "--seed", "5"])
     shown = capsys.readouterr().out
     assert "CC0" in shown and "presence" in shown

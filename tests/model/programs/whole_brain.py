@@ -12,7 +12,7 @@ from bitllm.model.encoder import BrainEncoder
 
 torch.manual_seed(0)
 encoder = BrainEncoder(
-    n_queries=1024, rank=32, n_brain_tokens=1, token_width=8, n_labels=(3,), n_blocks=0, n_frequencies=16
+    n_queries=1024, rank=128, n_brain_tokens=1, token_width=8, n_labels=(3,), n_blocks=0, n_frequencies=16
 )
 
 

@@ -26,7 +26,7 @@ def summary_of_tasks(store: Store) -> list[dict[str, Any]]:
             "source": source,
             "license": ", ".join(sorted(rows["license"].unique())),
             "answer_types": sorted(rows["answer_type"].unique()),
-            "questions_each": {part: int((rows["part"] == part).sum()) for part in _PARTS},
+            "n_exchanges": {part: int((rows["part"] == part).sum()) for part in _PARTS},
         }
         for (task, source), rows in table.groupby(["task", "source"], sort=True)
     ]
@@ -47,6 +47,6 @@ def render_tasks(summary: list[dict[str, Any]]) -> Table:
     table.add_column("license", overflow="fold")
     for one in summary:
         words = (one["task"], one["source"], ", ".join(one["answer_types"]))
-        counts = (f"{n:,}" for n in one["questions_each"].values())
+        counts = (f"{n:,}" for n in one["n_exchanges"].values())
         table.add_row(*map(escape, words), *counts, escape(one["license"]))
     return table
