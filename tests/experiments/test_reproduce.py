@@ -43,6 +43,7 @@ LONG = (
     "smollm2",
     "smollm2_adapters",
     "smollm2_best",
+    "smollm2_frozen",
     "subjects",
     "training_data",
 )
