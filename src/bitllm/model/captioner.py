@@ -383,7 +383,9 @@ class Captioner:
             answers: list[Tensor] = []
             while True:
                 # float32: the largest bfloat16 logits are often equal, and sampling adds noise to them.
-                scores = self.model.lm_head(now.hidden)[:, -1].float().index_fill(1, never, -torch.inf)
+                # A matrix: of a slice with three axes torch copies the whole head for each row (256 rows: 14 GB of
+                # SmolLM2's).
+                scores = self.model.lm_head(now.hidden[:, -1]).float().index_fill(1, never, -torch.inf)
                 answers.append(choose(scores).masked_fill(has_ended, pad))
                 has_ended = has_ended | torch.isin(answers[-1], ends)
                 if on_token is not None:
