@@ -88,7 +88,7 @@ def test_loss_and_gradient_equal_trl(loss_type: str, kl_weight: float, off_polic
     ).loss
     their_loss.backward()
     our_loss.backward()
-    assert float(our_loss) == pytest.approx(float(their_loss), abs=1e-10)
+    assert our_loss.item() == pytest.approx(their_loss.item(), abs=1e-10)
     assert torch.allclose(ours.grad, theirs.grad, atol=1e-10)
 
 
