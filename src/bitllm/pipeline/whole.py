@@ -18,7 +18,7 @@ import torch
 from bitllm.evaluation.options import EvaluateOptions
 from bitllm.evaluation.results import Results
 from bitllm.pipeline.evaluate import evaluate, evaluate_parts
-from bitllm.pipeline.make import make_data, make_models, make_system, model_makers, require_start
+from bitllm.pipeline.make import make_clip, make_data, make_llm, make_system, require_start
 from bitllm.pipeline.recipe import Recipe
 from bitllm.pipeline.run import Run
 from bitllm.pipeline.steps import CAN_SHARE, Unit
@@ -53,14 +53,16 @@ def _make(run: Run) -> None:
     """Do what no other process does of this run, until all is done."""
     steps, names = run.steps, run.recipe.system_names
     make_data(run)
-    steps.divide({name: Unit(name, make) for name, make in model_makers(run).items()})
-    make_models(run)
+    starts_aligned = any(run.recipe.system(name).start == "align" for name in names)
+    if starts_aligned and not run.recipe.is_of_folds:
+        first = {"align": Unit("align", partial(make_system, run, "align"))}
+    else:
+        first = {"clip": Unit("clip", partial(make_clip, run))}
+    steps.divide({**first, "llm": Unit("llm", partial(make_llm, run))})
     if run.recipe.is_of_folds:
         run.record()
         steps.divide({fold.folder.name: Unit(fold.folder.name, partial(_make, fold)) for fold in run.folds()})
         return
-    if any(run.recipe.system(name).start == "align" for name in names):
-        steps.divide({"align": Unit("align", partial(make_system, run, "align"))})
     steps.divide({name: Unit(_first(run.recipe, name), partial(make_system, run, name)) for name in names})
     evaluate_parts(run, _options(run.recipe), progress=run.progress, log=run.log)
 
