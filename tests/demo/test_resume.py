@@ -99,7 +99,7 @@ def test_a_run_that_was_stopped_three_times_ends_like_one_that_was_not(
         assert not (out / "steps" / f"{stage}.json").exists()
         assert not (out / "results.json").exists()
     made, kept = run(out, capsys, recipe)
-    assert kept == ["simulate", "prepare", "split", "clip", "llm", "targets", "align", "sft"]
+    assert kept == ["simulate", "prepare", "split", "clip", "targets", "align", "llm", "sft"]
     assert made == ["rft", "evaluate encoder", "evaluate sft", "evaluate rft"]
     for name in ("align/aligner", "sft/model", "rft/adapter_model"):
         weights = (out / f"{name}.safetensors").read_bytes()
