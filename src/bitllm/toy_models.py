@@ -225,7 +225,7 @@ def train_small_llm(
     model = LlamaForCausalLM(_llama_config(config, tokenizer))
     prompter = Prompter(tokenizer)
 
-    @lru_cache(maxsize=2 * len(captions))  # of a batch, first for its length; epochs overlap
+    @lru_cache(maxsize=2 * len(captions))  # each is needed twice: for its length, then in its batch
     def document(epoch: int, index: int) -> list[tuple[str, str]]:
         asked = turns_of(mixture.conversation(nsd_ids[index], seed=seed, epoch=epoch, index=index))
         return _document(captions[index], asked, config, np.random.default_rng([seed, epoch, index, 1]))

