@@ -36,7 +36,7 @@ from bitllm.preflight.cost import make_aligner
 from bitllm.preflight.steps import make_answers, make_betas, make_model, make_prompter
 from bitllm.stages.rewards import Answers
 from bitllm.stages.rft import RftObjective, with_lora
-from bitllm.stages.sft import answer_loss, make_optimizer
+from bitllm.stages.sft import answer_loss, sft_optimizers
 
 PROMPT, CAPTION, NEW = 45, 12, 24
 
@@ -229,7 +229,7 @@ def sft(card: Card, recipe: Recipe, model: Any, prompter: Any, pooled: torch.Ten
     """A step of sft."""
     train_interface(model)
     model.train()
-    optimizer = make_optimizer(model, recipe.sft)
+    (optimizer,) = sft_optimizers(model, recipe.sft)
     text = make_answers(prompter, len(pooled), n_tokens=CAPTION)
     due = Due.of(text["labels"]).to(card.device)
     ids, labels = (text[name].to(card.device) for name in ("input_ids", "labels"))

@@ -29,6 +29,7 @@ from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map
 
 from bitllm.data import batch
+from bitllm.model import encoder
 from bitllm.training import distributed
 
 CUDA = torch.device("cuda", 0)
@@ -307,15 +308,16 @@ def pretend_gpu() -> Iterator[Counts]:
         for name, module in list(sys.modules.items())
         if name.startswith("bitllm") and getattr(module, "device", None) is distributed.device
     ]
-    plain = distributed.device, batch.free_bytes
+    plain = distributed.device, batch.free_bytes, encoder._ONE_AT_A_TIME
     batch.free_bytes = lambda _: 10**9
+    encoder._ONE_AT_A_TIME = ()  # the tensors are on the CPU
     for module in named:
         module.device = lambda: CUDA  # type: ignore[attr-defined]
     try:
         with pretend_cuda() as counts:
             yield counts
     finally:
-        batch.free_bytes = plain[1]
+        batch.free_bytes, encoder._ONE_AT_A_TIME = plain[1:]
         for module in named:
             module.device = plain[0]  # type: ignore[attr-defined]
 

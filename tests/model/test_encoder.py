@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitllm.errors import DataError
-from bitllm.model.encoder import BrainEncoder
+from bitllm.model.encoder import MAP_LIMIT_BYTES, BrainEncoder
 from bitllm.model.voxels import Anatomy
 
 
@@ -203,11 +203,10 @@ def test_a_map_that_is_too_large_is_neither_made_nor_kept(
     def run() -> torch.Tensor:
         return encoder(betas, brain["subject_index"], anatomy)
 
-    with monkeypatch.context() as patch:
-        patch.setattr("bitllm.model.encoder._PRODUCT_IN_TRAINING", ("cpu",))
-        expected = gradients(encoder, run)
+    expected = gradients(encoder, run)
     monkeypatch.setattr("bitllm.model.encoder.MAP_LIMIT_BYTES", 10 * 29 * 8)
-    monkeypatch.setattr(encoder, "_weights", None)
+    for explicit in ("_weights", "pooling_map"):
+        monkeypatch.setattr(encoder, explicit, None)
     found = gradients(encoder, run)
     for name, gradient in expected.items():
         assert torch.allclose(found[name], gradient, atol=1e-10), name
@@ -216,12 +215,12 @@ def test_a_map_that_is_too_large_is_neither_made_nor_kept(
     assert encoder._maps == []
 
 
-@pytest.mark.parametrize("product_on", ["cpu", "cuda"])
+@pytest.mark.parametrize("limit", [MAP_LIMIT_BYTES, 0], ids=["product", "kernel"])
 def test_a_trusted_batch_equals_each_trial_alone(
-    encoder: BrainEncoder, monkeypatch: pytest.MonkeyPatch, product_on: str
+    encoder: BrainEncoder, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
-    """Values and gradients of one batched product over subjects of different numbers of trials and voxels."""
-    monkeypatch.setattr("bitllm.model.encoder._PRODUCT_IN_TRAINING", (product_on,))
+    """Values and gradients of a batch of subjects with different numbers of trials and voxels."""
+    monkeypatch.setattr("bitllm.model.encoder.MAP_LIMIT_BYTES", limit)
     generator = torch.Generator().manual_seed(5)
     mask = torch.arange(40)[None] < torch.tensor([[40], [31], [36]])
     anatomy = Anatomy(

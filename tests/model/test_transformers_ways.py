@@ -180,6 +180,8 @@ def test_two_processes_with_sharded_weights_equal_one(sharded):
     assert found, sharded
     assert float(found[1]) < 1e-5
     assert found[2] == found[3] == "2"
+    moved = re.search(r"weights after a step of Muon and AdamW differ by (\S+)", sharded)
+    assert moved and float(moved[1]) < 1e-3, sharded  # of steps of about 0.1
 
 
 def test_re_entrant_checkpointing_is_refused(interface_model):

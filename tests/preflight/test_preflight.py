@@ -43,7 +43,7 @@ def test_the_steps_are_those_of_the_training_loop(tiny_recipe, monkeypatch):
 
     def recorded(loop):
         step(loop)
-        decays = {group["weight_decay"] for group in loop.optimizer.param_groups}
+        decays = {group["weight_decay"] for group in loop.groups}
         taken.append(
             (
                 type(loop.module).__name__,

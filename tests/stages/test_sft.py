@@ -201,7 +201,7 @@ def test_gates_can_have_a_learning_rate_of_their_own(easy):
     model = load_trained(easy.folder / "sft", base)
     sft.train_interface(model)
     config = FEW_STEPS.model_copy(update={"gate_learning_rate": 0.5})
-    groups = sft.make_optimizer(model, config).param_groups
+    groups = sft.sft_optimizers(model, config)[0].param_groups
     gates = [p for name, p in model.named_parameters() if name.endswith(".gate")]
     assert [id(p) for p in groups[0]["params"]] == [id(p) for p in gates]
     assert (groups[0]["lr"], groups[0]["weight_decay"]) == (0.5, 0.0)

@@ -177,18 +177,17 @@ def test_records_name_the_encoder_only_where_it_was_set(easy):
 def test_of_the_encoder_decays_what_decays_in_align_at_a_rate_of_its_own(easy):
     model = load_trained(easy.folder / "sft", load_llm(easy.folder / "llm"))
     train_interface(model)
-    before = sft.make_optimizer(model, FEW_STEPS).param_groups
+    before = sft.sft_optimizers(model, FEW_STEPS)[0].param_groups
     train_interface(model, with_encoder=True)
-    groups = sft.make_optimizer(
-        model, FEW_STEPS.model_copy(update={"encoder_learning_rate": 1e-4})
-    ).param_groups
+    (optimizer,) = sft.sft_optimizers(model, FEW_STEPS.model_copy(update={"encoder_learning_rate": 1e-4}))
+    groups = optimizer.param_groups
     assert [list(map(id, g["params"])) for g in groups[:3]] == [list(map(id, g["params"])) for g in before]
     assert [group["lr"] for group in groups] == [5e-3] * 3 + [1e-4] * 2
     names = {id(p): name for name, p in model.model.encoder.named_parameters()}
     found = {names[id(p)]: bool(group["weight_decay"]) for group in groups[3:] for p in group["params"]}
     decaying = set(Trainer.get_decay_parameter_names(None, model.model.encoder))
     assert found == {name: name in decaying for name in names.values()}
-    assert [group["lr"] for group in sft.make_optimizer(model, FEW_STEPS).param_groups] == [5e-3] * 5
+    assert [group["lr"] for group in sft.sft_optimizers(model, FEW_STEPS)[0].param_groups] == [5e-3] * 5
 
 
 def test_an_untrained_encoder_overfits_four_images_and_reads_which_one_it_is(

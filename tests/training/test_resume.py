@@ -113,11 +113,12 @@ def test_it_goes_on_from_its_checkpoint_and_not_from_the_beginning(tmp_path):
     assert run(tmp_path / "toy").calls == 14 - 8
 
 
-def test_micro_batches_resume_exactly_too(tmp_path):
-    run(tmp_path / "whole", micro_batch=2)
+@pytest.mark.parametrize(("settings", "stop_at"), [({"micro_batch": 2}, 17), ({"matrices": "muon"}, 11)])
+def test_micro_batches_and_muon_resume_exactly_too(tmp_path, settings, stop_at):
+    run(tmp_path / "whole", **settings)
     with pytest.raises(Killed):
-        run(tmp_path / "toy", stop_at=17, micro_batch=2)
-    run(tmp_path / "toy", micro_batch=2)
+        run(tmp_path / "toy", stop_at=stop_at, **settings)
+    run(tmp_path / "toy", **settings)
     equal(outcome(tmp_path / "toy"), outcome(tmp_path / "whole"))
 
 

@@ -14,7 +14,7 @@ from bitllm.training.loop import (
     TrainerSettings,
     TrainingData,
     Validation,
-    adamw,
+    default_optimizers,
 )
 
 FEW = OptimizerConfig(steps=6, batch_size=4, learning_rate=0.1, warmup_steps=0, log_every=2)
@@ -135,7 +135,8 @@ def test_sizes_must_be_positive(wrong):
 
 def test_weight_decay_spares_biases_and_norms():
     model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.LayerNorm(3), torch.nn.RMSNorm(3))
-    decayed, others = adamw(model, FEW.model_copy(update={"weight_decay": 0.3})).param_groups
+    (optimizer,) = default_optimizers(model, FEW.model_copy(update={"weight_decay": 0.3}))
+    decayed, others = optimizer.param_groups
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
     names = {parameter: name for name, parameter in model.named_parameters()}
     assert [names[parameter] for parameter in decayed["params"]] == ["0.weight"]

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import initialization as init
 
@@ -31,7 +31,7 @@ from bitllm.model.voxels import Anatomy, VoxelKeys, check_anatomy, check_betas
 
 MAP_LIMIT_BYTES = 256 * 2**20
 """Largest pooling map of one subject that is computed as a whole: 1024 queries × 65,000 voxels."""
-_PRODUCT_IN_TRAINING = ("cuda",)  # on a CPU the attention kernel is twice as fast as the explicit product
+_ONE_AT_A_TIME = ("cpu",)  # devices on which training computes the map of one subject after another
 _SUBJECTS_KEPT = 8  # NSD's number of subjects
 _CHUNK = (
     256  # trials per attention call: they are the width of its values, and a wider call needs more memory
@@ -132,7 +132,7 @@ class BrainEncoder(nn.Module):
         self, coords_mm: Float[Tensor, "V 3"], atlas_labels: Int[Tensor, "V A"]
     ) -> Float[Tensor, "queries V"]:
         """Softmax weights of one subject: the weight of each voxel in each query, the same for all trials."""
-        return self._weights(Anatomy.of_subject(coords_mm, atlas_labels))[0]
+        return (self._scaled_queries() @ self.keys(coords_mm, atlas_labels).mT).softmax(-1)
 
     def pool(
         self, betas: Float[Tensor, "B V"], coords_mm: Float[Tensor, "V 3"], atlas_labels: Int[Tensor, "V A"]
@@ -177,19 +177,33 @@ class BrainEncoder(nn.Module):
     ) -> Float[Tensor, "S trials queries"]:
         """Pooled betas of the same number of trials of each subject.
 
-        Weights that fit in memory are cached in evaluation. On a GPU they are computed explicitly in training too,
-        because the matrix product is faster there than the attention kernel, which uses an eighth of the card.
-        Otherwise (on a CPU, or for whole brains) the kernel processes the voxels in blocks and never stores the
-        weights.
+        Weights that fit in memory are computed explicitly, in training on a CPU for one subject after another, so
+        that they stay in the processor's cache; in evaluation they are kept. For whole brains the attention kernel
+        processes the voxels in blocks and never stores the weights.
         """
         n_bytes = self.queries.shape[0] * anatomy.voxel_mask.shape[1] * self.queries.element_size()
-        is_fixed = not self.training and not torch.is_grad_enabled()
-        if n_bytes <= MAP_LIMIT_BYTES and (is_fixed or betas.device.type in _PRODUCT_IN_TRAINING):
-            weights = self._kept_weights(anatomy) if is_fixed else self._weights(anatomy)
+        if n_bytes <= MAP_LIMIT_BYTES:
+            if not self.training and not torch.is_grad_enabled():
+                weights = self._kept_weights(anatomy)
+            elif betas.device.type in _ONE_AT_A_TIME:
+                return torch.stack([self._pooled_alone(*one) for one in zip(betas, *anatomy, strict=True)])
+            else:
+                weights = self._weights(anatomy)
             return betas.to(weights.dtype) @ weights.mT
         queries, keys, bias = self._queries_keys_bias(anatomy)
         parts = [_attend(queries, keys, bias, part.to(keys.dtype)) for part in betas.split(_CHUNK, dim=1)]
         return torch.cat(parts, dim=1)
+
+    def _pooled_alone(
+        self,
+        betas: Float[Tensor, "trials V"],
+        coords_mm: Float[Tensor, "V 3"],
+        atlas_labels: Int[Tensor, "V A"],
+        is_voxel: Bool[Tensor, " V"],
+    ) -> Float[Tensor, "trials queries"]:
+        """Pooled betas of one subject, whose padding is left out."""
+        weights = self.pooling_map(coords_mm[is_voxel], atlas_labels[is_voxel])
+        return (weights @ betas[:, is_voxel].mT.to(weights.dtype)).mT
 
     def _weights(self, anatomy: Anatomy) -> Float[Tensor, "S queries V"]:
         """Softmax weights of each subject; 0 on padding."""
@@ -200,9 +214,11 @@ class BrainEncoder(nn.Module):
         self, anatomy: Anatomy
     ) -> tuple[Float[Tensor, "queries rank"], Float[Tensor, "S V rank"], Float[Tensor, "S 1 V"]]:
         keys = self.keys(anatomy.coords_mm, anatomy.atlas_labels)
-        queries = F.normalize(self.queries, dim=-1) * self.log_sharpness.exp()
         bias = torch.zeros_like(keys[:, None, :, 0]).masked_fill(~anatomy.voxel_mask[:, None], -math.inf)
-        return queries, keys, bias
+        return self._scaled_queries(), keys, bias
+
+    def _scaled_queries(self) -> Float[Tensor, "queries rank"]:
+        return F.normalize(self.queries, dim=-1) * self.log_sharpness.exp()
 
     def _kept_weights(self, anatomy: Anatomy) -> Float[Tensor, "S queries V"]:
         """Cached weights of this anatomy under the current parameters, computed if they are not in the cache."""

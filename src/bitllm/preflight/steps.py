@@ -48,7 +48,7 @@ from bitllm.preflight.cost import (
 )
 from bitllm.stages.rewards import Answers
 from bitllm.stages.rft import RftObjective, with_lora
-from bitllm.stages.sft import SftObjective, make_optimizer, n_answer_tokens
+from bitllm.stages.sft import SftObjective, n_answer_tokens, sft_optimizers
 from bitllm.toy_models import make_word_tokenizer
 from bitllm.training.distributed import device
 from bitllm.training.loop import Loop, OptimizerConfig, RunContext, TrainerSettings, TrainingData
@@ -198,7 +198,7 @@ def llm_steps(recipe: Recipe, *, sft_batch: int, rft_batch: int, stages: tuple[s
                 recipe.sft.optimizer,
                 batch=sft_batch,
                 n_targets=n_answer_tokens,
-                make_optimizer=lambda: make_optimizer(model, recipe.sft),
+                make_optimizers=lambda: sft_optimizers(model, recipe.sft),
             ),
         )
         model.eval()

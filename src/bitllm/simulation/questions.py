@@ -106,7 +106,8 @@ def write_visdial(
         turns = []
         for question, answer in dialogue:
             right = place["answer"][answer]
-            others = [n for n in rng.permutation(len(answers)).tolist() if n != right][: N_OPTIONS - 1]
+            drawn = rng.permutation(len(answers))[:N_OPTIONS].tolist()
+            others = [n for n in drawn if n != right][: N_OPTIONS - 1]
             gt_index = int(rng.integers(len(others) + 1))
             turns.append({"question": place["question"][question], "answer": right, "gt_index": gt_index,
                           "answer_options": [*others[:gt_index], right, *others[gt_index:]]})  # fmt: skip

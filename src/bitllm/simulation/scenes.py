@@ -3,7 +3,7 @@
 Five people describe each scene in their own words; none mentions everything.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -153,7 +153,7 @@ def _present(scene: Scene) -> dict[tuple[str, str], float]:
 
 def scene_table(scenes: list[Scene]) -> pd.DataFrame:
     """The scenes as a table, one row per image, indexed by ``nsd_id`` (0-based)."""
-    table = pd.DataFrame([asdict(scene) | {"category": scene.category} for scene in scenes])
+    table = pd.DataFrame([vars(scene) | {"category": scene.category} for scene in scenes])
     table[["x", "depth"]] = table.pop("jitter").tolist()
     table.index.name = "nsd_id"
     return table

@@ -57,6 +57,7 @@ from bitllm.stages.examples import InstructedTrials, frozen_brain_tokens
 from bitllm.stages.workspace import workspace
 from bitllm.training.distributed import device, full_state, is_main
 from bitllm.training.loop import Loop, OptimizerConfig, RunContext, TrainingData, Validation
+from bitllm.training.optimizers import make_optimizers
 
 METRIC = "validation_loss"
 
@@ -218,7 +219,7 @@ def train_sft(  # noqa: PLR0913 - the parts of the stage
             name=f"sft ({config.interface})",
             context=context,
             micro_batch=micro_batch,
-            make_optimizer=lambda: make_optimizer(model, config),
+            make_optimizers=lambda: sft_optimizers(model, config),
             validation=Validation(config.validate_every, measure, METRIC, greater_is_better=False),
         )
         loop.fit()
@@ -346,8 +347,8 @@ def validation_loss(
     return {"validation_loss": float(torch.stack(losses).sum()) / n_tokens}
 
 
-def make_optimizer(model: BitLlmForCausalLM, config: SftConfig) -> torch.optim.Optimizer:
-    """AdamW without weight decay on gates, norms and biases; gates and encoder can have their own learning rates.
+def sft_optimizers(model: BitLlmForCausalLM, config: SftConfig) -> list[torch.optim.Optimizer]:
+    """Optimizers without weight decay on gates, norms and biases; gates and encoder can have their own learning rates.
 
     In a trained encoder, matrices and the inverse temperature have weight decay, as in align.
     """
@@ -378,11 +379,7 @@ def make_optimizer(model: BitLlmForCausalLM, config: SftConfig) -> torch.optim.O
             **encoder_rate,
         },
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=settings.learning_rate,
-        fused=every[0][1].is_cuda,
-    )
+    return make_optimizers(model, groups, lr=settings.learning_rate, matrices=settings.matrices)
 
 
 def _decays(name: str, parameter: Tensor) -> bool:

@@ -12,7 +12,7 @@ import logging
 import os
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -122,30 +122,34 @@ def load_trainable(module: nn.Module, path: Path) -> None:
                 parameter.copy_(shard_like(saved[name], parameter))
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
+def optimizer_tensors(optimizers: Sequence[torch.optim.Optimizer], module: nn.Module) -> dict[str, Tensor]:
     """The state of each parameter as ``parameter name/key``, like `trainable_tensors`."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
     return full_tensors(
         (f"{names[parameter]}/{key}", value)
+        for optimizer in optimizers
         for parameter, state in optimizer.state.items()
         for key, value in state.items()
     )
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, path: Path) -> None:
+def load_optimizers(optimizers: Sequence[torch.optim.Optimizer], module: nn.Module, path: Path) -> None:
     """Load the state from a file of `optimizer_tensors`; settings such as learning rates are not changed."""
     saved: dict[str, dict[str, Tensor]] = {}
     for key, value in load_file(path).items():
         name, _, entry = key.rpartition("/")
         saved.setdefault(name, {})[entry] = value
     names = {parameter: name for name, parameter in module.named_parameters()}
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    # torch numbers parameters in the order of the groups; names survive a change of that order.
-    state = {
-        index: {key: shard_like(value, parameter) for key, value in saved.get(names[parameter], {}).items()}
-        for index, parameter in enumerate(parameters)
-    }
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for optimizer in optimizers:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        # torch numbers parameters in the order of the groups; names survive a change of that order.
+        state = {
+            index: {
+                key: shard_like(value, parameter) for key, value in saved.get(names[parameter], {}).items()
+            }
+            for index, parameter in enumerate(parameters)
+        }
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def random_state() -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -43,6 +44,7 @@ from bitllm.training.distributed import (
     world_size,
 )
 from bitllm.training.logging import Progress, StageLog, require_trackers
+from bitllm.training.optimizers import Matrices, make_optimizers
 
 Batch = dict[str, Any]
 # the loop scales the losses of micro-batches itself; accelerate must not divide them again
@@ -57,9 +59,12 @@ class OptimizerConfig(StrictConfig):
     batch_size: int = Field(gt=0)
     """Examples in a step, over all processes."""
     learning_rate: float = Field(gt=0)
-    """Learning rate of AdamW after the warmup."""
+    """Learning rate after the warmup."""
     weight_decay: float = Field(default=0.05, ge=0)
-    """AdamW's weight decay."""
+    """Decoupled weight decay."""
+    # recorded only if it is set, so that records of runs without it remain valid
+    matrices: Matrices = Field(default="adamw", exclude_if=lambda matrices: matrices == "adamw")
+    """What trains the weights of linear layers: adamw as all other parameters, or muon, which needs fewer steps."""
     warmup_steps: int = Field(default=20, ge=0)
     """Steps over which the learning rate rises linearly; it then falls along a cosine."""
     max_grad_norm: float = Field(default=1.0, gt=0)
@@ -159,8 +164,8 @@ class Loop:
         Name of this training in the progress bar.
     micro_batch
         Examples per forward pass of one process; None for its full share of the batch.
-    make_optimizer
-        Called after sharding; by default AdamW without weight decay on biases and norms.
+    make_optimizers
+        Called after sharding; by default without weight decay on biases and norms.
     """
 
     module: nn.Module
@@ -171,7 +176,7 @@ class Loop:
     name: str = "training"
     context: RunContext = RunContext()
     micro_batch: int | None = None
-    make_optimizer: Callable[[], torch.optim.Optimizer] | None = None
+    make_optimizers: Callable[[], list[torch.optim.Optimizer]] | None = None
     validation: Validation | None = None
     step: int = field(default=0, init=False)
     best_step: int = field(default=0, init=False)
@@ -229,8 +234,14 @@ class Loop:
         else:
             self.model = self.accelerator.prepare_model(self.module.to(device()), device_placement=False)
         # After sharding, because FSDP2 replaces the parameters.
-        self.optimizer = self.make_optimizer() if self.make_optimizer else adamw(self.module, self.config)
-        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        make = self.make_optimizers or partial(default_optimizers, self.module, self.config)
+        self.optimizers = make()
+        self.base_rates = [group["lr"] for group in self.groups]
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups of all optimizers; loading a checkpoint replaces them."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     def _micro_batch(self, step: int, number: int) -> Batch:
         """Micro-batch ``number`` of this process in the step that follows ``step`` steps."""
@@ -258,10 +269,11 @@ class Loop:
                     self.since_last_row[name].append(value)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
         self.since_last_row["grad_norm"] = [norm.full_tensor() if isinstance(norm, DTensor) else norm]
-        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+        for group, rate in zip(self.groups, self.base_rates, strict=True):
             group["lr"] = rate * self.config.rate_factor(self.step)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         self.step += 1
 
     def _shares(self, batches: list[Batch]) -> list[float]:
@@ -359,7 +371,7 @@ class Loop:
         means = mean_over_ranks({name: float(sum(v) / len(v)) for name, v in self.since_last_row.items()})
         self.since_last_row.clear()
         self.last_loss = f", loss {means['loss']:.3f}"
-        rate = self.optimizer.param_groups[0]["lr"]
+        rate = self.groups[0]["lr"]
         row = {"loss": means["loss"], "grad_norm": means["grad_norm"], "learning_rate": rate}
         self.log.write(self.step, row | means)
 
@@ -367,7 +379,7 @@ class Loop:
         """Write a checkpoint; every process must call this."""
         self._settle()
         weights = saved.trainable_tensors(self.module)
-        optimizer = saved.optimizer_tensors(self.optimizer, self.module)
+        optimizer = saved.optimizer_tensors(self.optimizers, self.module)
         own = {"random": saved.random_state(), "since_last_row": self.since_last_row}
         with self.checkpoints.writing(self.step) as folder:
             write_json(folder / f"rank-{rank()}.json", own)
@@ -380,7 +392,7 @@ class Loop:
 
     def _restore(self, checkpoint: Path) -> None:
         saved.load_trainable(self.module, checkpoint / "weights.safetensors")
-        saved.load_optimizer(self.optimizer, self.module, checkpoint / "optimizer.safetensors")
+        saved.load_optimizers(self.optimizers, self.module, checkpoint / "optimizer.safetensors")
         state = read_json(checkpoint / "state.json")
         self.step, self.best_step, self.best_value = state["step"], state["best_step"], state["best_value"]
         own = checkpoint / f"rank-{rank()}.json"
@@ -406,8 +418,8 @@ def batch_shares(batch_size: int, micro_batch: int | None) -> tuple[int, int]:
     return micro, share // micro
 
 
-def adamw(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW without weight decay on biases and norms."""
+def default_optimizers(module: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
+    """Optimizers without weight decay on biases and norms."""
     norms = [m for m in module.modules() if "norm" in type(m).__name__.lower()]
     of_norms = {parameter for norm in norms for parameter in norm.parameters()}
     decayed: list[nn.Parameter] = []
@@ -419,7 +431,7 @@ def adamw(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+    return make_optimizers(module, groups, lr=config.learning_rate, matrices=config.matrices)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from bitllm.model.build import build_bit_llm, train_interface
 from bitllm.model.checkpoint.base import load_llm
 from bitllm.toy_models import make_word_tokenizer
 from bitllm.training.distributed import shard
+from bitllm.training.optimizers import make_optimizers
 from tiny_model import ENCODER, make_batch, make_model
 
 
@@ -63,7 +64,16 @@ for name, parameter in model.named_parameters():
 said = model.generate(**mine, max_new_tokens=6, do_sample=False)
 same = torch.tensor(float(torch.equal(said, captions[half])))
 dist.all_reduce(same)
+for one in (alone, model):
+    trained = [p for p in one.parameters() if p.requires_grad]
+    for optimizer in make_optimizers(one, [{"params": trained}], lr=0.1, matrices="muon"):
+        optimizer.step()
+moved = 0.0
+for (name, parameter), other in zip(model.named_parameters(), alone.parameters(), strict=True):
+    if parameter.requires_grad:
+        moved = max(moved, float((parameter.full_tensor() - other).detach().abs().max()))
 if rank == 0:
+    print(f"weights after a step of Muon and AdamW differ by {moved:.1e}")
     print(
         f"gradients differ by {worst:.1e} of their largest; captions equal on {int(same)} of {world} processes"
     )
