@@ -31,6 +31,7 @@ LONG = (
     "few_shot",
     "full_rate",
     "larger_weights",
+    "muon",
     "new_subject",
     "presence",
     "questions",

@@ -89,18 +89,17 @@ class VoxelKeys(nn.Module):
         self, coords_mm: Float[Tensor, "... V 3"], atlas_labels: Int[Tensor, "... V A"]
     ) -> Float[Tensor, "... V rank"]:
         """Keys of the voxels of one or more subjects."""
-        # The projection of position features and label embeddings side by side; each label is projected once instead
-        # of once for each of its voxels, and the product needs no gradient with respect to its features.
-        of_positions, of_labels = self.project.weight.mT.split(
-            [self.positions.width, self.project.in_features - self.positions.width]
+        # The projection of position features and label embeddings side by side, in two parts: the product with the
+        # positions then needs no gradient with respect to them.
+        of_positions, of_labels = self.project.weight.split(
+            [self.positions.width, self.project.in_features - self.positions.width], dim=1
         )
-        projected = torch.block_diag(*(embed.weight for embed in self.labels)) @ of_labels
-        is_label = [
-            labels[..., None] == torch.arange(embed.num_embeddings, device=labels.device)
-            for labels, embed in zip(atlas_labels.unbind(-1), self.labels, strict=True)
-        ]
-        features = torch.cat([self.positions(coords_mm), *is_label], dim=-1)
-        return F.normalize(features @ torch.cat([of_positions, projected]), dim=-1)
+        labels = torch.cat(
+            [embed(atlas_labels[..., atlas]) for atlas, embed in enumerate(self.labels)], dim=-1
+        )
+        return F.normalize(
+            F.linear(self.positions(coords_mm), of_positions) + F.linear(labels, of_labels), dim=-1
+        )
 
 
 def check_anatomy(anatomy: Anatomy, n_labels: tuple[int, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Optimizers of the stages: AdamW for all parameters, or for all but the matrices of linear layers, which Muon trains."""
+"""Optimizers of the stages: AdamW, or Muon for the matrices of linear layers and AdamW for the rest."""
 
 import math
 from collections.abc import Callable, Iterable

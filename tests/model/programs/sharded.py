@@ -69,7 +69,7 @@ for one in (alone, model):
     for optimizer in make_optimizers(one, [{"params": trained}], lr=0.1, matrices="muon"):
         optimizer.step()
 moved = 0.0
-for (name, parameter), other in zip(model.named_parameters(), alone.parameters(), strict=True):
+for parameter, other in zip(model.parameters(), alone.parameters(), strict=True):
     if parameter.requires_grad:
         moved = max(moved, float((parameter.full_tensor() - other).detach().abs().max()))
 if rank == 0:
