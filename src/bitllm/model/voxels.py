@@ -94,12 +94,11 @@ class VoxelKeys(nn.Module):
         of_positions, of_labels = self.project.weight.split(
             [self.positions.width, self.project.in_features - self.positions.width], dim=1
         )
-        labels = torch.cat(
-            [embed(atlas_labels[..., atlas]) for atlas, embed in enumerate(self.labels)], dim=-1
-        )
-        return F.normalize(
-            F.linear(self.positions(coords_mm), of_positions) + F.linear(labels, of_labels), dim=-1
-        )
+        keys = F.linear(self.positions(coords_mm), of_positions)
+        if self.labels:
+            labels = [embed(atlas_labels[..., atlas]) for atlas, embed in enumerate(self.labels)]
+            keys = keys + F.linear(torch.cat(labels, dim=-1), of_labels)
+        return F.normalize(keys, dim=-1)
 
 
 def check_anatomy(anatomy: Anatomy, n_labels: tuple[int, ...]) -> None:
