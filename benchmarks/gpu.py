@@ -229,7 +229,7 @@ def sft(card: Card, recipe: Recipe, model: Any, prompter: Any, pooled: torch.Ten
     """A step of sft."""
     train_interface(model)
     model.train()
-    (optimizer,) = sft_optimizers(model, recipe.sft)
+    optimizers = sft_optimizers(model, recipe.sft)
     text = make_answers(prompter, len(pooled), n_tokens=CAPTION)
     due = Due.of(text["labels"]).to(card.device)
     ids, labels = (text[name].to(card.device) for name in ("input_ids", "labels"))
@@ -237,8 +237,9 @@ def sft(card: Card, recipe: Recipe, model: Any, prompter: Any, pooled: torch.Ten
 
     def step() -> None:
         answer_loss(model, inputs).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
 
     seconds = card.seconds(step)
     if card.is_cuda:
